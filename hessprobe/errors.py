@@ -1,0 +1,46 @@
+"""The kinds of failure a program that calls hessprobe may want to catch.
+
+Bad arguments raise the built-in ``ValueError`` and ``TypeError``; what is here are failures of the work itself.
+"""
+
+from __future__ import annotations
+
+
+class HessprobeError(Exception):
+    """Base of every error that hessprobe raises about the work, not about an argument."""
+
+
+class CheckpointError(HessprobeError):
+    """A checkpoint file that is missing, damaged, of another format, or does not fit the model."""
+
+
+class DataError(HessprobeError):
+    """Data that are empty, cannot be read twice, or change between two passes."""
+
+
+class NondeterministicLossError(HessprobeError):
+    """The loss differs between two calls on the same parameters and batch.
+
+    Attributes:
+        module: dotted name of the module that caused it, ``""`` where it could not be named.
+    """
+
+    def __init__(self, message: str, module: str = "") -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class NonFiniteError(HessprobeError):
+    """A parameter, a loss or a product with the operator is nan or infinite."""
+
+
+class UnsupportedError(HessprobeError):
+    """The model or loss lacks what this computation needs (a second derivative, an output, a batch rule)."""
+
+
+class MemoryBudgetError(HessprobeError):
+    """The computation does not fit the memory it was given; the message names what would fit."""
+
+
+class NumericalWarning(UserWarning):
+    """A number that is usable but weaker than asked for; the result carries a flag that says the same."""

@@ -1,0 +1,122 @@
+"""The answer of every estimator: a value, the parts of its error, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scipy import stats
+
+from hessprobe import checks
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorParts:
+    """The three sources of error of a curvature number, kept apart because they answer different questions.
+
+    Attributes:
+        probe: standard error from random probes, for the number *of this data set*; 0 for an exact path.
+        data: standard error from the data being a sample (jackknife over batches); None where it was not estimated
+            (one batch only, or no cheap formula).
+        solver: bound on the deterministic error (quadrature, unconverged eigenpair, finite differences), half-width.
+    """
+
+    probe: float = 0.0
+    data: float | None = None
+    solver: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its error and its cost.
+
+    The interval is that of the number for the given data set: ``value -+ (t * errors.probe + errors.solver)`` with
+    ``t`` the Student quantile at ``df`` degrees of freedom, cut to ``support``. The sampling error of the data,
+    ``errors.data``, is a statement about other data sets and widens the interval only when asked for.
+
+    Attributes:
+        value: the estimate, in the unit of the measured quantity.
+        errors: probe, data and solver parts.
+        df: degrees of freedom of ``errors.probe``; inf where the standard error is known exactly.
+        matvecs: products counted while computing this number; a pass over part of the data counts as that part.
+        samples: number of independent samples behind ``errors.probe``; 0 for an exact path.
+        method: the algorithm that ran, e.g. ``"hutchinson+ggn"``.
+        kind: ``"estimate"``, ``"exact"``, ``"lower bound"`` or ``"upper bound"``.
+        bracket: rigorous or (1 - delta) bounds ``(low, high)`` that hold besides the interval, or None.
+        support: range the quantity can lie in; the interval is cut to it.
+        flags: machine-readable remarks, e.g. ``"not-converged"``.
+        seconds: wall-clock time of the computation.
+        details: further named results (per-layer values, arrays), JSON-friendly or tensors.
+    """
+
+    value: float
+    errors: ErrorParts = ErrorParts()
+    df: float = math.inf
+    matvecs: float = 0.0
+    samples: int = 0
+    method: str = ""
+    kind: str = "estimate"
+    bracket: tuple[float, float] | None = None
+    support: tuple[float, float] = (-math.inf, math.inf)
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def std_error(self) -> float:
+        """Standard error of the value for this data set (the probe part)."""
+        return self.errors.probe
+
+    def interval(self, confidence: float = 0.95, *, include_data: bool = False) -> tuple[float, float]:
+        """Return the two-sided interval at level ``confidence``.
+
+        Args:
+            confidence: level in (0, 1).
+            include_data: add the data part in quadrature, for a statement about the data distribution.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1), or ``include_data`` where the data error is unknown.
+        """
+        half = self.half_width(confidence, include_data=include_data)
+        return max(self.value - half, self.support[0]), min(self.value + half, self.support[1])
+
+    def half_width(self, confidence: float = 0.95, *, include_data: bool = False) -> float:
+        """Return half the width of the uncut interval; see ``interval``."""
+        confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        probe = self.errors.probe
+        if include_data:
+            if self.errors.data is None:
+                raise ValueError(
+                    "include_data must be False where the data error is unknown; got True. "
+                    "Give the data in two or more batches to estimate it."
+                )
+            probe = math.hypot(probe, self.errors.data)
+        if probe == 0.0:
+            return self.errors.solver
+        quantile = float(stats.t.ppf(0.5 + confidence / 2, self.df)) if self.df > 0 else math.inf
+        return quantile * probe + self.errors.solver
+
+    def with_(self, **changes: Any) -> Estimate:
+        """Return a copy with some attributes replaced."""
+        return replace(self, **changes)
+
+    def scaled(self, factor: float) -> Estimate:
+        """Return the estimate of ``factor`` times the quantity (value, errors, bracket and support scale)."""
+        size = abs(factor)
+        data = None if self.errors.data is None else self.errors.data * size
+        ends = sorted((self.support[0] * factor, self.support[1] * factor)) if factor else [0.0, 0.0]
+        bracket = None if self.bracket is None else tuple(sorted(end * factor for end in self.bracket))
+        kind = {"lower bound": "upper bound", "upper bound": "lower bound"}.get(self.kind, self.kind)
+        return replace(
+            self,
+            value=self.value * factor,
+            errors=ErrorParts(self.errors.probe * size, data, self.errors.solver * size),
+            support=(ends[0], ends[1]),
+            bracket=bracket,  # type: ignore[arg-type]  # two sorted floats
+            kind=kind if factor < 0 else self.kind,
+        )
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.value:.6g} (95% interval {low:.6g} to {high:.6g}, {self.matvecs:g} products, {self.method})"

@@ -1,0 +1,86 @@
+"""Random probes from a counter-based stream.
+
+Probe ``i`` of term ``t`` under seed ``s`` is one fixed vector: it does not depend on how many probes are drawn at
+once, on the device, or on the number of processes. All laws satisfy E[v v^T] = I.
+
+References:
+    Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3" (the Philox generator).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessprobe import checks
+
+LAWS = ("rademacher", "gaussian", "sphere")
+
+# Streams that must never share a probe: an estimator that uses vectors from one stream to deflate an operator needs
+# its own probes to be independent of them.
+STREAMS = {"probe": 0, "start": 1, "sketch": 2, "pilot": 3, "label": 4, "frobenius": 5, "density": 6, "subset": 7}
+
+_BITS = torch.arange(8, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class ProbeStream:
+    """A reproducible sequence of random probes of one dimension.
+
+    Attributes:
+        dim: length d of a probe.
+        seed: integer >= 0.
+        law: ``"rademacher"`` (entries -1, +1), ``"gaussian"`` (standard normal) or ``"sphere"`` (uniform on the
+            sphere of radius sqrt(d)).
+        dtype, device: of the tensors handed out; the values agree over dtypes to rounding and over devices exactly.
+        stream: a name in ``STREAMS``; two streams of one seed are independent.
+    """
+
+    dim: int
+    seed: int = 0
+    law: str = "rademacher"
+    dtype: torch.dtype = torch.float64
+    device: torch.device | str = "cpu"
+    stream: str = "probe"
+
+    def __post_init__(self) -> None:
+        checks.one_of("law", self.law, LAWS)
+        checks.one_of("stream", self.stream, STREAMS)
+        checks.positive_int("dim", self.dim)
+        checks.positive_int("seed", self.seed, minimum=0)
+
+    def probe(self, index: int, term: int = 0) -> Tensor:
+        """Return probe ``index`` (>= 0) of term ``term`` (>= 0), shape (d,)."""
+        # Philox counts up in the lowest word while it generates, so the upper words address the probe.
+        counter = [0, index, term, STREAMS[self.stream]]
+        bits = np.random.Philox(key=np.array([self.seed, 0], dtype=np.uint64), counter=counter)
+        if self.law == "rademacher":
+            return self._signs(np.random.Generator(bits))
+        normal = torch.from_numpy(np.random.Generator(bits).standard_normal(self.dim))
+        if self.law == "sphere":
+            normal *= math.sqrt(self.dim) / normal.norm()
+        return normal.to(device=self.device, dtype=self.dtype)
+
+    def block(self, start: int, stop: int, term: int = 0) -> Tensor:
+        """Return probes ``start .. stop - 1`` of one term as rows, shape (stop - start, d)."""
+        rows = torch.empty(stop - start, self.dim, dtype=self.dtype, device=self.device)
+        for row, index in enumerate(range(start, stop)):
+            rows[row] = self.probe(index, term)
+        return rows
+
+    def blocks(self, count: int, size: int) -> Iterator[Tensor]:
+        """Yield the first ``count`` probes of term 0 in blocks of at most ``size`` rows."""
+        for start in range(0, count, size):
+            yield self.block(start, min(start + size, count))
+
+    def _signs(self, generator: np.random.Generator) -> Tensor:
+        # One bit a sign: the device receives d/8 bytes and unpacks them there.
+        packed = torch.frombuffer(bytearray(generator.bytes((self.dim + 7) // 8)), dtype=torch.uint8)
+        packed = packed.to(self.device)
+        bits = (packed[:, None] >> _BITS.to(packed.device)) & 1
+        return bits.flatten()[: self.dim].to(self.dtype).mul_(2).sub_(1)

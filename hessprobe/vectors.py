@@ -1,0 +1,98 @@
+"""Named parameters as one flat vector, and fp64 dot products on vectors of any dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# fp64 copies of low-precision blocks are made this many elements at a time, so that memory stays bounded.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each named tensor lies in the flat vector theta, in order.
+
+    Attributes:
+        names: dotted parameter names, unique.
+        shapes: one shape a name.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> ParameterLayout:
+        """Return the layout of named tensors in their own order."""
+        return cls(tuple(tensors), tuple(tensor.shape for tensor in tensors.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each tensor."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def dim(self) -> int:
+        """Total number of entries d."""
+        return sum(self.sizes)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Position of each named tensor in the flat vector."""
+        slices, start = {}, 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            slices[name] = slice(start, start + size)
+            start += size
+        return slices
+
+    def split(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return named views of the flat vector ``theta`` (d,), differentiable."""
+        pieces = torch.split(theta, self.sizes)
+        return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def join(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Return the flat vector (d,) of tensors given in layout order."""
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def row_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Return the fp64 dot products of matching rows: (k, d), (k, d) -> (k,)."""
+    total = torch.zeros(left.shape[0], dtype=torch.float64, device=left.device)
+    for columns in _columns(left):
+        total += (left[:, columns].double() * right[:, columns].double()).sum(1)
+    return total
+
+
+def gram(left: Tensor, right: Tensor) -> Tensor:
+    """Return the fp64 matrix of all dot products: (j, d), (k, d) -> (j, k)."""
+    if left.dtype == torch.float64:
+        return left @ right.to(torch.float64).T
+    total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
+    for columns in _columns(left):
+        total += left[:, columns].double() @ right[:, columns].double().T
+    return total
+
+
+def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
+    """Return linear combinations of rows, summed in fp64: (j, k), (k, d) -> (j, d) in the dtype of ``rows``."""
+    if rows.dtype == torch.float64:
+        return coefficients.to(torch.float64) @ rows
+    mixed = torch.empty(coefficients.shape[0], rows.shape[1], dtype=rows.dtype, device=rows.device)
+    for columns in _columns(rows):
+        mixed[:, columns] = (coefficients.double() @ rows[:, columns].double()).to(rows.dtype)
+    return mixed
+
+
+def orthonormal_rows(rows: Tensor) -> Tensor:
+    """Return an orthonormal basis of the span of ``rows`` (k, d) as rows, by fp64 QR; k <= d."""
+    basis: Tensor = torch.linalg.qr(rows.double().T, mode="reduced").Q
+    return basis.T.to(rows.dtype).contiguous()
+
+
+def _columns(rows: Tensor) -> Iterator[slice]:
+    width = max(_CHUNK // max(rows.shape[0], 1), 1)
+    for start in range(0, rows.shape[1], width):
+        yield slice(start, min(start + width, rows.shape[1]))
