@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -42,6 +42,22 @@ class BatchLoss(ABC):
     def loss_of_outputs(self, outputs: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of model outputs as ``outputs(theta)`` gives them."""
         raise UnsupportedError("This objective has no loss on outputs. Pass loss= to EmpiricalRisk.")
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that differs from batch to batch (inputs, targets, counts), in a fixed order.
+
+        Empty where the batch is opaque (a user's forward on a foreign batch).
+        """
+        return []
+
+    @property
+    def signature(self) -> Hashable:
+        """What besides the shapes of ``tensors()`` a recording of this loss depends on."""
+        return ()
+
+    def rebind(self, tensors: list[Tensor]) -> BatchLoss:
+        """Return the same loss on other values of ``tensors()``, so that one recording serves many batches."""
+        raise UnsupportedError("This batch is opaque: its tensors cannot be exchanged.")
 
     def slice(self, start: int, stop: int) -> BatchLoss:
         """Return the loss of examples ``start .. stop - 1`` of this batch alone, its weight their share.

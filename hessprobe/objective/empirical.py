@@ -1,0 +1,387 @@
+"""The mean loss of a module over data: the bridge from ``nn.Module`` to an objective on a flat vector."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprobe import checks
+from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
+from hessprobe.objective import batches as data_tools
+from hessprobe.objective import determinism, model_loss, modes, selection, weighting
+from hessprobe.objective.base import Objective
+from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
+from hessprobe.objective.weighting import LossRule
+from hessprobe.vectors import ParameterLayout
+
+Term = EmpiricalBatch | ForwardBatch
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one pass over the data found: units and examples of every batch."""
+
+    sizes: tuple[float, ...]
+    examples: tuple[int, ...]
+
+    @property
+    def total(self) -> float:
+        return math.fsum(self.sizes)
+
+
+class EmpiricalRisk(Objective):
+    """L(theta) = sum_b loss_sum_b(theta) / sum_b weight_b: the mean loss over examples, or non-ignored tokens.
+
+    How the data are batched does not change it. Every call leaves the module, its buffers, modes and gradients, the
+    random states and the global switches exactly as found. Construction reads the data once (through ``forward``,
+    where that is given) and evaluates the first batch twice.
+
+    Args:
+        module: the model; wrappers of ``torch.compile``, ``DataParallel`` and DDP are taken off. The parameters in
+            theta and the buffers are copied now: training on does not change this risk.
+        loss: ``(outputs, targets) -> scalar``, a mean over the batch as torch's losses are by default. None for a
+            model that returns ``.loss`` beside ``.logits`` for batches with labels (transformers), or with ``forward``.
+        data: re-iterable of batches, the same ones in the same order each time: ``(inputs, targets)``, where a tuple of
+            inputs is passed as arguments and a dict as keyword arguments; dicts, passed as keyword arguments, whose
+            labels the loss takes; or whatever ``forward`` takes. Moved to the device of the parameters batch by batch.
+        params: which parameters theta is made of, see ``select_parameters``; by default all that require grad.
+        forward: ``(module, batch) -> (loss_sum, weight)``, a differentiable scalar and its number of units.
+        batchnorm: ``"eval"`` (running statistics), ``"batch"`` (statistics of each batch), or ``"recalibrate"``
+            (running statistics computed anew over all data, then held fixed).
+        weighting: ``"examples"``, ``"tokens"`` (targets not ignored), or ``"auto"``: what torch's mean is over.
+        tf32: allow TF32 in float32 products on CUDA.
+        check: evaluate the first batch twice and read it twice, and refuse what differs or is not finite.
+
+    Attributes:
+        module: the model without wrappers.
+        theta: (d,) detached copy of the chosen parameters.
+        n_examples: number of examples in all batches.
+        n_units: what the loss is divided by (examples or tokens).
+        notes: what was changed for the evaluation, in sentences, for records.
+
+    Raises:
+        TypeError: data that can be read only once or are not batches, parameters of mixed dtypes.
+        ValueError: nothing to measure, a loss that is not scalar, targets that do not fit.
+        DataError: empty data, or data that change between two passes.
+        NondeterministicLossError: a loss that differs between two calls; names the module to blame.
+        NonFiniteError: nan or inf in a parameter or in the loss.
+        UnsupportedError: a model's own loss that is not recognised, an attention kernel without second derivative,
+            embeddings with ``max_norm``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[Any, Any], Any] | None,
+        data: Any,
+        params: Any = None,
+        *,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        batchnorm: str = "eval",
+        weighting: str = "auto",
+        tf32: bool = False,
+        check: bool = True,
+    ) -> None:
+        _require_arguments(module, loss, forward, batchnorm, weighting)
+        data_tools.require_reiterable(data)
+        self.module = modes.unwrap(module)
+        model_loss.require_differentiable_attention(self.module)
+        modes.require_pure(self.module)
+        chosen = selection.select_parameters(self.module, params)
+        selection.require_finite(self.module)
+        self.layout = ParameterLayout.of(chosen)
+        self.theta = self.layout.join(parameter.detach() for parameter in chosen.values()).clone()
+        self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
+        self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
+        self._data, self._loss, self._forward = data, loss, forward
+        self._active, self._attention = False, False
+        self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
+        self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
+        buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+        if batchnorm == "batch":
+            buffers = {n: b for n, b in buffers.items() if n.rpartition(".")[2] not in modes.RUNNING}
+        self._separable = not modes.uses_batch_statistics(self.module, batchnorm)
+        self._model = self._functional(buffers)
+        with self.evaluating():
+            self._rule, self._label_key = self._learn_loss()
+            self._measured = self._measure()
+            if batchnorm == "recalibrate":
+                modes.recalibrate(self.module, self._recalibration())
+            if check:
+                self._check()
+        self.n_terms = sum(size > 0 for size in self._measured.sizes)
+        self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See the class attributes."""
+        notes = []
+        if self._attention:
+            notes.append("attention switched to the math kernel (the fused kernels have no second derivative)")
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            notes.append(f"TF32 {'on' if self.tf32 else 'off'} in float32 products")
+        if modes.batchnorms(self.module):
+            how = {"eval": "with its running statistics", "batch": "with the statistics of each batch"}
+            notes.append(f"BatchNorm {how.get(self.batchnorm, 'recalibrated on these data, then held fixed')}")
+        if any(getattr(layer, "padding_idx", None) is not None for layer in self.module.modules()):
+            notes.append("rows of padding_idx have their true gradient (torch replaces it by zero)")
+        skipped = sum(size == 0 for size in self._measured.sizes)
+        if skipped:
+            notes.append(f"{skipped} batches without counted targets left out")
+        return tuple(notes)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which losses may be evaluated; on leaving it, everything is as it was before."""
+        return nullcontext() if self._active else self._enter()
+
+    def terms(self) -> Iterator[Term]:
+        """Yield the batches that have weight, in the order of the data.
+
+        Raises:
+            DataError: the data have changed since the risk was made.
+        """
+        for index, batch in self._read():
+            if index >= len(self._measured.sizes):
+                raise DataError(_changed(f"more than {index} batches"))
+            if self._measured.sizes[index] > 0:
+                yield self._term(index, batch)
+        if index + 1 != len(self._measured.sizes):
+            raise DataError(_changed(f"{index + 1} batches instead of {len(self._measured.sizes)}"))
+
+    def loss(self, theta: Tensor | None = None) -> Tensor:
+        """Return L(theta), a detached fp64 scalar; at ``self.theta`` by default.
+
+        Raises:
+            NonFiniteError: names the first bad batch and the first module with a bad output.
+        """
+        total = super().loss(theta)
+        if not bool(torch.isfinite(total)):
+            self.require_finite_loss(theta)
+        return total
+
+    def require_finite_loss(self, theta: Tensor | None = None) -> None:
+        """Evaluate every batch and refuse the first whose loss is nan or infinite.
+
+        Raises:
+            NonFiniteError: names that batch and the first module with a bad output.
+        """
+        at = self.theta if theta is None else theta.detach()
+        with self.evaluating(), torch.no_grad():
+            for term in self.terms():
+                self._require_finite(term, at, term(at))
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the content of all batches in order, as hexadecimal digits."""
+        hasher = hashlib.sha256()
+        with self.evaluating():
+            for _, batch in self._read():
+                data_tools.digest(batch, hasher)
+        return hasher.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was measured as plain values, for records."""
+        return {
+            "examples": self.n_examples,
+            "batches": len(self._measured.sizes),
+            "weighting": self._rule.unit if self._rule else "forward",
+            "units": self.n_units,
+            "loss": self._rule.name if self._rule else "forward",
+            "batchnorm": self.batchnorm,
+            "parameters": len(self.layout.names),
+            "dim": self.dim,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "notes": list(self.notes),
+        }
+
+    @contextmanager
+    def _enter(self) -> Iterator[None]:
+        for name, tensor in self._frozen.items():
+            if tensor._version != self._stamps[name]:
+                raise UnsupportedError(
+                    f"Parameter {name!r}, which is not in theta, has changed since this risk was made. "
+                    "Make a new EmpiricalRisk."
+                )
+        roots = [m for m in (self.module, self._loss) if isinstance(m, nn.Module)]
+        state = modes.evaluation(
+            roots,
+            device=self.device,
+            batchnorm=self.batchnorm,
+            tf32=self.tf32,
+            generators=data_tools.generators_of(self._data),
+        )
+        with state:
+            self._active = True
+            try:
+                yield
+            finally:
+                self._active = False
+
+    def _functional(self, buffers: dict[str, Tensor]) -> FunctionalModel:
+        self._buffers = buffers
+        constants = {**self._frozen, **buffers}
+        if self._forward is not None:
+            return FunctionalModel(ForwardCall(self.module, self._forward), self.layout, constants, prefix="module.")
+        extra = tuple(model_loss.extra_arguments(self.module).items())
+        return FunctionalModel(self.module, self.layout, constants, extra=extra)
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        # Each step is taken in evaluation state by itself, because a generator may be left half-read.
+        with self.evaluating():
+            iterator = iter(self._data)
+        index = -1
+        while True:
+            with self.evaluating():
+                batch = next(iterator, iterator)
+            if batch is iterator:
+                break
+            index += 1
+            yield index, batch
+        if index < 0:
+            raise DataError("data must hold at least one batch; got none. Check the data set and drop_last.")
+
+    def _term(self, index: int, batch: Any) -> Term:
+        moved = data_tools.to_device(batch, self.device)
+        size, examples = self._measured.sizes[index], self._measured.examples[index]
+        shared: dict[str, Any] = {"model": self._model, "index": index, "examples": examples, "size": size}
+        shared |= {"weight": size / self._measured.total, "context": self.evaluating}
+        if self._rule is None:
+            return ForwardBatch(batch=moved, **shared)
+        inputs, targets = self._split(moved)
+        found = data_tools.rows(targets, inputs)
+        if found != examples:
+            raise DataError(_changed(f"{found} examples in batch {index}, not {examples}"))
+        return EmpiricalBatch(rule=self._rule, inputs=inputs, targets=targets, separable=self._separable, **shared)
+
+    def _split(self, batch: Any) -> tuple[Any, Any]:
+        inputs, targets = data_tools.split_batch(batch)
+        if self._label_key is not None:
+            inputs = {**inputs, self._label_key: targets}
+        return inputs, targets
+
+    def _learn_loss(self) -> tuple[LossRule | None, str | None]:
+        """Return the rule of the loss, and the key of labels that the model itself must be given."""
+        if self._forward is not None:
+            return None, None
+        rule = None if self._loss is None else weighting.loss_rule(self._loss, self.weighting)
+        for _, batch in self._read():
+            if not isinstance(batch, Mapping):
+                if rule is None:
+                    raise TypeError(
+                        "loss must be given for (inputs, targets) batches; got None. Pass loss= or forward=."
+                    )
+                return rule, None
+            inputs, labels = data_tools.split_batch(data_tools.to_device(batch, self.device))
+            key = data_tools.target_key(batch)
+            if key is None or not isinstance(labels, Tensor):
+                keys = ", ".join(map(str, batch))
+                raise TypeError(
+                    f"dict batches must hold labels under one of {', '.join(data_tools.TARGET_KEYS)}; got the keys "
+                    f"{keys}. Rename them or pass forward=."
+                )
+            if rule is None and not labels.is_floating_point() and bool((labels == weighting.IGNORED).all()):
+                continue
+            return self._learn_dict(rule, inputs, key, labels)
+        raise DataError("data must hold targets that are counted; got only ignored ones (-100). Check the labels.")
+
+    def _learn_dict(self, rule: LossRule | None, inputs: Any, key: str, labels: Tensor) -> tuple[LossRule, str | None]:
+        with torch.no_grad():
+            if rule is None:
+                rule = model_loss.recognise(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
+                if self.weighting == "examples":
+                    rule = replace(rule, unit="examples")
+            needed = model_loss.needs_labels(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
+        return rule, key if needed else None
+
+    def _measure(self) -> _Measured:
+        sizes, examples = [], []
+        for index, batch in self._read():
+            if self._rule is None:
+                moved = data_tools.to_device(batch, self.device)
+                sizes.append(forward_weight(self._model, self.theta, moved, index))
+                examples.append(max((len(leaf) for leaf in data_tools.leaves(batch) if leaf.ndim), default=1))
+                continue
+            inputs, targets = data_tools.split_batch(batch)
+            examples.append(data_tools.rows(targets, inputs))
+            sizes.append(self._rule.size(targets, examples[-1]))
+        if not math.fsum(sizes) > 0:
+            raise DataError(
+                "data must hold targets that are counted; got only ignored or empty ones. Check the labels."
+            )
+        return _Measured(tuple(sizes), tuple(examples))
+
+    def _recalibration(self) -> Iterator[tuple[int, Callable[[], object]]]:
+        for index, batch in self._read():
+            term = self._term(index, batch)
+
+            def run(term: Term = term) -> object:
+                with torch.no_grad():
+                    return term(self.theta)
+
+            if term.size > 0:
+                yield term.examples, run
+
+    def _check(self) -> None:
+        hashes = [data_tools.content_hash(next(self._read())[1]) for _ in range(2)]
+        if hashes[0] != hashes[1]:
+            cause = "DataLoader(shuffle=True)" if data_tools.is_shuffled(self._data) else "shuffling or augmentation"
+            raise DataError(
+                f"data must be the same at every pass; got another first batch ({cause}). Pass shuffle=False."
+            )
+        term = next(self.terms())
+        before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        with torch.no_grad(), determinism.AttentionWatch() as watch:
+            first = self._first_loss(term)
+        self._attention = watch.seen
+        self._require_finite(term, self.theta, first)
+        with torch.no_grad():
+            second = term(self.theta)
+            determinism.require_same(first, second, self.module, lambda: term(self.theta))
+        written = determinism.written_buffers(self.module, self._buffers, before)
+        self._model = replace(self._model, scratch=written)
+
+    def _first_loss(self, term: Term) -> Tensor:
+        if isinstance(term, ForwardBatch):
+            return term(self.theta)
+        try:
+            outputs = model_loss.logits_of(term.model.on(self.theta, term.inputs))
+        except RuntimeError as error:
+            data_tools.require_dtype(term.inputs, self.dtype, error)
+            raise
+        weighting.require_matching(term.rule, outputs, term.targets)
+        try:
+            term.rule.function(outputs, term.targets)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise weighting.mismatch(term.rule, outputs, term.targets, error) from error
+        return term.rule.mean(outputs, term.targets, term.size)
+
+    def _require_finite(self, term: Term, theta: Tensor, value: Tensor) -> None:
+        if not bool(torch.isfinite(value)):
+            who = determinism.first_nonfinite(self.module, lambda: term(theta))
+            raise NonFiniteError(
+                f"loss must be finite; got {float(value)} on batch {term.index}, first in {who}. "
+                "Check the weights and that batch."
+            )
+
+
+def _require_arguments(module: Any, loss: Any, forward: Any, batchnorm: str, weighting_name: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}. Wrap the function in one.")
+    for name, value in (("loss", loss), ("forward", forward)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be callable or None; got {type(value).__name__}. Pass a function.")
+    if loss is not None and forward is not None:
+        raise ValueError("loss must be None when forward= is given; got both. forward computes the loss itself.")
+    checks.one_of("batchnorm", batchnorm, modes.BATCHNORM)
+    checks.one_of("weighting", weighting_name, weighting.WEIGHTINGS)
+
+
+def _changed(how: str) -> str:
+    return f"data must be the same at every pass; got {how}. Fix the sampler's seed or pass a list of batches."

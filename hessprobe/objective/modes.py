@@ -1,0 +1,240 @@
+"""The state of the process while a loss is evaluated, and its exact return afterwards."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hessprobe.errors import UnsupportedError
+
+BATCHNORM = ("eval", "batch", "recalibrate")
+
+RUNNING = ("running_mean", "running_var")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif is_compiled(module):
+            module = module._modules["_orig_mod"]  # type: ignore[assignment]  # compile wrappers always hold a module
+        else:
+            return module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether ``module`` is the wrapper that ``torch.compile(module)`` makes."""
+    return isinstance(module._modules.get("_orig_mod"), nn.Module)
+
+
+def require_pure(module: nn.Module) -> None:
+    """Refuse embeddings that rewrite their own weights in forward.
+
+    Raises:
+        UnsupportedError: names the first embedding with ``max_norm``.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            raise UnsupportedError(
+                f"Embedding {name or 'itself'!r} has max_norm={layer.max_norm}, which rewrites its weights in forward. "
+                "Set max_norm=None after the weights have been renormalised once."
+            )
+
+
+def batchnorms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch normalisation layers of ``module`` by dotted name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def uses_batch_statistics(module: nn.Module, batchnorm: str) -> bool:
+    """Return whether the examples of a batch see each other: some BatchNorm normalises by the batch it is given."""
+    layers = batchnorms(module).values()
+    return any(batchnorm == "batch" or layer.running_mean is None for layer in layers)
+
+
+@contextmanager
+def evaluation(
+    modules: Sequence[nn.Module],
+    *,
+    device: torch.device,
+    batchnorm: str = "eval",
+    tf32: bool = False,
+    generators: Sequence[torch.Generator] = (),
+) -> Iterator[None]:
+    """Evaluate losses inside; on leaving, also by an exception, everything is bit-identical to what it was.
+
+    Inside: evaluation mode, attention by the math kernel (the fused kernels have no second derivative), no fused
+    transformer path, embeddings with their true gradient (no ``padding_idx``), compiled parts run eagerly, no ambient
+    autocast, TF32 and reduced-precision CPU products off unless ``tf32``. Restored: attributes, modes, buffer and
+    parameter tables of every submodule, the torch (CPU and CUDA), NumPy and Python random states, ``generators``, and
+    the precision, attention and fast-path switches.
+
+    Args:
+        modules: roots whose submodules are touched (the model, and a loss that is a module).
+        device: where the parameters lie.
+        batchnorm: ``"batch"`` takes the running statistics away for the duration; others leave them.
+        tf32: use TF32 for float32 products on CUDA.
+        generators: of the data loader.
+    """
+    members = list({id(m): m for root in modules for m in root.modules()}.values())
+    with ExitStack() as stack:
+        stack.enter_context(_random_state(device, generators))
+        stack.enter_context(_module_state(members))
+        stack.enter_context(precision(tf32))
+        stack.enter_context(_attention())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if any(is_compiled(m) for m in members):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for member in members:
+            # Module.__setattr__ is slow and calls user code; the table itself is what is put back.
+            member.__dict__["training"] = False
+            if member.__dict__.get("_compiled_call_impl") is not None:
+                member.__dict__["_compiled_call_impl"] = None
+            if isinstance(member, nn.Embedding | nn.EmbeddingBag):
+                _give_true_gradient(member)
+            if batchnorm == "batch" and isinstance(member, _BatchNorm):
+                for name in RUNNING:
+                    member._buffers[name] = None
+        yield
+
+
+def _give_true_gradient(layer: nn.Module) -> None:
+    # padding_idx and scale_grad_by_freq replace the gradient by something that is not the gradient of the loss; its
+    # derivative is not symmetric, so that two engines disagree. The loss itself knows nothing of them, except that a
+    # bag leaves the padding out of its sum; classes with a forward of their own may read the attribute too.
+    if type(layer).forward is nn.Embedding.forward:
+        layer.__dict__["padding_idx"] = None
+    layer.__dict__["scale_grad_by_freq"] = False
+    layer.__dict__["sparse"] = False
+
+
+@contextmanager
+def _module_state(members: Sequence[nn.Module]) -> Iterator[None]:
+    tables = [(m.__dict__, dict(m.__dict__)) for m in members]
+    tables += [(table, dict(table)) for m in members for table in (m._parameters, m._buffers, m._modules)]
+    try:
+        yield
+    finally:
+        for table, saved in tables:
+            _restore(table, saved)
+
+
+def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
+    same = len(table) == len(saved) and all(table.get(key, table) is value for key, value in saved.items())
+    if not same or list(table) != list(saved):
+        table.clear()
+        table.update(saved)
+
+
+@contextmanager
+def _random_state(device: torch.device, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    own = [(generator, generator.get_state()) for generator in generators]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - the global state is put back, never drawn from
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+@contextmanager
+def _attention() -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def precision(tf32: bool = False) -> Iterator[None]:
+    """Compute float32 products in full precision inside (or in TF32 on CUDA); put every switch back on leaving.
+
+    Torch has an old and a new set of switches and refuses to read the old ones where the two disagree. Both are
+    therefore set and put back together: the old ones first, because setting them overwrites the new.
+    """
+    cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
+    accelerated = [cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]  # untyped
+    leaves = [*accelerated, cpu.matmul, cpu.conv, cpu.rnn]  # type: ignore[attr-defined]  # untyped module properties
+    saved = [leaf.fp32_precision for leaf in leaves]
+    legacy = _legacy_precision()
+    wanted = ["tf32" if tf32 and leaf in accelerated else "ieee" for leaf in leaves]
+    _set_precision(leaves, wanted, ("high" if tf32 else "highest", tf32), legacy)
+    try:
+        yield
+    finally:
+        _set_precision(leaves, saved, legacy, legacy)
+
+
+def _legacy_precision() -> tuple[str | None, bool | None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            matmul: str | None = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            matmul = None
+        try:
+            cudnn: bool | None = torch.backends.cudnn.allow_tf32
+        except RuntimeError:
+            cudnn = None
+    return matmul, cudnn
+
+
+def _set_precision(
+    leaves: Sequence[Any],
+    values: Sequence[str],
+    legacy: tuple[str | None, bool | None],
+    readable: tuple[str | None, bool | None],
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if readable[0] is not None and legacy[0] is not None:
+            torch.set_float32_matmul_precision(legacy[0])
+        if readable[1] is not None and legacy[1] is not None:
+            torch.backends.cudnn.allow_tf32 = legacy[1]
+    for leaf, value in zip(leaves, values, strict=True):
+        if leaf.fp32_precision != value:
+            leaf.fp32_precision = value
+
+
+def recalibrate(module: nn.Module, batches: Iterable[tuple[int, Callable[[], object]]]) -> None:
+    """Average the running statistics of all BatchNorm layers anew over data. Use inside ``evaluation``.
+
+    The average is cumulative and weighted by examples. A layer sees what the layers before it give in batch mode.
+
+    Args:
+        module: the model.
+        batches: yields ``(examples, run)`` for each batch; ``run()`` evaluates the model with the buffers to be
+            written, which are private copies.
+    """
+    layers = [layer for layer in batchnorms(module).values() if layer.running_mean is not None]
+    saved = [(layer, layer.momentum) for layer in layers]
+    seen = 0
+    try:
+        for examples, run in batches:
+            seen += examples
+            # The first batch has momentum 1, so nothing is left of the old statistics.
+            for layer in layers:
+                layer.training, layer.momentum = True, examples / seen
+            run()
+    finally:
+        for layer, momentum in saved:
+            layer.training, layer.momentum = False, momentum

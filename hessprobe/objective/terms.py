@@ -1,0 +1,229 @@
+"""The mean loss over one batch of data as a function of the flat parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hessprobe.errors import UnsupportedError
+from hessprobe.objective.base import BatchLoss
+from hessprobe.objective.batches import cut
+from hessprobe.objective.model_loss import logits_of
+from hessprobe.objective.second_order import SecondOrderLosses
+from hessprobe.objective.weighting import LossRule
+from hessprobe.vectors import ParameterLayout
+
+Context = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionalModel:
+    """A module as a function of the flat parameters, its other parameters and buffers held constant.
+
+    Attributes:
+        module: what is called.
+        layout: the parameters inside theta.
+        constants: detached tensors by dotted name.
+        prefix: what stands before these names inside ``module``.
+        extra: keyword arguments of every call.
+        scratch: names of constants that the module writes (counters); every call gets its own copy of them.
+    """
+
+    module: nn.Module
+    layout: ParameterLayout
+    constants: dict[str, Tensor]
+    prefix: str = ""
+    extra: tuple[tuple[str, Any], ...] = ()
+    scratch: tuple[str, ...] = ()
+
+    def __call__(self, theta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Return the module's outputs at ``theta`` (d,)."""
+        tensors = {**self.constants, **self.layout.split(theta)}
+        tensors |= {name: tensors[name].clone() for name in self.scratch}
+        named = {self.prefix + name: tensor for name, tensor in tensors.items()}
+        return functional_call(self.module, named, args, {**dict(self.extra), **(kwargs or {})})
+
+    def on(self, theta: Tensor, inputs: Any) -> Any:
+        """Return the outputs on ``inputs``: a dict as keyword arguments, a list or tuple as arguments, else one."""
+        if isinstance(inputs, dict):
+            return self(theta, (), inputs)
+        if isinstance(inputs, list | tuple):
+            return self(theta, tuple(inputs))
+        return self(theta, (inputs,))
+
+
+class ForwardCall(nn.Module):
+    """Makes a user's ``forward(module, batch)`` callable with other parameters in the module."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self, batch: Any) -> Any:
+        """Return ``function(module, batch)``."""
+        return self._function(self.module, batch)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EmpiricalBatch(BatchLoss):
+    """The mean loss over a batch of inputs and targets; works under ``torch.func`` and double backward.
+
+    Attributes:
+        model: the module as a function of theta.
+        rule: the loss, and what it is a mean over.
+        inputs: what the module takes, with the examples along the leading dimension.
+        targets: what the loss takes beside the outputs.
+        index: position of the batch in the data.
+        examples: number of rows B.
+        size: number of units of the mean (examples, or tokens); 0 where all targets are ignored.
+        weight: share of the batch in the objective.
+        context: state to evaluate in.
+        separable: whether the examples do not see each other, so that the batch may be cut.
+    """
+
+    model: FunctionalModel
+    rule: LossRule
+    inputs: Any
+    targets: Any
+    index: int
+    examples: int
+    size: float
+    weight: float
+    context: Context
+    separable: bool = True
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, at ``theta`` (d,)."""
+        if self.size == 0:
+            return (theta * 0).sum()
+        with self.context():
+            return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Return the outputs (the logits, where the model returns several things) at ``theta`` (d,).
+
+        Raises:
+            UnsupportedError: the outputs are not one tensor.
+        """
+        return self.outputs_of(theta, self.inputs)
+
+    def outputs_of(self, theta: Tensor, inputs: Any) -> Tensor:
+        """Return the outputs at ``theta`` (d,) on other inputs of the same form, e.g. one example under ``vmap``."""
+        with self.context():
+            outputs = logits_of(self.model.on(theta, inputs))
+        if not isinstance(outputs, Tensor):
+            raise UnsupportedError(
+                f"The Gauss-Newton matrix needs outputs that are one tensor; the model returns a "
+                f"{type(outputs).__name__}. Measure with operator='hessian', or wrap the model."
+            )
+        return outputs
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, of outputs as ``outputs(theta)`` gives them."""
+        return self.rule.mean(outputs, self.targets, self.size)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of inputs and targets."""
+        return [leaf for leaf in tree_leaves((self.inputs, self.targets)) if isinstance(leaf, Tensor)]
+
+    @property
+    def signature(self) -> Hashable:
+        """Whether there is anything to average, and the size where the loss divides by it as a number."""
+        return self.size == 0, None if self.rule.reduction == "mean" else self.size
+
+    def rebind(self, tensors: list[Tensor]) -> EmpiricalBatch:
+        """Return the loss on other inputs and targets of the same shapes."""
+        fresh = iter(tensors)
+        inputs, targets = tree_map(
+            lambda leaf: next(fresh) if isinstance(leaf, Tensor) else leaf, (self.inputs, self.targets)
+        )
+        return replace(self, inputs=inputs, targets=targets)
+
+    def slice(self, start: int, stop: int) -> EmpiricalBatch:
+        """Return the loss of examples ``start .. stop - 1`` alone; its weight is their share of the units.
+
+        Raises:
+            ValueError: not ``0 <= start < stop <= examples``.
+            UnsupportedError: BatchNorm uses the statistics of the batch, which a cut would change.
+        """
+        if not 0 <= start < stop <= self.examples:
+            raise ValueError(
+                f"start and stop must satisfy 0 <= start < stop <= {self.examples}; got {start} and {stop}. "
+                "Cut within the batch."
+            )
+        if not self.separable:
+            raise UnsupportedError(
+                "This batch cannot be cut: BatchNorm normalises by the statistics of the whole batch. "
+                "Use batchnorm='eval' or 'recalibrate', or pass smaller batches."
+            )
+        inputs = cut(self.inputs, start, stop, self.examples)
+        targets = cut(self.targets, start, stop, self.examples)
+        size = self.rule.size(targets, stop - start)
+        weight = self.weight * size / self.size if self.size else 0.0
+        return replace(self, inputs=inputs, targets=targets, examples=stop - start, size=size, weight=weight)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForwardBatch(BatchLoss):
+    """The mean loss over a batch that a user's ``forward(module, batch) -> (loss_sum, weight)`` computes.
+
+    Attributes:
+        model: the user's function as a function of theta.
+        batch: what it takes, on the device of the parameters.
+        index: position of the batch in the data.
+        examples: number of examples, where it could be counted, else 1.
+        size: the weight that the function returned.
+        weight: share of the batch in the objective.
+        context: state to evaluate in.
+    """
+
+    model: FunctionalModel
+    batch: Any
+    index: int
+    examples: int
+    size: float
+    weight: float
+    context: Context
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, at ``theta`` (d,)."""
+        if self.size == 0:
+            return (theta * 0).sum()
+        with self.context(), SecondOrderLosses():
+            loss_sum, _ = self.model(theta, (self.batch,))
+        mean: Tensor = loss_sum / self.size
+        return mean
+
+
+def forward_weight(model: FunctionalModel, theta: Tensor, batch: Any, index: int) -> float:
+    """Return the weight that a user's ``forward(module, batch) -> (loss_sum, weight)`` gives a batch.
+
+    Args:
+        model: that function as a function of theta.
+        theta: (d,) where to evaluate it.
+        batch: what it takes.
+        index: position of the batch in the data, for messages.
+
+    Raises:
+        TypeError: it returns something else.
+        ValueError: a loss that is not scalar, or a weight that is not a finite number >= 0.
+    """
+    with torch.no_grad():
+        answer = model(theta, (batch,))
+    if not isinstance(answer, tuple | list) or len(answer) != 2 or not isinstance(answer[0], Tensor):
+        raise TypeError(f"forward must return (loss_sum, weight); got {type(answer).__name__}. Return a pair.")
+    if answer[0].ndim != 0:
+        raise ValueError(f"loss_sum must be a scalar; got shape {tuple(answer[0].shape)} from forward. Sum it.")
+    weight = float(answer[1])
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight must be a finite number >= 0; got {weight} for batch {index}. Count the examples.")
+    return weight
