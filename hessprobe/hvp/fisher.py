@@ -1,0 +1,178 @@
+"""The Fisher information matrix of an objective, as the Gauss-Newton matrix of a quadratic loss on the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprobe import checks
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.gauss_newton import GaussNewton
+from hessprobe.hvp.output_space import MAX_OUTPUTS, loss_hessians, square_roots
+from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.terms import EmpiricalBatch
+from hessprobe.objective.weighting import shifted_cross_entropy, token_cross_entropy
+from hessprobe.probes import ProbeStream
+
+KINDS = ("mc", "empirical")
+
+
+def Fisher(
+    risk: Objective,
+    *,
+    kind: str = "mc",
+    seed: int | torch.Generator = 0,
+    engine: str = "auto",
+    memory: int | None = None,
+) -> GaussNewton:
+    """Return F = (1/N) sum_s J_s^T r_s r_s^T J_s as an operator, positive semidefinite.
+
+    Args:
+        risk: an objective whose batches have outputs f.
+        kind: ``"empirical"``: r_s is the slope of example s's loss at its own target, F the second moment of the
+            per-example gradients. ``"mc"``: one random r_s an example with E[r r^T] = d^2 l / df^2, so that E[F] is
+            the Fisher matrix of a softmax cross-entropy (labels drawn from the model's own distribution), and in
+            general the Gauss-Newton matrix; its error falls as 1/sqrt(N).
+        seed: of the draws; the same draws for every product.
+        engine: see ``GaussNewton``.
+        memory: see ``GaussNewton``.
+
+    Raises:
+        ValueError: unknown kind.
+        UnsupportedError: no outputs; or for ``"mc"`` more than 256 outputs an example.
+
+    References:
+        Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation"; Martens (2020), "New
+        insights and perspectives on the natural gradient method".
+    """
+    checks.one_of("kind", kind, KINDS)
+    return GaussNewton(_FisherObjective(risk, kind, checks.resolve_seed(seed)), engine=engine, memory=memory)
+
+
+class _FisherObjective(Objective):
+    """The same outputs as a risk, with the loss 1/(2n) sum_s (r_s . f_s)^2 on them, whose Hessian is the metric."""
+
+    def __init__(self, risk: Objective, kind: str, seed: int) -> None:
+        self._risk, self._kind, self._seed = risk, kind, seed
+        self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
+        self.theta, self.layout, self.n_terms = risk.theta, risk.layout, risk.n_terms
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return the context of the risk."""
+        return self._risk.evaluating()
+
+    def terms(self) -> Iterator[BatchLoss]:
+        """Yield each batch of the risk with its quadratic loss."""
+        for index, batch in enumerate(self._risk.terms()):
+            with torch.no_grad():
+                outputs = batch.outputs(self.theta).detach()
+            class_dim = _class_dim(batch)
+            if self._kind == "empirical":
+                slopes = batch.size * _slope(batch.loss_of_outputs, outputs)
+            elif class_dim is not None:
+                slopes = _label_slopes(batch, outputs, class_dim, self._seed, index)
+            else:
+                slopes = _gaussian_slopes(batch, outputs, self._seed, index)
+            yield _FisherBatch(batch, slopes, class_dim)
+
+
+class _FisherBatch(BatchLoss):
+    """One batch of a ``_FisherObjective``.
+
+    Args:
+        batch: of the risk.
+        slopes: r, of the shape of the outputs.
+        class_dim: dimension over which r . f sums, one unit for each index of the others; None: one for each example.
+    """
+
+    def __init__(self, batch: BatchLoss, slopes: Tensor, class_dim: int | None) -> None:
+        self._batch, self._slopes, self._class_dim = batch, slopes, class_dim
+        self.weight, self.size = batch.weight, batch.size
+        self.examples = getattr(batch, "examples", 0)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return the quadratic loss at ``theta``."""
+        return self.loss_of_outputs(self.outputs(theta))
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Return the outputs of the risk's batch."""
+        return self._batch.outputs(theta)
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+        """Return 1/(2n) sum over units of (r . f)^2."""
+        product = self._slopes * outputs
+        forms = product.flatten(1).sum(1) if self._class_dim is None else product.sum(self._class_dim)
+        return forms.square().sum() / (2 * max(self.size, 1))
+
+    def tensors(self) -> list[Tensor]:
+        """Return those of the risk's batch, and the slopes."""
+        return [*self._batch.tensors(), self._slopes] if self._batch.tensors() else []
+
+    @property
+    def signature(self) -> Hashable:
+        """The size enters the loss as a number."""
+        return self._batch.signature, self.size
+
+    def rebind(self, tensors: list[Tensor]) -> BatchLoss:
+        """Return the loss on other tensors."""
+        return _FisherBatch(self._batch.rebind(tensors[:-1]), tensors[-1], self._class_dim)
+
+    def slice(self, start: int, stop: int) -> BatchLoss:
+        """Return the loss of some of the examples."""
+        return _FisherBatch(self._batch.slice(start, stop), self._slopes[start:stop], self._class_dim)
+
+
+def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = outputs.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(point), point, materialize_grads=True)
+    return slope
+
+
+def _class_dim(batch: BatchLoss) -> int | None:
+    """Return the dimension of the classes where the loss is a plain cross-entropy on labels, else None."""
+    if not isinstance(batch, EmpiricalBatch):
+        return None
+    rule = batch.rule
+    if rule.function in (token_cross_entropy, shifted_cross_entropy):
+        return -1
+    plain = isinstance(rule.function, nn.CrossEntropyLoss) and not rule.function.label_smoothing
+    labels = isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point()
+    plain = labels and rule.class_weight is None and (plain or rule.function is F.cross_entropy)
+    return 1 if plain else None
+
+
+def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, index: int) -> Tensor:
+    """Slopes of the loss at labels drawn from softmax(outputs), one draw a unit; ignored targets stay ignored."""
+    if not isinstance(batch, EmpiricalBatch):
+        raise UnsupportedError("Labels can be drawn for an EmpiricalRisk only.")
+    shares = outputs.double().softmax(class_dim).movedim(class_dim, -1).cumsum(-1)
+    normal = ProbeStream(shares[..., 0].numel(), seed, "gaussian", device=outputs.device, stream="label").probe(index)
+    uniform = torch.special.ndtr(normal).view(shares.shape[:-1])
+    drawn = (shares < uniform[..., None]).sum(-1).clamp_max(shares.shape[-1] - 1)
+    targets = batch.targets.clone()
+    if batch.rule.shift:
+        targets[..., 1:] = drawn[..., :-1]
+    else:
+        targets = drawn.view(targets.shape)
+    targets = torch.where(batch.targets == batch.rule.ignore_index, batch.targets, targets)
+    return batch.size * _slope(replace(batch, targets=targets).loss_of_outputs, outputs)
+
+
+def _gaussian_slopes(batch: BatchLoss, outputs: Tensor, seed: int, index: int) -> Tensor:
+    """Slopes L e, L L^T = d^2 l, e standard normal: those of targets drawn from the Gaussian of a square loss."""
+    blocks = loss_hessians(batch, outputs)
+    if blocks is None:
+        raise UnsupportedError(
+            f"Fisher(kind='mc') draws from at most {MAX_OUTPUTS} outputs an example; the model has "
+            f"{outputs[0].numel()}. Use kind='empirical' or GaussNewton, or a cross-entropy loss of torch."
+        )
+    roots = square_roots(blocks * batch.size)
+    normal = ProbeStream(outputs.numel(), seed, "gaussian", device=outputs.device, stream="label").probe(index)
+    drawn = torch.einsum("sij,sj->si", roots, normal.view(roots.shape[:2]))
+    return drawn.to(outputs.dtype).view_as(outputs)

@@ -1,0 +1,191 @@
+"""The generalised Gauss-Newton matrix of an objective as an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp
+
+from hessprobe import checks
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.auto import Choice, choose
+from hessprobe.hvp.chunked import Chunked
+from hessprobe.hvp.engine import Engine, LossFunction, Product, by_rows, saved_bytes
+from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
+from hessprobe.hvp.linearized import Linearized
+from hessprobe.hvp.memory import budget_bytes
+from hessprobe.hvp.output_space import require_convex
+from hessprobe.hvp.pool import ProductPool
+from hessprobe.hvp.term import BatchOperator
+from hessprobe.hvp.tracing import LinearFunction
+from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.operators.base import LinearOperator
+from hessprobe.vectors import row_dots
+
+
+class JacobianGraph:
+    """Reverse mode only, with graphs kept: J v as the derivative of u -> J^T u, then J^T of the loss Hessian."""
+
+    name = "double_backward"
+    is_exact = True
+
+    def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
+        """Return the product of the Gauss-Newton matrix of one batch."""
+        batch = _batch(loss)
+        with torch.enable_grad(), saved_bytes(theta) as saved:
+            leaf = theta.detach().clone().requires_grad_()
+            outputs = batch.outputs(leaf)
+            cotangent = torch.zeros_like(outputs, requires_grad=True)
+            (pulled,) = torch.autograd.grad(outputs, leaf, cotangent, create_graph=True, materialize_grads=True)
+            point = outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(
+                batch.loss_of_outputs(point), point, create_graph=True, materialize_grads=True
+            )
+
+        def halves(vector: Tensor) -> tuple[Tensor, Tensor]:
+            (pushed,) = torch.autograd.grad(pulled, cotangent, vector, retain_graph=True, materialize_grads=True)
+            if not slope.requires_grad:
+                return pushed, torch.zeros_like(pushed)
+            (bent,) = torch.autograd.grad(slope, point, pushed, retain_graph=True, materialize_grads=True)
+            return pushed, bent
+
+        def apply_one(vector: Tensor) -> Tensor:
+            _, bent = halves(vector)
+            (column,) = torch.autograd.grad(outputs, leaf, bent, retain_graph=True, materialize_grads=True)
+            return column
+
+        def forms(V: Tensor) -> Tensor:
+            pairs = [halves(vector) for vector in V]
+            return torch.cat([row_dots(a.reshape(1, -1), b.reshape(1, -1)) for a, b in pairs])
+
+        return Product(by_rows(apply_one), saved.total, forms)
+
+
+class JacobianForward:
+    """Forward mode for J v, reverse for J^T, nothing kept between products."""
+
+    name = "forward_over_reverse"
+    is_exact = True
+
+    def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
+        """Return the product of the Gauss-Newton matrix of one batch."""
+        function = _gauss_newton_map(loss)
+
+        def apply_one(vector: Tensor) -> Tensor:
+            return function(vector, theta)[0][0]
+
+        return Product(by_rows(apply_one))
+
+
+def _gauss_newton_map(loss: LossFunction) -> LinearFunction:
+    batch = _batch(loss)
+
+    def function(vector: Tensor, theta: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        outputs, pushed = jvp(batch.outputs, (theta,), (vector,))  # type: ignore[misc]  # two values without has_aux
+        slope, bent = jvp(grad(batch.loss_of_outputs), (outputs,), (pushed,))  # type: ignore[misc]  # likewise
+        _, pull = vjp(batch.outputs, theta)  # type: ignore[misc]  # likewise
+        return (pull(bent)[0], pushed, bent), pull(slope)[0]
+
+    return function
+
+
+def _batch(loss: LossFunction) -> BatchLoss:
+    if not isinstance(loss, BatchLoss):
+        raise UnsupportedError("The Gauss-Newton matrix needs a batch loss with outputs; got a plain function.")
+    return loss
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "linearized": lambda: Linearized(_gauss_newton_map, JacobianGraph()),
+    "double_backward": JacobianGraph,
+    "forward_over_reverse": JacobianForward,
+}
+
+
+class GaussNewton(LinearOperator):
+    """G = sum_b w_b J_b^T (d^2 l / df^2) J_b at ``risk.theta``, f the outputs and J their Jacobian.
+
+    Positive semidefinite for a loss l that is convex in the outputs; equal to the Hessian where the outputs are
+    linear in the parameters, or the loss has slope zero at them.
+
+    Args:
+        risk: an objective whose batches have outputs.
+        engine: ``"auto"`` or a name in ``ENGINES``.
+        memory: bytes that may be kept between products; half of what is free by default.
+
+    Raises:
+        ValueError: unknown engine, or ``memory`` not positive.
+        UnsupportedError: no outputs, or a loss that is not convex in them (checked on the first batch).
+
+    References:
+        Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+    """
+
+    psd = True
+
+    def __init__(self, risk: Objective, *, engine: str = "auto", memory: int | None = None) -> None:
+        checks.one_of("engine", engine, ("auto", *ENGINES))
+        self.risk = risk
+        self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
+        self._budget = budget_bytes(memory, risk.device)
+        self._engine: Engine | None = None if engine == "auto" else Chunked(ENGINES[engine](), self._budget)
+        self._pool = ProductPool(risk, self._make, self._budget)
+        self._diagonal: tuple[Tensor, float] | None = None
+        self.choice: Choice | None = None
+        with self._pool.context():
+            require_convex(next(iter(risk.terms())), risk.theta)
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """The parameter tensors."""
+        return self.risk.layout.slices
+
+    @property
+    def engine_note(self) -> str:
+        """Which engine runs, and with ``"auto"`` why the others do not."""
+        if self._engine is None:
+            return "auto"
+        return self._engine.name if self.choice is None else str(self.choice)
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        return self._pool.total(V)
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T G v = <J v, (d^2 l) J v> a row: one push forward, half the price of a product."""
+        total = torch.zeros(V.shape[0], dtype=torch.float64, device=V.device)
+        for weight, term in self.terms():
+            total.add_(term.quadratic_forms(V), alpha=weight)
+        return total
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield each batch's weight and Gauss-Newton matrix."""
+        for weight, product in self._pool:
+            yield weight, BatchOperator(product, self._pool, self)
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return diag G, fp64 (d,), and its cost in products; None where the outputs of an example are many.
+
+        diag G = sum over examples s and output directions c of (J_s^T l_c)^2, with l l^T = d^2 l: one backward pass
+        of every example for each of its outputs.
+        """
+        if self._diagonal is None:
+            total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+            cost = 0.0
+            with self._pool.context():
+                for batch in self.risk.terms():
+                    diagonal = batch_diagonal(batch, self.risk.theta)
+                    if diagonal is None:
+                        return None
+                    total.add_(diagonal, alpha=batch.weight)
+                    cost += diagonal_cost(batch, self.risk.theta) / self.n_terms
+            self._diagonal = total, cost
+            return self._diagonal
+        return self._diagonal[0], 0.0
+
+    def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
+        if self._engine is None:
+            self.choice = choose(ENGINES, batch, theta, self._budget, self.n_terms)
+            self._engine = Chunked(self.choice.engine, self._budget)
+        return self._engine(batch, theta)

@@ -1,0 +1,76 @@
+"""How much memory there is, and how much of it products may keep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from hessprobe import checks
+
+# Share of the free memory that kept products may take by default; the rest is for probes, bases and the work itself.
+DEFAULT_SHARE = 0.5
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on ``device`` (a CPU: without swapping)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + reserved)
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return min(int(line.split()[1]) * 1024, _cgroup_room())
+    return 4 * 2**30
+
+
+def budget_bytes(memory: int | None, device: torch.device) -> int:
+    """Return ``memory`` in bytes, or the default share of what is free on ``device``.
+
+    Raises:
+        TypeError, ValueError: ``memory`` is not a positive integer.
+    """
+    if memory is not None:
+        return checks.positive_int("memory", memory, hint="Give a number of bytes.")
+    return int(DEFAULT_SHARE * available_bytes(device))
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a size like ``"2GB"``, ``"512MiB"`` or ``"1000000"`` (powers of 1024).
+
+    Raises:
+        ValueError: not such a size, or not above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text, flags=re.IGNORECASE)
+    if match is None or not float(match[1]) * _UNITS[match[2].upper()] >= 1:
+        raise ValueError(
+            f"memory must be a size above 0 such as 512MB or 2GB; got {text!r}. Write a number and a unit."
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def words(nbytes: float) -> str:
+    """Return a size for a message, e.g. ``"1.5 GB"``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if nbytes < 1024 or unit == "GB":
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return ""
+
+
+def _cgroup_room() -> int:
+    limit = _lines("/sys/fs/cgroup/memory.max")
+    used = _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].strip().isdigit():
+        return max(int(limit[0]) - int(used[0]), 0)
+    return 2**62
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

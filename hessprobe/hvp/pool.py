@@ -1,0 +1,86 @@
+"""The products of all batches of an objective, kept while the memory budget lasts and made anew beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hessprobe.errors import DataError, NonFiniteError
+from hessprobe.hvp.engine import Product
+from hessprobe.objective.base import BatchLoss, Objective
+
+Maker = Callable[[BatchLoss, Tensor], Product]
+
+
+class ProductPool:
+    """Iterates (weight, product) over the batches of a risk, in order.
+
+    Args:
+        risk: the objective; its ``theta`` is where curvature is taken.
+        make: turns (batch, theta) into a product.
+        budget: bytes that kept products may hold. Products of the leading batches are kept until it is spent; once
+            all are kept, the data are not read again.
+    """
+
+    def __init__(self, risk: Objective, make: Maker, budget: int) -> None:
+        self.risk = risk
+        self.budget = budget
+        self._make = make
+        self._kept: list[tuple[float, Product]] = []
+        self._room = budget
+        self._full = False
+
+    @property
+    def kept(self) -> int:
+        """Number of batches whose products are kept."""
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[tuple[float, Product]]:
+        """Yield every batch's weight and product."""
+        yield from self._kept
+        if len(self._kept) == self.risk.n_terms:
+            return
+        with self.context():
+            seen = 0
+            for index, batch in enumerate(self.risk.terms()):
+                seen += 1
+                if index < len(self._kept):
+                    continue
+                product = self._make(batch, self.risk.theta)
+                if not self._full and index == len(self._kept) and product.nbytes <= self._room:
+                    self._kept.append((batch.weight, product))
+                    self._room -= product.nbytes
+                else:
+                    self._full = True
+                yield batch.weight, product
+            if seen != self.risk.n_terms:
+                raise DataError(
+                    f"data must give the same batches at every pass; got {seen} after {self.risk.n_terms}. "
+                    "Pass a list of batches, or a loader without shuffling."
+                )
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Evaluate losses and products in here, whatever the caller's grad mode."""
+        with torch.inference_mode(False), torch.enable_grad(), self.risk.evaluating():
+            yield
+
+    def total(self, V: Tensor) -> Tensor:
+        """Return the weighted sum of all products with the rows of ``V``.
+
+        Raises:
+            NonFiniteError: the result has nan or inf.
+        """
+        total = torch.zeros_like(V)
+        with self.context():
+            for weight, product in self:
+                total.add_(product(V.detach()), alpha=weight)
+        if not bool(torch.isfinite(total).all()) and bool(torch.isfinite(V).all()):
+            raise NonFiniteError(
+                "The curvature product is nan or inf at finite parameters. "
+                "Measure in float64 (dtype='float64'), or look for sqrt(0), log(0) or 0/0 in the model."
+            )
+        return total

@@ -1,0 +1,41 @@
+"""One batch's curvature as an operator of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hessprobe.hvp.engine import Product
+from hessprobe.hvp.pool import ProductPool
+from hessprobe.operators.base import LinearOperator
+
+
+class BatchOperator(LinearOperator):
+    """The matrix of one batch; used while the pool that made it is being iterated.
+
+    Args:
+        product: of the batch.
+        pool: where it comes from.
+        parent: the operator that it is a term of.
+    """
+
+    def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator) -> None:
+        self._product, self._pool, self._parent = product, pool, parent
+        self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
+        self.psd, self.is_exact = parent.psd, parent.is_exact
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Those of the whole operator."""
+        return self._parent.blocks
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        with self._pool.context():
+            return self._product(V.detach())
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A v a row, by the cheaper way where the product has one."""
+        if self._product.forms is None:
+            return super().quadratic_forms(V)
+        with self._pool.context():
+            return self._product.forms(V.detach()).to(torch.float64)

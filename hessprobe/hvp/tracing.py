@@ -1,0 +1,122 @@
+"""Tracing a map that is linear in v into two programs: what depends on v, and everything else.
+
+``trace_linear`` runs ``function(v, theta, *tensors)`` once and records the tensor operations. Operations that do not
+depend on v form the *primal* program, run once a batch; the values that cross over are its *residuals*. The rest is
+the *tangent* program, run once a product: the derivative of a gradient costs the arithmetic of 2 gradients there,
+with nothing recomputed. This is what ``torch.func.linearize`` does for one input; here the recording is made once and
+serves every batch of the same shapes, which takes the cost of recording out of a pass over many batches.
+
+A recording fixes every Python-level decision that the model takes (branches on values, ``.item()``). The caller
+compares the gradient that the primal program gives with a fresh one on every new batch, and does not use the
+recording where they differ.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.simplify import simplify
+
+LinearFunction = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
+
+
+@dataclass(frozen=True)
+class LinearProgram:
+    """A recorded map that is linear in v.
+
+    Attributes:
+        primal: maps (theta, *tensors) to (check, *residuals).
+        tangents: one program an output of the map, from (v, *residuals) to that output alone, so that asking for a
+            cheap output (J v) does not pay for a dear one (J^T H J v).
+        batchable: the same programs without writing in place, for ``vmap`` over v.
+    """
+
+    primal: Callable[..., tuple[Tensor, ...]]
+    tangents: tuple[Callable[..., Tensor], ...]
+    batchable: tuple[Callable[..., Tensor], ...]
+
+
+def trace_linear(function: LinearFunction, theta: Tensor, tensors: Sequence[Tensor]) -> LinearProgram:
+    """Record ``function(v, theta, *tensors) -> (outputs linear in v, check)``; ``check`` does not depend on v.
+
+    Args:
+        function: each of its outputs is linear in its first argument.
+        theta: (d,) point at which to record.
+        tensors: the batch; a recording holds for all batches with the same shapes and dtypes.
+
+    Raises:
+        UnsupportedError: the function cannot be recorded (it leaves torch, or its shapes depend on values).
+    """
+    try:
+        with warnings.catch_warnings():
+            # Recording real tensors warns about constants it lifts; they are buffers and frozen parameters here.
+            warnings.simplefilter("ignore")
+            recorded = make_fx(function)(torch.ones_like(theta), theta, *tensors)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UnsupportedError(f"The product could not be recorded: {str(error).splitlines()[0]}") from error
+    varying = _varying(recorded.graph)
+    linear, check = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
+    boundary = [node for node in recorded.graph.nodes if _crosses(node, varying, linear)]
+    primal = _module(recorded, _primal(recorded.graph, varying, [check, *boundary]))
+
+    def tangents(accumulate: bool) -> tuple[Callable[..., Tensor], ...]:
+        graphs = [_tangent(recorded.graph, varying, boundary, output) for output in linear]
+        for graph in graphs:
+            simplify(graph, accumulate=accumulate)
+        return tuple(_module(recorded, graph) for graph in graphs)
+
+    return LinearProgram(primal, tangents(True), tangents(False))
+
+
+def _module(recorded: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(recorded, graph)
+
+
+def _varying(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that depend on the first placeholder, v, itself included."""
+    varying = {next(iter(graph.nodes))}
+    for node in graph.nodes:
+        if node.op != "output" and any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    return varying
+
+
+def _crosses(node: fx.Node, varying: set[fx.Node], linear: Sequence[fx.Node]) -> bool:
+    """True for a value that does not depend on v and that something which does, or an output, reads."""
+    if node in varying or node.op == "output":
+        return False
+    return node in linear or any(user in varying for user in node.users)
+
+
+def _primal(graph: fx.Graph, varying: set[fx.Node], results: Sequence[fx.Node]) -> fx.Graph:
+    primal = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op != "output" and node not in varying:
+            copies[node] = primal.node_copy(node, copies.__getitem__)
+    primal.output(tuple(copies[node] for node in results))
+    return primal
+
+
+def _tangent(graph: fx.Graph, varying: set[fx.Node], boundary: Sequence[fx.Node], output: fx.Node) -> fx.Graph:
+    tangent = fx.Graph()
+    vector = next(iter(graph.nodes))
+    copies = {vector: tangent.node_copy(vector)}
+    for number, node in enumerate(boundary):
+        copies[node] = tangent.placeholder(f"residual_{number}")
+        copies[node].meta = dict(node.meta)
+    for node in graph.nodes:
+        if node in varying and node is not vector:
+            copies[node] = tangent.node_copy(node, copies.__getitem__)
+    tangent.output(copies[output])
+    tangent.eliminate_dead_code()
+    return tangent
