@@ -14,6 +14,10 @@ class CheckpointError(HessprobeError):
     """A checkpoint file that is missing, damaged, of another format, or does not fit the model."""
 
 
+class RecordError(HessprobeError):
+    """A record file that is missing, damaged, or not of the schema that this version reads."""
+
+
 class DataError(HessprobeError):
     """Data that are empty, cannot be read twice, or change between two passes."""
 

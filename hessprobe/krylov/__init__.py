@@ -1,0 +1,18 @@
+"""Krylov methods on symmetric operators."""
+
+from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, SpectrumBounds
+from hessprobe.krylov.eigsh import eigsh
+from hessprobe.krylov.lanczos import LanczosRun, lanczos
+from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
+
+__all__ = [
+    "Eigenpairs",
+    "LanczosRun",
+    "Progress",
+    "QuadratureRule",
+    "SpectrumBounds",
+    "eigsh",
+    "gauss",
+    "gauss_radau",
+    "lanczos",
+]

@@ -1,0 +1,207 @@
+"""Lanczos tridiagonalisation of several independent chains in lock-step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.errors import NonFiniteError
+from hessprobe.operators import aslinearoperator
+from hessprobe.vectors import row_dots
+
+# Basis vectors are stored in slabs of this many steps: a sweep that ends early has not paid for its longest length.
+_SLAB = 32
+# fp64 copies of low-precision slabs are made this many elements at a time.
+_CHUNK = 1 << 22
+# A residual below this many units of rounding of the operator's own scale is noise: the subspace is invariant.
+_BREAKDOWN = 16.0
+
+
+@dataclass(frozen=True, eq=False)
+class LanczosRun:
+    """Tridiagonal matrices T_c = Q_c A Q_c^T of p chains, and their bases where kept.
+
+    Chain c fulfils A Q_c^T = Q_c^T T_c + beta_c[l-1] r_c e_l^T with l = ``lengths[c]`` and a unit vector r_c. A chain
+    that reached an invariant subspace is shorter than the others and has ``betas[c, l-1] == 0``: its T is exact.
+
+    Attributes:
+        norms: (p,) norms of the starts; a zero start has length 0.
+        alphas: (p, m) diagonals, entries beyond a chain's length are 0.
+        betas: (p, m) off-diagonals; ``betas[c, j]`` couples steps j and j + 1, the last is the residual norm.
+        lengths: (p,) integers <= m.
+        slabs: the bases as (p, <=32, d) pieces in the operator's dtype, empty where they were not kept.
+
+    ``norms``, ``alphas``, ``betas`` are fp64 on the CPU.
+    """
+
+    norms: Tensor
+    alphas: Tensor
+    betas: Tensor
+    lengths: Tensor
+    slabs: tuple[Tensor, ...] = ()
+
+    @property
+    def basis(self) -> Tensor | None:
+        """The bases in one piece (p, m, d), a copy; rows beyond a chain's length are 0. None where not kept."""
+        return torch.cat(self.slabs, dim=1)[:, : self.alphas.shape[1]] if self.slabs else None
+
+    def coefficients(self, X: Tensor) -> Tensor:
+        """Return Q_c x_c for one row x_c a chain: (p, d) -> fp64 (p, m) on the CPU.
+
+        Raises:
+            ValueError: the bases were not kept.
+        """
+        if not self.slabs:
+            raise ValueError("basis must be kept for coefficients; got none. Run lanczos with keep_basis=True.")
+        columns = torch.cat([_dots(slab, X) for slab in self.slabs], dim=1)
+        return columns[:, : self.alphas.shape[1]].cpu()
+
+
+def lanczos(
+    A: Any,
+    V: Tensor,
+    steps: int,
+    *,
+    reorthogonalize: bool | str = True,
+    keep_basis: bool | None = None,
+    monitor: Callable[[LanczosRun], bool] | None = None,
+) -> LanczosRun:
+    """Tridiagonalise A on the Krylov spaces of several starts.
+
+    Recurrence: beta_j q_{j+1} = A q_j - alpha_j q_j - beta_{j-1} q_{j-1}, with alpha_j = q_j^T A q_j. One product with
+    a block of p rows is made a step (a block costs less than p single products); a finished chain leaves the block.
+
+    Args:
+        A: a symmetric operator, or what ``aslinearoperator`` takes.
+        V: (p, d) starts, one a row, of the operator's dtype and device; need not be normalised or independent.
+        steps: m >= 1; cut to d.
+        reorthogonalize: True or ``"full"`` makes every vector orthogonal to all before it by two Gram-Schmidt passes
+            with fp64 dots, which keeps p * m * d numbers in memory. False keeps three vectors a chain; rounding then
+            repeats converged eigenvalues ("ghosts"), which splits quadrature weights but keeps their sums.
+        keep_basis: hand out the bases; by default where they exist anyway.
+        monitor: called after each step with the run so far (without bases); True ends the sweep.
+
+    Raises:
+        TypeError, ValueError: bad arguments.
+        NonFiniteError: a start or a product is nan or infinite.
+
+    References:
+        Lanczos (1950); Paige (1972); Giraud, Langou, Rozloznik (2005) on "twice is enough".
+    """
+    A = aslinearoperator(A)
+    steps = min(checks.positive_int("steps", steps), A.dim)
+    full = _wants_reorthogonalization(reorthogonalize)
+    keep = full if keep_basis is None else keep_basis
+    if V.ndim != 2 or V.shape[1] != A.dim:
+        raise ValueError(
+            f"V must have shape (p, {A.dim}), one start a row; got {tuple(V.shape)}. Pass v as v[None, :]."
+        )
+    state = _Sweep(V, steps, keep=full or keep)
+    while state.step < steps:
+        state.advance(A, full)
+        if not bool(state.live.any()) or (monitor is not None and monitor(state.run(basis=False))):
+            break
+    return state.run(basis=keep)
+
+
+def _wants_reorthogonalization(value: bool | str) -> bool:
+    if isinstance(value, bool):
+        return value
+    checks.one_of("reorthogonalize", value, ["full"])
+    return True
+
+
+class _Sweep:
+    """The state of all chains between two steps."""
+
+    def __init__(self, V: Tensor, steps: int, *, keep: bool) -> None:
+        self.norms = row_dots(V, V).sqrt()
+        if not bool(torch.isfinite(self.norms).all()):
+            raise NonFiniteError("V must be finite; got nan or inf in a start. Check how it was made.")
+        count = V.shape[0]
+        self.live = self.norms > 0
+        self.current = V / torch.where(self.live, self.norms, 1.0).to(V.dtype)[:, None]
+        self.previous = torch.zeros_like(V)
+        self.alphas = torch.zeros(count, steps, dtype=torch.float64, device=V.device)
+        self.betas = torch.zeros_like(self.alphas)
+        self.lengths = torch.zeros(count, dtype=torch.long, device=V.device)
+        self.scale = torch.zeros_like(self.norms)
+        self.step, self.steps, self.keep = 0, steps, keep
+        self.slabs: list[Tensor] = []
+
+    def advance(self, A: Any, full: bool) -> None:
+        """Make one step of every live chain."""
+        j, q = self.step, self.current
+        if self.keep:
+            self._store(q)
+        product = self._product(A)
+        alpha = row_dots(q, product)
+        self.scale = torch.maximum(self.scale, row_dots(product, product).sqrt())
+        if not bool(torch.isfinite(self.scale).all()):
+            raise NonFiniteError(f"A must give finite products; got nan or inf at Lanczos step {j + 1}.")
+        residual = product - alpha.to(q.dtype)[:, None] * q
+        if j:
+            residual = residual - self.betas[:, j - 1].to(q.dtype)[:, None] * self.previous
+        if full:
+            residual = self._orthogonal(self._orthogonal(residual))
+        beta = row_dots(residual, residual).sqrt()
+        self.alphas[:, j] = alpha
+        self.lengths += self.live
+        self.live = self.live & (beta > _BREAKDOWN * torch.finfo(q.dtype).eps * self.scale)
+        self.betas[:, j] = torch.where(self.live, beta, 0.0)
+        inverse = torch.where(self.live, 1.0 / torch.where(self.live, beta, 1.0), 0.0)
+        self.previous, self.current = q, residual * inverse.to(q.dtype)[:, None]
+        self.step += 1
+
+    def run(self, *, basis: bool) -> LanczosRun:
+        """Return what stands so far."""
+        done = slice(0, self.step)
+        return LanczosRun(
+            self.norms.cpu(),
+            self.alphas[:, done].cpu(),
+            self.betas[:, done].cpu(),
+            self.lengths.cpu(),
+            tuple(self._filled()) if basis else (),
+        )
+
+    def _product(self, A: Any) -> Tensor:
+        if bool(self.live.all()):
+            product: Tensor = A.matvecs(self.current)
+            return product
+        product = torch.zeros_like(self.current)
+        product[self.live] = A.matvecs(self.current[self.live])
+        return product
+
+    def _store(self, q: Tensor) -> None:
+        if self.step % _SLAB == 0:
+            width = min(_SLAB, self.steps - self.step)
+            self.slabs.append(torch.zeros(q.shape[0], width, q.shape[1], dtype=q.dtype, device=q.device))
+        self.slabs[-1][:, self.step % _SLAB] = q
+
+    def _filled(self) -> Iterator[Tensor]:
+        for index, slab in enumerate(self.slabs):
+            yield slab[:, : self.step - index * _SLAB]
+
+    def _orthogonal(self, residual: Tensor) -> Tensor:
+        for index, slab in enumerate(self.slabs):
+            used = slab[:, : self.step + 1 - index * _SLAB]
+            coefficients = _dots(used, residual)
+            residual = residual - torch.bmm(coefficients.to(residual.dtype)[:, None, :], used)[:, 0]
+        return residual
+
+
+def _dots(slab: Tensor, rows: Tensor) -> Tensor:
+    """Return the fp64 dot products of every chain's basis with its own row: (p, s, d), (p, d) -> (p, s)."""
+    if slab.dtype == torch.float64:
+        return torch.bmm(slab, rows[:, :, None])[:, :, 0]
+    total = torch.zeros(slab.shape[:2], dtype=torch.float64, device=slab.device)
+    width = max(_CHUNK // max(slab.shape[0] * slab.shape[1], 1), 1)
+    for start in range(0, slab.shape[2], width):
+        columns = slice(start, start + width)
+        total += torch.bmm(slab[:, :, columns].double(), rows[:, columns].double()[:, :, None])[:, :, 0]
+    return total
