@@ -1,0 +1,211 @@
+"""Sample sizes: a fixed number of probes, or a tolerance that a pilot turns into one.
+
+A tolerance asks that the half-width of the ``confidence`` interval be at most ``max(atol, rtol * |value|)``. It is
+met in two stages: a pilot of fixed size estimates the spread of one sample; then one run of the size this asks for,
+with fresh probes, gives value *and* error. The pilot's probes never enter the answer. Given its size, the final run
+is therefore an ordinary sample of fixed size, unbiased and with the coverage of a fixed sample, which a rule that
+stops when the running interval looks good does not have. The price is the pilot, and that the interval may come out
+somewhat wider than asked for when the pilot saw too little spread: its standard deviation is taken at its upper 80 %
+confidence limit (chi-square) to make this rare, and a result that misses its tolerance carries the flag
+``"tolerance-missed"``.
+
+References:
+    Stein (1945), "A two-sample test for a linear hypothesis whose power is independent of the variance".
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from hessprobe import checks
+from hessprobe.errors import NumericalWarning
+from hessprobe.estimate import Estimate
+
+DEFAULT_PROBES = 16
+MAX_PROBES = 10_000
+
+# Upper confidence level at which a pilot's standard deviation is taken.
+_PILOT_LEVEL = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an estimator has come, handed to ``callback`` after each block of products.
+
+    Attributes:
+        done: products (or passes over the data) made so far in the current run, may be fractional.
+        total: products the current run will make.
+        value: the estimate from what is known so far; nan where nothing is known yet.
+        std_error: its standard error; inf while it cannot be told.
+    """
+
+    done: float
+    total: float
+    value: float
+    std_error: float
+
+
+Callback = Callable[[Progress], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the caller asked for: a fixed number of probes, or a tolerance.
+
+    Attributes:
+        n_probes: fixed size, or None where a tolerance decides.
+        rtol, atol: tolerances >= 0; both 0 where ``n_probes`` is fixed.
+        confidence: level of the interval the tolerances speak of.
+        max_probes: cap on the size a tolerance may ask for.
+    """
+
+    n_probes: int | None
+    rtol: float
+    atol: float
+    confidence: float
+    max_probes: int
+
+    def target(self, value: float) -> float:
+        """Return the half-width asked for at ``value``."""
+        return max(self.atol, self.rtol * abs(value))
+
+
+def goal(
+    rtol: float | None,
+    atol: float | None,
+    n_probes: int | None,
+    confidence: float = 0.95,
+    max_probes: int = MAX_PROBES,
+) -> Goal:
+    """Check the arguments every estimator shares; neither tolerance nor ``n_probes`` means ``DEFAULT_PROBES``.
+
+    Raises:
+        TypeError, ValueError: a tolerance that is not a positive number, fewer than two probes, a tolerance together
+            with ``n_probes``, or a confidence outside (0, 1).
+    """
+    hint = "Leave it out or give a positive number, e.g. 0.01."
+    relative = 0.0 if rtol is None else checks.real("rtol", rtol, low=0, low_open=True, hint=hint)
+    absolute = 0.0 if atol is None else checks.real("atol", atol, low=0, low_open=True, hint=hint)
+    level = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+    cap = checks.positive_int("max_probes", max_probes, minimum=2)
+    if n_probes is None:
+        fixed = None if relative or absolute else DEFAULT_PROBES
+        return Goal(fixed, relative, absolute, level, cap)
+    if relative or absolute:
+        raise ValueError(
+            f"n_probes must be None where rtol or atol is given; got {n_probes}. "
+            "Fix the size or the tolerance, not both."
+        )
+    count = checks.positive_int("n_probes", n_probes, minimum=2, hint="One sample has no standard error.")
+    return Goal(count, 0.0, 0.0, level, cap)
+
+
+def required_samples(std: float, half_width: float, confidence: float, *, minimum: int = 8) -> int:
+    """Return the smallest n >= ``minimum`` with t_{n-1} std / sqrt(n) <= ``half_width``.
+
+    Args:
+        std: standard deviation of one sample, >= 0.
+        half_width: of the two-sided interval, > 0 (0 is allowed where ``std`` is 0).
+        confidence: level in (0, 1).
+        minimum: at least 2.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    std = checks.real("std", std, low=0)
+    minimum = checks.positive_int("minimum", minimum, minimum=2)
+    if std == 0.0:
+        return minimum
+    half_width = checks.real("half_width", half_width, low=0, low_open=True)
+    return smallest_count(
+        lambda n: std / math.sqrt(n), lambda n: n - 1.0, half_width, confidence, minimum=minimum, maximum=2**62
+    )
+
+
+def smallest_count(
+    error_at: Callable[[int], float],
+    df_at: Callable[[int], float],
+    half_width: float,
+    confidence: float,
+    *,
+    minimum: int,
+    maximum: int,
+) -> int:
+    """Return the smallest n in [minimum, maximum] with t_{df(n)} error(n) <= half_width; ``maximum`` where none has.
+
+    Args:
+        error_at: standard error expected of n samples, falling in n.
+        df_at: its degrees of freedom, rising in n.
+        half_width: >= 0.
+        confidence: level in (0, 1).
+        minimum: smallest n tried.
+        maximum: largest; the search doubles, then bisects.
+    """
+    level = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+
+    def enough(n: int) -> bool:
+        error = error_at(n)
+        return error == 0.0 or float(stats.t.ppf(0.5 + level / 2, df_at(n))) * error <= half_width
+
+    low, high = minimum - 1, minimum
+    while not enough(high):
+        if high >= maximum:
+            return maximum
+        low, high = high, min(2 * high, maximum)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def pilot_passes(n_terms: int) -> int:
+    """Return the size of a pilot over ``n_terms`` independently probed terms: 12 samples in all, 3 to 12 passes."""
+    return max(3, min(12, -(-12 // n_terms)))
+
+
+def minimum_passes(n_terms: int) -> int:
+    """Return the fewest passes of a final run: 8 for one term, fewer where many terms pool their variances."""
+    return max(2, min(8, -(-24 // n_terms)))
+
+
+def upper_std(std: float, df: float) -> float:
+    """Return the upper confidence limit of a standard deviation measured with ``df`` degrees of freedom."""
+    if std == 0.0 or math.isinf(df):
+        return std
+    return std * math.sqrt(df / float(stats.chi2.ppf(1 - _PILOT_LEVEL, df)))
+
+
+def settled(estimate: Estimate, asked: Goal, wanted: int, used: int) -> Estimate:
+    """Return ``estimate`` with the flags of a tolerance that was cut by ``max_probes`` or missed.
+
+    Args:
+        estimate: of the final run.
+        asked: the goal.
+        wanted: probes the pilot asked for (at least ``used``).
+        used: probes of the final run.
+
+    Warns:
+        NumericalWarning: ``max_probes`` cut the sample.
+    """
+    if asked.n_probes is not None:
+        return estimate
+    target = asked.target(estimate.value)
+    flags = list(estimate.flags)
+    if estimate.half_width(asked.confidence) > target:
+        flags.append("tolerance-missed")
+    if wanted >= asked.max_probes and used >= asked.max_probes and "tolerance-missed" in flags:
+        flags.append("budget-exhausted")
+        warnings.warn(
+            f"max_probes must be larger for this tolerance; got {asked.max_probes}, which leaves a half-width of "
+            f"{estimate.half_width(asked.confidence):.3g} where {target:.3g} was asked. Deflate leading eigenvectors, "
+            "loosen the tolerance, or raise max_probes.",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    return estimate.with_(flags=tuple(flags))

@@ -1,0 +1,176 @@
+"""The diagonal of an operator, entry by entry with errors: Hutchinson (Bekas) or XDiag."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.estimators import budget
+from hessprobe.estimators.budget import Callback
+from hessprobe.estimators.deflate import basis_of
+from hessprobe.estimators.linear import Sampling, sample_linear
+from hessprobe.estimators.task import Task, exact_diagonal, known_parts
+from hessprobe.estimators.xtrace import exchange, exchange_diagonal
+from hessprobe.operators import Counted, aslinearoperator
+from hessprobe.probes import LAWS
+
+METHODS = ("auto", "hutchinson", "xdiag", "exact")
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """The diagonal with an error for every entry.
+
+    Attributes:
+        values: (d,) fp64, in the unit of the operator.
+        std_error: (d,) fp64, from random probes; 0 where exact.
+        df: (d,) degrees of freedom of ``std_error``; inf where exact.
+        matvecs: products counted.
+        samples: independent samples behind each entry; 0 for an exact path.
+        method: the algorithm that ran.
+        seconds: wall-clock time.
+        details: ``surrogate`` True where the control variate was used.
+    """
+
+    values: Tensor
+    std_error: Tensor
+    df: Tensor
+    matvecs: float
+    samples: int
+    method: str
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return lower and upper ends, (d,) each, of the interval of every entry by itself.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        level = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        quantile = torch.from_numpy(stats.t.ppf(0.5 + level / 2, self.df.cpu().numpy())).to(self.values.device)
+        half = torch.where(self.std_error > 0, quantile * self.std_error, 0.0)
+        return self.values - half, self.values + half
+
+
+def diagonal(
+    A: Any,
+    *,
+    n_probes: int = budget.DEFAULT_PROBES,
+    seed: int | torch.Generator = 0,
+    method: str = "auto",
+    probes: str = "rademacher",
+    deflate: Any = None,
+    control_variate: str | bool = "auto",
+    callback: Callback | None = None,
+) -> DiagonalEstimate:
+    """Estimate diag A.
+
+    * ``"hutchinson"``: mean of w * (A w) with probes of their own for every term; N products. The variance at entry i
+      is ||a_i||^2 - a_ii^2 for Rademacher probes, which makes diagonal matrices exact. A surrogate with known diagonal
+      is used as control variate, deflated directions are exact.
+    * ``"xdiag"``: every probe sketches and estimates; 2N products; for decaying spectra.
+    * ``"exact"``: the diagonal that the operator knows, or d products.
+    * ``"auto"``: exact where that costs no more, else Hutchinson.
+
+    Args:
+        A: symmetric operator, or what ``aslinearoperator`` takes.
+        n_probes: number of probes N >= 2.
+        seed: integer >= 0, or a generator to draw one from.
+        method: see above.
+        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        deflate: directions independent of the probes, as for ``trace``.
+        control_variate: ``"auto"``, True or False, as for ``trace``.
+        callback: called with a ``Progress`` of the trace after each block of products.
+
+    Returns:
+        The estimate; memory is about six fp64 vectors of length d.
+
+    Raises:
+        ValueError: an argument outside its range, or an option the method cannot honour.
+        TypeError: an argument of the wrong type.
+        NonFiniteError: a product is nan or infinite.
+
+    References:
+        Bekas, Kokiopoulou, Saad (2007), "An estimator for the diagonal of a matrix"; Epperly, Tropp, Webber (2024),
+        "XTrace: Making the most of every sample in stochastic trace estimation" (XDiag).
+    """
+    started = time.perf_counter()
+    operator = Counted(aslinearoperator(A))
+    if not isinstance(control_variate, bool):
+        checks.one_of("control_variate", control_variate, ("auto",))
+    task = Task(
+        operator=operator,
+        goal=budget.goal(None, None, n_probes),
+        seed=checks.resolve_seed(seed),
+        law=checks.one_of("probes", probes, LAWS),
+        basis=basis_of(deflate, operator),
+        given=deflate,
+        control=control_variate if isinstance(control_variate, bool) else None,
+        per_block=True,
+        callback=callback,
+    )
+    result = _run(task, checks.one_of("method", method, METHODS), n_probes)
+    fields = {name: getattr(result, name) for name in ("values", "std_error", "df", "samples", "method", "details")}
+    return DiagonalEstimate(**fields, matvecs=operator.matvec_count, seconds=time.perf_counter() - started)
+
+
+def _run(task: Task, method: str, count: int) -> DiagonalEstimate:
+    A = task.operator
+    if method == "xdiag":
+        if task.basis is not None or task.control:
+            raise ValueError(
+                "method must be 'hutchinson' or 'auto' for deflate or control_variate=True; got 'xdiag'. "
+                "XDiag makes its own deflation; leave both out."
+            )
+        return _exact(A, "xdiag:exact") if 2 * count >= A.dim else _xdiag(task, count)
+    if method == "exact" or (method == "auto" and count >= A.dim):
+        return _exact(A, "exact")
+    if method == "auto":
+        known = A.exact_diagonal()
+        if known is not None:
+            return _without_error(known[0].double(), "exact")
+    return _hutchinson(task, count)
+
+
+def _hutchinson(task: Task, count: int) -> DiagonalEstimate:
+    known = known_parts(task, controlled=task.control is not False)
+    how = Sampling(count, task.seed, task.law, "probe", task.basis, diagonal=True, paired=True)
+    samples = sample_linear(task.operator, how, surrogate=known.surrogate, offset=known.trace, callback=task.callback)
+    if samples.diagonal is None:
+        raise ValueError("samples must hold diagonal sums; got none. Ask for them in Sampling.")
+    entries = samples.diagonal
+    used = known.surrogate is not None
+    return DiagonalEstimate(
+        values=entries.mean + known.diagonal(task.operator, paired=True),
+        std_error=entries.std_error,
+        df=entries.df,
+        matvecs=0.0,
+        samples=count * len(samples.weights),
+        method="hutchinson" + ("+surrogate" if used else "") + ("+deflation" if task.basis is not None else ""),
+        details={"surrogate": used},
+    )
+
+
+def _xdiag(task: Task, count: int) -> DiagonalEstimate:
+    sketch = exchange(task.operator, count, task.seed, task.law)
+    values, errors = exchange_diagonal(sketch)
+    if sketch.factor is None:
+        return _without_error(values, "xdiag")
+    df = torch.full_like(values, count - 1.0)
+    return DiagonalEstimate(values, errors, df, 0.0, count, "xdiag")
+
+
+def _exact(A: Counted, method: str) -> DiagonalEstimate:
+    return _without_error(exact_diagonal(A), method)
+
+
+def _without_error(values: Tensor, method: str) -> DiagonalEstimate:
+    return DiagonalEstimate(values, torch.zeros_like(values), torch.full_like(values, math.inf), 0.0, 0, method)

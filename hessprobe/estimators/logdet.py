@@ -1,0 +1,142 @@
+"""The log-determinant of a damped or smoothed operator."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from hessprobe import checks
+from hessprobe.errors import NumericalWarning
+from hessprobe.estimate import Estimate
+from hessprobe.estimators import budget
+from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.sweep import Target, spectral_sketch
+from hessprobe.operators import aslinearoperator
+
+_REFUSAL = (
+    "log|det A| of an operator that may be indefinite or singular is ruled by its smallest eigenvalues and is not a "
+    "stable number. Use logdet of the Gauss-Newton matrix with shift=, or eps= for 1/2 logdet(A^2 + eps^2 I)."
+)
+
+
+def logdet(
+    A: Any,
+    *,
+    shift: float | None = None,
+    eps: float | None = None,
+    lower: float | None = None,
+    n_probes: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    steps: int | None = None,
+    seed: int | torch.Generator = 0,
+    law: str = "sphere",
+    deflate: Any = None,
+    method: str = "auto",
+    confidence: float = 0.95,
+    max_probes: int = 1024,
+    callback: budget.Callback | None = None,
+) -> Estimate:
+    """Return log det(A + shift I), or 1/2 log det(A^2 + eps^2 I) for an indefinite A, by Lanczos quadrature.
+
+    With ``shift`` and a known lower bound of the spectrum (0 for a positive semidefinite operator) the quadrature error
+    is bracketed by Gauss (above) and Gauss-Radau (below) rules. With ``eps`` it decays like r^{-2m},
+    r = e + sqrt(1 + e^2), e = eps / spectral radius, and is estimated from shorter rules.
+
+    Args:
+        A: symmetric operator, or what ``aslinearoperator`` takes.
+        shift: damping in units of the eigenvalues, > -lower. For an operator whose definiteness is unknown it must
+            exceed the largest negative eigenvalue: a Ritz value at or below -shift is refused, and the result carries
+            the flag ``"definiteness-assumed"``.
+        eps: smoothing > 0 in units of the eigenvalues; exactly one of ``shift`` and ``eps``.
+        lower: a lower bound of the spectrum (> 0 for a positive definite operator, which then needs no damping:
+            ``shift=0``).
+        n_probes: number of chains, see ``spectral_sketch``.
+        rtol: relative tolerance, see ``spectral_sketch``.
+        atol: absolute tolerance in nats.
+        steps: Lanczos steps; by default until the quadrature error is a tenth of the rest, or the rate is reached.
+        seed: integer or generator.
+        law: of the probes, see ``spectral_sketch``.
+        deflate: directions to treat exactly, see ``spectral_sketch``.
+        method: ``"auto"``, ``"slq"`` or ``"exact"``, see ``spectral_sketch``.
+        confidence: level of the interval that the tolerances speak of.
+        max_probes: cap on the chains a tolerance may ask for.
+        callback: see ``spectral_sketch``.
+
+    Returns:
+        Estimate in nats. ``details["quadrature"]`` is ``"bracket"`` where the solver error is a bound.
+
+    Raises:
+        ValueError: neither or both of ``shift`` and ``eps``; a shift too small for the spectrum.
+
+    Warns:
+        NumericalWarning: the quadrature error outweighs the probe error, or the shift is near rounding.
+
+    References:
+        Ubaru, Chen, Saad (2017); Golub, Meurant (2010), chapter 6.
+    """
+    began = time.perf_counter()
+    operator = aslinearoperator(A)
+    target = _target(shift, eps, lower, operator.psd)
+    sketch = spectral_sketch(
+        operator,
+        n_probes=n_probes,
+        steps=steps,
+        deflate=deflate,
+        seed=seed,
+        law=law,
+        method=method,
+        target=target,
+        rtol=rtol,
+        atol=atol,
+        confidence=confidence,
+        max_probes=max_probes,
+        lower=lower,
+        callback=callback,
+    )
+    estimate = target(sketch)
+    flags = (*estimate.flags, *sketch.flags, *_weaknesses(estimate))
+    return estimate.with_(flags=flags, seconds=time.perf_counter() - began)
+
+
+def _target(shift: float | None, eps: float | None, lower: float | None, psd: bool) -> Target:
+    if shift is not None and eps is not None:
+        raise ValueError(f"eps must be None where shift is given; got shift={shift!r} and eps={eps!r}. Choose one.")
+    if eps is not None:
+        width = checks.real("eps", eps, low=0, low_open=True)
+        return lambda sketch: sketch.smoothed_logdet(eps=width)
+    floor = 0.0 if lower is None else checks.real("lower", lower)
+    damping = 0.0 if shift is None else checks.real("shift", shift)
+    if not damping > -floor:
+        wanted = f"shift must be > {0.0 - floor:g}; got {shift!r}."
+        if psd or lower is not None:
+            raise ValueError(f"{wanted} A may be singular: give the damping, e.g. shift=1e-3, or a known lower= bound.")
+        raise ValueError(f"{wanted} {_REFUSAL}")
+
+    def damped(sketch: SpectralSketch) -> Estimate:
+        return sketch.logdet(shift=damping)
+
+    return damped
+
+
+def _weaknesses(estimate: Estimate) -> tuple[str, ...]:
+    flags: tuple[str, ...] = ()
+    if "shift-below-rounding" in estimate.flags:
+        _warn(
+            "shift is near the rounding of the products, which blurs the small eigenvalues. Use float64 or raise shift."
+        )
+    solver, scale = estimate.errors.solver, max(abs(estimate.value), 1e-300)
+    if estimate.samples and solver > max(estimate.errors.probe, 1e-9 * scale):
+        flags = ("solver-limited",)
+        _warn(
+            f"the solver error {solver:.3g} outweighs the probe error {estimate.errors.probe:.3g} after "
+            f"{estimate.details['steps']} Lanczos steps. Raise steps=, shift= or eps=, or deflate better vectors."
+        )
+    return flags
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, NumericalWarning, stacklevel=4)

@@ -1,0 +1,346 @@
+"""A spectral sketch: what one Lanczos sweep knows about a matrix, for any later question tr f(A).
+
+With independent probes w_c (E w w^T = I on the complement of k deflated directions), their tridiagonal matrices T_c,
+and deflated Ritz values theta_i,
+
+    tr f(A) ~ sum_i f(theta_i) + mean_c |w_c|^2 e_1^T f(T_c) e_1.
+
+Three errors are kept apart. *Probe*: Student's t over the chains. *Solver*: the bracket (Gauss, Gauss-Radau) where the
+signs of the derivatives of f make it one, an extrapolation over shorter rules elsewhere (``details["quadrature"]`` says
+which), plus the second-order effect sum_i r_i^2 max_x |(f'(theta_i) - f'(x)) / (theta_i - x)| of deflated vectors with
+residual norms r_i. *Data*: A = sum_b c_b A_b is a mean over batches, d tr f(A) = tr f'(A) dA, and f'(A) w is
+|w| Q^T f'(T) e_1, so the influence of batch b is a dot product of f'(T_c) e_1 with Q_c A_b w_c, kept in the sketch.
+
+References:
+    Ubaru, Chen, Saad (2017), "Fast estimation of tr f(A) via stochastic Lanczos quadrature".
+    Golub, Meurant (2010), "Matrices, Moments and Quadrature with Applications".
+    Efron (1982) on the infinitesimal jackknife.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators import spectral
+from hessprobe.estimators.spectral import ChainValue, SpectralFunction
+from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.krylov.quadrature import tridiagonal
+
+if TYPE_CHECKING:
+    from hessprobe.estimators.density import Density
+
+_FEW = 8
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralSketch:
+    """Tridiagonal matrices of p probes, deflated Ritz values, and batch influences; no product is needed any more.
+
+    All tensors are on the CPU, fp64 but for ``lengths``.
+
+    Attributes:
+        dim: d.
+        lower: a known lower bound of the spectrum (0 for a positive semidefinite operator), or None.
+        unit: unit of rounding of the products (eps of the operator's dtype).
+        norms: (p,) norms of the projected probes; p = 0 where everything was deflated: all answers are exact.
+        alphas, betas: (p, m) as in ``LanczosRun``.
+        lengths: (p,) steps of each chain.
+        theta: (k,) deflated Ritz values.
+        residuals: (k,) their residual norms ||A v - theta v||.
+        weights: (G,) weights of groups of batches, G = 0 where the operator is one term.
+        chain_influence: (p, G, m) coordinates Q_c A_g q_c of each group's product with the unit start q_c.
+        theta_influence: (G, k) quadratic forms v_i^T A_g v_i.
+        law, seed: of the probes.
+        matvecs: products made, with those of a pilot.
+        seconds: wall-clock time of the sweep.
+        flags: remarks about the sweep.
+    """
+
+    dim: int
+    lower: float | None
+    unit: float
+    norms: Tensor
+    alphas: Tensor
+    betas: Tensor
+    lengths: Tensor
+    theta: Tensor
+    residuals: Tensor
+    weights: Tensor
+    chain_influence: Tensor
+    theta_influence: Tensor
+    law: str = "sphere"
+    seed: int = 0
+    matvecs: float = 0.0
+    seconds: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    @property
+    def n_probes(self) -> int:
+        """Number of chains p."""
+        return len(self.norms)
+
+    @property
+    def noise(self) -> float:
+        """How far a Ritz value may stray by rounding of the products, absolute."""
+        ends = [self.theta.abs().max()] if len(self.theta) else []
+        ends += [self.alphas.abs().max() + 2 * self.betas.abs().max()] if self.alphas.numel() else []
+        return spectral.rounding_slack(float(torch.stack(ends).max()) if ends else 0.0, self.unit)
+
+    def chain(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return ``(alphas, betas)`` of one chain, cut to its length (0 for a probe that lay in the deflated space)."""
+        length = int(self.lengths[index])
+        return self.alphas[index, :length], self.betas[index, :length]
+
+    def ritz_range(self) -> tuple[float, float]:
+        """Return the smallest and the largest Ritz value: bounds from within on the ends of the spectrum."""
+        chains = [self.chain(c) for c in range(self.n_probes)]
+        values = [torch.linalg.eigvalsh(tridiagonal(a, b)) for a, b in chains if len(a)]
+        everything = torch.cat([self.theta, *values])
+        return float(everything.min()), float(everything.max())
+
+    def spectral_sum(self, f: Callable[[Tensor], Tensor], *, name: str = "f") -> Estimate:
+        """Return tr f(A) = sum_i f(lambda_i).
+
+        Args:
+            f: elementwise map of an fp64 tensor, of torch operations; f' for the data error comes from autograd. A
+                function that is not smooth on the spectrum makes the solver error converge slowly.
+            name: for messages.
+
+        Raises:
+            TypeError, ValueError: f does not map tensors elementwise, or is not finite on the spectrum.
+        """
+        return self.evaluate(SpectralFunction(f, name))
+
+    def trace(self) -> Estimate:
+        """Return tr A; no quadrature error."""
+        return self.evaluate(spectral.identity(), support=(self.lower_total(), math.inf))
+
+    def frobenius_norm(self) -> Estimate:
+        """Return ||A||_F; no quadrature error, exact for inexact deflated vectors, error by the delta method."""
+        squared = self.evaluate(spectral.square(), support=(0.0, math.inf), coupling="add")
+        return _root(squared, 2.0)
+
+    def schatten_norm(self, p: float = 1.0) -> Estimate:
+        """Return (sum_i |lambda_i|^p)^(1/p), p >= 1 (1: nuclear norm), error by the delta method.
+
+        Bracketed for a positive semidefinite operator and for even p; |x|^p is not smooth at 0 otherwise.
+        """
+        function = spectral.absolute_power(p, self.lower)
+        return _root(self.evaluate(function, support=(0.0, math.inf)), p)
+
+    def logdet(self, *, shift: float) -> Estimate:
+        """Return log det(A + shift I) for an operator whose spectrum is known, or seen, to lie above -shift.
+
+        Args:
+            shift: damping, in units of A's eigenvalues, > -lower (> 0 for a positive semidefinite operator).
+
+        Raises:
+            ValueError: ``shift`` too small for the known lower bound, or a Ritz value at or below -shift.
+        """
+        shift = checks.real("shift", shift)
+        hint = "Raise shift, use smoothed_logdet(eps=...), or measure the Gauss-Newton matrix."
+        floor = self.lower
+        if not shift > -(floor or 0.0):
+            raise ValueError(f"shift must be > {0.0 - (floor or 0.0):g}; got {shift:g}. {hint}")
+        lowest = self.ritz_range()[0]
+        if floor is None and not lowest > -shift:
+            raise ValueError(
+                f"shift must be > {-lowest:g}, as A has an eigenvalue <= {lowest:g}; got {shift:g}. {hint}"
+            )
+        flags: tuple[str, ...] = ("definiteness-assumed",) if floor is None else ()
+        if self.noise > 0.1 * (shift + (floor or 0.0)):
+            flags += ("shift-below-rounding",)
+        low = -math.inf if floor is None else self.dim * math.log(floor + shift)
+        estimate = self.evaluate(spectral.shifted_log(shift, floor), support=(low, math.inf))
+        return estimate.with_(flags=estimate.flags + flags)
+
+    def smoothed_logdet(self, *, eps: float) -> Estimate:
+        """Return 1/2 log det(A^2 + eps^2 I), which exists for an indefinite A; eps > 0 in units of the eigenvalues."""
+        function = spectral.smoothed_log(eps)
+        return self.evaluate(function, support=(self.dim * math.log(eps), math.inf))
+
+    def effective_dimension(self, *, shift: float) -> Estimate:
+        """Return tr A (A + shift I)^{-1} for a positive semidefinite A, a number in [0, d].
+
+        For an operator that is not known to be positive semidefinite it is sum_i |l_i| / (|l_i| + shift), which is the
+        same number where no eigenvalue is negative; the method then reads ``effective-dimension-abs``.
+
+        Args:
+            shift: > 0, in units of the eigenvalues.
+        """
+        return self.evaluate(spectral.saturation(shift, self.lower), support=(0.0, float(self.dim)))
+
+    def density(self, *, grid: Tensor | int = 512, width: float | None = None, zero: float | None = None) -> Density:
+        """Return the spectral density with its CDF band; see ``density.density_of``."""
+        from hessprobe.estimators.density import density_of
+
+        return density_of(self, grid=grid, width=width, zero=zero)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sketch to one small ``.npz`` file, whole or not at all."""
+        from hessprobe.estimators.sketchfile import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> SpectralSketch:
+        """Read a sketch written by ``save``.
+
+        Raises:
+            FileNotFoundError: no such file.
+            HessprobeError: damaged, of another kind, or of a newer version.
+        """
+        from hessprobe.estimators.sketchfile import load
+
+        return load(path)
+
+    def lower_total(self) -> float:
+        """Return d * lower, the least the trace can be (-inf where no lower bound is known)."""
+        return -math.inf if self.lower is None else self.dim * self.lower
+
+    def evaluate(
+        self,
+        function: SpectralFunction,
+        *,
+        support: tuple[float, float] = (-math.inf, math.inf),
+        coupling: str = "bound",
+    ) -> Estimate:
+        """Return tr f(A) for a catalogued function.
+
+        Args:
+            function: f and what is known about it.
+            support: range the answer can lie in.
+            coupling: ``"bound"`` counts the second-order effect of deflated residuals as solver error; ``"add"`` adds
+                2 sum_i r_i^2 to the value, which is exact for f(x) = x^2.
+
+        Raises:
+            ValueError: a Ritz value below the lower bound that the operator claims.
+        """
+        noise = self.noise
+        chains = [self._chain_value(function, c, noise) for c in range(self.n_probes)]
+        self._check_lower(function, chains)
+        squares = self.norms**2
+        values = squares * torch.tensor([chain.value for chain in chains], dtype=torch.float64)
+        quadrature = _quadrature_error(squares, chains)
+        fixed = float(function.values(self.theta).sum()) if len(self.theta) else 0.0
+        fixed += 2 * float((self.residuals**2).sum()) if coupling == "add" else 0.0
+        bend = self._coupling_error(function, chains) if coupling == "bound" else 0.0
+        probe = float(values.std() / math.sqrt(self.n_probes)) if self.n_probes > 1 else 0.0
+        data, noisy = self._data_error(function, chains)
+        rate = function.rate_steps(_radius(self.theta, chains)) if function.rate_steps else None
+        flags: tuple[str, ...] = ("few-probes",) if 0 < self.n_probes < _FEW else ()
+        return Estimate(
+            value=fixed + (float(values.mean()) if chains else 0.0),
+            errors=ErrorParts(probe, data, quadrature + bend),
+            df=self.n_probes - 1 if chains else math.inf,
+            matvecs=self.matvecs,
+            samples=self.n_probes,
+            method=f"{function.name}/slq" + ("+deflation" if len(self.theta) else "") if chains else function.name,
+            kind="estimate" if chains else "exact",
+            support=support,
+            flags=flags + (("data-error-noisy",) if noisy else ()),
+            seconds=self.seconds,
+            details={
+                "quadrature": _quadrature_kind(chains),
+                "quadrature_error": quadrature,
+                "coupling_error": bend,
+                "steps": self.alphas.shape[1],
+                "rate_steps": rate,
+            },
+        )
+
+    def _chain_value(self, function: SpectralFunction, index: int, noise: float) -> ChainValue:
+        alphas, betas = self.chain(index)
+        if not len(alphas):
+            empty = torch.zeros(0, dtype=torch.float64)
+            return ChainValue(0.0, 0.0, None, empty, empty)
+        return spectral.on_chain(function, alphas, betas, noise, sloped=len(self.weights) > 1)
+
+    def _check_lower(self, function: SpectralFunction, chains: list[ChainValue]) -> None:
+        if self.lower is None or function.left is None:
+            return
+        lowest = min((float(x.min()) for x in (self.theta, *(c.nodes for c in chains)) if len(x)), default=math.inf)
+        if lowest < self.lower - self.noise:
+            raise ValueError(
+                f"A must have no eigenvalue below {self.lower:g}, as it claims; got one at or below {lowest:g}. "
+                "Drop psd= or lower=, or use a quantity for indefinite operators (eps=)."
+            )
+
+    def _coupling_error(self, function: SpectralFunction, chains: list[ChainValue]) -> float:
+        if not len(self.theta) or not chains or function.degree == 1:
+            return 0.0
+        nodes = torch.cat([chain.nodes for chain in chains])
+        here, there = function.slopes(self.theta), function.slopes(nodes)
+        if here is None or there is None:
+            return 0.0
+        gap = self.theta[:, None] - nodes
+        near = gap.abs() <= 1e-6 * nodes.abs().max()
+        bend = ((here[:, None] - there) / torch.where(near, 1.0, gap)).abs()
+        return float((self.residuals**2 * torch.where(near, 0.0, bend).max(1).values).sum())
+
+    def _data_error(self, function: SpectralFunction, chains: list[ChainValue]) -> tuple[float | None, bool]:
+        """Return the jackknife error over batches, less its probe noise, and whether that noise is most of it.
+
+        With x_cb the influence of batch b seen by probe c, centred over batches, sum_b w_b^2 (mean_c x_cb)^2 exceeds
+        its noise-free value by sum_b w_b^2 var_c(x_cb) / p on average, which is taken off.
+        """
+        slopes = function.slopes(self.theta) if len(self.theta) else torch.zeros(0, dtype=torch.float64)
+        if len(self.weights) < 2 or slopes is None or any(chain.direction is None for chain in chains):
+            return None, False
+        total = float(self.weights.sum())
+        weights = self.weights / total
+        influence = (self.theta_influence @ slopes).expand(max(self.n_probes, 1), -1).clone()
+        for c, chain in enumerate(chains):
+            if chain.direction is not None:
+                seen = self.chain_influence[c, :, : len(chain.direction)] @ chain.direction
+                influence[c] += self.norms[c] ** 2 * seen
+        raw = infinitesimal_jackknife(weights, total * influence.mean(0))
+        if raw is None or raw == 0.0 or self.n_probes < 2:
+            return raw, False
+        centred = total * (influence - (influence @ weights)[:, None])
+        count = len(weights)
+        noise = count / (count - 1) * float((weights**2 * centred.var(0)).sum()) / self.n_probes
+        return math.sqrt(max(raw**2 - noise, 0.0)), noise > 0.5 * raw**2
+
+
+def _radius(theta: Tensor, chains: list[ChainValue]) -> float:
+    return max((float(x.abs().max()) for x in (theta, *(c.nodes for c in chains)) if len(x)), default=0.0)
+
+
+def _quadrature_kind(chains: list[ChainValue]) -> str:
+    if any(chain.differences for chain in chains):
+        return "extrapolated"
+    return "bracket" if any(chain.half for chain in chains) else "exact"
+
+
+def _quadrature_error(squares: Tensor, chains: list[ChainValue]) -> float:
+    """Return the mean half-width of the brackets, plus the extrapolated error of chains without one."""
+    if not chains:
+        return 0.0
+    halves = torch.tensor([chain.half for chain in chains], dtype=torch.float64)
+    pairs = torch.tensor([chain.differences or (0.0, 0.0) for chain in chains], dtype=torch.float64)
+    rest = spectral.extrapolated_error(*(squares[:, None] * pairs).T)
+    return float((squares * halves).mean()) + rest
+
+
+def _root(power_sum: Estimate, p: float) -> Estimate:
+    """Return the p-th root of an estimate of a non-negative power sum, errors to first order."""
+    if power_sum.value <= 0.0:
+        return power_sum.with_(value=0.0, errors=ErrorParts(0.0, power_sum.errors.data, 0.0))
+    value = power_sum.value ** (1.0 / p)
+    slope = value / (p * power_sum.value)
+    errors = power_sum.errors
+    data = None if errors.data is None else errors.data * slope
+    details = dict(power_sum.details)
+    details.update({name: details[name] * slope for name in ("quadrature_error", "coupling_error")})
+    parts = ErrorParts(errors.probe * slope, data, errors.solver * slope)
+    return power_sum.with_(value=value, errors=parts, details=details)

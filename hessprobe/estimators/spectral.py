@@ -1,0 +1,249 @@
+"""Functions of a matrix under a trace: the catalogue, and their value on one Lanczos chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau, steps_for_log, steps_for_smoothed_log
+
+_EPS = torch.finfo(torch.float64).eps
+# A Ritz value may pass a known end of the spectrum by this many units of rounding of the products.
+_SLACK = 64.0
+# Relative accuracy for which the a-priori number of steps is worked out.
+_RATE_TOL = 1e-6
+
+
+@dataclass(frozen=True)
+class SpectralFunction:
+    """A scalar function f that is applied to eigenvalues, with what is known of its quadrature error.
+
+    Attributes:
+        f: elementwise map of an fp64 tensor, made of differentiable torch operations (f' comes from autograd).
+        name: for ``Estimate.method`` and messages.
+        degree: of f where it is a polynomial, else None; a Gauss rule of m nodes is exact up to 2m - 1.
+        left: left end of an interval that holds the spectrum and on which the derivatives have the signs that make
+            (Gauss, Gauss-Radau) a bracket; None where there is no such interval.
+        alternates_from: order from which the derivatives alternate in sign on that interval.
+        singularity: the point left of ``left`` up to which the signs hold; the prescribed node stays above it.
+        rate_steps: a-priori number of steps as a function of the spectral radius, or None.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    name: str
+    degree: int | None = None
+    left: float | None = None
+    alternates_from: int = 1
+    singularity: float = -math.inf
+    rate_steps: Callable[[float], int] | None = None
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return f(x) for fp64 ``x`` (m,).
+
+        Raises:
+            TypeError: f does not map a tensor to a tensor of the same shape.
+            ValueError: f is nan or infinite on the spectrum.
+        """
+        y = self.f(x)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            raise TypeError(
+                f"{self.name} must map an fp64 tensor to one of the same shape; got {_describe(y)} for shape "
+                f"{tuple(x.shape)}. Write it with torch functions, e.g. lambda x: torch.log1p(x**2)."
+            )
+        bad = ~torch.isfinite(y)
+        if bool(bad.any()):
+            raise ValueError(
+                f"{self.name} must be finite on the spectrum; got {float(y[bad][0])} at eigenvalue "
+                f"{float(x[bad][0]):g}. Choose a function that is finite there."
+            )
+        return y.double()
+
+    def slopes(self, x: Tensor) -> Tensor | None:
+        """Return f'(x) for fp64 ``x`` (m,), or None where f has no derivative to speak of (a step, a NumPy detour)."""
+        leaf = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            total = self.f(leaf).sum()
+            if not total.requires_grad:
+                return None
+            (slope,) = torch.autograd.grad(total, leaf)
+        return slope if bool(torch.isfinite(slope).all()) else None
+
+
+@dataclass(frozen=True, eq=False)
+class ChainValue:
+    """q^T f(A) q for the unit start q of one chain.
+
+    Attributes:
+        value: midpoint of the bracket where there is one, else the Gauss rule.
+        half: half-width of the bracket; 0 for an exact rule or where there is no bracket.
+        differences: where there is no bracket, rule of about m/2 points minus that of 3m/4, and this minus the full
+            one; None otherwise.
+        direction: coordinates of f'(A) q in the chain's basis, (m,), or None.
+        nodes: Ritz values.
+    """
+
+    value: float
+    half: float
+    differences: tuple[float, float] | None
+    direction: Tensor | None
+    nodes: Tensor
+
+
+def on_chain(
+    function: SpectralFunction, alphas: Tensor, betas: Tensor, noise: float, *, sloped: bool = True
+) -> ChainValue:
+    """Return q^T f(A) q from a chain of m steps, with its error.
+
+    Args:
+        function: what to evaluate.
+        alphas: (m,) Lanczos diagonal.
+        betas: (m,) off-diagonal, the last being the norm of the residual (0: the chain is exact).
+        noise: absolute rounding of the products; the bracket rests on a node this much below the smallest Ritz value.
+        sloped: also work out the direction f'(A) q.
+    """
+    rule = gauss(alphas, betas)
+    value = rule.integrate(function.values)
+    slopes = function.slopes(rule.nodes) if sloped else None
+    direction = None if slopes is None else rule.vectors @ (slopes * rule.vectors[0])
+    exact = float(betas[-1]) == 0.0 or (function.degree is not None and function.degree <= 2 * len(alphas) - 1)
+    if exact:
+        return ChainValue(value, 0.0, None, direction, rule.nodes)
+    node = _node(function, rule, len(alphas), noise)
+    if node is None:
+        return ChainValue(value, 0.0, _shorter_rules(function, alphas, betas, value), direction, rule.nodes)
+    other = gauss_radau(alphas, betas, node).integrate(function.values)
+    return ChainValue((value + other) / 2, abs(value - other) / 2, None, direction, rule.nodes)
+
+
+def _node(function: SpectralFunction, rule: QuadratureRule, steps: int, noise: float) -> float | None:
+    if function.left is None or function.alternates_from > 2 * steps:
+        return None
+    node = min(function.left, float(rule.nodes[0]) - noise)
+    return node if node - noise > function.singularity else None
+
+
+def _shorter_rules(function: SpectralFunction, alphas: Tensor, betas: Tensor, value: float) -> tuple[float, float]:
+    m = len(alphas)
+    if m == 1:
+        return 0.0, value
+    if m < 4:
+        return 0.0, gauss(alphas[:-1], betas).integrate(function.values) - value
+    mid, low = m - m // 4, m - 2 * (m // 4)
+    short, longer = (gauss(alphas[:n], betas[:n]).integrate(function.values) for n in (low, mid))
+    return short - longer, longer - value
+
+
+def extrapolated_error(first: Tensor, last: Tensor) -> float:
+    """Estimate (not bound) the quadrature error of a mean over chains from shorter rules.
+
+    Differences between rules scatter around their mean over the chains. The scatter of what is still missing is part
+    of the spread between probes already; its mean is not. With d1, d2 = |mean| + standard error of the two successive
+    differences and r = d2 / d1 (kept within [0.1, 0.75]) the answer is 3 d2 r / (1 - r): for geometric convergence
+    three times what is still to come, for an error of 1/m just that.
+
+    Args:
+        first: (p,) differences between about m/2 and 3m/4 points, weighted as the values are.
+        last: (p,) differences between 3m/4 and m points.
+    """
+    sizes = []
+    for differences in (first, last):
+        count = len(differences)
+        scatter = float(differences.std()) / math.sqrt(count) if count > 1 else 0.0
+        sizes.append(abs(float(differences.mean())) + scatter)
+    ratio = min(max(sizes[1] / sizes[0] if sizes[0] > 0 else 0.75, 0.1), 0.75)
+    return 3 * sizes[1] * ratio / (1 - ratio)
+
+
+def identity() -> SpectralFunction:
+    """Return f(x) = x: the trace."""
+    return SpectralFunction(lambda x: x, "trace", degree=1)
+
+
+def square() -> SpectralFunction:
+    """Return f(x) = x^2: the squared Frobenius norm."""
+    return SpectralFunction(lambda x: x * x, "frobenius", degree=2)
+
+
+def shifted_log(shift: float, lower: float | None) -> SpectralFunction:
+    """Return f(x) = log(x + shift) for a spectrum at or above ``lower`` > -shift (None: not known).
+
+    The derivatives alternate from the first on, f' > 0: Gauss is above, Gauss-Radau at ``lower`` below.
+    """
+    shift = checks.real("shift", shift)
+    floor = -shift if lower is None else lower
+
+    def rate(radius: float) -> int:
+        return steps_for_log(max(radius - floor, 0.0), floor + shift if floor + shift > 0 else shift, _RATE_TOL)
+
+    if lower is None:
+        return SpectralFunction(lambda x: torch.log(x + shift), "logdet", singularity=-shift)
+    return SpectralFunction(
+        lambda x: torch.log(x.clamp(min=floor - (floor + shift) / 2) + shift),
+        "logdet",
+        left=floor,
+        singularity=floor - (floor + shift) / 2,
+        rate_steps=rate,
+    )
+
+
+def smoothed_log(eps: float) -> SpectralFunction:
+    """Return f(x) = log(x^2 + eps^2) / 2: half the log-determinant of A^2 + eps^2 I."""
+    eps = checks.real("eps", eps, low=0, low_open=True)
+    return SpectralFunction(
+        lambda x: torch.log(torch.hypot(x, torch.full_like(x, eps))),
+        "smoothed-logdet",
+        rate_steps=lambda radius: steps_for_smoothed_log(radius, eps, _RATE_TOL),
+    )
+
+
+def absolute_power(p: float, lower: float | None) -> SpectralFunction:
+    """Return f(x) = |x|^p, p >= 1, for Schatten norms.
+
+    On x >= 0 with p no integer the k-th derivative has the sign (-1)^(k - ceil(p)) for k > p, so that the derivatives
+    alternate and (Gauss, Gauss-Radau at 0) is a bracket.
+    """
+    p = checks.real("p", p, low=1)
+    psd = lower is not None and lower >= 0
+    if float(p).is_integer() and (psd or int(p) % 2 == 0):
+        power = int(p)
+        return SpectralFunction(lambda x: x**power, f"schatten-{p:g}", degree=power)
+    if not psd:
+        return SpectralFunction(lambda x: x.abs() ** p, f"schatten-{p:g}")
+    return SpectralFunction(
+        lambda x: x.clamp(min=0.0) ** p,
+        f"schatten-{p:g}",
+        left=0.0,
+        alternates_from=math.ceil(p) + 1,
+    )
+
+
+def saturation(shift: float, lower: float | None) -> SpectralFunction:
+    """Return f(x) = x / (x + shift), shift > 0: the effective dimension, for a spectrum known to be >= 0.
+
+    Otherwise f(x) = |x| / (|x| + shift), which is the same number where no eigenvalue is negative. The derivatives of
+    1 - shift / (x + shift) alternate from the first on, f' > 0, as for the logarithm.
+    """
+    shift = checks.real("shift", shift, low=0, low_open=True)
+    if lower is None or lower < 0:
+        return SpectralFunction(lambda x: x.abs() / (x.abs() + shift), "effective-dimension-abs")
+    return SpectralFunction(
+        lambda x: 1.0 - shift / (x.clamp(min=-shift / 2) + shift),
+        "effective-dimension",
+        left=0.0,
+        singularity=-shift / 2,
+        rate_steps=lambda radius: steps_for_log(radius, shift, _RATE_TOL),
+    )
+
+
+def rounding_slack(radius: float, eps: float) -> float:
+    """Return how far a Ritz value may lie outside the spectrum by rounding, given spectral radius and eps."""
+    return _SLACK * eps * radius
+
+
+def _describe(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,242 @@
+"""The Frobenius norm from random products, with deflation, pair products, block shares and the data error.
+
+With M = P A P (P the projector off deflated directions, or I) and probes E w w^T = I, two unbiased estimates of
+||M||_F^2 come from the same n products z_i = M w_i. With f_i = ||z_i||^2 and p_ij = (w_i^T z_j)^2, i != j,
+
+    L = mean f_i,        R = 2 mean f_i - mean p_ij.
+
+Since E[p_ij | w_i] = f_i, the Hoeffding decomposition of the U-statistic mean p_ij is F2 + 2 (L - F2) + D with D
+degenerate, so that R = F2 - D: its variance falls as 1/n^2, Var D = E g^2 / (number of pairs) with
+g_ij = p_ij - f_i - f_j + F2, while that of L falls as 1/n. L and R are uncorrelated and are averaged with inverse
+variances. Writing Var f for the variance of one f_i,
+
+    Var L = Var f / n,        E g^2 = 2 F2^2 + Var f    (Gaussian probes; an upper bound for the other two laws),
+
+which follows from E (w^T u)^4 = 3 |u|^4, or less for the others. Both are estimated from the f_i alone: a weight that
+looked at the p_ij would follow their errors and bias the average. Pairs win once n exceeds about 2 (1 + 2 F2^2 / Var
+f), that is early on outlier spectra and never on flat ones. To allow for the estimated weight, the degrees of freedom
+go from n - 1 down to half of it as R takes over.
+
+The norm is the square root; its error is that of F2 over 2 F (delta method).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessprobe.errors import NonFiniteError
+from hessprobe.estimators.budget import Callback, Progress
+from hessprobe.estimators.deflate import CoordinateSample, Deflation, block_rows, blocks_of, project
+from hessprobe.operators import LinearOperator
+from hessprobe.probes import ProbeStream
+from hessprobe.vectors import gram, row_dots
+
+# Elements of one group of probes whose pairs are used; it depends on d alone, so that results do not depend on memory.
+_GROUP = 1 << 26
+
+
+@dataclass(frozen=True)
+class Combined:
+    """An estimate of ||M||_F^2 from both kinds of samples.
+
+    Attributes:
+        value: the average of L and R with inverse variances.
+        variance: of ``value``.
+        df: degrees of freedom.
+        weight: share of R.
+        single: variance of one f_i.
+        pair: second moment of g_ij.
+    """
+
+    value: float
+    variance: float
+    df: float
+    weight: float
+    single: float
+    pair: float
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pair products of a group of probes.
+
+    Attributes:
+        size: number of probes g.
+        total: sum of (w_i^T P A P w_j)^2 over i < j.
+    """
+
+    size: int
+    total: float
+
+
+@dataclass(frozen=True)
+class SquareSamples:
+    """What one run brings.
+
+    Attributes:
+        squares: (n,) ||P A P w_i||^2.
+        forms: (n,) w_i^T P A P w_i.
+        pairs: one a group.
+        blocks: (n, L) squared norms of the blocks of A P w_i.
+        table: (n, B) unbiased estimates of <P A P, P A_b P>, or None for one term.
+        weights: (B,) of the terms.
+        products: rows P A P w_i of the last group.
+    """
+
+    squares: Tensor
+    forms: Tensor
+    pairs: list[Pairs]
+    blocks: Tensor
+    table: Tensor | None
+    weights: Tensor
+    products: Tensor
+
+    def combined(self) -> Combined:
+        """Return the estimate of ||P A P||_F^2."""
+        return combine_squares(self.squares, self.pairs)
+
+
+def group_rows(dim: int) -> int:
+    """Return the number of probes whose pairs are used together: 64 M entries, at least two."""
+    return max(2, _GROUP // dim)
+
+
+def pair_count(count: int, group: int) -> float:
+    """Return the number of pairs that ``count`` probes in groups of ``group`` make."""
+    full, rest = divmod(count, group)
+    return full * group * (group - 1) / 2 + rest * (rest - 1) / 2
+
+
+def combine_squares(squares: Tensor, pairs: list[Pairs]) -> Combined:
+    """Return the estimate of F2 from squared norms (n,), n >= 2, and the pair products of consecutive groups."""
+    count = len(squares)
+    mean, single = float(squares.mean()), float(squares.var())
+    moment, n_pairs = 2 * mean**2 + single, sum(p.size * (p.size - 1) / 2 for p in pairs)
+    alone = Combined(mean, single / count, count - 1.0, 0.0, single, moment)
+    if n_pairs == 0.0 or single == 0.0:
+        return alone
+    parts = torch.split(squares, [p.size for p in pairs])
+    linear = sum((p.size - 1) * float(part.sum()) for p, part in zip(pairs, parts, strict=True))
+    remainder = (linear - sum(p.total for p in pairs)) / n_pairs
+    var_single, var_pairs = single / count, moment / n_pairs
+    weight = var_single / (var_single + var_pairs)
+    value = (1 - weight) * mean + weight * remainder
+    if not value > 0:
+        return alone
+    return Combined(value, weight * var_pairs, (count - 1) * (1 - weight / 2), weight, single, moment)
+
+
+def expected_variance(measured: Combined, count: int, group: int) -> float:
+    """Return the variance to expect of ``count`` probes, from the moments of a pilot."""
+    var_single, n_pairs = measured.single / count, pair_count(count, group)
+    if n_pairs == 0.0 or var_single == 0.0:
+        return var_single
+    var_pairs = measured.pair / n_pairs
+    return var_single * var_pairs / (var_single + var_pairs)
+
+
+def sample_squares(
+    A: LinearOperator,
+    stream: ProbeStream | None,
+    start: int,
+    count: int,
+    deflated: Deflation | None,
+    callback: Callback | None = None,
+) -> SquareSamples:
+    """Multiply probes ``start .. start + count - 1`` (unit vectors for ``stream`` None), one pass over terms a group.
+
+    Args:
+        A: the operator.
+        stream: of shared probes, or None for the unit vectors: their sums, not means, are then exact.
+        start: first probe.
+        count: probes n.
+        deflated: directions taken out, or None.
+        callback: called with a ``Progress`` after each group.
+
+    Raises:
+        NonFiniteError: a product is nan or infinite.
+    """
+    parts: list[_Group] = []
+    basis = None if deflated is None else deflated.basis
+    offset = 0.0 if deflated is None else deflated.squared_norm
+    seed = 0 if stream is None else stream.seed
+    for first, stop in blocks_of(count, group_rows(A.dim)):
+        probes = _units(A, first, stop) if stream is None else stream.block(start + first, start + stop)
+        parts.append(_group(A, probes, basis, CoordinateSample.plan(A, stop - first, seed, first)))
+        if callback is not None:
+            callback(_progress(parts, offset, stop, count, exact=stream is None))
+    squares = torch.cat([part.squares for part in parts])
+    if not bool(torch.isfinite(squares).all()):
+        raise NonFiniteError(
+            "products with the operator must be finite; got nan or inf. "
+            "Check parameters, data and loss, or use a wider dtype."
+        )
+    tables = [part.table for part in parts if part.table is not None]
+    return SquareSamples(
+        squares=squares,
+        forms=torch.cat([part.forms for part in parts]),
+        pairs=[part.pairs for part in parts],
+        blocks=torch.cat([part.blocks for part in parts]),
+        table=torch.cat(tables) if tables else None,
+        weights=parts[0].weights,
+        products=parts[-1].products,
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    squares: Tensor
+    forms: Tensor
+    pairs: Pairs
+    blocks: Tensor
+    table: Tensor | None
+    weights: Tensor
+    products: Tensor
+
+
+def _group(A: LinearOperator, probes: Tensor, basis: Tensor | None, sample: CoordinateSample) -> _Group:
+    inside = project(basis, probes)
+    total = torch.zeros_like(probes)
+    weights, kept = [], []
+    for weight, term in A.terms():
+        part = torch.cat([term.matvecs(inside[a:b]) for a, b in blocks_of(len(inside), block_rows(A.dim))])
+        total.add_(part, alpha=weight)
+        weights.append(weight)
+        if A.n_terms > 1:
+            kept.append(sample.take(part))
+    names = list(A.blocks.values())
+    sums = [row_dots(total[:, where], total[:, where]) for where in names]
+    products = project(basis, total)
+    forms = gram(probes, products)
+    here = sample.take(products)
+    return _Group(
+        squares=row_dots(products, products).cpu(),
+        forms=forms.diagonal().cpu(),
+        pairs=Pairs(len(probes), float(torch.triu(forms, diagonal=1).square().sum())),
+        blocks=torch.stack(sums, dim=1).cpu() if sums else torch.zeros(len(probes), 0, dtype=torch.float64),
+        table=torch.stack([sample.dots(here, part) for part in kept], dim=1).cpu() if kept else None,
+        weights=torch.tensor(weights, dtype=torch.float64),
+        products=products,
+    )
+
+
+def _units(A: LinearOperator, start: int, stop: int) -> Tensor:
+    units = torch.zeros(stop - start, A.dim, dtype=A.dtype, device=A.device)
+    units[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+    return units
+
+
+def _progress(parts: list[_Group], offset: float, done: int, count: int, *, exact: bool) -> Progress:
+    squares = torch.cat([part.squares for part in parts])
+    if exact:
+        square = float(squares.sum()) * count / done
+        return Progress(done, count, math.sqrt(square), 0.0 if done == count else math.inf)
+    if done < 2:
+        return Progress(done, count, math.sqrt(offset + float(squares.mean())), math.inf)
+    estimate = combine_squares(squares, [part.pairs for part in parts])
+    norm = math.sqrt(max(offset + estimate.value, 0.0))
+    return Progress(done, count, norm, math.sqrt(estimate.variance) / (2 * norm) if norm else 0.0)

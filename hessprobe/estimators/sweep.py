@@ -1,0 +1,340 @@
+"""Making a spectral sketch: probes, chains in lock-step, deflation, batch influences, and the size of the sample."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.errors import MemoryBudgetError
+from hessprobe.estimate import Estimate
+from hessprobe.estimators import budget
+from hessprobe.estimators.deflate import basis_of
+from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.krylov.lanczos import LanczosRun, lanczos
+from hessprobe.operators import Counted, Deflated, LinearOperator, aslinearoperator
+from hessprobe.probes import LAWS, ProbeStream
+from hessprobe.vectors import combine, gram, row_dots
+
+Target = Callable[[SpectralSketch], Estimate]
+
+_PILOT_PROBES = 8
+_DEFAULT_PROBES = 8
+_DEFAULT_STEPS = 64
+_MAX_STEPS = 256
+# Batches beyond this many are pooled into groups, which bounds the file; the jackknife error is then known to 9 %.
+_MAX_GROUPS = 64
+# The quadrature error may be this share of the probe error (or of the tolerance) before a sweep ends by itself.
+_SOLVER_SHARE = 0.1
+_FIRST_CHECK, _CHECK_EVERY = 8, 4
+# Largest dimension at which "auto" asks for the whole matrix where that takes no more products than a sweep.
+_EXACT_DIM = 512
+
+
+def spectral_sketch(
+    A: Any,
+    *,
+    n_probes: int | None = None,
+    steps: int | None = None,
+    deflate: Any = None,
+    seed: int | torch.Generator = 0,
+    law: str = "sphere",
+    method: str = "auto",
+    target: Target | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    confidence: float = 0.95,
+    max_probes: int = 1024,
+    lower: float | None = None,
+    data_error: bool = True,
+    reorthogonalize: bool = True,
+    memory: int = 2 << 30,
+    callback: budget.Callback | None = None,
+) -> SpectralSketch:
+    """Sweep Lanczos chains over random probes once; answer questions about the spectrum ever after.
+
+    Products: probes x steps, one more a probe for the data error (operators of several terms only), one a deflated
+    vector, and those of the pilot where a tolerance is given.
+
+    Args:
+        A: symmetric operator, or what ``aslinearoperator`` takes.
+        n_probes: number of chains, >= 2; 8 where neither this nor a tolerance is given.
+        steps: Lanczos steps >= 2; by default 64, or with ``target`` as many (at most 256) as bring its quadrature error
+            under a tenth of its probe error (of the tolerance, where given) or its a-priori rate asks for.
+        deflate: orthonormal directions to treat exactly: vectors (k, d), or anything with ``.vectors`` (eigenpairs).
+            They must not depend on the probes; they need not be exact, what is missing is in the solver error.
+        seed: integer or generator.
+        law: ``"sphere"`` (default: projected probes are scaled back to one length, so that a constant f has no
+            variance; still unbiased because the law is rotation-invariant), ``"gaussian"`` or ``"rademacher"``.
+        method: ``"slq"``; ``"exact"``: d products give the whole matrix and exact answers; ``"auto"``: exact where
+            that takes no more products and d <= 512.
+        target: the question that ``steps`` and the tolerances refer to; by default the Frobenius norm.
+        rtol: the half-width of the ``confidence`` interval of ``target`` shall be at most max(atol, rtol |value|). A
+            pilot of 8 chains of its own decides the number of chains, >= 8; then comes one run of that size.
+        atol: see ``rtol``.
+        confidence: level of that interval.
+        max_probes: cap on the chains a tolerance may ask for.
+        lower: a lower bound of the spectrum; 0 is taken for an operator that is positive semidefinite.
+        data_error: keep batch influences.
+        reorthogonalize: False keeps no bases: 3 vectors a chain, no data error, slower convergence.
+        memory: bytes for the bases of the chains that run together.
+        callback: called after each Lanczos step with ``budget.Progress`` about the target.
+
+    Returns:
+        The sketch.
+
+    Raises:
+        TypeError, ValueError: bad arguments.
+        MemoryBudgetError: one chain does not fit ``memory``.
+        NonFiniteError: a product is nan or infinite.
+
+    Warns:
+        NumericalWarning: ``max_probes`` cut the sample that the tolerance asks for.
+    """
+    began = time.perf_counter()
+    fixed = _DEFAULT_PROBES if n_probes is None and rtol is None and atol is None else n_probes
+    asked = budget.goal(rtol, atol, fixed, confidence, max_probes)
+    checks.one_of("law", law, LAWS)
+    checks.one_of("method", method, ("auto", "slq", "exact"))
+    counted = Counted(aslinearoperator(A))
+    known = 0.0 if counted.psd and lower is None else lower
+    basis = basis_of(deflate, counted)
+    longest = _MAX_STEPS if target is not None and steps is None else _DEFAULT_STEPS
+    plan = _Plan(
+        operator=counted,
+        steps=longest if steps is None else checks.positive_int("steps", steps, minimum=2),
+        adaptive=target is not None and steps is None,
+        target=target or SpectralSketch.frobenius_norm,
+        asked=asked,
+        seed=checks.resolve_seed(seed),
+        law=law,
+        data_error=data_error and reorthogonalize and counted.n_terms > 1,
+        full=reorthogonalize,
+        memory=checks.positive_int("memory", memory),
+        callback=callback,
+    )
+    if _whole(method, counted.dim, plan):
+        basis = torch.eye(counted.dim, dtype=counted.dtype, device=counted.device)
+    lower = None if known is None else checks.real("lower", known)
+    blank, vectors = _deflated_part(counted, basis, lower)
+    sketch = blank if len(blank.theta) == counted.dim else _sampled(plan, blank, vectors)
+    return replace(
+        sketch, law=law, seed=plan.seed, matvecs=round(counted.matvec_count, 6), seconds=time.perf_counter() - began
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    operator: Counted
+    steps: int
+    adaptive: bool
+    target: Target
+    asked: budget.Goal
+    seed: int
+    law: str
+    data_error: bool
+    full: bool
+    memory: int
+    callback: budget.Callback | None
+
+
+def _whole(method: str, dim: int, plan: _Plan) -> bool:
+    if method != "auto":
+        return method == "exact"
+    steps = _DEFAULT_STEPS // 2 if plan.adaptive else plan.steps
+    return dim <= min(_EXACT_DIM, (plan.asked.n_probes or 2 * _PILOT_PROBES) * steps)
+
+
+def _groups(A: LinearOperator, k: int) -> int:
+    """Return how many groups of terms are told apart: 0 for one term; bounded by the file and by k x k matrices."""
+    return 0 if A.n_terms < 2 else min(A.n_terms, _MAX_GROUPS, max(2, (1 << 25) // max(k * k, 1)))
+
+
+def _grouped_terms(A: LinearOperator, groups: int) -> Iterator[tuple[int, float, LinearOperator]]:
+    for index, (weight, term) in enumerate(A.terms()):
+        yield index * groups // A.n_terms, weight, term
+
+
+def _deflated_part(A: Counted, basis: Tensor | None, lower: float | None) -> tuple[SpectralSketch, Tensor | None]:
+    """Return a sketch without chains, and the Ritz vectors of ``basis`` (k, d) as rows.
+
+    The k products are made term by term: S = V A V^T is diagonalised, V turned into Ritz vectors, and every group's
+    quadratic forms with them are its influences on the deflated eigenvalues.
+    """
+    k = 0 if basis is None else basis.shape[0]
+    groups = _groups(A, k)
+    weights = torch.zeros(groups, dtype=torch.float64)
+    parts = torch.zeros(max(groups, 1), k, k, dtype=torch.float64, device=A.device)
+    theta, residuals = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+    influence, vectors = torch.zeros(groups, k, dtype=torch.float64), basis
+    if basis is not None:
+        image = torch.zeros_like(basis)
+        for group, weight, term in _grouped_terms(A, groups):
+            product = term.matvecs(basis)
+            image.add_(product, alpha=weight)
+            parts[group] += weight * gram(basis, product)
+            if groups:
+                weights[group] += weight
+        compressed = parts.sum(0)
+        values, turn = torch.linalg.eigh((compressed + compressed.T) / 2)
+        vectors = combine(turn.T, basis)
+        missing = combine(turn.T, image) - combine(torch.diag(values), vectors)
+        theta, residuals = values.cpu(), row_dots(missing, missing).sqrt().cpu()
+        if groups:
+            forms = torch.einsum("ji,gjk,ki->gi", turn, parts, turn).cpu()
+            influence = forms / weights[:, None]
+    empty = torch.zeros(0, 0, dtype=torch.float64)
+    blank = SpectralSketch(
+        dim=A.dim,
+        lower=lower,
+        unit=float(torch.finfo(A.dtype).eps),
+        norms=torch.zeros(0, dtype=torch.float64),
+        alphas=empty,
+        betas=empty,
+        lengths=torch.zeros(0, dtype=torch.long),
+        theta=theta,
+        residuals=residuals if k < A.dim else torch.zeros_like(residuals),
+        weights=weights,
+        chain_influence=torch.zeros(0, groups, 0, dtype=torch.float64),
+        theta_influence=influence,
+    )
+    return blank, vectors
+
+
+def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
+    """Add the chains: a fixed number, or as many as a pilot of other probes asks for."""
+    if plan.asked.n_probes is not None:
+        return _chains(plan, blank, vectors, plan.asked.n_probes, "sketch")
+    pilot = _chains(replace(plan, data_error=False), blank, vectors, _PILOT_PROBES, "pilot")
+    guess = plan.target(pilot)
+    half = plan.asked.target(guess.value)
+    room = max(half - guess.errors.solver, half / 2)
+    std = budget.upper_std(guess.errors.probe * math.sqrt(_PILOT_PROBES), guess.df)
+    wanted = _PILOT_PROBES if std == 0.0 else plan.asked.max_probes
+    if room > 0 and std > 0:
+        wanted = budget.required_samples(std, room, plan.asked.confidence, minimum=_PILOT_PROBES)
+    count = min(wanted, plan.asked.max_probes)
+    final = replace(plan, steps=pilot.alphas.shape[1], adaptive=False)
+    sketch = _chains(final, blank, vectors, count, "sketch")
+    judged = budget.settled(plan.target(sketch), plan.asked, wanted, count)
+    return replace(sketch, flags=tuple(f for f in judged.flags if f in ("tolerance-missed", "budget-exhausted")))
+
+
+def _chains(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int, stream: str) -> SpectralSketch:
+    A = plan.operator
+    inner = A if vectors is None else Deflated(A, vectors)
+    longest = min(plan.steps, A.dim - len(blank.theta))
+    size = _chains_together(plan, longest, count)
+    probes = ProbeStream(A.dim, plan.seed, plan.law, A.dtype, A.device, stream)
+    pieces: list[SpectralSketch] = []
+    for start in range(0, count, size):
+        V = _projected(probes.block(start, min(start + size, count)), vectors, plan.law)
+        monitor = _Monitor(plan, blank, count, start, longest)
+        run = lanczos(inner, V, longest, reorthogonalize=plan.full, monitor=monitor if monitor.needed else None)
+        longest = run.alphas.shape[1]
+        plan = replace(plan, adaptive=False)
+        weights, influence = _influences(A, run, len(blank.weights)) if plan.data_error else (blank.weights[:0], None)
+        pieces.append(_with_run(blank, run, weights, influence))
+    return _joined(pieces)
+
+
+def _chains_together(plan: _Plan, steps: int, count: int) -> int:
+    A = plan.operator
+    each = (steps if plan.full else 3) * A.dim * torch.empty(0, dtype=A.dtype).element_size()
+    if each > plan.memory:
+        raise MemoryBudgetError(
+            f"memory must hold one chain of {steps} steps, {each} bytes; got {plan.memory}. "
+            f"Use steps={max(plan.memory * steps // each, 2)}, more memory, or reorthogonalize=False."
+        )
+    return min(count, plan.memory // each)
+
+
+def _projected(V: Tensor, vectors: Tensor | None, law: str) -> Tensor:
+    if vectors is None:
+        return V
+    V = V - combine(gram(V, vectors), vectors)
+    V = V - combine(gram(V, vectors), vectors)
+    if law == "rademacher":
+        return V
+    length = math.sqrt(V.shape[1] - vectors.shape[0])
+    norms = row_dots(V, V).sqrt()
+    return V * (length / norms).to(V.dtype)[:, None] if law == "sphere" else V
+
+
+def _influences(A: LinearOperator, run: LanczosRun, groups: int) -> tuple[Tensor, Tensor]:
+    """Return group weights (G,) and Q_c A_g q_c (p, G, m), from one more product a chain, made term by term."""
+    weights = torch.zeros(groups, dtype=torch.float64)
+    starts = run.slabs[0][:, 0].contiguous()
+    influence = torch.zeros(len(starts), groups, run.alphas.shape[1], dtype=torch.float64)
+    for group, weight, term in _grouped_terms(A, groups):
+        influence[:, group] += weight * run.coefficients(term.matvecs(starts))
+        weights[group] += weight
+    return weights, influence / weights[:, None]
+
+
+def _with_run(blank: SpectralSketch, run: LanczosRun, weights: Tensor, influence: Tensor | None) -> SpectralSketch:
+    p, m = run.alphas.shape
+    groups = 0 if influence is None else len(weights)
+    return replace(
+        blank,
+        norms=run.norms,
+        alphas=run.alphas,
+        betas=run.betas,
+        lengths=run.lengths,
+        weights=weights,
+        chain_influence=torch.zeros(p, 0, m, dtype=torch.float64) if influence is None else influence,
+        theta_influence=blank.theta_influence[:groups],
+    )
+
+
+def _joined(pieces: list[SpectralSketch]) -> SpectralSketch:
+    steps = max(piece.alphas.shape[1] for piece in pieces)
+
+    def grown(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, steps - tensor.shape[-1]))
+
+    return replace(
+        pieces[0],
+        norms=torch.cat([piece.norms for piece in pieces]),
+        lengths=torch.cat([piece.lengths for piece in pieces]),
+        alphas=torch.cat([grown(piece.alphas) for piece in pieces]),
+        betas=torch.cat([grown(piece.betas) for piece in pieces]),
+        chain_influence=torch.cat([grown(piece.chain_influence) for piece in pieces]),
+    )
+
+
+class _Monitor:
+    """Watches the target during a sweep: ends it when the quadrature is good enough, reports progress."""
+
+    def __init__(self, plan: _Plan, blank: SpectralSketch, count: int, first: int, steps: int) -> None:
+        self.plan, self.blank, self.count, self.first, self.steps = plan, blank, count, first, steps
+        self.needed = plan.adaptive or plan.callback is not None
+        self._settled = 0
+
+    def __call__(self, run: LanczosRun) -> bool:
+        step = run.alphas.shape[1]
+        due = step >= _FIRST_CHECK and step % _CHECK_EVERY == 0
+        estimate = self.plan.target(_with_run(self.blank, run, self.blank.weights[:0], None)) if due else None
+        if self.plan.callback is not None:
+            value = math.nan if estimate is None else estimate.value
+            error = math.inf if estimate is None else estimate.errors.probe
+            done = float(self.first * self.steps + step * len(run.norms))
+            self.plan.callback(budget.Progress(done, float(self.count * self.steps), value, error))
+        return self.plan.adaptive and estimate is not None and self._ends(estimate, step, len(run.norms))
+
+    def _ends(self, estimate: Estimate, step: int, chains: int) -> bool:
+        if self.plan.asked.n_probes is None:
+            allowed = self.plan.asked.target(estimate.value)
+        else:
+            allowed = estimate.errors.probe * math.sqrt(chains / self.count)
+        error = estimate.details.get("quadrature_error", math.inf)
+        good = error <= max(_SOLVER_SHARE * allowed, 1e-12 * abs(estimate.value))
+        self._settled = self._settled + 1 if good else 0
+        rate = estimate.details.get("rate_steps")
+        return self._settled >= 2 or (rate is not None and step >= rate)

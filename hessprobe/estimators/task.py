@@ -1,0 +1,125 @@
+"""What trace and diagonal share: the checked request, the known parts, and sums over blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprobe.estimators.budget import Callback, Goal
+from hessprobe.estimators.deflate import Deflation, block_rows, blocks_of, deflation
+from hessprobe.operators import Counted, LinearOperator
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked request.
+
+    Attributes:
+        operator: A, counted.
+        goal: number of probes or tolerance.
+        seed: integer.
+        law: of the probes.
+        basis: deflated directions (k, d), or None.
+        given: what the caller gave as ``deflate``; a ``Deflation`` of A is used as it is.
+        control: use the surrogate: True, False, or None to decide.
+        per_block: take the surrogate's products.
+        callback: for progress.
+    """
+
+    operator: Counted
+    goal: Goal
+    seed: int
+    law: str
+    basis: Tensor | None
+    given: Any
+    control: bool | None
+    per_block: bool
+    callback: Callback | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of A before sampling, besides P (A - G) P or P A P.
+
+    Attributes:
+        deflated: of A, or None.
+        surrogate: G where it is used, else None.
+        surrogate_diagonal: its exact diagonal, fp64 (d,), or None.
+        surrogate_deflated: of G, or None.
+    """
+
+    deflated: Deflation | None = None
+    surrogate: LinearOperator | None = None
+    surrogate_diagonal: Tensor | None = None
+    surrogate_deflated: Deflation | None = None
+
+    @property
+    def trace(self) -> float:
+        """Return tr A - tr P (A - G) P, or tr A - tr P A P where there is no surrogate."""
+        total = self.deflated.trace if self.deflated is not None else 0.0
+        if self.surrogate_diagonal is not None:
+            total += float(self.surrogate_diagonal.sum())
+        if self.surrogate_deflated is not None:
+            total -= self.surrogate_deflated.trace
+        return total
+
+    def diagonal(self, like: LinearOperator, *, paired: bool) -> Tensor:
+        """Return the known part of the diagonal, fp64 (d,); of A alone where not ``paired``."""
+        total = torch.zeros(like.dim, dtype=torch.float64, device=like.device)
+        if self.deflated is not None:
+            total += self.deflated.diagonal()
+        if paired and self.surrogate_diagonal is not None:
+            total += self.surrogate_diagonal
+        if paired and self.surrogate_deflated is not None:
+            total -= self.surrogate_deflated.diagonal()
+        return total
+
+
+def known_parts(task: Task, *, controlled: bool, deflated: Deflation | None = None) -> Known:
+    """Deflate A, and where ``controlled`` buy the surrogate's exact diagonal and deflate the surrogate as well.
+
+    ``deflated`` is the deflation of A where it has been made already.
+
+    Raises:
+        ValueError: the control variate was insisted on and there is no surrogate whose diagonal is known.
+    """
+    A = task.operator
+    if deflated is None and isinstance(task.given, Deflation):
+        deflated = task.given
+    if deflated is None and task.basis is not None:
+        deflated = deflation(A, task.basis, seed=task.seed)
+    surrogate = A.surrogate if controlled else None
+    exact = None if surrogate is None else surrogate.exact_diagonal()
+    if exact is None and task.control:
+        raise ValueError(
+            "control_variate must be False or 'auto' for an operator without a surrogate of known diagonal; got True. "
+            "The Hessian of a loss on model outputs has one, its Gauss-Newton matrix."
+        )
+    if surrogate is None or exact is None:
+        return Known(deflated)
+    twin = None if task.basis is None else deflation(surrogate, task.basis, seed=task.seed)
+    return Known(deflated, surrogate, exact[0].to(device=A.device, dtype=torch.float64), twin)
+
+
+def exact_diagonal(A: LinearOperator) -> Tensor:
+    """Return the diagonal, fp64 (d,): as the operator knows it, or by d products with unit vectors."""
+    known = A.exact_diagonal()
+    if known is not None:
+        return known[0].double()
+    diagonal = torch.empty(A.dim, dtype=torch.float64, device=A.device)
+    for start, stop in blocks_of(A.dim, block_rows(A.dim)):
+        units = torch.zeros(stop - start, A.dim, dtype=A.dtype, device=A.device)
+        units[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+        diagonal[start:stop] = A.matvecs(units)[torch.arange(stop - start), torch.arange(start, stop)].double()
+    return diagonal
+
+
+def sums_of_blocks(A: LinearOperator, diagonal: Tensor) -> dict[str, dict[str, float]]:
+    """Return exact block traces in the form of ``details["blocks"]``."""
+    return {
+        name: {"value": float(diagonal[where].sum()), "std_error": 0.0, "df": float("inf")}
+        for name, where in A.blocks.items()
+    }

@@ -1,0 +1,225 @@
+"""The trace of an operator: exact, Hutchinson with fresh probes, Hutch++, XTrace, or what a pilot finds cheapest."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from hessprobe import checks
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators import budget
+from hessprobe.estimators.budget import Callback
+from hessprobe.estimators.deflate import basis_of
+from hessprobe.estimators.hutchinson import hutchinson, pilot
+from hessprobe.estimators.hutchpp import hutchpp
+from hessprobe.estimators.task import Task, exact_diagonal, sums_of_blocks
+from hessprobe.estimators.xtrace import Small, exchange, exchange_error, exchange_trace
+from hessprobe.operators import Counted, aslinearoperator
+from hessprobe.probes import LAWS
+
+METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
+
+_XPILOT = 8
+_XMINIMUM = 16
+_XMEMORY = 1 << 28
+
+
+def trace(
+    A: Any,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    n_probes: int | None = None,
+    seed: int | torch.Generator = 0,
+    method: str = "auto",
+    probes: str = "rademacher",
+    deflate: Any = None,
+    control_variate: str | bool = "auto",
+    confidence: float = 0.95,
+    max_probes: int = budget.MAX_PROBES,
+    per_block: bool = False,
+    callback: Callback | None = None,
+) -> Estimate:
+    r"""Estimate tr A.
+
+    Methods, with N = ``n_probes``:
+
+    * ``"hutchinson"``: mean of w^T A w, N products; every term of a sum over batches has probes of its own, and the
+      error pools the terms' variances. Per probe Var = 2 (||A||_F^2 - sum_i a_ii^2) for Rademacher probes.
+    * ``"hutch++"``: N/2 products sketch the range, N/2 more make it exact, N/2 go to the complement; 3N/2 in all.
+    * ``"xtrace"``: every probe sketches and estimates; 2N products. Far better on decaying spectra, worse on flat ones.
+    * ``"exact"``: the diagonal the operator knows, or d products.
+    * ``"auto"``: exact where that is as cheap; else Hutchinson for a fixed N. With a tolerance a pilot measures the
+      variance with and without the control variate and, where many products are needed, what XTrace reaches with 16
+      products; the cheapest runs. ``details["reason"]`` says which and why.
+
+    Args:
+        A: symmetric operator, or what ``aslinearoperator`` takes.
+        rtol: half-width of the ``confidence`` interval at most rtol * |value|, > 0; see ``budget``.
+        atol: the same, absolute; the larger of the two counts.
+        n_probes: fixed number of probes instead, >= 2; 16 where neither is given.
+        seed: integer >= 0, or a generator to draw one from.
+        method: see above.
+        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        deflate: directions (k, d) independent of the probes, one a row, to be treated exactly at k products (k more
+            with the surrogate where it is used); or anything with ``.vectors``, such as eigenpairs, or a
+            ``Deflation``, whose products are then not repeated. Any orthonormalisable rows keep the estimate unbiased.
+        control_variate: subtract the operator's surrogate inside the probes and add its exact trace; ``"auto"`` where
+            there is one, True to insist, False never. Unbiased: its coefficient is fixed at one.
+        confidence: level the tolerances speak of.
+        max_probes: cap on what a tolerance may ask for.
+        per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too.
+        callback: called with a ``Progress`` after each block of products.
+
+    Returns:
+        The estimate. ``errors.data`` is the standard error from batches being a sample (jackknife over terms, probe
+        noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flag
+        ``"heavy-tailed"``: fewer than 40 strongly skewed samples, as from a few outlying eigenvalues of one sign,
+        whose nominal 95 % intervals cover some 91 to 94 %; deflate, or take more probes. ``details`` holds
+        ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason`` and
+        ``pilot``.
+
+    Raises:
+        ValueError, TypeError: an argument outside its range, or an option the method cannot honour.
+        NonFiniteError: a product is nan or infinite.
+
+    Warns:
+        NumericalWarning: ``max_probes`` is too small for the tolerance; the result has the flag ``"budget-exhausted"``.
+
+    References:
+        Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), "Hutch++"; Epperly, Tropp, Webber (2024), "XTrace".
+    """
+    started = time.perf_counter()
+    operator = Counted(aslinearoperator(A))
+    task = Task(
+        operator=operator,
+        goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),
+        seed=checks.resolve_seed(seed),
+        law=checks.one_of("probes", probes, LAWS),
+        basis=basis_of(deflate, operator),
+        given=deflate,
+        control=_control(control_variate),
+        per_block=per_block,
+        callback=callback,
+    )
+    run = {"auto": _auto, "hutchinson": hutchinson, "hutch++": hutchpp, "xtrace": _xtrace, "exact": _exact}
+    estimate = run[checks.one_of("method", method, METHODS)](task)
+    return estimate.with_(matvecs=operator.matvec_count, seconds=time.perf_counter() - started)
+
+
+def _control(value: str | bool) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    checks.one_of("control_variate", value, ("auto",))
+    return None
+
+
+def _exact(task: Task) -> Estimate:
+    diagonal = exact_diagonal(task.operator)
+    return Estimate(
+        value=float(diagonal.sum()),
+        method="exact",
+        kind="exact",
+        details={"blocks": sums_of_blocks(task.operator, diagonal)},
+    )
+
+
+def _auto(task: Task) -> Estimate:
+    A, asked = task.operator, task.goal
+    known = A.exact_diagonal()
+    if known is not None or A.dim <= max(asked.n_probes or 0, budget.DEFAULT_PROBES):
+        why = "the operator knows its diagonal" if known is not None else f"{A.dim} products give it exactly"
+        diagonal = exact_diagonal(A) if known is None else known[0]
+        details = {"blocks": sums_of_blocks(A, diagonal), "reason": why}
+        return Estimate(value=float(diagonal.sum()), method="exact", kind="exact", details=details)
+    if asked.n_probes is not None:
+        return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
+    plan = pilot(task)
+    cost = plan.wanted * plan.cost
+    if cost >= A.dim:
+        return _because(_exact(task), f"{A.dim} products give it exactly, sampling would take {cost:.0f}")
+    other = _xtrace_products(task) if cost > 8 * _XPILOT else math.inf
+    if other < 0.7 * cost:
+        N = max(int(other / 2), _XMINIMUM)
+        why = f"the spectrum decays: XTrace needs about {2 * N} products, Hutchinson {cost:.0f}"
+        return _because(budget.settled(_xtrace_run(task, N), asked, N, N), why)
+    tail = "" if math.isinf(other) else f"; XTrace would take {other:.0f}"
+    used = "with" if plan.known.surrogate is not None else "without"
+    why = f"Hutchinson {used} control variate needs about {cost:.0f} products{tail}"
+    return _because(hutchinson(task, plan), why)
+
+
+def _because(estimate: Estimate, reason: str) -> Estimate:
+    return estimate.with_(details={**estimate.details, "reason": reason})
+
+
+def _xtrace(task: Task) -> Estimate:
+    """Run XTrace for a fixed number of probes, or for the number a pilot of 8 asks for."""
+    if task.control or task.basis is not None:
+        raise ValueError(
+            "method must be 'hutchinson' or 'auto' for deflate or control_variate=True; got 'xtrace'. "
+            "XTrace makes its own deflation; leave both out."
+        )
+    fixed = task.goal.n_probes
+    if fixed is not None:
+        return _xtrace_run(task, fixed)
+    wanted = _xtrace_wanted(task)
+    used = min(wanted, task.goal.max_probes)
+    return budget.settled(_xtrace_run(task, used), task.goal, wanted, used)
+
+
+def _xtrace_run(task: Task, count: int) -> Estimate:
+    A = task.operator
+    if 2 * count >= A.dim:
+        return _exact(task).with_(method="xtrace:exact")
+    sketch = exchange(A, count, task.seed, task.law)
+    value, error, solver = exchange_trace(sketch)
+    if task.callback is not None:
+        task.callback(budget.Progress(2 * count, 2 * count, value, error))
+    dependent = sketch.factor is None
+    return Estimate(
+        value=value,
+        errors=ErrorParts(probe=error, solver=solver),
+        df=math.inf if dependent else count - 1,
+        samples=0 if dependent else count,
+        method="xtrace",
+        kind="exact" if dependent else "estimate",
+        details={"rank": sketch.basis.shape[0]},
+    )
+
+
+def _xtrace_wanted(task: Task) -> int:
+    """Return N from a pilot of 8 probes: the errors of its nested sketches by 4 and 8 probes give the rate of decay."""
+    A = task.operator
+    if A.dim <= 2 * _XPILOT:
+        return -(-A.dim // 2)
+    sketch = exchange(A, _XPILOT, task.seed, task.law, stream="pilot")
+    if sketch.factor is None:
+        return _XMINIMUM
+    value, error = exchange_error(Small.of(sketch, _XPILOT))
+    coarse = exchange_error(Small.of(sketch, _XPILOT // 2))[1]
+    if error == 0.0:
+        return _XMINIMUM
+    rate = min(max(math.log2(max(coarse, error) / error), 0.5), 1.5)
+    spread = budget.upper_std(error, _XPILOT - 1)
+    return budget.smallest_count(
+        lambda n: spread * (_XPILOT / n) ** rate,
+        lambda n: n - 1.0,
+        task.goal.target(value),
+        task.goal.confidence,
+        minimum=_XMINIMUM,
+        maximum=task.goal.max_probes,
+    )
+
+
+def _xtrace_products(task: Task) -> float:
+    """Return the products XTrace would need, inf where it is not to be considered."""
+    A = task.operator
+    if task.basis is not None or task.control:
+        return math.inf
+    N = _xtrace_wanted(task)
+    fits = 2 * N * A.dim <= _XMEMORY and task.goal.max_probes > N
+    return 2.0 * N if fits else math.inf

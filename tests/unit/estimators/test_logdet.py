@@ -1,0 +1,153 @@
+"""Log-determinants: bracketed for damped operators, smoothed for indefinite ones, refused otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import eigenvalues, symmetric
+from stats import assert_agrees
+from torch import Tensor
+
+from hessprobe.errors import NumericalWarning
+from hessprobe.estimators.logdet import logdet
+from hessprobe.operators import Counted, DenseOperator
+
+
+def damped(values: Tensor, shift: float) -> float:
+    return float(torch.log(values + shift).sum())
+
+
+def smoothed(values: Tensor, eps: float) -> float:
+    return float(torch.log(values**2 + eps**2).sum() / 2)
+
+
+def positive(kind: str, dim: int = 100) -> DenseOperator:
+    return DenseOperator(symmetric(eigenvalues(kind, dim)), psd=True)
+
+
+@pytest.mark.parametrize("kind", ["decaying", "flat"])
+@pytest.mark.parametrize("shift", [1e-3, 1.0])
+def test_damped_operator(kind: str, shift: float) -> None:
+    truth = damped(eigenvalues(kind, 100), shift)
+    estimate = logdet(positive(kind), shift=shift, n_probes=40, method="slq")
+    assert_agrees(estimate, truth, 35.0)
+    assert estimate.details["quadrature"] == "bracket"
+    assert estimate.errors.solver <= 0.11 * estimate.errors.probe
+    assert estimate.flags == ()
+    exact = logdet(positive(kind), shift=shift)
+    assert exact.value == pytest.approx(truth, rel=1e-11)
+    assert exact.kind == "exact"
+
+
+@pytest.mark.parametrize("kind", ["outliers", "indefinite", "decaying"])
+def test_smoothed_indefinite_operator(kind: str) -> None:
+    matrix = symmetric(eigenvalues(kind, 100))
+    truth = smoothed(eigenvalues(kind, 100), 0.3)
+    estimate = logdet(matrix, eps=0.3, n_probes=40, method="slq")
+    assert_agrees(estimate, truth, 25.0)
+    assert estimate.details["quadrature"] == "extrapolated"
+    assert logdet(matrix, eps=0.3, method="exact").value == pytest.approx(truth, rel=1e-11)
+
+
+def test_steps_end_when_the_quadrature_is_good_enough() -> None:
+    A = Counted(positive("decaying", 200))
+    loose = logdet(A, shift=1.0, n_probes=8, method="slq")
+    assert loose.matvecs == A.matvec_count == 8 * loose.details["steps"]
+    assert loose.details["steps"] <= 16
+    tight = logdet(A, shift=1e-4, n_probes=8, method="slq")
+    assert loose.details["steps"] < tight.details["steps"] < tight.details["rate_steps"]
+
+
+def test_steps_never_pass_the_a_priori_rate() -> None:
+    # Radius 10, eps 20: r = 2 + sqrt(5), six digits need five steps; the first check is made at eight.
+    estimate = logdet(positive("decaying"), eps=20.0, method="slq")
+    assert estimate.details["rate_steps"] == 5
+    assert estimate.details["steps"] == 8
+
+
+def test_a_tolerance_in_nats() -> None:
+    estimate = logdet(positive("decaying"), shift=1e-2, atol=12.0, method="slq", seed=5)
+    assert estimate.half_width() <= 12.0
+    assert estimate.samples >= 8
+    assert estimate.interval()[0] < damped(eigenvalues("decaying", 100), 1e-2) < estimate.interval()[1]
+    assert estimate.matvecs == (8 + estimate.samples) * estimate.details["steps"]
+
+
+def test_scaled_by_1e_minus_5() -> None:
+    matrix, factor = symmetric(eigenvalues("decaying", 80)), 1e-5
+    one = logdet(DenseOperator(matrix, psd=True), shift=0.1, method="slq")
+    tiny = logdet(DenseOperator(matrix * factor, psd=True), shift=0.1 * factor, method="slq")
+    assert tiny.value - one.value == pytest.approx(80 * torch.log(torch.tensor(factor).double()).item(), rel=1e-7)
+    assert tiny.errors.probe == pytest.approx(one.errors.probe, rel=1e-6)
+
+
+def test_deflation_narrows_the_interval() -> None:
+    A = positive("decaying")
+    vectors = torch.linalg.eigh(A.matrix).eigenvectors[:, -10:].T.contiguous()
+    plain = logdet(A, shift=1e-2, n_probes=16, method="slq")
+    deflated = logdet(A, shift=1e-2, n_probes=16, method="slq", deflate=vectors)
+    assert deflated.errors.probe < 0.7 * plain.errors.probe
+    assert_agrees(deflated, damped(eigenvalues("decaying", 100), 1e-2), 30.0)
+
+
+def test_a_positive_definite_operator_needs_no_damping() -> None:
+    values = eigenvalues("flat", 80)
+    estimate = logdet(symmetric(values), shift=0.0, lower=0.2, n_probes=32, method="slq")
+    assert estimate.details["quadrature"] == "bracket"
+    assert_agrees(estimate, damped(values, 0.0), 12.0)
+
+
+def test_unknown_definiteness_with_a_large_shift_is_flagged() -> None:
+    values = eigenvalues("indefinite", 60)
+    estimate = logdet(symmetric(values), shift=5.0, n_probes=32, method="slq")
+    assert "definiteness-assumed" in estimate.flags
+    assert estimate.details["quadrature"] == "extrapolated"
+    assert_agrees(estimate, damped(values, 5.0), 5.0)
+    with pytest.raises(
+        ValueError, match=r"shift must be > .*, as A has an eigenvalue <= -.*; got 0.01. Raise shift, use"
+    ):
+        logdet(symmetric(values), shift=0.01, method="slq")
+
+
+def test_what_is_no_stable_number_is_refused() -> None:
+    matrix = symmetric(eigenvalues("indefinite", 20))
+    with pytest.raises(
+        ValueError, match=r"shift must be > 0; got None. log\|det A\| .* Use logdet of the Gauss-Newton"
+    ):
+        logdet(matrix)
+    with pytest.raises(ValueError, match=r"shift must be > 0; got -0.1"):
+        logdet(matrix, shift=-0.1)
+    with pytest.raises(ValueError, match=r"shift must be > 0; got 0.0. A may be singular: give the damping"):
+        logdet(positive("decaying", 20), shift=0.0)
+    with pytest.raises(ValueError, match=r"shift must be > 0; got None. A may be singular"):
+        logdet(positive("decaying", 20))
+    with pytest.raises(ValueError, match=r"eps must be None where shift is given; got shift=1.0 and eps=1.0"):
+        logdet(matrix, shift=1.0, eps=1.0)
+    with pytest.raises(ValueError, match="eps must be a finite number > 0; got 0"):
+        logdet(matrix, eps=0)
+    with pytest.raises(ValueError, match="shift must be a finite number; got nan"):
+        logdet(matrix, shift=float("nan"))
+
+
+def test_too_few_steps_are_warned_of() -> None:
+    with pytest.warns(NumericalWarning, match="the solver error .* outweighs the probe error .* after 3 Lanczos steps"):
+        estimate = logdet(positive("decaying"), shift=1e-4, steps=3, n_probes=64, method="slq")
+    assert "solver-limited" in estimate.flags
+    truth = damped(eigenvalues("decaying", 100), 1e-4)
+    assert estimate.interval()[0] < truth < estimate.interval()[1]
+
+
+def test_a_shift_below_rounding_is_warned_of() -> None:
+    matrix = symmetric(eigenvalues("outliers", 60).abs()).float()
+    A = DenseOperator((matrix + matrix.T) / 2, psd=True)
+    with pytest.warns(NumericalWarning, match="shift is near the rounding of the products"):
+        estimate = logdet(A, shift=1e-6, n_probes=8, steps=30, method="slq")
+    assert "shift-below-rounding" in estimate.flags
+
+
+def test_degenerate_operators() -> None:
+    one = DenseOperator(torch.full((1, 1), 3.0).double(), psd=True)
+    assert logdet(one, shift=1.0, method="slq").value == pytest.approx(float(torch.log(torch.tensor(4.0))), rel=1e-6)
+    zero = DenseOperator(torch.zeros(30, 30).double())
+    for method in ("slq", "exact"):
+        assert logdet(zero, eps=0.1, method=method).value == pytest.approx(smoothed(torch.zeros(30), 0.1), rel=1e-6)

@@ -1,0 +1,99 @@
+"""XTrace and XDiag: the leave-one-out identities, exactness, rank deficiency, the error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import SPECTRA, Plain, eigenvalues, symmetric
+from torch import Tensor
+
+from hessprobe.errors import NonFiniteError
+from hessprobe.estimators import diagonal, trace
+from hessprobe.estimators.xtrace import Small, exchange, exchange_diagonal, exchange_error
+
+
+def left_out(matrix: Tensor, W: Tensor, *, skip: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Return t_i and the diagonal samples by their definition, with probes as columns."""
+    kept = [i for i in range(W.shape[1]) if i not in skip]
+    values, diagonals = [], []
+    for i in kept:
+        others = W[:, [j for j in kept if j != i]]
+        Q = torch.linalg.qr(matrix @ others).Q
+        P = torch.eye(len(matrix), dtype=torch.float64) - Q @ Q.T
+        w = P @ W[:, i]
+        ratio = (len(matrix) - len(kept) + 1) / (w @ w)
+        values.append((Q.T @ matrix @ Q).trace() + ratio * (w @ matrix @ w))
+        diagonals.append((Q @ Q.T @ matrix).diagonal() + W[:, i] * (P @ matrix @ W[:, i]))
+    return torch.stack(values), torch.stack(diagonals)
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_samples_are_their_definition(kind: str) -> None:
+    matrix = symmetric(eigenvalues(kind, 60))
+    sketch = exchange(Plain(matrix), 9, 4, "rademacher")
+    values, diagonals = left_out(matrix, sketch.probes.T)
+    small = Small.of(sketch, 9)
+    torch.testing.assert_close(small.samples(), values)
+    found, errors = exchange_diagonal(sketch)
+    torch.testing.assert_close(found, diagonals.mean(0))
+    torch.testing.assert_close(errors, diagonals.std(0) * (1.5 / 9) ** 0.5)
+    shorter, _ = left_out(matrix, sketch.probes[:4].T)
+    torch.testing.assert_close(Small.of(sketch, 4).samples(), shorter)
+    for j, samples in enumerate(small.without(0, 9).samples()):
+        torch.testing.assert_close(samples, left_out(matrix, sketch.probes.T, skip=(j,))[0])
+
+
+def test_the_error_lies_between_the_naive_one_and_its_root_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Small.of(exchange(Plain(symmetric(eigenvalues("flat"))), 16, 0, "sphere"), 16)
+    value, error = exchange_error(small)
+    naive = float(small.samples().std()) / 4
+    left = small.without(0, 16).samples().mean(1)
+    jackknife = float((left - left.mean()).square().sum()) * 15 / 16
+    assert error**2 == pytest.approx(min(naive**2 + (jackknife - naive**2) / 4, 2 * naive**2))
+    assert naive < error < 1.4143 * naive
+    monkeypatch.setattr("hessprobe.estimators.xtrace._BATCH", 600)
+    assert exchange_error(small) == pytest.approx((value, error))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 8])
+def test_low_rank_is_exact(rank: int) -> None:
+    values = torch.zeros(100, dtype=torch.float64)
+    values[:rank] = torch.linspace(-2, 3, 8).double()[:rank]
+    matrix = symmetric(values)
+    estimate = trace(Plain(matrix), method="xtrace", n_probes=10)
+    assert estimate.kind == "exact"
+    assert estimate.details["rank"] == rank
+    assert estimate.value == pytest.approx(float(matrix.trace()), abs=1e-12)
+    assert estimate.half_width() < 1e-11
+    found = diagonal(Plain(matrix), method="xdiag", n_probes=10)
+    torch.testing.assert_close(found.values, matrix.diagonal(), atol=1e-12, rtol=0)
+    nearly = trace(Plain(matrix), method="xtrace", n_probes=max(rank, 2) + 1)
+    assert nearly.value == pytest.approx(float(matrix.trace()), abs=1e-12)
+
+
+def test_enough_probes_fall_back_to_the_exact_path() -> None:
+    matrix = symmetric(eigenvalues("indefinite", 20))
+    estimate = trace(Plain(matrix), method="xtrace", n_probes=10)
+    assert (estimate.method, estimate.matvecs, estimate.kind) == ("xtrace:exact", 20, "exact")
+    assert estimate.value == pytest.approx(float(matrix.trace()))
+    assert diagonal(Plain(matrix), method="xdiag", n_probes=10).method == "xdiag:exact"
+
+
+def test_a_cut_sketch_carries_its_bound() -> None:
+    values = torch.cat([torch.linspace(1, 2, 5), torch.full((95,), 1e-9)]).double()
+    matrix = symmetric(values)
+    estimate = trace(Plain(matrix.float()), method="xtrace", n_probes=10)
+    assert estimate.kind == "exact"
+    assert abs(estimate.value - float(matrix.trace())) < 1e-5
+    assert 0 < estimate.errors.solver < 1e-3
+
+
+def test_leaving_out_needs_independent_products() -> None:
+    sketch = exchange(Plain(torch.zeros(30, 30, dtype=torch.float64)), 4, 0, "sphere")
+    with pytest.raises(ValueError, match="factor must exist to leave a probe out"):
+        Small.of(sketch, 4)
+
+
+def test_products_that_are_not_finite_are_named() -> None:
+    with pytest.raises(NonFiniteError, match="products with the operator must be finite"):
+        exchange(Plain(torch.full((30, 30), torch.nan)), 4, 0, "sphere")
