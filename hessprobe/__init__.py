@@ -1,1 +1,79 @@
-"""hessprobe: how sharp is a minimum, with the error and the cost of every number."""
+"""hessprobe: how sharp is a minimum, with the error and the cost of every number.
+
+Names are loaded on first use, so that importing the package, and ``hessprobe --help``, need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hessprobe.estimate import ErrorParts, Estimate
+    from hessprobe.estimators.density import spectral_density
+    from hessprobe.estimators.diagonal import diagonal
+    from hessprobe.estimators.frobenius import effective_rank, frobenius_norm
+    from hessprobe.estimators.logdet import logdet
+    from hessprobe.estimators.sketch import SpectralSketch
+    from hessprobe.estimators.sweep import spectral_sketch
+    from hessprobe.estimators.trace import trace
+    from hessprobe.hvp import Fisher, GaussNewton, Hessian
+    from hessprobe.krylov.eigsh import eigsh
+    from hessprobe.measures.registry import measure
+    from hessprobe.objective import EmpiricalRisk
+    from hessprobe.operators import LinearOperator, aslinearoperator
+    from hessprobe.training.checkpoint import load_checkpoint, save_checkpoint
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EmpiricalRisk": "objective",
+    "ErrorParts": "estimate",
+    "Estimate": "estimate",
+    "Fisher": "hvp",
+    "GaussNewton": "hvp",
+    "Hessian": "hvp",
+    "LinearOperator": "operators",
+    "SpectralSketch": "estimators",
+    "aslinearoperator": "operators",
+    "diagonal": "estimators",
+    "effective_rank": "estimators",
+    "eigsh": "krylov",
+    "frobenius_norm": "estimators",
+    "load_checkpoint": "training.checkpoint",
+    "logdet": "estimators",
+    "measure": "measures",
+    "save_checkpoint": "training.checkpoint",
+    "spectral_density": "estimators",
+    "spectral_sketch": "estimators",
+    "trace": "estimators",
+}
+
+__all__ = [
+    "EmpiricalRisk",
+    "ErrorParts",
+    "Estimate",
+    "Fisher",
+    "GaussNewton",
+    "Hessian",
+    "LinearOperator",
+    "SpectralSketch",
+    "aslinearoperator",
+    "diagonal",
+    "effective_rank",
+    "eigsh",
+    "frobenius_norm",
+    "load_checkpoint",
+    "logdet",
+    "measure",
+    "save_checkpoint",
+    "spectral_density",
+    "spectral_sketch",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

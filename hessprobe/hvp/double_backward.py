@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engine import LossFunction, Product, by_rows, saved_bytes
 
 
@@ -41,4 +42,25 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)
+    require_differentiable(gradient)
     return gradient
+
+
+def require_differentiable(gradient: Tensor) -> None:
+    """Refuse a gradient whose graph ends in a node that cannot be differentiated.
+
+    Such a node is cut off from the parameters, so that autograd would take the second derivative to be zero there
+    without a word.
+
+    Raises:
+        UnsupportedError: part of the model can be differentiated once only.
+    """
+    waiting, seen = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().rpartition("::")[2] in ("Error", "NotImplemented", "DelayedError"):
+            raise UnsupportedError("A part of the model can be differentiated only once.")
+        waiting += [source for source, _ in node.next_functions]

@@ -74,8 +74,8 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        total = torch.zeros_like(V)
         with self.context():
+            total = torch.zeros_like(V)
             for weight, product in self:
                 total.add_(product(V.detach()), alpha=weight)
         if not bool(torch.isfinite(total).all()) and bool(torch.isfinite(V).all()):

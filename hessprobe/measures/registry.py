@@ -1,0 +1,184 @@
+"""The measures themselves: a name, and what it asks of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from hessprobe import checks, estimators
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.measures.names import NAMES
+from hessprobe.measures.session import Report, Session, quietly
+from hessprobe.measures.settings import MeasureSettings, Result
+from hessprobe.objective.base import Objective
+
+
+@dataclass(frozen=True)
+class _Answer:
+    estimate: Estimate
+    layers: dict[str, Estimate] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _lambda_max(session: Session) -> _Answer:
+    pairs = session.eigenpairs
+    return _Answer(pairs.estimate(0), arrays={"eigenvalues": pairs.values, "residuals": pairs.residuals})
+
+
+def _lambda_min(session: Session) -> _Answer:
+    return _Answer(session.smallest)
+
+
+def _spectral_norm(session: Session) -> _Answer:
+    top = session.eigenpairs.estimate(0)
+    if session.A.psd:
+        return _Answer(top)
+    bottom = session.eigenpairs.estimate(-1).scaled(-1.0)
+    first, second = (top, bottom) if top.value >= bottom.value else (bottom, top)
+    high = [one.bracket[1] for one in (first, second) if one.bracket is not None]
+    bracket = (first.value, max(high)) if len(high) == 2 else None
+    return _Answer(first.with_(bracket=bracket, support=(0.0, float("inf"))))
+
+
+def _trace(session: Session) -> _Answer:
+    return _Answer(session.trace, layers=_layers(session, session.trace))
+
+
+def _frob(session: Session) -> _Answer:
+    squares = _layers(session, session.frobenius)
+    if squares is None or session.frobenius.value == 0:
+        return _Answer(session.frobenius, layers=squares)
+    whole = session.frobenius.value**2
+    shares = {name: one.scaled(1 / whole) for name, one in squares.items()}
+    return _Answer(session.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
+
+
+def _logdet(session: Session) -> _Answer:
+    shift = session.settings.damping
+    form = f"log det(A + {shift:g} I)" if session.A.psd else f"1/2 log det(A^2 + {shift:g}^2 I)"
+    return _Answer(_from_sketch(session, session.logdet(session.sketch)), notes=(form,))
+
+
+def _effective_dimension(session: Session) -> _Answer:
+    shift = session.settings.damping
+    estimate = session.sketch.effective_dimension(shift=shift)
+    return _Answer(_from_sketch(session, estimate), notes=(f"damping {shift:g}",))
+
+
+def _density(session: Session) -> _Answer:
+    density = session.sketch.density()
+    low, high = density.band(session.settings.confidence)
+    arrays = {
+        "grid": density.grid,
+        "density": density.density,
+        "cdf": density.cdf,
+        "cdf_band_low": low,
+        "cdf_band_high": high,
+        "nodes": density.nodes,
+        "weights": density.weights,
+    }
+    shares = (
+        f"shares of eigenvalues: {density.positive.value:.3g} above {density.zero:.3g}, {density.near_zero.value:.3g} "
+        f"near zero, {density.negative.value:.3g} below {-density.zero:.3g}"
+    )
+    return _Answer(_from_sketch(session, density.negative), arrays=arrays, notes=(shares,))
+
+
+def _diagonal(session: Session) -> _Answer:
+    entries = session.diagonal()
+    mean = session.trace.scaled(1 / session.A.dim)
+    mean = mean.with_(matvecs=mean.matvecs + entries.matvecs, seconds=mean.seconds + entries.seconds)
+    return _Answer(mean, arrays={"diagonal": entries.values, "diagonal_std_error": entries.std_error})
+
+
+def _effective_rank(session: Session) -> _Answer:
+    return _Answer(estimators.effective_rank(session.trace, session.frobenius))
+
+
+def _from_sketch(session: Session, estimate: Estimate) -> Estimate:
+    flags = tuple(dict.fromkeys((*estimate.flags, *session.sketch.flags)))
+    return estimate.with_(matvecs=session.sketch.matvecs, seconds=session.sketch.seconds, flags=flags)
+
+
+def _layers(session: Session, estimate: Estimate) -> dict[str, Estimate] | None:
+    if not session.settings.per_layer:
+        return None
+    blocks: dict[str, dict[str, Any]] = estimate.details.get("blocks", {})
+    return {
+        name: Estimate(
+            block["value"],
+            ErrorParts(probe=block["std_error"]),
+            df=block.get("df", estimate.df),
+            samples=estimate.samples,
+            method=estimate.method,
+        )
+        for name, block in blocks.items()
+    }
+
+
+_MEASURES: dict[str, Callable[[Session], _Answer]] = {
+    "lambda-max": _lambda_max,
+    "lambda-min": _lambda_min,
+    "spectral-norm": _spectral_norm,
+    "trace": _trace,
+    "frob": _frob,
+    "logdet": _logdet,
+    "density": _density,
+    "diagonal": _diagonal,
+    "effective-rank": _effective_rank,
+    "effective-dimension": _effective_dimension,
+}
+# Eigenpairs first: their vectors then serve the others.
+_ORDER = ("lambda-max", "lambda-min", "spectral-norm")
+
+
+def measure_all(
+    names: Sequence[str], risk: Objective, settings: MeasureSettings, report: Report = lambda event: None
+) -> Iterator[Result]:
+    """Yield one result a name, sharing products between them; results come as they are ready, eigenvalues first.
+
+    Args:
+        names: registered names.
+        risk: the objective.
+        settings: how to measure.
+        report: told of progress.
+
+    Raises:
+        ValueError: unknown name, or k > d.
+        UnsupportedError, NonFiniteError, MemoryBudgetError: see the operators.
+    """
+    for name in names:
+        checks.one_of("measure", name, NAMES)
+    if settings.k > risk.dim:
+        raise ValueError(f"k must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
+    session = Session(risk, settings, names, report)
+    wanted = dict.fromkeys(names)
+    for name in [*(n for n in _ORDER if n in wanted), *(n for n in wanted if n not in _ORDER)]:
+        yield _result(session, name)
+
+
+def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
+    """Return one registered measure of a risk; keywords as in ``MeasureSettings``.
+
+    Raises:
+        TypeError, ValueError: unknown name, or a setting outside its range.
+    """
+    (result,) = measure_all([name], risk, MeasureSettings(**settings))
+    return replace(result.estimate, details={**result.estimate.details, "arrays": result.arrays, "notes": result.notes})
+
+
+def _result(session: Session, name: str) -> Result:
+    answer: list[_Answer] = []
+
+    def work() -> Estimate:
+        answer.append(_MEASURES[name](session))
+        return answer[0].estimate
+
+    estimate, warned = quietly(work)
+    found = answer[0]
+    notes = (*found.notes, *warned)
+    return Result(name, session.settings.operator, estimate, NAMES[name].unit, found.layers, found.arrays, notes)

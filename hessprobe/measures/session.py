@@ -1,0 +1,155 @@
+"""What several measures of one operator share, computed when first asked for and never twice."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+from hessprobe import estimators, krylov
+from hessprobe.errors import NumericalWarning
+from hessprobe.estimate import Estimate
+from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.measures.settings import Event, MeasureSettings
+from hessprobe.objective.base import Objective
+
+Report = Callable[[Event], None]
+
+# Eigenvalues are cheap to polish once found: the relative residual asked for, whatever the tolerance of the rest.
+_EIGEN_TOL = 1e-3
+_DEFLATED = 10
+
+
+class Session:
+    """One operator at one point, and the computations that measures draw on.
+
+    Args:
+        risk: the objective.
+        settings: how to measure.
+        names: all measures that will be asked for; what they need together is planned from it.
+        report: told of progress.
+    """
+
+    def __init__(self, risk: Objective, settings: MeasureSettings, names: Iterable[str], report: Report) -> None:
+        self.settings = settings
+        self.names = frozenset(names)
+        self._report = report
+        self.A = make_operator(risk, settings)
+
+    @cached_property
+    def eigenpairs(self) -> krylov.Eigenpairs:
+        """Extreme eigenpairs: both ends in one run where the bottom one is wanted."""
+        both = bool(self.names & {"lambda-min", "spectral-norm"}) and not self.A.psd
+        k = min(self.settings.k, self.A.dim)
+
+        def progress(state: krylov.Progress) -> None:
+            self._report(Event("eigenvalues", state.matvecs, None, state.largest, state.largest_residual))
+
+        pairs = krylov.eigsh(
+            self.A, k, "both" if both else "largest", tol=_EIGEN_TOL, seed=self.settings.seed, callback=progress
+        )
+        self._report(Event("eigenvalues", pairs.matvecs, pairs.matvecs, float(pairs.values[0])))
+        return pairs
+
+    @cached_property
+    def smallest(self) -> Estimate:
+        """lambda_min; of a positive semidefinite operator the run of its own it needs."""
+        if not self.A.psd:
+            return self.eigenpairs.estimate(-1)
+        pairs = krylov.eigsh(self.A, 1, "smallest", tol=_EIGEN_TOL, seed=self.settings.seed, max_matvecs=200)
+        estimate = pairs.estimate(0)
+        return estimate.with_(support=(0.0, math.inf))
+
+    @cached_property
+    def trace(self) -> Estimate:
+        """The trace, with its blocks."""
+        return estimators.trace(
+            self.A,
+            seed=self.settings.seed,
+            confidence=self.settings.confidence,
+            per_block=self.settings.per_layer,
+            callback=self._progress("trace"),
+            **self._size(),
+        )
+
+    @cached_property
+    def frobenius(self) -> Estimate:
+        """||A||_F with its blocks; eigenvectors that were found anyway are deflated."""
+        return estimators.frobenius_norm(
+            self.A,
+            seed=self.settings.seed,
+            confidence=self.settings.confidence,
+            deflate=self._known_directions(),
+            callback=self._progress("frob"),
+            **self._size(),
+        )
+
+    @cached_property
+    def sketch(self) -> estimators.SpectralSketch:
+        """The sweep behind logdet, density and effective dimension."""
+        return estimators.spectral_sketch(
+            self.A,
+            deflate=self._known_directions(),
+            seed=self.settings.seed,
+            confidence=self.settings.confidence,
+            target=self._sketch_target(),
+            callback=self._progress("spectrum"),
+            **self._size(),
+        )
+
+    def diagonal(self) -> estimators.DiagonalEstimate:
+        """Every diagonal entry."""
+        count = self.settings.probes or 16
+        return estimators.diagonal(self.A, n_probes=count, seed=self.settings.seed, callback=self._progress("diagonal"))
+
+    def logdet(self, sketch: estimators.SpectralSketch) -> Estimate:
+        """The log-determinant that exists for this operator."""
+        shift = self.settings.damping
+        return sketch.logdet(shift=shift) if self.A.psd else sketch.smoothed_logdet(eps=shift)
+
+    def _sketch_target(self) -> Callable[[estimators.SpectralSketch], Estimate] | None:
+        if "effective-dimension" in self.names:
+            return lambda sketch: sketch.effective_dimension(shift=self.settings.damping)
+        return self.logdet if "logdet" in self.names else None
+
+    def _known_directions(self) -> krylov.Eigenpairs | None:
+        """Return the eigenpairs if some measure has needed them; searching them for deflation alone rarely pays."""
+        return self.__dict__.get("eigenpairs")
+
+    def _size(self) -> dict[str, Any]:
+        if self.settings.probes is not None:
+            return {"n_probes": self.settings.probes}
+        return {"rtol": self.settings.rtol}
+
+    def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
+        def forward(state: estimators.Progress) -> None:
+            known = math.isfinite(state.value)
+            error = state.std_error if math.isfinite(state.std_error) else None
+            self._report(Event(stage, state.done, state.total, state.value if known else None, error))
+
+        return forward
+
+
+def make_operator(risk: Objective, settings: MeasureSettings) -> Hessian | GaussNewton:
+    """Return the operator that the settings name."""
+    if settings.operator == "hessian":
+        return Hessian(risk, engine=settings.engine, memory=settings.memory)
+    if settings.operator == "ggn":
+        return GaussNewton(risk, engine=settings.engine, memory=settings.memory)
+    return Fisher(risk, seed=settings.seed, engine=settings.engine, memory=settings.memory)
+
+
+def quietly(work: Callable[[], Estimate]) -> tuple[Estimate, tuple[str, ...]]:
+    """Run ``work`` and return its result with the sentences of its numerical warnings instead of raising them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimate = work()
+    notes = []
+    for warning in caught:
+        if issubclass(warning.category, NumericalWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return estimate, tuple(dict.fromkeys(notes))

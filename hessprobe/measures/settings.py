@@ -1,0 +1,105 @@
+"""What a measurement is asked for, and what it hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.estimate import Estimate
+
+OPERATORS = ("hessian", "ggn", "fisher")
+
+# Damping where none is given, in units of the eigenvalues; the record says so.
+DEFAULT_SHIFT = 1e-3
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How to measure.
+
+    Attributes:
+        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+        rtol: the half-width of each interval at ``confidence`` is at most rtol * |value|; ignored with ``probes``.
+        probes: fixed number of probes instead, >= 2, or None.
+        seed: integer >= 0.
+        per_layer: also one value for every parameter tensor (trace, frob).
+        engine: of the products, see ``hvp.Hessian``.
+        memory: bytes that products may keep, or None.
+        confidence: level of the intervals.
+        k: eigenpairs an end that are found together with the extreme ones.
+        shift: damping of logdet and effective-dimension, > 0, in units of the eigenvalues; 1e-3 where None.
+
+    Raises:
+        TypeError, ValueError: a value outside its range.
+    """
+
+    operator: str = "hessian"
+    rtol: float = 0.01
+    probes: int | None = None
+    seed: int = 0
+    per_layer: bool = False
+    engine: str = "auto"
+    memory: int | None = None
+    confidence: float = 0.95
+    k: int = 1
+    shift: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("operator", self.operator, OPERATORS)
+        checks.real("rtol", self.rtol, low=0, high=1, low_open=True, high_open=True)
+        if self.probes is not None:
+            checks.positive_int("probes", self.probes, minimum=2, hint="One sample has no standard error.")
+        checks.resolve_seed(self.seed)
+        checks.real("confidence", self.confidence, low=0, high=1, low_open=True, high_open=True)
+        checks.positive_int("k", self.k)
+        if self.shift is not None:
+            checks.real("shift", self.shift, low=0, low_open=True)
+
+    @property
+    def damping(self) -> float:
+        """The shift in use."""
+        return DEFAULT_SHIFT if self.shift is None else self.shift
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far a stage has come; the last event of each stage is what an interrupted run can still report.
+
+    Attributes:
+        stage: e.g. ``"eigenvalues"``.
+        done: products so far.
+        total: products in all, or None where that is not known.
+        value: the estimate so far, or None.
+        std_error: its standard error, or None.
+    """
+
+    stage: str
+    done: float
+    total: float | None = None
+    value: float | None = None
+    std_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number.
+
+    Attributes:
+        measure: registered name.
+        operator: see ``MeasureSettings``.
+        estimate: value, error, cost.
+        unit: of the value.
+        layers: value by parameter tensor, or None.
+        arrays: further results by name.
+        notes: what a reader should know, in words.
+    """
+
+    measure: str
+    operator: str
+    estimate: Estimate
+    unit: str
+    layers: dict[str, Estimate] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

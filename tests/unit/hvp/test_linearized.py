@@ -1,0 +1,164 @@
+"""The recording behind the linearized engine: made once a shape, checked on every batch, simplified without harm."""
+
+from __future__ import annotations
+
+import nets
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp import Hessian
+from hessprobe.hvp import linearized as engine_module
+from hessprobe.hvp.linearized import Linearized
+from hessprobe.hvp.tracing import trace_linear
+from hessprobe.objective import EmpiricalRisk
+
+
+def _recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+
+    def counted(*args: object) -> object:
+        made.append(1)
+        return trace_linear(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module, "trace_linear", counted)
+    return made
+
+
+def test_one_recording_serves_all_batches_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _recordings(monkeypatch)
+    risk = nets.mlp((8, 8, 8, 8)).risk()
+    H = Hessian(risk, engine="linearized")
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    torch.testing.assert_close(H.matvecs(V), V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+    assert len(made) == 1
+
+
+def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _recordings(monkeypatch)
+    risk = nets.mlp((8, 8, 3, 3, 3)).risk()
+    H = Hessian(risk, engine="linearized")
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    torch.testing.assert_close(H.matvecs(V), V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+    assert len(made) == 2
+
+
+class Branching(nn.Module):
+    """Takes a Python-level decision that depends on a value in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.layer(inputs)
+        return torch.tanh(outputs) if float(inputs.sum()) > 0 else outputs.square()
+
+
+def test_a_decision_on_values_is_not_recorded() -> None:
+    torch.manual_seed(0)
+    data = [(sign * torch.rand(4, 3).double(), torch.randint(3, (4,))) for sign in (1, -1, 1, -1)]
+    risk = EmpiricalRisk(Branching().double(), nn.CrossEntropyLoss(), data)
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match="could not be recorded"):
+        Hessian(risk, engine="linearized").matvecs(V)
+    H = Hessian(risk)
+    torch.testing.assert_close(H.matvecs(V), V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+
+
+class Scaled(nn.Module):
+    """Takes a plain number from the batch, which a recording cannot exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor, scale: float) -> Tensor:
+        return torch.tanh(scale * self.layer(inputs))
+
+
+def test_a_number_frozen_by_the_recording_is_noticed() -> None:
+    torch.manual_seed(0)
+    data = [({"inputs": torch.rand(4, 3).double(), "scale": 1.0 + i}, torch.randint(3, (4,))) for i in range(4)]
+    risk = EmpiricalRisk(Scaled().double(), nn.CrossEntropyLoss(), data)
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    product = Hessian(risk, engine="linearized").matvecs(V)
+    torch.testing.assert_close(product, V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+
+
+def test_summed_losses_of_different_sizes_do_not_share_a_recording() -> None:
+    """The size of a summed loss enters as a number; padding makes shapes equal and sizes different."""
+    torch.manual_seed(0)
+    data = []
+    for ignored in (0, 2, 3):
+        targets = torch.randint(4, (6,))
+        targets[:ignored] = -100
+        data.append((torch.randn(6, 5).double(), targets))
+    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    risk = EmpiricalRisk(module, nn.CrossEntropyLoss(reduction="sum"), data)
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    product = Hessian(risk, engine="linearized").matvecs(V)
+    torch.testing.assert_close(product, V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+
+
+def test_opaque_batches_are_refused_and_auto_goes_on() -> None:
+    case = nets.mlp()
+    forward_risk = EmpiricalRisk(
+        case.module,
+        None,
+        case.data,
+        forward=lambda module, batch: (
+            nn.functional.cross_entropy(module(batch[0]), batch[1], reduction="sum"),
+            len(batch[1]),
+        ),
+    )
+    V = torch.randn(1, forward_risk.dim, dtype=torch.float64)
+    expected = V @ nets.full_hessian(case.risk())
+    H = Hessian(forward_risk)
+    torch.testing.assert_close(H.matvecs(V), expected, rtol=1e-11, atol=1e-14)
+    assert "exchange" in H.engine_note
+    with pytest.raises(UnsupportedError, match="exchange"):
+        Hessian(forward_risk, engine="linearized").matvecs(V)
+
+
+def test_batchnorm_is_folded_out_of_the_tangent_program() -> None:
+    risk = nets.cnn().risk()
+    batch = next(iter(risk.terms()))
+    engine = Linearized()
+    engine(batch, risk.theta)
+    (program,) = engine._programs.values()
+    assert isinstance(program.tangents[0], fx.GraphModule)  # type: ignore[union-attr]
+    names = [str(node.target) for node in program.tangents[0].graph.nodes]  # type: ignore[union-attr]
+    assert not [name for name in names if "batch_norm" in name]
+
+
+def test_a_conv_output_changed_in_place_is_not_folded() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.conv(inputs)
+            hidden.mul_(inputs.mean())
+            return self.norm(hidden).flatten(1)
+
+    torch.manual_seed(0)
+    data = [(torch.randn(4, 1, 4).double(), torch.randint(6, (4,))) for _ in range(2)]
+    risk = EmpiricalRisk(Hooked().double(), nn.CrossEntropyLoss(), data)
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    product = Hessian(risk, engine="linearized").matvecs(V)
+    torch.testing.assert_close(product, V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+
+
+def test_products_do_not_change_what_they_keep() -> None:
+    """The tangent program writes in place; a second product must not see the traces of the first."""
+    for name in nets.CASES:
+        risk = nets.CASES[name]().risk()
+        H = Hessian(risk, engine="linearized")
+        V = torch.randn(3, risk.dim, dtype=torch.float64)
+        first = [H.matvecs(V[i : i + 1]) for i in range(3)]
+        again = [H.matvecs(V[i : i + 1]) for i in range(3)]
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        torch.testing.assert_close(torch.cat(first), H.matvecs(V), rtol=1e-11, atol=1e-14)

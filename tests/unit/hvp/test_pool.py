@@ -1,0 +1,121 @@
+"""Products are kept while the budget lasts; data are read only for those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import nets
+import pytest
+import torch
+from torch import nn
+
+from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError
+from hessprobe.hvp import GaussNewton, Hessian
+from hessprobe.hvp.double_backward import DoubleBackward
+from hessprobe.objective import EmpiricalRisk
+
+
+class Counting:
+    """Data that count how many batches are read."""
+
+    def __init__(self, data: list[nets.Batch]) -> None:
+        self.data, self.read = data, 0
+
+    def __iter__(self) -> Iterator[nets.Batch]:
+        for batch in self.data:
+            self.read += 1
+            yield batch
+
+
+def _risk() -> tuple[EmpiricalRisk, Counting]:
+    case = nets.mlp((8, 8, 8, 8))
+    data = Counting(case.data)
+    return EmpiricalRisk(case.module, case.loss, data), data
+
+
+def _one_product_bytes() -> int:
+    risk, _ = _risk()
+    return DoubleBackward()(next(iter(risk.terms())), risk.theta).nbytes
+
+
+def test_all_kept_means_data_are_read_once() -> None:
+    risk, data = _risk()
+    H = Hessian(risk, engine="double_backward")
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    first = H.matvecs(V)
+    read = data.read
+    assert torch.equal(H.matvecs(V), first)
+    assert data.read == read
+    assert H._pool.kept == 4
+
+
+@pytest.mark.parametrize(("products", "kept"), [(1.5, 1), (3.2, 3), (100, 4)])
+def test_the_budget_decides_how_many_are_kept(products: float, kept: int) -> None:
+    size = _one_product_bytes()
+    assert size > 0
+    risk, _ = _risk()
+    H = Hessian(risk, engine="double_backward", memory=int(products * size))
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    expected = V @ nets.full_hessian(risk)
+    for _ in range(2):
+        torch.testing.assert_close(H.matvecs(V), expected, rtol=1e-11, atol=1e-14)
+    assert H._pool.kept == kept
+
+
+def test_a_batch_beyond_the_budget_is_cut() -> None:
+    size = _one_product_bytes()
+    risk, _ = _risk()
+    V = torch.randn(3, risk.dim, dtype=torch.float64)
+    for A, expected in (
+        (Hessian(risk, engine="double_backward", memory=size // 3), nets.full_hessian(risk)),
+        (GaussNewton(risk, engine="double_backward", memory=size // 3), nets.full_gauss_newton(risk)),
+    ):
+        torch.testing.assert_close(A.matvecs(V), V @ expected, rtol=1e-11, atol=1e-14)
+
+
+def test_a_batch_that_cannot_be_cut_enough_says_what_it_needs() -> None:
+    risk, _ = _risk()
+    with pytest.raises(MemoryBudgetError, match=r"keeps .* more than the budget of .* engine='forward_over_reverse'"):
+        Hessian(risk, engine="double_backward", memory=8).matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+
+
+def test_data_that_shrink_between_passes_are_refused() -> None:
+    risk, data = _risk()
+    H = Hessian(risk, engine="forward_over_reverse", memory=1)
+    data.data = data.data[:-1]
+    with pytest.raises(DataError):
+        H.matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+
+
+def test_an_abandoned_pass_leaves_the_module_as_it_was() -> None:
+    case = nets.cnn()
+    case.module.train()
+    H = Hessian(case.risk(), engine="forward_over_reverse")
+    for _weight, _term in H.terms():
+        break
+    assert all(module.training for module in case.module.modules())
+
+
+def test_products_that_are_not_finite_are_an_error() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs + self.weight.square().sum().sqrt()
+
+    risk = EmpiricalRisk(Root(), nn.MSELoss(), [(torch.ones(2, 1).double(), torch.zeros(2, 1).double())])
+    with pytest.raises(NonFiniteError, match="sqrt"):
+        Hessian(risk, engine="double_backward").matvecs(torch.ones(1, 2, dtype=torch.float64))
+
+
+def test_products_work_whatever_the_callers_grad_mode() -> None:
+    risk, _ = _risk()
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    expected = V @ nets.full_hessian(risk)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for engine in ("linearized", "double_backward", "forward_over_reverse"):
+            with mode():
+                product = Hessian(risk, engine=engine).matvecs(V)
+            torch.testing.assert_close(product.clone(), expected, rtol=1e-11, atol=1e-14)
