@@ -1,0 +1,51 @@
+"""``hessprobe info``: what a checkpoint says about itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from hessprobe.cli import options
+
+
+def info(
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint of hessprobe train.")],
+    json: options.Json = None,
+    debug: options.Debug = False,  # noqa: ARG001  # read by guarded
+) -> None:
+    """Show what a checkpoint says about itself: model, data, recipe, metrics, versions, hash."""
+    run(ckpt, json)
+
+
+def run(ckpt: str, json: str | None) -> None:
+    """Print the description of the checkpoint, and write it as a record where asked."""
+    options.check_outputs(json=json)
+
+    from hessprobe import report
+    from hessprobe.cli import render
+    from hessprobe.cli.load import describe_checkpoint
+    from hessprobe.training import load_checkpoint
+
+    described = describe_checkpoint(load_checkpoint(ckpt))
+    if json is not None:
+        record = report.build_record("info", [], arguments={"ckpt": ckpt}, seed=None, checkpoint=described)
+        if json == "-":
+            sys.stdout.write(report.to_json(record))
+            return
+        report.write_record(json, record)
+    console = render.stdout_console()
+    lines = list(_flat(described, ""))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        render.print_line(console, f"{name.ljust(width)}  {value}")
+
+
+def _flat(entry: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,296 @@
+"""``hessprobe measure``: curvature numbers of a checkpoint, each with error and cost."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hessprobe.cli import failures, options
+from hessprobe.measures import NAMES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hessprobe.cli.load import Source, Subject
+    from hessprobe.measures import Event, MeasureSettings, Result
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``hessprobe measure``; None where the user left the choice to the program."""
+
+    ckpt: str | None
+    measure: list[str] | None
+    operator: str
+    split: str | None
+    examples: int | None
+    params: list[str] | None
+    batchnorm: str | None
+    per_layer: bool
+    objective: str | None
+    model: str | None
+    data: str | None
+    rtol: float
+    probes: int | None
+    confidence: float
+    k: int | None
+    shift: float | None
+    seed: int
+    batch_size: int | None
+    device: str | None
+    dtype: str | None
+    engine: str
+    memory: str | None
+    json: str | None
+    csv: str | None
+    debug: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The measures asked for, each once, in order."""
+        return tuple(dict.fromkeys(self.measure or options.DEFAULT_MEASURES))
+
+
+@dataclass
+class Outcome:
+    """What has come out so far, kept whatever happens next.
+
+    Attributes:
+        results: finished measures, in order.
+        latest: the last event of each stage.
+        failure: what ended the work early, or None.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    latest: dict[str, Event] = field(default_factory=dict)
+    failure: BaseException | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended the work."""
+        return isinstance(self.failure, KeyboardInterrupt)
+
+
+def measure(
+    ckpt: Annotated[
+        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
+    ] = None,
+    measure: options.Measures = None,
+    operator: options.Operator = "hessian",
+    split: options.Split = None,
+    examples: options.Examples = None,
+    params: options.Params = None,
+    batchnorm: options.BatchNorm = None,
+    per_layer: options.PerLayer = False,
+    objective: options.ObjectiveSpec = None,
+    model: options.ForeignModel = None,
+    data: options.ForeignData = None,
+    rtol: options.Rtol = 0.01,
+    probes: options.Probes = None,
+    confidence: options.Confidence = 0.95,
+    k: options.K = None,
+    shift: options.Shift = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    engine: options.Engine = "auto",
+    memory: options.Memory = None,
+    json: options.Json = None,
+    csv: options.Csv = None,
+    debug: options.Debug = False,
+) -> None:
+    """Measure the curvature of a checkpoint; every number comes with its error and its cost.
+
+    Example: hessprobe measure digits.pt --measure frob --measure trace
+    """
+    run(Request(**locals()))
+
+
+def run(request: Request) -> None:
+    """Measure as asked; print and write what was found, also when something ended the work early."""
+    check(request)
+
+    from hessprobe.cli.load import load_subject
+
+    settings = _settings(request)
+    subject = load_subject(_source(request))
+    if request.k is not None and request.k > subject.risk.dim:
+        raise failures.UsageError(
+            f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
+        )
+    outcome = collect(request, subject, settings)
+    publish(request, subject, outcome)
+    if outcome.interrupted:
+        raise typer.Exit(failures.INTERRUPTED)
+    if isinstance(outcome.failure, Exception):
+        failures.fail(outcome.failure, request.debug)
+
+
+def check(request: Request) -> None:
+    """Refuse what can be refused before anything heavy is loaded.
+
+    Raises:
+        UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
+    """
+    for name in request.names:
+        options.choice("--measure", name, tuple(NAMES))
+    options.choice("--operator", request.operator, options.OPERATORS)
+    for option, value, known in (
+        ("--split", request.split, options.SPLITS),
+        ("--batchnorm", request.batchnorm, options.BATCHNORMS),
+        ("--dtype", request.dtype, options.DTYPES),
+    ):
+        if value is not None:
+            options.choice(option, value, known)
+    options.positive("--rtol", request.rtol, below=1)
+    options.positive("--confidence", request.confidence, below=1)
+    options.positive("--shift", request.shift)
+    for option, number, minimum in (
+        ("--probes", request.probes, 2),
+        ("--examples", request.examples, 1),
+        ("--k", request.k, 1),
+        ("--batch-size", request.batch_size, 1),
+        ("--seed", request.seed, 0),
+    ):
+        options.at_least(option, number, minimum)
+    options.parse_memory(request.memory)
+    options.check_outputs(json=request.json, csv=request.csv)
+
+
+def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Outcome:
+    """Measure one after the other, keeping each result as it comes and the last event of each stage."""
+    from hessprobe.cli.progress import progress_bars
+    from hessprobe.cli.render import with_error
+    from hessprobe.measures import measure_all
+
+    outcome = Outcome()
+    try:
+        with progress_bars() as update:
+
+            def report(event: Event) -> None:
+                outcome.latest[event.stage] = event
+                remark = "" if event.value is None else with_error(event.value, event.std_error)
+                update(event.stage, event.done, event.total, remark)
+
+            for result in measure_all(request.names, subject.risk, settings, report):
+                outcome.results.append(result)
+    except (KeyboardInterrupt, Exception) as error:
+        outcome.failure = error
+    return outcome
+
+
+def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
+    """Print the tables and write record and CSV of everything that is known."""
+    from hessprobe import report
+
+    rows = [report.result_row(result, request.confidence) for result in outcome.results]
+    record = _record(request, subject, outcome, rows)
+    try:
+        if request.json not in (None, "-"):
+            report.write_record(str(request.json), record)
+        if request.csv is not None:
+            report.write_csv(request.csv, record)
+    finally:
+        # Last, because what reads the output may go away early (head, less); first a full disk must not hide it.
+        if request.json == "-":
+            sys.stdout.write(report.to_json(record))
+        else:
+            _print(request, subject, outcome, rows)
+
+
+def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from hessprobe import report
+
+    broken = outcome.failure is not None and not outcome.interrupted
+    unfinished = outcome.failure is not None
+    return report.build_record(
+        "measure",
+        rows,
+        arguments={**asdict(request), "measure": list(request.names)},
+        seed=request.seed,
+        device=subject.risk.device,
+        checkpoint=subject.checkpoint,
+        data=subject.data,
+        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
+        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        partial=[_event_row(event) for event in outcome.latest.values()] if unfinished else None,
+    )
+
+
+def _event_row(event: Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in ("stage", "done", "total", "value", "std_error")}
+
+
+def _print(request: Request, subject: Subject, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
+    from hessprobe.cli import render
+
+    console = render.stdout_console()
+    render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
+    if rows:
+        render.results_table(rows, request.confidence, console)
+    for row in rows:
+        if row.get("layers"):
+            render.print_line(console, "")
+            render.layers_table(row, console)
+    for row in rows:
+        for remark in [*row["flags"], *row["notes"]]:
+            render.print_line(console, f"{row['measure']}: {remark}", style="dim")
+    if outcome.failure is None:
+        return
+    _print_unfinished(outcome, console)
+
+
+def _print_unfinished(outcome: Outcome, console: Console) -> None:
+    from hessprobe.cli import render
+
+    ended, sign = "interrupted" if outcome.interrupted else "failed", render.plus_minus_for(console)
+    open_stages = [each for each in outcome.latest.values() if each.total is None or each.done < each.total]
+    render.print_line(console, f"{ended}; what was under way:" if open_stages else ended)
+    for event in open_stages:
+        of = "" if event.total is None else f" of {event.total:g}"
+        value = "" if event.value is None else f": {render.with_error(event.value, event.std_error, sign)}"
+        render.print_line(console, f"  {event.stage}{value} (after {event.done:g}{of})")
+
+
+def _source(request: Request) -> Source:
+    from hessprobe.cli.load import Source
+
+    return Source(
+        checkpoint=request.ckpt,
+        objective=request.objective,
+        model=request.model,
+        data=request.data,
+        split=request.split,
+        examples=request.examples,
+        batch_size=request.batch_size,
+        params=tuple(request.params or ()),
+        batchnorm=request.batchnorm,
+        seed=request.seed,
+        device=request.device,
+        dtype=request.dtype,
+    )
+
+
+def _settings(request: Request) -> MeasureSettings:
+    from hessprobe.hvp import gauss_newton, hessian
+    from hessprobe.measures import MeasureSettings
+
+    engines = (hessian if request.operator == "hessian" else gauss_newton).ENGINES
+    engine = options.choice("--engine", request.engine.replace("-", "_"), ("auto", *engines))
+    with failures.as_usage():
+        return MeasureSettings(
+            operator=request.operator,
+            rtol=request.rtol,
+            probes=request.probes,
+            seed=request.seed,
+            per_layer=request.per_layer,
+            engine=engine,
+            memory=options.parse_memory(request.memory),
+            confidence=request.confidence,
+            **({} if request.k is None else {"k": request.k}),
+            shift=request.shift,
+        )

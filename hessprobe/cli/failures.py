@@ -1,0 +1,116 @@
+"""How failures reach the user: one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, cast
+
+import typer
+
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130
+
+_Parameters = ParamSpec("_Parameters")
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not exist or makes no sense."""
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """Turn the argument errors of the library into usage errors inside the block."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Return ``command`` with every failure turned into one line on stderr and an exit code.
+
+    The traceback is shown where the command's ``debug`` argument is true.
+    """
+
+    @functools.wraps(command)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+        debug = bool(kwargs.get("debug"))
+        with _one_line_warnings(debug):
+            try:
+                command(*args, **kwargs)
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                say("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                fail(error, debug)
+
+    return run
+
+
+def fail(error: Exception, debug: bool) -> None:
+    """Say what went wrong and leave with the exit code that fits.
+
+    Raises:
+        typer.Exit: always.
+    """
+    say(f"error: {one_line(error)}")
+    if debug:
+        traceback.print_exception(error)
+    raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"hessprobe: {message}", file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what ``error`` says on one line; a lack of memory with the options that need less of it."""
+    needed = _bytes_wanted(error)
+    if needed is not None:
+        return (
+            f"not enough memory: {needed} more was needed. Pass a smaller --batch-size, a --memory below what is free "
+            "(products are then made in smaller pieces), or fewer --examples."
+        )
+    text = " ".join(str(error).split())
+    expected = isinstance(error, (UsageError, ValueError, TypeError, OSError)) or _is_ours(error)
+    return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _is_ours(error: BaseException) -> bool:
+    from hessprobe.errors import HessprobeError
+
+    return isinstance(error, HessprobeError)
+
+
+def _bytes_wanted(error: BaseException) -> str | None:
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        found = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+        return found.group(1) if found else "some"
+    if isinstance(error, MemoryError):
+        return "some"
+    found = re.search(r"DefaultCPUAllocator: .*?you tried to allocate (\d+) bytes", text)
+    return f"{int(found.group(1)) / 1e9:.3g} GB" if found else None
+
+
+@contextmanager
+def _one_line_warnings(debug: bool) -> Iterator[None]:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        # Warnings of other libraries are for whoever works on this program, not for whoever uses it.
+        if debug or category.__module__.startswith("hessprobe"):
+            where = f" ({filename}:{lineno})" if debug else ""
+            say(f"warning: {message}{where}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = cast(Any, show)
+        yield

@@ -1,0 +1,221 @@
+"""Options that commands share, and how their values are read. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hessprobe.cli.failures import UsageError
+from hessprobe.measures import NAMES
+
+DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
+OPERATORS = ("hessian", "ggn", "fisher")
+SPLITS = ("train", "test", "all")
+BATCHNORMS = ("eval", "batch", "recalibrate")
+DTYPES = ("float32", "float64")
+
+_MEMORY_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+_INPUT, _NUMBERS, _COMPUTE, _OUTPUT = "What is measured", "How well", "How it is computed", "Output"
+
+
+def _option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
+
+
+Seed = Annotated[int, _option("--seed", help="Seed of all randomness, 0 or more.", panel=_NUMBERS)]
+Device = Annotated[
+    str | None,
+    _option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", panel=_COMPUTE
+    ),
+]
+Debug = Annotated[bool, _option("--debug", help="Show the traceback of a failure.", panel=_OUTPUT)]
+Json = Annotated[
+    str | None,
+    _option(
+        "--json", metavar="FILE|-", help="Write the JSON record; with '-' to stdout and nothing else.", panel=_OUTPUT
+    ),
+]
+Csv = Annotated[str | None, _option("--csv", metavar="FILE", help="Write the numbers as CSV.", panel=_OUTPUT)]
+
+Measures = Annotated[
+    list[str] | None,
+    _option(
+        "--measure",
+        "-m",
+        metavar="NAME",
+        panel=_INPUT,
+        help=f"What to measure; repeat it for more. One of {', '.join(NAMES)}. Default: {', '.join(DEFAULT_MEASURES)}.",
+    ),
+]
+Operator = Annotated[
+    str, _option("--operator", metavar="NAME", help="Matrix to measure: hessian, ggn or fisher.", panel=_INPUT)
+]
+Split = Annotated[
+    str | None, _option("--split", metavar="NAME", help="Data: train (the default), test or all.", panel=_INPUT)
+]
+Examples = Annotated[
+    int | None, _option("--examples", metavar="N", help="Measure on N random examples of the split.", panel=_INPUT)
+]
+Params = Annotated[
+    list[str] | None,
+    _option("--params", metavar="GLOB", help="Only parameters of this name, e.g. 'layers.0.*'.", panel=_INPUT),
+]
+BatchNorm = Annotated[
+    str | None,
+    _option("--batchnorm", metavar="MODE", help="BatchNorm: eval (the default), batch or recalibrate.", panel=_INPUT),
+]
+ObjectiveSpec = Annotated[
+    str | None,
+    _option(
+        "--objective",
+        metavar="FILE.py:FUNCTION",
+        help="Measure the EmpiricalRisk that this function returns. It runs the file's code.",
+        panel=_INPUT,
+    ),
+]
+ForeignModel = Annotated[
+    str | None,
+    _option(
+        "--model", metavar="NAME[:k=v,..]", help="Model of a plain state_dict, e.g. mlp:hidden=128-64.", panel=_INPUT
+    ),
+]
+ForeignData = Annotated[
+    str | None, _option("--data", metavar="NAME", help="Data of a plain state_dict, e.g. digits.", panel=_INPUT)
+]
+PerLayer = Annotated[bool, _option("--per-layer", help="Also measure each parameter tensor's part.", panel=_INPUT)]
+K = Annotated[
+    int | None, _option("--k", metavar="K", help="Number of eigenvalues at each end; 1 by default.", panel=_NUMBERS)
+]
+Shift = Annotated[
+    float | None,
+    _option("--shift", metavar="S", help="Damping of logdet and effective-dimension, above 0.", panel=_NUMBERS),
+]
+Rtol = Annotated[
+    float,
+    _option("--rtol", metavar="R", help="Half-width of the intervals to reach, relative to the value.", panel=_NUMBERS),
+]
+Probes = Annotated[
+    int | None, _option("--probes", metavar="N", help="Number of random probes, in place of --rtol.", panel=_NUMBERS)
+]
+Confidence = Annotated[
+    float, _option("--confidence", metavar="C", help="Level of the intervals, in (0, 1).", panel=_NUMBERS)
+]
+BatchSize = Annotated[
+    int | None,
+    _option("--batch-size", metavar="N", help="Examples a batch; it never changes the quantity.", panel=_COMPUTE),
+]
+Dtype = Annotated[
+    str | None,
+    _option("--dtype", metavar="NAME", help="float32 or float64; the checkpoint's by default.", panel=_COMPUTE),
+]
+Engine = Annotated[
+    str, _option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
+]
+Memory = Annotated[
+    str | None, _option("--memory", metavar="SIZE", help="Memory that products may use, e.g. 2GB.", panel=_COMPUTE)
+]
+
+
+def choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    """Return ``value`` if it is known.
+
+    Raises:
+        UsageError: it is not; the message names the nearest one.
+    """
+    if value in known:
+        return value
+    raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.{nearest(value, known)}")
+
+
+def nearest(value: str, known: tuple[str, ...]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or ``""``."""
+    import difflib
+
+    close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def at_least(name: str, value: int | None, minimum: int) -> None:
+    """Refuse an integer below ``minimum``; None passes.
+
+    Raises:
+        UsageError: it is smaller.
+    """
+    if value is not None and not value >= minimum:
+        raise UsageError(f"{name} must be an integer >= {minimum}; got {value}.")
+
+
+def positive(name: str, value: float | None, below: float = float("inf")) -> None:
+    """Refuse a number outside ``(0, below)``; None passes, nan does not.
+
+    Raises:
+        UsageError: it is outside.
+    """
+    if value is not None and not 0 < value < below:
+        words = "a finite number > 0" if below == float("inf") else f"a number in (0, {below:g})"
+        raise UsageError(f"{name} must be {words}; got {value:g}.")
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Return a size like ``2GB``, ``512 MiB`` or ``1000000`` in bytes; None for None.
+
+    Raises:
+        UsageError: not a size, or none at all.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if found is None or (found.group(3) and not found.group(2)) or not float(found.group(1)) > 0:
+        raise UsageError(f"--memory must be a size such as 2GB, 512MiB or a number of bytes > 0; got {text!r}.")
+    units = _BINARY_UNITS if found.group(3) else _MEMORY_UNITS
+    return int(float(found.group(1)) * units[found.group(2)])
+
+
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of ``NAME[:key=value,...]``; ``128-64`` is a list, other values are read as JSON.
+
+    Raises:
+        UsageError: an argument without ``=``.
+    """
+    name, _, rest = text.partition(":")
+    arguments: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not (key.strip() and equals):
+            raise UsageError(f"--model must be NAME or NAME:key=value,...; got {item!r} in {text!r}.")
+        arguments[key.strip()] = _parse_value(value.strip())
+    return name, arguments
+
+
+def check_outputs(**paths: str | None) -> None:
+    """Prove that every output can be written before any work is done; None passes, and ``-`` as ``json``.
+
+    Raises:
+        UsageError: a folder is missing or cannot be written, or another output is ``-``.
+    """
+    from hessprobe.files import check_output
+
+    for name, path in paths.items():
+        if path == "-" and name != "json":
+            raise UsageError(f"--{name} must be a file; got '-'. Only the record (--json) can go to stdout.")
+        if path is not None and path != "-":
+            try:
+                check_output(f"--{name}", Path(path))
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+
+
+def _parse_value(text: str) -> Any:
+    if re.fullmatch(r"\d+(-\d+)+", text):
+        return [int(part) for part in text.split("-")]
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text

@@ -1,0 +1,50 @@
+"""Multi-layer perceptron."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hessprobe import checks
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+
+
+class MLP(nn.Module):
+    """x -> W_L s(... s(W_1 x + b_1) ...) + b_L on inputs flattened to vectors.
+
+    Args:
+        in_features: length of a flattened input, >= 1.
+        hidden: widths of the hidden layers, each >= 1; empty gives a linear model.
+        n_classes: number of outputs, >= 1.
+        activation: ``"relu"``, ``"tanh"`` or ``"gelu"``; relu is piecewise linear, so that its Hessian is that of the
+            loss along the active pieces, the other two are smooth.
+
+    Raises:
+        TypeError, ValueError: a width that is not a positive integer, or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 64,
+        hidden: Sequence[int] | int = (128, 64),
+        n_classes: int = 10,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        inner = [hidden] if isinstance(hidden, int) else list(hidden)
+        widths = [in_features, *inner, n_classes]
+        for width in widths:
+            checks.positive_int("width", width, hint="Give each layer at least one unit.")
+        make = ACTIVATIONS[checks.one_of("activation", activation, ACTIVATIONS)]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), make()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: (B, ...) -> (B, n_classes)."""
+        logits: Tensor = self.layers(x.flatten(1))
+        return logits

@@ -1,0 +1,161 @@
+"""State dicts: reading them from files without running code, and fitting them into a model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprobe.errors import CheckpointError, UnsupportedError
+
+# Where trainers put the weights inside a larger dictionary, and what wrappers put before every name.
+_WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_NAMES_SHOWN = 3
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Return the content of a file written by ``torch.save``, on the CPU; no code in it is ever run.
+
+    Raises:
+        CheckpointError: missing, a folder, unreadable, damaged, or holding Python objects that loading would have to
+            run code for.
+    """
+    source = require_file(path)
+    try:
+        with warnings.catch_warnings():
+            # torch warns about pickle protocols of foreign files; whether they can be read shows below.
+            warnings.simplefilter("ignore")
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = _global_in(str(error))
+        if culprit is None:
+            raise CheckpointError(f"{source} is damaged or not a PyTorch file. Copy or save it again.") from error
+        raise CheckpointError(
+            f"{source} holds a Python object ({culprit}), which could run code when loaded; nothing was run. "
+            "Save the model's state_dict alone and load that."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+        if isinstance(error, PermissionError):
+            raise CheckpointError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
+        raise CheckpointError(
+            f"{source} is truncated, damaged or not a PyTorch file. Copy or save it again."
+        ) from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the named tensors of a ``.pt`` or ``.safetensors`` file, without the prefixes of DDP and torch.compile.
+
+    A dictionary that holds the weights under ``state_dict``, ``model_state_dict`` or ``model`` is understood.
+
+    Raises:
+        CheckpointError: see ``read_torch_file``; or the file holds no named tensors.
+        UnsupportedError: a ``.safetensors`` file where the package safetensors is not installed.
+    """
+    source = require_file(path)
+    content = _read_safetensors(source) if source.suffix == ".safetensors" else read_torch_file(source)
+    for key in _WRAPPER_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not is_state_dict(content):
+        raise CheckpointError(
+            f"{source} holds no state_dict (names with tensors). Save model.state_dict() and load it."
+        )
+    return {_bare(name): tensor for name, tensor in content.items()}
+
+
+def is_state_dict(content: Any) -> bool:
+    """Return whether ``content`` is a non-empty mapping from names to tensors."""
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``state_dict`` into ``model``, in place, after checking that it fits.
+
+    Args:
+        model: its own state names and shapes are what is required.
+        state_dict: one tensor a name.
+        source: what to call the weights in a message.
+
+    Raises:
+        CheckpointError: missing or unexpected names, a tensor of another shape, or nan or inf in a tensor; the message
+            names the tensor. The model is then unchanged.
+    """
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in wanted]
+    if missing or unexpected:
+        words = [
+            f"{kind} {_listed(names)}" for kind, names in (("lacks", missing), ("has unknown", unexpected)) if names
+        ]
+        raise CheckpointError(f"{source} {' and '.join(words)}. Check that it belongs to this model and its arguments.")
+    for name, tensor in wanted.items():
+        given = state_dict[name]
+        if given.shape != tensor.shape:
+            raise CheckpointError(
+                f"{source} has {name} of shape {tuple(given.shape)}, but the model has {tuple(tensor.shape)}. "
+                "Check the model's arguments."
+            )
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            count = int((~torch.isfinite(given)).sum())
+            raise CheckpointError(
+                f"{source} has nan or inf in {count} of the {given.numel()} entries of {name}. "
+                "Its training diverged; take an earlier checkpoint."
+            )
+    model.load_state_dict(dict(state_dict))
+
+
+def require_file(path: str | Path) -> Path:
+    """Return ``path`` if it is an existing file.
+
+    Raises:
+        CheckpointError: nothing is there, or a folder.
+    """
+    source = Path(path)
+    if source.is_dir():
+        raise CheckpointError(f"{source} is a folder, not a checkpoint. Give the file inside it.")
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist. Check the path.")
+    if not os.path.getsize(source):
+        raise CheckpointError(f"{source} is empty. Copy or save it again.")
+    return source
+
+
+def _read_safetensors(source: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{source} needs the package safetensors. Install it with: pip install safetensors"
+        ) from error
+    try:
+        tensors: Mapping[str, Tensor] = load_file(source)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source} is truncated or not a safetensors file. Copy or save it again.") from error
+    return tensors
+
+
+def _global_in(message: str) -> str | None:
+    found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL|class) ([\w.]+\.[\w.]+)", message)
+    return found.group(1) if found else None
+
+
+def _bare(name: str) -> str:
+    for prefix in _WRAPPER_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

@@ -1,0 +1,44 @@
+"""A stand-in for ``measure_all``: chosen numbers, failures and interruptions, no mathematics.
+
+As a program it runs hessprobe on it: ``python fake_measures.py measure ckpt.pt ...``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+def measure_all(names, risk, settings, report):
+    import torch
+
+    from hessprobe.estimate import ErrorParts, Estimate
+    from hessprobe.measures import Event, Result
+
+    for name in names:
+        report(Event("probes", 10, 60, 1.25, 0.5))
+        if name == os.environ.get("FAKE_INTERRUPT"):
+            raise KeyboardInterrupt
+        if name == os.environ.get("FAKE_SLEEP"):
+            print("ready", file=sys.stderr, flush=True)
+            time.sleep(60)
+        if name == os.environ.get("FAKE_FAIL"):
+            raise ValueError("the operator must be finite; got nan.\nCheck the weights.")
+        if name == os.environ.get("FAKE_OOM"):
+            torch.empty(2**60, dtype=torch.uint8)
+        errors = ErrorParts(probe=0.0123, solver=0.0)
+        value = float(os.environ.get("FAKE_VALUE", "-12345.678"))
+        estimate = Estimate(value, errors, df=20, matvecs=57, samples=57, method="hutchinson+ggn", seconds=1.5)
+        layers = dict.fromkeys(risk.layout.names, estimate) if settings.per_layer else None
+        arrays = {"values": torch.tensor([1.0, float("nan")])} if name == "diagonal" else {}
+        report(Event("probes", 60, 60, value, 0.0123))
+        yield Result(name, settings.operator, estimate, "curvature", layers, arrays, ("a note",))
+
+
+if __name__ == "__main__":
+    import hessprobe.measures
+    from hessprobe.cli.app import main
+
+    hessprobe.measures.measure_all = measure_all
+    main()

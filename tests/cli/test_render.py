@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hessprobe.cli import render
+
+
+def terminal(width):
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
+
+
+def row(measure="trace", value=0.30612345, error=0.00091, half=0.0018, **changes):
+    base = {
+        "measure": measure,
+        "value": value,
+        "std_error": error,
+        "errors": {"probe": error, "data": None, "solver": 0.0},
+        "interval": [value - half, value + half],
+        "confidence": 0.95,
+        "matvecs": 57,
+        "seconds": 1.234,
+        "method": "hutchinson+ggn",
+        "kind": "estimate",
+    }
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.30612345, 0.00091, "0.30612 ± 0.00091"),
+        (12345.678, 23.4, "12346 ± 23"),
+        (12345.678, 230.0, "12346 ± 230"),
+        (-3.2e-07, 1.23e-09, "-3.200e-07 ± 1.2e-09"),
+        (9.9996, 0.012, "10.000 ± 0.012"),
+        (1.0, 2.5, "1.0 ± 2.5"),
+        (0.0, 0.02, "0.000 ± 0.020"),
+        (23.456789012, 1e-9, "23.4568 ± 1.0e-09"),
+        (1.5e9, 2e7, "1.500e+09 ± 2.0e+07"),
+        (23.456789012, 0.0, "23.4568"),
+        (0.0, 0.0, "0"),
+        (None, None, "nan"),
+        (math.nan, 0.1, "nan ± 0.10"),
+        (2.0, math.inf, "2.00000 ± inf"),
+    ],
+)
+def test_numbers_show_the_digits_that_the_error_leaves(value, error, text):
+    assert render.with_error(value, error) == text
+
+
+@given(st.floats(-1e30, 1e30), st.floats(1e-30, 1e30))
+def test_the_text_stays_within_the_error_of_the_number(value, error):
+    shown, uncertainty = map(float, render.with_error(value, error).split(" ± "))
+    assert abs(shown - value) <= max(0.05 * error, 1e-5 * abs(value))
+    assert abs(uncertainty - error) <= 0.06 * error
+
+
+def test_error_of_an_exact_path_is_the_bound_of_the_solver():
+    exact = row(error=0.0, errors={"probe": 0.0, "data": None, "solver": 1e-4})
+    assert render.result_cells(exact)[0] == "0.30612 ± 0.00010"
+    bare = row(error=0.0, errors={"probe": 0.0, "data": None, "solver": 0.0}, kind="exact")
+    assert render.result_cells(bare)[:2] == ["0.306123", "exact"]
+    assert render.result_cells(row(kind="lower bound"))[0] == ">= 0.30612 ± 0.00091"
+
+
+ALL = ["lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "logdet", "density", "diagonal", "effective-rank"]
+ALL += ["effective-dimension"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize(("value", "error"), [(0.306123456, 0.00091), (-1.23456789e-7, 3.4e-13), (123456.7, 0.001)])
+def test_no_number_is_wrapped_or_cut_at_any_width(width, value, error):
+    console = terminal(width)
+    rows = [row(name, value, error, 2 * error) for name in ALL]
+    render.results_table(rows, 0.95, console)
+    text = console.file.getvalue()
+    cells, short = render.result_cells(rows[0]), render.result_cells(rows[0], digits=5)
+    for full, shorter in zip(cells, short, strict=True):
+        assert max(text.count(full), text.count(shorter)) >= len(rows), full
+    assert "…" not in text
+    if width >= 80:
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_80_columns_hold_the_table_and_120_the_method_too():
+    rows = [row(name) for name in ("lambda-max", "effective-dimension")]
+    narrow, wide = terminal(80), terminal(120)
+    render.results_table(rows, 0.95, narrow)
+    render.results_table(rows, 0.95, wide)
+    lines = narrow.file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == ["measure", "value", "±", "error", "95%", "interval", "products", "seconds"]
+    assert "hutchinson+ggn" not in narrow.file.getvalue()
+    assert wide.file.getvalue().count("hutchinson+ggn") == 2
+
+
+def test_80_columns_hold_long_numbers_of_the_longest_name():
+    console = terminal(80)
+    exact = {
+        "std_error": 0.0,
+        "errors": {"probe": 0.0, "data": None, "solver": 8.2e-6},
+        "method": "thick-restart-lanczos",
+    }
+    rows = [row("spectral-norm", -0.0154393, 0.0, 8.2e-6, **exact), row("effective-dimension", matvecs=64768)]
+    render.results_table(rows, 0.95, console)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert "-0.015439 ± 8.2e-06" in lines[2]
+    assert "64768" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(107.3333, "107.3"), (103.00000000001, "103"), (64768.4, "64768"), (0.0, "0"), (None, "nan")]
+)
+def test_products_are_counted_plainly(count, text):
+    assert render.result_cells(row(matvecs=count))[2] == text
+
+
+def test_piped_table_is_plain_text():
+    console = Console(file=io.StringIO(), width=20)
+    render.results_table([row()], 0.9, console)
+    assert console.file.getvalue().splitlines() == [
+        "measure  value ± error      90% interval        products  seconds  method",
+        "trace    0.30612 ± 0.00091  0.30432 to 0.30792  57        1.23     hutchinson+ggn",
+    ]
+
+
+def test_ascii_output_has_no_plus_minus_sign():
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
+    render.results_table([row()], 0.95, console)
+    console.file.flush()
+    assert b"0.30612 +/- 0.00091" in console.file.buffer.getvalue()
+
+
+def test_layers_have_their_own_table():
+    console = terminal(80)
+    render.layers_table(row(layers={"layers.0.weight": row(), "layers.0.bias": row(value=0.01)}), console)
+    text = console.file.getvalue()
+    assert "trace of" in text
+    assert "0.01000 ± 0.00091" in text
