@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.info import info
 from hessprobe.cli.commands.measure import measure
 from hessprobe.cli.commands.train import train
@@ -41,6 +42,7 @@ def root(
 app.command()(guarded(train))
 app.command()(guarded(measure))
 app.command()(guarded(info))
+app.command()(guarded(bench))
 
 
 def main() -> None:

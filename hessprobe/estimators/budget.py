@@ -165,8 +165,8 @@ def smallest_count(
 
 
 def pilot_passes(n_terms: int) -> int:
-    """Return the size of a pilot over ``n_terms`` independently probed terms: 12 samples in all, 3 to 12 passes."""
-    return max(3, min(12, -(-12 // n_terms)))
+    """Return the size of a pilot over ``n_terms`` independently probed terms: 12 samples in all, 2 to 12 passes."""
+    return max(2, min(12, -(-12 // n_terms)))
 
 
 def minimum_passes(n_terms: int) -> int:

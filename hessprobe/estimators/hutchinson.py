@@ -12,6 +12,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.linear import LinearSamples, Sampling, data_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
+from hessprobe.operators import BlockDiagonal
 
 # A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.
 _CONTROL_COST = 2.0
@@ -27,12 +28,14 @@ class Plan:
     Attributes:
         wanted: passes the tolerance asks for.
         cost: products a pass costs.
+        task: the request this is a plan for.
         known: what is known before sampling, bought already.
         details: what was measured, for the record.
     """
 
     wanted: int
     cost: float
+    task: Task
     known: Known
     details: dict[str, Any]
 
@@ -43,7 +46,7 @@ def hutchinson(task: Task, plan: Plan | None = None) -> Estimate:
         return _run(task, known_parts(task, controlled=task.control is not False), task.goal.n_probes, {})
     plan = plan or pilot(task)
     used = min(plan.wanted, task.goal.max_probes)
-    estimate = _run(task, plan.known, used, {"pilot": plan.details})
+    estimate = _run(plan.task, plan.known, used, {"pilot": plan.details})
     return budget.settled(estimate, task.goal, plan.wanted, used)
 
 
@@ -57,6 +60,7 @@ def pilot(task: Task) -> Plan:
     A = task.operator
     surrogate = A.surrogate if task.control is not False else None
     n = budget.pilot_passes(A.n_terms)
+    price = float(len(A.groups)) if isinstance(A, BlockDiagonal) else 1.0
     samples = sample_linear(A, Sampling(n, task.seed, task.law, "pilot", task.basis), surrogate=surrogate)
     known = known_parts(task, controlled=False)
     plain, control = samples.pooled(False), samples.pooled(True)
@@ -64,14 +68,14 @@ def pilot(task: Task) -> Plan:
     details = {"passes": n, "value": value, "std_error": plain[1]}
     passes = _wanted(task, plain, n, value)
     if surrogate is None and not task.control:
-        return Plan(passes, 1.0, known, details)
+        return Plan(passes, price, task, known, details)
     details["std_error_controlled"] = control[1]
     fewer = _wanted(task, control, n, value)
     if task.control or fewer * _CONTROL_COST <= passes:
         with_twin = known_parts(task, controlled=True, deflated=known.deflated)
         if with_twin.surrogate is not None:
-            return Plan(fewer, _CONTROL_COST, with_twin, details)
-    return Plan(passes, 1.0, known, details)
+            return Plan(fewer, _CONTROL_COST * price, task, with_twin, details)
+    return Plan(passes, price, task, known, details)
 
 
 def _wanted(task: Task, measured: tuple[float, float, float], passes: int, value: float) -> int:
@@ -94,6 +98,8 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
     value, error, df = samples.pooled(True)
     between = _between(samples, known)
     more = dict(details, blocks=_blocks(task, samples, known))
+    # What is known was summed in the dtype of the products: where nothing is left to sample, its rounding is.
+    rounding = torch.finfo(A.dtype).eps * abs(known.trace) if known.surrogate is not None else 0.0
     if known.surrogate_diagonal is not None:
         more["surrogate_trace"] = float(known.surrogate_diagonal.sum())
     if task.basis is not None:
@@ -101,10 +107,11 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
     flags = ("heavy-tailed",) if samples.raw.numel() < _FEW and abs(samples.skewness(True)) > _SKEWED else ()
     if between is None and A.n_terms > 1:
         flags = (*flags, "data-error-unresolved")
-    method = "hutchinson" + ("+surrogate" if known.surrogate is not None else "")
+    method = "hutchinson" + ("+blocks" if isinstance(A, BlockDiagonal) else "")
+    method += "+surrogate" if known.surrogate is not None else ""
     return Estimate(
         value=value + known.trace,
-        errors=ErrorParts(probe=error, data=between),
+        errors=ErrorParts(probe=error, data=between, solver=rounding),
         df=df,
         samples=passes * len(samples.weights),
         method=method + ("+deflation" if task.basis is not None else ""),

@@ -171,8 +171,8 @@ class SpectralSketch:
     def effective_dimension(self, *, shift: float) -> Estimate:
         """Return tr A (A + shift I)^{-1} for a positive semidefinite A, a number in [0, d].
 
-        For an operator that is not known to be positive semidefinite it is sum_i |l_i| / (|l_i| + shift), which is the
-        same number where no eigenvalue is negative; the method then reads ``effective-dimension-abs``.
+        For an operator that is not known to be positive semidefinite it is sum_i l_i^2 / (l_i^2 + shift^2), the
+        eigenvalues beyond ``shift`` on either side; the method then reads ``effective-dimension-squared``.
 
         Args:
             shift: > 0, in units of the eigenvalues.
@@ -234,7 +234,10 @@ class SpectralSketch:
         fixed = float(function.values(self.theta).sum()) if len(self.theta) else 0.0
         fixed += 2 * float((self.residuals**2).sum()) if coupling == "add" else 0.0
         bend = self._coupling_error(function, chains) if coupling == "bound" else 0.0
-        probe = float(values.std() / math.sqrt(self.n_probes)) if self.n_probes > 1 else 0.0
+        spread = self._probe_std(chains)
+        if spread is None:
+            spread = float(values.std()) if self.n_probes > 1 else 0.0
+        probe = spread / math.sqrt(max(self.n_probes, 1))
         data, noisy = self._data_error(function, chains)
         rate = function.rate_steps(_radius(self.theta, chains)) if function.rate_steps else None
         flags: tuple[str, ...] = ("few-probes",) if 0 < self.n_probes < _FEW else ()
@@ -255,6 +258,7 @@ class SpectralSketch:
                 "coupling_error": bend,
                 "steps": self.alphas.shape[1],
                 "rate_steps": rate,
+                "probe_std": spread if self.law == "sphere" else None,
             },
         )
 
@@ -262,8 +266,21 @@ class SpectralSketch:
         alphas, betas = self.chain(index)
         if not len(alphas):
             empty = torch.zeros(0, dtype=torch.float64)
-            return ChainValue(0.0, 0.0, None, empty, empty)
+            return ChainValue(0.0, 0.0, None, empty, empty, 0.0)
         return spectral.on_chain(function, alphas, betas, noise, sloped=len(self.weights) > 1)
+
+    def _probe_std(self, chains: list[ChainValue]) -> float | None:
+        """Return the standard deviation of one probe as its law has it, None where the law depends on eigenvectors.
+
+        For a probe uniform on the sphere of the n sampled dimensions, Var = 2 n^2 / (n + 2) (m_2 - m_1^2) with m_k the
+        mean of f(lambda)^k, which a few probes know far better than their own spread tells.
+        """
+        if self.law != "sphere" or not chains:
+            return None
+        n = self.dim - len(self.theta)
+        first = sum(chain.value for chain in chains) / len(chains)
+        second = sum(chain.square for chain in chains) / len(chains)
+        return math.sqrt(2 * n**2 / (n + 2) * max(second - first**2, 0.0))
 
     def _check_lower(self, function: SpectralFunction, chains: list[ChainValue]) -> None:
         if self.lower is None or function.left is None:
@@ -342,5 +359,6 @@ def _root(power_sum: Estimate, p: float) -> Estimate:
     data = None if errors.data is None else errors.data * slope
     details = dict(power_sum.details)
     details.update({name: details[name] * slope for name in ("quadrature_error", "coupling_error")})
+    details["probe_std"] = None if details["probe_std"] is None else details["probe_std"] * slope
     parts = ErrorParts(errors.probe * slope, data, errors.solver * slope)
     return power_sum.with_(value=value, errors=parts, details=details)

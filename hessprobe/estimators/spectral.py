@@ -85,6 +85,7 @@ class ChainValue:
             one; None otherwise.
         direction: coordinates of f'(A) q in the chain's basis, (m,), or None.
         nodes: Ritz values.
+        square: q^T f(A)^2 q by the Gauss rule.
     """
 
     value: float
@@ -92,6 +93,7 @@ class ChainValue:
     differences: tuple[float, float] | None
     direction: Tensor | None
     nodes: Tensor
+    square: float
 
 
 def on_chain(
@@ -108,16 +110,17 @@ def on_chain(
     """
     rule = gauss(alphas, betas)
     value = rule.integrate(function.values)
+    square = rule.integrate(lambda x: function.values(x).square())
     slopes = function.slopes(rule.nodes) if sloped else None
     direction = None if slopes is None else rule.vectors @ (slopes * rule.vectors[0])
     exact = float(betas[-1]) == 0.0 or (function.degree is not None and function.degree <= 2 * len(alphas) - 1)
     if exact:
-        return ChainValue(value, 0.0, None, direction, rule.nodes)
+        return ChainValue(value, 0.0, None, direction, rule.nodes, square)
     node = _node(function, rule, len(alphas), noise)
     if node is None:
-        return ChainValue(value, 0.0, _shorter_rules(function, alphas, betas, value), direction, rule.nodes)
+        return ChainValue(value, 0.0, _shorter_rules(function, alphas, betas, value), direction, rule.nodes, square)
     other = gauss_radau(alphas, betas, node).integrate(function.values)
-    return ChainValue((value + other) / 2, abs(value - other) / 2, None, direction, rule.nodes)
+    return ChainValue((value + other) / 2, abs(value - other) / 2, None, direction, rule.nodes, square)
 
 
 def _node(function: SpectralFunction, rule: QuadratureRule, steps: int, noise: float) -> float | None:
@@ -225,12 +228,17 @@ def absolute_power(p: float, lower: float | None) -> SpectralFunction:
 def saturation(shift: float, lower: float | None) -> SpectralFunction:
     """Return f(x) = x / (x + shift), shift > 0: the effective dimension, for a spectrum known to be >= 0.
 
-    Otherwise f(x) = |x| / (|x| + shift), which is the same number where no eigenvalue is negative. The derivatives of
+    Otherwise f(x) = x^2 / (x^2 + shift^2), which counts the eigenvalues beyond the shift on either side and, unlike
+    |x| / (|x| + shift), is analytic at 0, where most eigenvalues of a network lie. The derivatives of
     1 - shift / (x + shift) alternate from the first on, f' > 0, as for the logarithm.
     """
     shift = checks.real("shift", shift, low=0, low_open=True)
     if lower is None or lower < 0:
-        return SpectralFunction(lambda x: x.abs() / (x.abs() + shift), "effective-dimension-abs")
+        return SpectralFunction(
+            lambda x: 1.0 - shift**2 / (x.square() + shift**2),
+            "effective-dimension-squared",
+            rate_steps=lambda radius: steps_for_smoothed_log(radius, shift, _RATE_TOL),
+        )
     return SpectralFunction(
         lambda x: 1.0 - shift / (x.clamp(min=-shift / 2) + shift),
         "effective-dimension",

@@ -30,8 +30,8 @@ _DEFAULT_STEPS = 64
 _MAX_STEPS = 256
 # Batches beyond this many are pooled into groups, which bounds the file; the jackknife error is then known to 9 %.
 _MAX_GROUPS = 64
-# The quadrature error may be this share of the probe error (or of the tolerance) before a sweep ends by itself.
-_SOLVER_SHARE = 0.1
+# The quadrature error may be this share of the probe error, or of the tolerance, before a sweep ends by itself.
+_SOLVER_SHARE, _TOLERANCE_SHARE = 0.1, 0.2
 _FIRST_CHECK, _CHECK_EVERY = 8, 4
 # Largest dimension at which "auto" asks for the whole matrix where that takes no more products than a sweep.
 _EXACT_DIM = 512
@@ -66,7 +66,7 @@ def spectral_sketch(
         A: symmetric operator, or what ``aslinearoperator`` takes.
         n_probes: number of chains, >= 2; 8 where neither this nor a tolerance is given.
         steps: Lanczos steps >= 2; by default 64, or with ``target`` as many (at most 256) as bring its quadrature error
-            under a tenth of its probe error (of the tolerance, where given) or its a-priori rate asks for.
+            under a tenth of its probe error (a fifth of the tolerance, where given) or its a-priori rate asks for.
         deflate: orthonormal directions to treat exactly: vectors (k, d), or anything with ``.vectors`` (eigenpairs).
             They must not depend on the probes; they need not be exact, what is missing is in the solver error.
         seed: integer or generator.
@@ -215,7 +215,9 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
     guess = plan.target(pilot)
     half = plan.asked.target(guess.value)
     room = max(half - guess.errors.solver, half / 2)
-    std = budget.upper_std(guess.errors.probe * math.sqrt(_PILOT_PROBES), guess.df)
+    std = guess.details.get("probe_std")
+    if std is None:
+        std = budget.upper_std(guess.errors.probe * math.sqrt(_PILOT_PROBES), guess.df)
     wanted = _PILOT_PROBES if std == 0.0 else plan.asked.max_probes
     if room > 0 and std > 0:
         wanted = budget.required_samples(std, room, plan.asked.confidence, minimum=_PILOT_PROBES)
@@ -330,11 +332,11 @@ class _Monitor:
 
     def _ends(self, estimate: Estimate, step: int, chains: int) -> bool:
         if self.plan.asked.n_probes is None:
-            allowed = self.plan.asked.target(estimate.value)
+            allowed = _TOLERANCE_SHARE * self.plan.asked.target(estimate.value)
         else:
-            allowed = estimate.errors.probe * math.sqrt(chains / self.count)
+            allowed = _SOLVER_SHARE * estimate.errors.probe * math.sqrt(chains / self.count)
         error = estimate.details.get("quadrature_error", math.inf)
-        good = error <= max(_SOLVER_SHARE * allowed, 1e-12 * abs(estimate.value))
+        good = error <= max(allowed, 1e-12 * abs(estimate.value))
         self._settled = self._settled + 1 if good else 0
         rate = estimate.details.get("rate_steps")
         return self._settled >= 2 or (rate is not None and step >= rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
 from hessprobe.estimators.deflate import basis_of
-from hessprobe.estimators.hutchinson import hutchinson, pilot
+from hessprobe.estimators.hutchinson import Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
-from hessprobe.estimators.task import Task, exact_diagonal, sums_of_blocks
+from hessprobe.estimators.task import Task, block_diagonal, exact_diagonal, sums_of_blocks
 from hessprobe.estimators.xtrace import Small, exchange, exchange_error, exchange_trace
 from hessprobe.operators import Counted, aslinearoperator
 from hessprobe.probes import LAWS
@@ -25,6 +26,8 @@ METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
 _XPILOT = 8
 _XMINIMUM = 16
 _XMEMORY = 1 << 28
+# Blocks are tried where the plain plan takes this many products for each of them: a pilot and a run inside blocks.
+_BLOCKS_PAY = 8
 
 
 def trace(
@@ -53,8 +56,8 @@ def trace(
     * ``"xtrace"``: every probe sketches and estimates; 2N products. Far better on decaying spectra, worse on flat ones.
     * ``"exact"``: the diagonal the operator knows, or d products.
     * ``"auto"``: exact where that is as cheap; else Hutchinson for a fixed N. With a tolerance a pilot measures the
-      variance with and without the control variate and, where many products are needed, what XTrace reaches with 16
-      products; the cheapest runs. ``details["reason"]`` says which and why.
+      variance with and without the control variate and, where many products are needed, what probes inside the blocks
+      of single modules and what XTrace with 16 products reach; the cheapest runs. ``details["reason"]`` says why.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.
@@ -137,7 +140,7 @@ def _auto(task: Task) -> Estimate:
         return Estimate(value=float(diagonal.sum()), method="exact", kind="exact", details=details)
     if asked.n_probes is not None:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
-    plan = pilot(task)
+    plan = _cheaper_plan(task, pilot(task))
     cost = plan.wanted * plan.cost
     if cost >= A.dim:
         return _because(_exact(task), f"{A.dim} products give it exactly, sampling would take {cost:.0f}")
@@ -148,8 +151,18 @@ def _auto(task: Task) -> Estimate:
         return _because(budget.settled(_xtrace_run(task, N), asked, N, N), why)
     tail = "" if math.isinf(other) else f"; XTrace would take {other:.0f}"
     used = "with" if plan.known.surrogate is not None else "without"
+    used = f"inside blocks {used}" if plan.task is not task else used
     why = f"Hutchinson {used} control variate needs about {cost:.0f} products{tail}"
     return _because(hutchinson(task, plan), why)
+
+
+def _cheaper_plan(task: Task, plan: Plan) -> Plan:
+    """Return ``plan`` or, where that takes fewer products, the same for the block diagonal, whose trace is tr A."""
+    blocks = block_diagonal(task.operator) if task.basis is None else None
+    if blocks is None or plan.wanted * plan.cost <= _BLOCKS_PAY * len(blocks.groups):
+        return plan
+    other = pilot(replace(task, operator=blocks))
+    return other if other.wanted * other.cost < plan.wanted * plan.cost else plan
 
 
 def _because(estimate: Estimate, reason: str) -> Estimate:

@@ -17,6 +17,7 @@ from hessprobe.hvp.engine import Engine, LossFunction, Product
 EXPECTED_PRODUCTS = 60
 
 _ROUNDS = 3
+_BLOCK = 8
 
 # What an engine meets when a model lacks a derivative rule; anything else is a bug that must surface.
 _UNSUPPORTED = (UnsupportedError, RuntimeError, TypeError, NotImplementedError)
@@ -44,9 +45,16 @@ class Choice:
 
 
 def choose(
-    engines: Mapping[str, Callable[[], Engine]], loss: LossFunction, theta: Tensor, budget: int, n_terms: int = 1
+    engines: Mapping[str, Callable[[], Engine]],
+    loss: LossFunction,
+    theta: Tensor,
+    budget: int,
+    n_terms: int = 1,
+    expected_products: int = EXPECTED_PRODUCTS,
 ) -> Choice:
-    """Return the engine with the least time for a job of ``EXPECTED_PRODUCTS`` products over ``n_terms`` batches.
+    """Return the engine with the least time for ``expected_products`` products over ``n_terms`` batches.
+
+    The first ``EXPECTED_PRODUCTS`` are taken to come one by one (Lanczos), the others in blocks (probes).
 
     Exact engines are compared first; an inexact one is taken only where no exact one works. An engine whose kept
     bytes exceed ``budget`` is charged the time of building its product at every use.
@@ -64,7 +72,7 @@ def choose(
             reasons[name] = "not exact"
             continue
         try:
-            times[name], costs[name], product = _trial(engine, loss, theta, budget, n_terms)
+            times[name], costs[name], product = _trial(engine, loss, theta, budget, n_terms, expected_products)
             built[name] = engine, product
         except _UNSUPPORTED as error:
             if isinstance(error, torch.OutOfMemoryError) or _is_domain(error):
@@ -81,20 +89,20 @@ def choose(
 
 
 def _trial(
-    engine: Engine, loss: LossFunction, theta: Tensor, budget: int, n_terms: int
+    engine: Engine, loss: LossFunction, theta: Tensor, budget: int, n_terms: int, expected_products: int
 ) -> tuple[float, float, Product]:
     """Return the seconds of one product, the seconds of the whole job per batch, and the product."""
-    probe = torch.ones(1, theta.numel(), dtype=theta.dtype, device=theta.device)
-    start = _clock(theta.device)
+    block = torch.ones(_BLOCK, theta.numel(), dtype=theta.dtype, device=theta.device)
     product = engine(loss, theta)
-    first_build = _clock(theta.device) - start
-    product(probe)
-    seconds = statistics.median(_time(lambda: product(probe), theta.device) for _ in range(_ROUNDS))
-    fits = product.nbytes * n_terms <= budget
-    build = first_build / n_terms
-    if not fits:
-        build = _time(lambda: engine(loss, theta), theta.device) * EXPECTED_PRODUCTS
-    return seconds, build + EXPECTED_PRODUCTS * seconds, product
+    # Built twice: what an engine prepares once for all batches (a recording) is paid for by now.
+    build = _time(lambda: engine(loss, theta), theta.device)
+    if product.nbytes * n_terms > budget:
+        build *= expected_products
+    product(block[:1])
+    single = statistics.median(_time(lambda: product(block[:1]), theta.device) for _ in range(_ROUNDS))
+    together = statistics.median(_time(lambda: product(block), theta.device) for _ in range(_ROUNDS)) / _BLOCK
+    alone = min(expected_products, EXPECTED_PRODUCTS)
+    return single, build + alone * single + (expected_products - alone) * together, product
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.auto import EXPECTED_PRODUCTS
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.output_space import MAX_OUTPUTS, loss_hessians, square_roots
 from hessprobe.objective.base import BatchLoss, Objective
@@ -29,6 +30,7 @@ def Fisher(
     seed: int | torch.Generator = 0,
     engine: str = "auto",
     memory: int | None = None,
+    expected_products: int = EXPECTED_PRODUCTS,
 ) -> GaussNewton:
     """Return F = (1/N) sum_s J_s^T r_s r_s^T J_s as an operator, positive semidefinite.
 
@@ -41,6 +43,7 @@ def Fisher(
         seed: of the draws; the same draws for every product.
         engine: see ``GaussNewton``.
         memory: see ``GaussNewton``.
+        expected_products: see ``GaussNewton``.
 
     Raises:
         ValueError: unknown kind.
@@ -51,7 +54,12 @@ def Fisher(
         insights and perspectives on the natural gradient method".
     """
     checks.one_of("kind", kind, KINDS)
-    return GaussNewton(_FisherObjective(risk, kind, checks.resolve_seed(seed)), engine=engine, memory=memory)
+    return GaussNewton(
+        _FisherObjective(risk, kind, checks.resolve_seed(seed)),
+        engine=engine,
+        memory=memory,
+        expected_products=expected_products,
+    )
 
 
 class _FisherObjective(Objective):

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vjp
 
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.auto import Choice, choose
+from hessprobe.hvp.auto import EXPECTED_PRODUCTS, Choice, choose
 from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import Engine, LossFunction, Product, by_rows, saved_bytes
 from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
@@ -114,6 +114,8 @@ class GaussNewton(LinearOperator):
         risk: an objective whose batches have outputs.
         engine: ``"auto"`` or a name in ``ENGINES``.
         memory: bytes that may be kept between products; half of what is free by default.
+        expected_products: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
+            engine over them.
 
     Raises:
         ValueError: unknown engine, or ``memory`` not positive.
@@ -125,11 +127,19 @@ class GaussNewton(LinearOperator):
 
     psd = True
 
-    def __init__(self, risk: Objective, *, engine: str = "auto", memory: int | None = None) -> None:
+    def __init__(
+        self,
+        risk: Objective,
+        *,
+        engine: str = "auto",
+        memory: int | None = None,
+        expected_products: int = EXPECTED_PRODUCTS,
+    ) -> None:
         checks.one_of("engine", engine, ("auto", *ENGINES))
         self.risk = risk
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._budget = budget_bytes(memory, risk.device)
+        self._expected = checks.positive_int("expected_products", expected_products)
         self._engine: Engine | None = None if engine == "auto" else Chunked(ENGINES[engine](), self._budget)
         self._pool = ProductPool(risk, self._make, self._budget)
         self._diagonal: tuple[Tensor, float] | None = None
@@ -186,6 +196,6 @@ class GaussNewton(LinearOperator):
 
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if self._engine is None:
-            self.choice = choose(ENGINES, batch, theta, self._budget, self.n_terms)
+            self.choice = choose(ENGINES, batch, theta, self._budget, self.n_terms, self._expected)
             self._engine = Chunked(self.choice.engine, self._budget)
         return self._engine(batch, theta)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.auto import Choice, choose
+from hessprobe.hvp.auto import EXPECTED_PRODUCTS, Choice, choose
 from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.double_backward import DoubleBackward
 from hessprobe.hvp.engine import Engine, Product
@@ -37,6 +37,8 @@ class Hessian(LinearOperator):
         risk: the objective.
         engine: ``"auto"`` (times the candidates on the first batch), or a name in ``ENGINES``.
         memory: bytes that may be kept between products; half of what is free by default.
+        expected_products: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
+            engine over them.
 
     Raises:
         ValueError: unknown engine, or ``memory`` not positive.
@@ -46,11 +48,19 @@ class Hessian(LinearOperator):
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
 
-    def __init__(self, risk: Objective, *, engine: str = "auto", memory: int | None = None) -> None:
+    def __init__(
+        self,
+        risk: Objective,
+        *,
+        engine: str = "auto",
+        memory: int | None = None,
+        expected_products: int = EXPECTED_PRODUCTS,
+    ) -> None:
         checks.one_of("engine", engine, ("auto", *ENGINES))
         self.risk = risk
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._budget = budget_bytes(memory, risk.device)
+        self._expected = checks.positive_int("expected_products", expected_products)
         self._name = engine
         self._engine: Engine | None = None if engine == "auto" else Chunked(ENGINES[engine](), self._budget)
         self._pool = ProductPool(risk, self._make, self._budget)
@@ -85,7 +95,7 @@ class Hessian(LinearOperator):
         """The Gauss-Newton matrix of the same risk, or None where the objective has no outputs."""
         if self._surrogate is None:
             try:
-                self._surrogate = GaussNewton(self.risk, memory=self._budget)
+                self._surrogate = GaussNewton(self.risk, memory=self._budget, expected_products=self._expected)
             except UnsupportedError:
                 return None
         return self._surrogate
@@ -104,5 +114,5 @@ class Hessian(LinearOperator):
         return self.engine(batch, theta)
 
     def _choose(self, batch: BatchLoss) -> None:
-        self.choice = choose(ENGINES, batch, self.risk.theta, self._budget, self.n_terms)
+        self.choice = choose(ENGINES, batch, self.risk.theta, self._budget, self.n_terms, self._expected)
         self._engine = Chunked(self.choice.engine, self._budget)

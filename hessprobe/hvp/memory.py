@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -11,8 +10,6 @@ from hessprobe import checks
 
 # Share of the free memory that kept products may take by default; the rest is for probes, bases and the work itself.
 DEFAULT_SHARE = 0.5
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def available_bytes(device: torch.device) -> int:
@@ -36,20 +33,6 @@ def budget_bytes(memory: int | None, device: torch.device) -> int:
     if memory is not None:
         return checks.positive_int("memory", memory, hint="Give a number of bytes.")
     return int(DEFAULT_SHARE * available_bytes(device))
-
-
-def parse_bytes(text: str) -> int:
-    """Return the bytes of a size like ``"2GB"``, ``"512MiB"`` or ``"1000000"`` (powers of 1024).
-
-    Raises:
-        ValueError: not such a size, or not above 0.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text, flags=re.IGNORECASE)
-    if match is None or not float(match[1]) * _UNITS[match[2].upper()] >= 1:
-        raise ValueError(
-            f"memory must be a size above 0 such as 512MB or 2GB; got {text!r}. Write a number and a unit."
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def words(nbytes: float) -> str:

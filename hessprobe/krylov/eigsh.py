@@ -232,7 +232,7 @@ def _bounds(problem: Problem, engine: ThickRestart, ritz: Ritz, random_part: flo
         size = len(engine.alphas)
         off = engine.betas[: size - 1]
         T = np.diag(engine.alphas) + np.diag(off, 1) + np.diag(off, -1)
-        ends = np.linalg.eigvalsh(T)
+        ends = torch.linalg.eigvalsh(torch.from_numpy(T))
         lower = lower_bound(engine.alphas, engine.betas, float(ends[0]), log_c)
         upper = upper_bound(engine.alphas, engine.betas, float(ends[-1]), log_c)
     return SpectrumBounds(lower - slack if lower_wanted else None, upper + slack if upper_wanted else None)

@@ -16,8 +16,7 @@ from hessprobe.vectors import row_dots
 
 # Basis vectors are stored in slabs of this many steps: a sweep that ends early has not paid for its longest length.
 _SLAB = 32
-# fp64 copies of low-precision slabs are made this many elements at a time.
-_CHUNK = 1 << 22
+_COLUMNS = 4096
 # A residual below this many units of rounding of the operator's own scale is noise: the subspace is invariant.
 _BREAKDOWN = 16.0
 
@@ -81,8 +80,8 @@ def lanczos(
         V: (p, d) starts, one a row, of the operator's dtype and device; need not be normalised or independent.
         steps: m >= 1; cut to d.
         reorthogonalize: True or ``"full"`` makes every vector orthogonal to all before it by two Gram-Schmidt passes
-            with fp64 dots, which keeps p * m * d numbers in memory. False keeps three vectors a chain; rounding then
-            repeats converged eigenvalues ("ghosts"), which splits quadrature weights but keeps their sums.
+            with dots summed in fp64, which keeps p * m * d numbers in memory. False keeps three vectors a chain;
+            rounding then repeats converged eigenvalues ("ghosts"): quadrature weights split, their sums stay.
         keep_basis: hand out the bases; by default where they exist anyway.
         monitor: called after each step with the run so far (without bases); True ends the sweep.
 
@@ -91,7 +90,7 @@ def lanczos(
         NonFiniteError: a start or a product is nan or infinite.
 
     References:
-        Lanczos (1950); Paige (1972); Giraud, Langou, Rozloznik (2005) on "twice is enough".
+        Lanczos (1950); Paige (1972); Simon (1984); Giraud, Langou, Rozloznik (2005) on "twice is enough".
     """
     A = aslinearoperator(A)
     steps = min(checks.positive_int("steps", steps), A.dim)
@@ -196,12 +195,16 @@ class _Sweep:
 
 
 def _dots(slab: Tensor, rows: Tensor) -> Tensor:
-    """Return the fp64 dot products of every chain's basis with its own row: (p, s, d), (p, d) -> (p, s)."""
+    """Return the dot products of every chain's basis with its own row, fp64: (p, s, d), (p, d) -> (p, s).
+
+    Single precision is multiplied as it is, a few thousand columns at a time, and summed in fp64: the error of a dot
+    product stays near that of the entries, far below what a Lanczos basis needs (semiorthogonality, sqrt(eps); Simon
+    1984), at a tenth of the time that fp64 copies of the bases would take.
+    """
     if slab.dtype == torch.float64:
         return torch.bmm(slab, rows[:, :, None])[:, :, 0]
     total = torch.zeros(slab.shape[:2], dtype=torch.float64, device=slab.device)
-    width = max(_CHUNK // max(slab.shape[0] * slab.shape[1], 1), 1)
-    for start in range(0, slab.shape[2], width):
-        columns = slice(start, start + width)
-        total += torch.bmm(slab[:, :, columns].double(), rows[:, columns].double()[:, :, None])[:, :, 0]
+    for start in range(0, slab.shape[2], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        total += torch.bmm(slab[:, :, columns].float(), rows[:, columns].float()[:, :, None])[:, :, 0]
     return total

@@ -172,8 +172,9 @@ class ThickRestart:
 
     def ritz(self) -> Ritz:
         """Return the eigenpairs of T."""
-        values, mixing = np.linalg.eigh(self.T[: self.size, : self.size])
-        values, mixing = values[::-1].copy(), mixing[:, ::-1].copy()
+        # Not by NumPy: the threads of its BLAS keep spinning after every call and slow torch's down several-fold.
+        ascending, columns = torch.linalg.eigh(torch.from_numpy(self.T[: self.size, : self.size]))
+        values, mixing = ascending.flip(0).numpy(), columns.flip(1).numpy()
         self.scale = max(self.scale, abs(float(values[0])), abs(float(values[-1])))
         return Ritz(values, mixing, self.beta * np.abs(mixing[-1]))
 

@@ -49,6 +49,8 @@ NAMES: dict[str, Entry] = {
         "eigenvalues", "trace^2 / Frobenius^2: how many equal eigenvalues would give both", "Roy and Vetterli (2007)"
     ),
     "effective-dimension": Entry(
-        "eigenvalues", "sum of |lambda| / (|lambda| + s): directions that the damping s leaves sharp", "MacKay (1992)"
+        "eigenvalues",
+        "directions sharper than the damping s: sum of l / (l + s) over eigenvalues, for the Hessian l^2 / (l^2 + s^2)",
+        "MacKay (1992)",
     ),
 }

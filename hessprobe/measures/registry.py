@@ -181,4 +181,13 @@ def _result(session: Session, name: str) -> Result:
     estimate, warned = quietly(work)
     found = answer[0]
     notes = (*found.notes, *warned)
-    return Result(name, session.settings.operator, estimate, NAMES[name].unit, found.layers, found.arrays, notes)
+    return Result(
+        measure=name,
+        operator=session.settings.operator,
+        estimate=estimate,
+        unit=NAMES[name].unit,
+        layers=found.layers,
+        arrays=found.arrays,
+        notes=notes,
+        engine=session.A.engine_note,
+    )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import Estimate
@@ -19,7 +21,12 @@ Report = Callable[[Event], None]
 
 # Eigenvalues are cheap to polish once found: the relative residual asked for, whatever the tolerance of the rest.
 _EIGEN_TOL = 1e-3
-_DEFLATED = 10
+# Directions treated exactly by what samples the rest; rough eigenvectors do, as no estimator is biased by them.
+_DEFLATED, _DEFLATED_SWEEP = 16, 96
+_ROUGH_TOL = 0.05
+# Measures that rest on a sweep of Lanczos chains, and what such a sweep spends.
+_SWEEPS = frozenset({"logdet", "density", "effective-dimension"})
+_SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
 
 
 class Session:
@@ -36,7 +43,8 @@ class Session:
         self.settings = settings
         self.names = frozenset(names)
         self._report = report
-        self.A = make_operator(risk, settings)
+        expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
+        self.A = make_operator(risk, settings, expected)
 
     @cached_property
     def eigenpairs(self) -> krylov.Eigenpairs:
@@ -63,6 +71,28 @@ class Session:
         return estimate.with_(support=(0.0, math.inf))
 
     @cached_property
+    def directions(self) -> Tensor | None:
+        """Rough leading eigenvectors, which carry most of the variance of whatever samples without them."""
+        wanted = _DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED
+        count = min(wanted, self.A.dim // 8)
+        if count == 0:
+            return None
+        with warnings.catch_warnings():
+            # That some have not converged is of no consequence here.
+            warnings.simplefilter("ignore", NumericalWarning)
+            pairs = krylov.eigsh(
+                self.A,
+                count,
+                "magnitude",
+                tol=_ROUGH_TOL,
+                seed=self.settings.seed,
+                verify=False,
+                max_matvecs=10 * count,
+            )
+        self._report(Event("leading directions", pairs.matvecs, pairs.matvecs))
+        return pairs.vectors
+
+    @cached_property
     def trace(self) -> Estimate:
         """The trace, with its blocks."""
         return estimators.trace(
@@ -81,7 +111,7 @@ class Session:
             self.A,
             seed=self.settings.seed,
             confidence=self.settings.confidence,
-            deflate=self._known_directions(),
+            deflate=self.directions,
             callback=self._progress("frob"),
             **self._size(),
         )
@@ -91,7 +121,7 @@ class Session:
         """The sweep behind logdet, density and effective dimension."""
         return estimators.spectral_sketch(
             self.A,
-            deflate=self._known_directions(),
+            deflate=self.directions,
             seed=self.settings.seed,
             confidence=self.settings.confidence,
             target=self._sketch_target(),
@@ -114,10 +144,6 @@ class Session:
             return lambda sketch: sketch.effective_dimension(shift=self.settings.damping)
         return self.logdet if "logdet" in self.names else None
 
-    def _known_directions(self) -> krylov.Eigenpairs | None:
-        """Return the eigenpairs if some measure has needed them; searching them for deflation alone rarely pays."""
-        return self.__dict__.get("eigenpairs")
-
     def _size(self) -> dict[str, Any]:
         if self.settings.probes is not None:
             return {"n_probes": self.settings.probes}
@@ -132,13 +158,20 @@ class Session:
         return forward
 
 
-def make_operator(risk: Objective, settings: MeasureSettings) -> Hessian | GaussNewton:
+def make_operator(
+    risk: Objective, settings: MeasureSettings, expected_products: int = _FEW_PRODUCTS
+) -> Hessian | GaussNewton:
     """Return the operator that the settings name."""
+    how: dict[str, Any] = {
+        "engine": settings.engine,
+        "memory": settings.memory,
+        "expected_products": expected_products,
+    }
     if settings.operator == "hessian":
-        return Hessian(risk, engine=settings.engine, memory=settings.memory)
+        return Hessian(risk, **how)
     if settings.operator == "ggn":
-        return GaussNewton(risk, engine=settings.engine, memory=settings.memory)
-    return Fisher(risk, seed=settings.seed, engine=settings.engine, memory=settings.memory)
+        return GaussNewton(risk, **how)
+    return Fisher(risk, seed=settings.seed, **how)
 
 
 def quietly(work: Callable[[], Estimate]) -> tuple[Estimate, tuple[str, ...]]:

@@ -94,6 +94,7 @@ class Result:
         layers: value by parameter tensor, or None.
         arrays: further results by name.
         notes: what a reader should know, in words.
+        engine: how products were made, and why not otherwise.
     """
 
     measure: str
@@ -103,3 +104,4 @@ class Result:
     layers: dict[str, Estimate] | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    engine: str = ""

@@ -1,12 +1,13 @@
 """Symmetric matrices known by their products: the interface, dense and foreign ones, counting, algebra."""
 
-from hessprobe.operators.algebra import Block, Combination, Congruence, Deflated, Shifted
+from hessprobe.operators.algebra import Block, BlockDiagonal, Combination, Congruence, Deflated, Shifted
 from hessprobe.operators.base import LinearOperator
 from hessprobe.operators.counted import Counted, Tally
 from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator
 
 __all__ = [
     "Block",
+    "BlockDiagonal",
     "Combination",
     "Congruence",
     "Counted",

@@ -169,6 +169,66 @@ class Block(LinearOperator):
         return None if known is None else (known[0][self._where], known[1])
 
 
+class BlockDiagonal(LinearOperator):
+    """The block diagonal of A: sum_g E_g A E_g, E_g the projection on group g of coordinates.
+
+    Trace and diagonal are those of A; what lies between groups is gone, and with it its share of their estimators'
+    variance. A product costs one product with A a group.
+
+    Args:
+        inner: A.
+        groups: contiguous slices that cover 0..d-1 once, in order.
+
+    Raises:
+        ValueError: slices that do not.
+    """
+
+    def __init__(self, inner: LinearOperator, groups: Sequence[slice]) -> None:
+        edges = [0, *(group.stop for group in groups)]
+        if [group.start for group in groups] != edges[:-1] or edges[-1] != inner.dim:
+            raise ValueError(
+                f"groups must cover 0..{inner.dim} once, in order; got {list(groups)}. Merge or split them."
+            )
+        self._inner, self.groups = inner, tuple(groups)
+        self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
+        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+
+    @property
+    def surrogate(self) -> LinearOperator | None:
+        """The block diagonal of the inner surrogate."""
+        surrogate = self._inner.surrogate
+        return None if surrogate is None else BlockDiagonal(surrogate, self.groups)
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Those of the inner operator."""
+        return self._inner.blocks
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        products = self._inner.matvecs(self._parts(V)).view(len(self.groups), *V.shape)
+        return torch.cat([products[i, :, group] for i, group in enumerate(self.groups)], dim=1)
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return sum_g (E_g v)^T A (E_g v) a row."""
+        return self._inner.quadratic_forms(self._parts(V)).view(len(self.groups), len(V)).sum(0)
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield the block diagonal of every inner term."""
+        for weight, term in self._inner.terms():
+            yield weight, BlockDiagonal(term, self.groups)
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return the inner diagonal."""
+        return self._inner.exact_diagonal()
+
+    def _parts(self, V: Tensor) -> Tensor:
+        """Return E_g v for every group g and row v, (groups * k, d), group by group."""
+        parts = V.new_zeros(len(self.groups), *V.shape)
+        for i, group in enumerate(self.groups):
+            parts[i, :, group] = V[:, group]
+        return parts.flatten(0, 1)
+
+
 class Congruence(LinearOperator):
     """C A C for a diagonal C given by its entries: the curvature in rescaled coordinates (adaptive sharpness).
 

@@ -95,6 +95,10 @@ class MeasuredResult(Protocol):
     def notes(self) -> Sequence[str]:
         """Remarks for a reader."""
 
+    @property
+    def engine(self) -> str:
+        """How products were made."""
+
 
 def result_row(result: MeasuredResult, confidence: float = 0.95) -> dict[str, Any]:
     """Return one result as JSON-friendly values; nan and inf become null and a flag ``non-finite:<where>=<what>``.
@@ -109,6 +113,7 @@ def result_row(result: MeasuredResult, confidence: float = 0.95) -> dict[str, An
         "unit": result.unit,
         **estimate_row(result.estimate, confidence),
         "notes": list(result.notes),
+        "engine": result.engine,
     }
     if result.layers is not None:
         row["layers"] = {name: estimate_row(layer, confidence) for name, layer in result.layers.items()}

@@ -27,7 +27,7 @@ FORMAT = "hessprobe.checkpoint"
 VERSION = 1
 
 # Ten or more batches of a small data set: enough for the spread between batches to be an error bar.
-RISK_BATCH_SIZE = 128
+RISK_BATCH_SIZE = 256
 
 _KEYS: dict[str, type] = {
     "model": dict,

@@ -108,13 +108,17 @@ class DataSet:
 def batches(inputs: Tensor, labels: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """Return re-iterable batches of at most ``batch_size`` >= 1 examples in the given order; views, not copies.
 
+    Their sizes differ by one at most: a small last batch would cost as much as a large one and blur what the spread
+    between batches says.
+
     Raises:
         DataError: no examples.
     """
     size = checks.positive_int("batch_size", batch_size)
     if len(labels) == 0:
         raise DataError("data must hold at least one example; got none. Choose another split.")
-    return list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
+    count = -(-len(labels) // size)
+    return list(zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True))
 
 
 def load_dataset(name: str) -> DataSet:

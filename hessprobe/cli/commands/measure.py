@@ -239,6 +239,8 @@ def _print(request: Request, subject: Subject, outcome: Outcome, rows: list[dict
     for row in rows:
         for remark in [*row["flags"], *row["notes"]]:
             render.print_line(console, f"{row['measure']}: {remark}", style="dim")
+    for engine in dict.fromkeys(row["engine"].split(" (")[0] for row in rows if row["engine"]):
+        render.print_line(console, f"products by the {engine} engine", style="dim")
     if outcome.failure is None:
         return
     _print_unfinished(outcome, console)

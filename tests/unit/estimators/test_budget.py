@@ -76,7 +76,7 @@ def test_a_cut_sample_warns_and_a_missed_tolerance_is_flagged() -> None:
 
 
 def test_pilots_pool_terms_and_upper_std_is_the_chi_square_limit() -> None:
-    assert [budget.pilot_passes(b) for b in (1, 2, 4, 28)] == [12, 6, 3, 3]
+    assert [budget.pilot_passes(b) for b in (1, 2, 4, 28)] == [12, 6, 3, 2]
     assert [budget.minimum_passes(b) for b in (1, 2, 4, 28)] == [8, 8, 6, 2]
     assert budget.upper_std(2.0, math.inf) == 2.0
     assert budget.upper_std(2.0, 11) == pytest.approx(2.0 * math.sqrt(11 / stats.chi2.ppf(0.2, 11)))

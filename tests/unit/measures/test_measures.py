@@ -1,0 +1,153 @@
+"""Every named measure on every operator against the dense matrix; what is shared; what the settings refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import nets
+import pytest
+import torch
+from stats import assert_agrees
+from torch import Tensor
+
+import hessprobe as hp
+from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.measures import NAMES, Event, MeasureSettings, Result, measure_all
+from hessprobe.objective import EmpiricalRisk
+
+SHIFT = 0.05
+
+
+def _logdet(values: Tensor, psd: bool) -> Tensor:
+    return (values + SHIFT).log().sum() if psd else (values**2 + SHIFT**2).log().sum() / 2
+
+
+def _dimension(values: Tensor, psd: bool) -> Tensor:
+    values = values.clamp_min(0) if psd else values**2
+    return (values / (values + (SHIFT if psd else SHIFT**2))).sum()
+
+
+TRUTH: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "lambda-max": lambda values, psd: values.max(),
+    "lambda-min": lambda values, psd: values.min(),
+    "spectral-norm": lambda values, psd: values.abs().max(),
+    "trace": lambda values, psd: values.sum(),
+    "frob": lambda values, psd: values.norm(),
+    "logdet": _logdet,
+    "density": lambda values, psd: (values < -1e-3 * values.abs().max()).double().mean(),
+    "diagonal": lambda values, psd: values.mean(),
+    "effective-rank": lambda values, psd: values.sum() ** 2 / values.square().sum(),
+    "effective-dimension": _dimension,
+}
+OPERATORS = {"hessian": Hessian, "ggn": GaussNewton, "fisher": Fisher}
+
+
+def _measured(risk: EmpiricalRisk, operator: str, **settings: object) -> dict[str, Result]:
+    how = MeasureSettings(operator=operator, shift=SHIFT, rtol=0.05, engine="double_backward", **settings)
+    return {result.measure: result for result in measure_all(list(NAMES), risk, how)}
+
+
+@pytest.fixture(scope="module", params=list(OPERATORS))
+def measured(request: pytest.FixtureRequest) -> tuple[str, EmpiricalRisk, dict[str, Result], Tensor]:
+    risk = nets.mlp((16, 16, 16, 8)).risk()
+    matrix = OPERATORS[request.param](risk).dense()
+    return request.param, risk, _measured(risk, request.param, per_layer=True), matrix
+
+
+def test_every_name_has_a_measure_and_a_truth() -> None:
+    assert set(TRUTH) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", list(NAMES))
+def test_agrees_with_the_dense_matrix(
+    measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor], name: str
+) -> None:
+    operator, _, results, matrix = measured
+    values = torch.linalg.eigvalsh(matrix)
+    truth = float(TRUTH[name](values, operator != "hessian"))
+    estimate = results[name].estimate
+    scale = float(values.abs().max()) if name.startswith("lambda") else abs(truth)
+    assert_agrees(estimate, truth, max(0.2 * scale, 1e-12))
+    assert results[name].engine == "double_backward"
+    assert results[name].unit == NAMES[name].unit
+
+
+def test_layers_add_up(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) -> None:
+    _, risk, results, matrix = measured
+    for name, where in risk.layout.slices.items():
+        layer = results["trace"].layers[name]
+        assert_agrees(layer, float(matrix.diagonal()[where].sum()), 0.3 * float(matrix.trace()))
+        share = results["frob"].layers[name]
+        truth = float(matrix[where].square().sum() / matrix.square().sum())
+        assert abs(share.value - truth) < 4 * share.errors.probe + 0.02
+    assert sum(share.value for share in results["frob"].layers.values()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_arrays(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) -> None:
+    _, _, results, matrix = measured
+    diagonal = results["diagonal"].arrays["diagonal"]
+    error = results["diagonal"].arrays["diagonal_std_error"]
+    assert float((diagonal - matrix.diagonal()).abs().max()) < 6 * float(error.max()) + 1e-12
+    density = results["density"].arrays
+    cdf = (torch.linalg.eigvalsh(matrix)[None] <= density["grid"][:, None]).double().mean(1)
+    assert bool((density["cdf_band_low"] <= cdf + 1e-9).all() and (cdf <= density["cdf_band_high"] + 1e-9).all())
+
+
+def test_products_are_shared() -> None:
+    risk = nets.mlp((16, 16)).risk()
+    counts = []
+    for names in (["trace"], ["frob"], ["trace", "frob", "effective-rank"]):
+        how = MeasureSettings(probes=10, engine="double_backward")
+        counts.append([r.estimate.matvecs for r in measure_all(names, risk, how)])
+    assert counts[2][:2] == [counts[0][0], counts[1][0]]
+    assert counts[2][2] == counts[2][0] + counts[2][1]
+
+
+def test_eigenvalues_come_first_and_progress_is_told() -> None:
+    events: list[Event] = []
+    how = MeasureSettings(probes=10, engine="double_backward")
+    results = measure_all(["trace", "lambda-max"], nets.mlp((16, 16)).risk(), how, events.append)
+    assert [result.measure for result in results] == ["lambda-max", "trace"]
+    assert {"eigenvalues", "trace"} <= {event.stage for event in events}
+    last = {event.stage: event for event in events}
+    assert last["trace"].value is not None
+
+
+def test_the_function_takes_names_and_settings() -> None:
+    risk = nets.mlp((16, 16)).risk()
+    estimate = hp.measure("lambda-max", risk, engine="double_backward")
+    assert estimate.value == pytest.approx(float(torch.linalg.eigvalsh(nets.full_hessian(risk)).max()), rel=1e-6)
+    with pytest.raises(ValueError, match="Did you mean 'lambda-max'"):
+        hp.measure("lamda-max", risk)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rtol": 0.0}, "rtol must be"),
+        ({"rtol": math.nan}, "rtol must be"),
+        ({"probes": 1}, "probes must be an integer >= 2"),
+        ({"k": 0}, "k must be"),
+        ({"operator": "hesian"}, "Did you mean 'hessian'"),
+        ({"shift": -1.0}, "shift must be"),
+        ({"confidence": 1.0}, "confidence must be"),
+        ({"k": 10_000}, "k must be at most the number of parameters, 59; got 10000"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hp.measure("trace", nets.mlp((4, 4)).risk(), **settings)
+
+
+def test_scaling_the_loss_scales_the_measures() -> None:
+    case = nets.mlp((16, 16))
+    risk = case.risk()
+    small = EmpiricalRisk(case.module, lambda outputs, targets: 1e-5 * case.loss(outputs, targets), case.data)
+    for name in ("lambda-max", "lambda-min", "trace", "frob"):
+        settings: dict[str, object] = {"engine": "double_backward", "seed": 3}
+        if name in ("trace", "frob"):
+            settings["probes"] = 12
+        whole, part = hp.measure(name, risk, **settings), hp.measure(name, small, **settings)
+        assert part.value == pytest.approx(1e-5 * whole.value, rel=1e-9)
+        assert part.errors.probe == pytest.approx(1e-5 * whole.errors.probe, rel=1e-6)

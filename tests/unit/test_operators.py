@@ -1,0 +1,139 @@
+"""Operators against their dense matrices: the interface, counting, algebra, foreign ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from oracles import SumOperator, eigenvalues, symmetric
+from torch import Tensor
+
+from hessprobe.operators import (
+    Block,
+    BlockDiagonal,
+    Combination,
+    Congruence,
+    Counted,
+    Deflated,
+    DenseOperator,
+    LinearOperator,
+    Shifted,
+    aslinearoperator,
+)
+
+D = 12
+
+
+def _matrix(seed: int = 0) -> Tensor:
+    return symmetric(eigenvalues("indefinite", D), seed)
+
+
+def _sum() -> SumOperator:
+    return SumOperator(torch.stack([_matrix(seed) for seed in range(3)]))
+
+
+def _deflated_dense(A: Tensor, Q: Tensor) -> Tensor:
+    P = torch.eye(D, dtype=torch.float64) - Q.T @ Q
+    return P @ A @ P
+
+
+def _block_diagonal_dense(A: Tensor) -> Tensor:
+    kept = torch.zeros_like(A)
+    for part in (slice(0, 5), slice(5, 12)):
+        kept[part, part] = A[part, part]
+    return kept
+
+
+Q = torch.linalg.qr(torch.randn(D, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q.T.contiguous()
+SCALE = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
+A = _sum()
+TOTAL = A.total
+CASES: dict[str, tuple[LinearOperator, Tensor]] = {
+    "combination": (Combination([A, A], [2.0, -0.5]), 1.5 * TOTAL),
+    "shifted": (Shifted(A, 0.7), TOTAL + 0.7 * torch.eye(D, dtype=torch.float64)),
+    "deflated": (Deflated(A, Q), _deflated_dense(TOTAL, Q)),
+    "block": (Block(A, slice(2, 9)), TOTAL[2:9, 2:9]),
+    "block diagonal": (BlockDiagonal(A, [slice(0, 5), slice(5, 12)]), _block_diagonal_dense(TOTAL)),
+    "congruence": (Congruence(A, SCALE), SCALE[:, None] * TOTAL * SCALE),
+    "counted": (Counted(A), TOTAL),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_algebra_is_that_of_matrices(name: str) -> None:
+    operator, matrix = CASES[name]
+    V = torch.randn(4, operator.dim, dtype=torch.float64)
+    torch.testing.assert_close(operator.matvecs(V), V @ matrix)
+    torch.testing.assert_close(operator.quadratic_forms(V), (V @ matrix * V).sum(1))
+    torch.testing.assert_close(operator.dense(), matrix)
+    terms = list(operator.terms())
+    assert len(terms) == operator.n_terms
+    torch.testing.assert_close(sum(w * term.matvecs(V) for w, term in terms), V @ matrix)
+    known = operator.exact_diagonal()
+    if known is not None:
+        torch.testing.assert_close(known[0], matrix.diagonal())
+
+
+def test_products_are_counted_where_they_happen() -> None:
+    counted = Counted(_sum())
+    counted.matvecs(torch.ones(3, D, dtype=torch.float64))
+    assert counted.matvec_count == 3
+    for _, term in counted.terms():
+        term.matvecs(torch.ones(2, D, dtype=torch.float64))
+    assert counted.matvec_count == pytest.approx(5)
+    Deflated(counted, Q).quadratic_forms(torch.ones(1, D, dtype=torch.float64))
+    assert counted.matvec_count == pytest.approx(6)
+    BlockDiagonal(counted, [slice(0, 5), slice(5, 12)]).matvecs(torch.ones(1, D, dtype=torch.float64))
+    assert counted.matvec_count == pytest.approx(8)
+
+
+def test_foreign_operators() -> None:
+    matrix = _matrix()
+    V = torch.randn(2, D, dtype=torch.float64)
+    sparse = scipy.sparse.linalg.aslinearoperator(matrix.numpy())
+    for foreign in (matrix.numpy(), matrix, sparse):
+        torch.testing.assert_close(aslinearoperator(foreign).matvecs(V), V @ matrix)
+    back = aslinearoperator(matrix).as_scipy()
+    np.testing.assert_allclose(back @ np.eye(D), matrix.numpy())
+    top = scipy.sparse.linalg.eigsh(back, k=1, which="LA", return_eigenvectors=False)
+    assert top[0] == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]))
+
+
+def test_probes_are_checked() -> None:
+    operator = DenseOperator(_matrix())
+    assert operator.matvecs(torch.zeros(0, D, dtype=torch.float64)).shape == (0, D)
+    with pytest.raises(ValueError, match=r"V must have shape \(k, 12\), one vector a row; got \(12,\)"):
+        operator.matvecs(torch.zeros(D, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"V must be a tensor of dtype torch.float64; got torch.float32"):
+        operator.matvecs(torch.zeros(1, D))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DenseOperator(torch.zeros(2, 3)), "matrix must be square"),
+        (
+            lambda: DenseOperator(torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
+            r"matrix must be symmetric; got \|A - A\^T\| up to 1",
+        ),
+        (lambda: DenseOperator(torch.full((2, 2), torch.nan)), "matrix must be finite"),
+        (lambda: aslinearoperator(scipy.sparse.linalg.aslinearoperator(np.zeros((2, 3)))), "operator must be square"),
+        (lambda: Combination([A], [1.0, 2.0]), "operators must be as many as coefficients"),
+        (lambda: Combination([A, DenseOperator(torch.eye(2))], [1.0, 1.0]), "operators must share dimension"),
+        (lambda: Shifted(A, float("nan")), "shift must be a finite number; got nan"),
+        (lambda: Deflated(A, 2 * Q), "basis must have orthonormal rows"),
+        (lambda: Deflated(A, torch.eye(D, dtype=torch.float64)), "basis must have shape"),
+        (lambda: Block(A, slice(3, 3)), "where must be a contiguous, non-empty slice"),
+        (lambda: BlockDiagonal(A, [slice(0, 5)]), "groups must cover 0..12 once"),
+        (lambda: Congruence(A, SCALE[:3]), "scale must be finite with shape"),
+    ],
+)
+def test_what_cannot_be_an_operator(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_not_an_operator_at_all() -> None:
+    with pytest.raises(TypeError, match="operator must have shape and @; got str"):
+        aslinearoperator("matrix")
