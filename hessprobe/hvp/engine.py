@@ -25,15 +25,25 @@ class Product:
         apply: maps V (k, d) to A V (k, d); holds no reference to the graph of V.
         nbytes: memory kept alive by the closure, in bytes, beyond theta and the data.
         forms: maps V (k, d) to v^T A v (k,) in fp64 where that is cheaper than a product (Gauss-Newton), or None.
+        add_one: ``add_one(v, total, weight)`` adds weight * A v to ``total`` (d,) in place where that is cheaper than
+            forming A v, or None.
     """
 
     apply: Callable[[Tensor], Tensor]
     nbytes: int = 0
     forms: Callable[[Tensor], Tensor] | None = None
+    add_one: Callable[[Tensor, Tensor, float], object] | None = None
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return A V for the rows of ``V``."""
         return self.apply(V)
+
+    def add_to(self, total: Tensor, V: Tensor, weight: float) -> None:
+        """Add weight * A V to ``total`` (k, d) in place."""
+        if self.add_one is not None and V.shape[0] == 1:
+            self.add_one(V[0], total[0], weight)
+        else:
+            total.add_(self.apply(V), alpha=weight)
 
 
 class Engine(Protocol):

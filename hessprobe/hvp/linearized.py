@@ -112,15 +112,20 @@ def _product(program: LinearProgram, residuals: list[Tensor], nbytes: int) -> Pr
 
         return apply
 
+    def add_one(vector: Tensor, total: Tensor, weight: float) -> None:
+        with torch.no_grad():
+            program.accumulate(vector, total, weight, *residuals)  # type: ignore[misc]  # asked for below
+
+    added = None if program.accumulate is None else add_one
     product, *parts = map(runner, program.tangents, program.batchable)
     if not parts:
-        return Product(product, nbytes)
+        return Product(product, nbytes, add_one=added)
 
     def forms(V: Tensor) -> Tensor:
         left, right = (part(V).flatten(1) for part in parts)
         return row_dots(left, right)
 
-    return Product(product, nbytes, forms)
+    return Product(product, nbytes, forms, added)
 
 
 def _fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class ProductPool:
         with self.context():
             total = torch.zeros_like(V)
             for weight, product in self:
-                total.add_(product(V.detach()), alpha=weight)
+                product.add_to(total, V.detach(), weight)
         if not bool(torch.isfinite(total).all()) and bool(torch.isfinite(V).all()):
             raise NonFiniteError(
                 "The curvature product is nan or inf at finite parameters. "

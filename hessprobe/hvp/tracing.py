@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.simplify import simplify
+from hessprobe.hvp.simplify import accumulating, simplify
 
 LinearFunction = Callable[..., tuple[tuple[Tensor, ...], Tensor]]
 
@@ -36,11 +36,14 @@ class LinearProgram:
         tangents: one program an output of the map, from (v, *residuals) to that output alone, so that asking for a
             cheap output (J v) does not pay for a dear one (J^T H J v).
         batchable: the same programs without writing in place, for ``vmap`` over v.
+        accumulate: from (v, total, weight, *residuals), adds weight times the first output to ``total`` (d,) in place;
+            None where that output is not made of flat parts.
     """
 
     primal: Callable[..., tuple[Tensor, ...]]
     tangents: tuple[Callable[..., Tensor], ...]
     batchable: tuple[Callable[..., Tensor], ...]
+    accumulate: Callable[..., Tensor] | None
 
 
 def trace_linear(function: LinearFunction, theta: Tensor, tensors: Sequence[Tensor]) -> LinearProgram:
@@ -62,17 +65,25 @@ def trace_linear(function: LinearFunction, theta: Tensor, tensors: Sequence[Tens
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise UnsupportedError(f"The product could not be recorded: {str(error).splitlines()[0]}") from error
     varying = _varying(recorded.graph)
+    _require_residuals_untouched(varying)
     linear, check = next(node for node in recorded.graph.nodes if node.op == "output").args[0]
     boundary = [node for node in recorded.graph.nodes if _crosses(node, varying, linear)]
     primal = _module(recorded, _primal(recorded.graph, varying, [check, *boundary]))
 
-    def tangents(accumulate: bool) -> tuple[Callable[..., Tensor], ...]:
+    def tangents(accumulate: bool) -> list[fx.Graph]:
         graphs = [_tangent(recorded.graph, varying, boundary, output) for output in linear]
         for graph in graphs:
             simplify(graph, accumulate=accumulate)
-        return tuple(_module(recorded, graph) for graph in graphs)
+        return graphs
 
-    return LinearProgram(primal, tangents(True), tangents(False))
+    single, block = tangents(True), tangents(False)
+    added = accumulating(single[0])
+    return LinearProgram(
+        primal=primal,
+        tangents=tuple(_module(recorded, graph) for graph in single),
+        batchable=tuple(_module(recorded, graph) for graph in block),
+        accumulate=None if added is None else _module(recorded, added),
+    )
 
 
 def _module(recorded: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
@@ -88,6 +99,18 @@ def _varying(graph: fx.Graph) -> set[fx.Node]:
         if node.op != "output" and any(source in varying for source in node.all_input_nodes):
             varying.add(node)
     return varying
+
+
+def _require_residuals_untouched(varying: set[fx.Node]) -> None:
+    """Refuse a recording whose tangent writes into a value that it shares with other products.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    for node in varying:
+        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if mutates and isinstance(node.args[0], fx.Node) and node.args[0] not in varying:
+            raise UnsupportedError(f"The product could not be recorded: {node.target} writes into a kept value.")
 
 
 def _crosses(node: fx.Node, varying: set[fx.Node], linear: Sequence[fx.Node]) -> bool:

@@ -162,3 +162,39 @@ def test_products_do_not_change_what_they_keep() -> None:
         again = [H.matvecs(V[i : i + 1]) for i in range(3)]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         torch.testing.assert_close(torch.cat(first), H.matvecs(V), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", list(nets.CASES))
+def test_a_product_adds_itself_to_a_sum(name: str) -> None:
+    risk = nets.CASES[name]().risk()
+    batch = next(iter(risk.terms()))
+    with risk.evaluating():
+        product = Linearized()(batch, risk.theta)
+    assert product.add_one is not None
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    total = torch.ones(1, risk.dim, dtype=torch.float64)
+    product.add_to(total, V, 0.3)
+    product.add_to(total, V, -0.1)
+    torch.testing.assert_close(total, 1 + 0.2 * product(V), rtol=1e-11, atol=1e-13)
+
+
+def test_weight_gradients_accumulate_inside_the_matrix_product() -> None:
+    risk = nets.mlp().risk()
+    engine = Linearized()
+    engine(next(iter(risk.terms())), risk.theta)
+    (program,) = engine._programs.values()
+    names = [str(node.target) for node in program.accumulate.graph.nodes]  # type: ignore[union-attr]
+    assert "aten.cat.default" not in names
+    # Two layers: x^T d' for the first, x^T d' + x'^T d for the second, and biases.
+    assert names.count("aten.addmm_.default") >= 3
+    assert not [name for name in names if "zeros" in name]
+
+
+def test_a_recording_that_writes_into_kept_values_is_refused() -> None:
+    def function(v: Tensor, theta: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        kept = theta * 2
+        kept.add_(v)
+        return (kept - theta * 2,), theta
+
+    with pytest.raises(UnsupportedError, match="writes into a kept value"):
+        trace_linear(function, torch.ones(3, dtype=torch.float64), [])

@@ -48,11 +48,15 @@ def _measured(risk: EmpiricalRisk, operator: str, **settings: object) -> dict[st
     return {result.measure: result for result in measure_all(list(NAMES), risk, how)}
 
 
-@pytest.fixture(scope="module", params=list(OPERATORS))
+@pytest.fixture(
+    scope="module",
+    params=["hessian-mlp", "ggn-mlp", "fisher-mlp", "hessian-cnn", "hessian-attention", "ggn-attention"],
+)
 def measured(request: pytest.FixtureRequest) -> tuple[str, EmpiricalRisk, dict[str, Result], Tensor]:
-    risk = nets.mlp((16, 16, 16, 8)).risk()
-    matrix = OPERATORS[request.param](risk).dense()
-    return request.param, risk, _measured(risk, request.param, per_layer=True), matrix
+    operator, _, net = request.param.partition("-")
+    risk = nets.mlp((16, 16, 16, 8)).risk() if net == "mlp" else nets.CASES[net]().risk()
+    matrix = OPERATORS[operator](risk).dense()
+    return operator, risk, _measured(risk, operator, per_layer=True), matrix
 
 
 def test_every_name_has_a_measure_and_a_truth() -> None:
