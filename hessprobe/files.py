@@ -52,7 +52,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     Raises:
         OSError: the folder cannot be written or the disk is full; ``path`` is unchanged.
     """
-    target = Path(path)
+    # A link keeps pointing at its file, and what is no file (a pipe, a terminal) is written to, never replaced.
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as stream:
+            write(stream)
+        return
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -21,6 +21,10 @@ _FEW = 40
 _SKEWED = 1.2
 
 
+# Units of rounding, relative, that sums over parameters and examples in the dtype of the products may be off by.
+ROUNDING = 64
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the pilot decided.
@@ -99,7 +103,7 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
     between = _between(samples, known)
     more = dict(details, blocks=_blocks(task, samples, known))
     # What is known was summed in the dtype of the products: where nothing is left to sample, its rounding is.
-    rounding = torch.finfo(A.dtype).eps * abs(known.trace) if known.surrogate is not None else 0.0
+    rounding = ROUNDING * torch.finfo(A.dtype).eps * abs(known.trace) if known.surrogate is not None else 0.0
     if known.surrogate_diagonal is not None:
         more["surrogate_trace"] = float(known.surrogate_diagonal.sum())
     if task.basis is not None:

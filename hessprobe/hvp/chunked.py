@@ -48,6 +48,15 @@ class Chunked:
     def _sliced(self, loss: LossFunction, theta: Tensor, pieces: int, nbytes: int) -> Product:
         slices = _cut(loss, pieces, nbytes, self._budget)
         whole = sum(part.weight for part in slices)
+        with torch.no_grad():
+            together = float(loss(theta))
+            apart = sum(part.weight / whole * float(part(theta)) for part in slices)
+        if abs(together - apart) > torch.finfo(theta.dtype).eps ** 0.5 * (abs(together) + abs(apart)):
+            raise MemoryBudgetError(
+                f"A curvature product of one batch keeps {words(nbytes)}, more than the budget of "
+                f"{words(self._budget)}, and cannot be cut: its examples see each other. "
+                "Use smaller batches or more memory."
+            )
 
         def apply(V: Tensor) -> Tensor:
             total = torch.zeros_like(V)
@@ -66,7 +75,11 @@ def limit_rows(product: Product, rows: int) -> Product:
             return product.apply(V)
         return torch.cat([product.apply(part) for part in V.split(rows)])  # type: ignore[no-untyped-call]
 
-    return replace(product, apply=apply)
+    def forms(V: Tensor) -> Tensor:
+        parts = V.split(rows)  # type: ignore[no-untyped-call]
+        return torch.cat([product.forms(part) for part in parts])  # type: ignore[misc]  # asked for below
+
+    return replace(product, apply=apply, forms=None if product.forms is None else forms)
 
 
 def _cut(loss: LossFunction, pieces: int, nbytes: int, budget: int) -> list[BatchLoss]:

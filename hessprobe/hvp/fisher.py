@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -80,13 +79,14 @@ class _FisherObjective(Objective):
             with torch.no_grad():
                 outputs = batch.outputs(self.theta).detach()
             class_dim = _class_dim(batch)
+            count = batch.size if class_dim is None else _counted(batch, outputs, class_dim)
             if self._kind == "empirical":
-                slopes = batch.size * _slope(batch.loss_of_outputs, outputs)
+                slopes = count * _slope(batch.loss_of_outputs, outputs)
             elif class_dim is not None:
                 slopes = _label_slopes(batch, outputs, class_dim, self._seed, index)
             else:
                 slopes = _gaussian_slopes(batch, outputs, self._seed, index)
-            yield _FisherBatch(batch, slopes, class_dim)
+            yield _FisherBatch(batch, slopes, class_dim, count)
 
 
 class _FisherBatch(BatchLoss):
@@ -96,10 +96,11 @@ class _FisherBatch(BatchLoss):
         batch: of the risk.
         slopes: r, of the shape of the outputs.
         class_dim: dimension over which r . f sums, one unit for each index of the others; None: one for each example.
+        count: number of units n that the mean loss is over.
     """
 
-    def __init__(self, batch: BatchLoss, slopes: Tensor, class_dim: int | None) -> None:
-        self._batch, self._slopes, self._class_dim = batch, slopes, class_dim
+    def __init__(self, batch: BatchLoss, slopes: Tensor, class_dim: int | None, count: float) -> None:
+        self._batch, self._slopes, self._class_dim, self._count = batch, slopes, class_dim, count
         self.weight, self.size = batch.weight, batch.size
         self.examples = getattr(batch, "examples", 0)
 
@@ -114,8 +115,8 @@ class _FisherBatch(BatchLoss):
     def loss_of_outputs(self, outputs: Tensor) -> Tensor:
         """Return 1/(2n) sum over units of (r . f)^2."""
         product = self._slopes * outputs
-        forms = product.flatten(1).sum(1) if self._class_dim is None else product.sum(self._class_dim)
-        return forms.square().sum() / (2 * max(self.size, 1))
+        forms = product.reshape(len(product), -1).sum(1) if self._class_dim is None else product.sum(self._class_dim)
+        return forms.square().sum() / (2 * self._count) if self._count else (outputs * 0).sum()
 
     def tensors(self) -> list[Tensor]:
         """Return those of the risk's batch, and the slopes."""
@@ -123,16 +124,20 @@ class _FisherBatch(BatchLoss):
 
     @property
     def signature(self) -> Hashable:
-        """The size enters the loss as a number."""
-        return self._batch.signature, self.size
+        """The number of units enters the loss as a number."""
+        return self._batch.signature, self._count
 
     def rebind(self, tensors: list[Tensor]) -> BatchLoss:
         """Return the loss on other tensors."""
-        return _FisherBatch(self._batch.rebind(tensors[:-1]), tensors[-1], self._class_dim)
+        return _FisherBatch(self._batch.rebind(tensors[:-1]), tensors[-1], self._class_dim, self._count)
 
     def slice(self, start: int, stop: int) -> BatchLoss:
         """Return the loss of some of the examples."""
-        return _FisherBatch(self._batch.slice(start, stop), self._slopes[start:stop], self._class_dim)
+        part = self._batch.slice(start, stop)
+        slopes = self._slopes[start:stop]
+        if self._class_dim is None:
+            return _FisherBatch(part, slopes, None, part.size)
+        return _FisherBatch(part, slopes, self._class_dim, _counted(part, slopes, self._class_dim))
 
 
 def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
@@ -155,21 +160,31 @@ def _class_dim(batch: BatchLoss) -> int | None:
     return 1 if plain else None
 
 
-def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, index: int) -> Tensor:
-    """Slopes of the loss at labels drawn from softmax(outputs), one draw a unit; ignored targets stay ignored."""
+def _valid(batch: BatchLoss, outputs: Tensor, class_dim: int) -> Tensor:
+    """Return which units count, of the shape of the outputs without the classes."""
     if not isinstance(batch, EmpiricalBatch):
         raise UnsupportedError("Labels can be drawn for an EmpiricalRisk only.")
-    shares = outputs.double().softmax(class_dim).movedim(class_dim, -1).cumsum(-1)
+    units = outputs.movedim(class_dim, -1).shape[:-1]
+    counted = (batch.targets != batch.rule.ignore_index).to(outputs.device)
+    if batch.rule.shift:
+        counted = torch.cat([counted[..., 1:], torch.zeros_like(counted[..., :1])], dim=-1)
+    valid: Tensor = counted.view(units)
+    return valid
+
+
+def _counted(batch: BatchLoss, outputs: Tensor, class_dim: int) -> float:
+    return float(_valid(batch, outputs, class_dim).sum())
+
+
+def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, index: int) -> Tensor:
+    """Slopes softmax(f) - onehot(y) at labels y drawn from softmax(f), one draw a unit; 0 for ignored units."""
+    shares = outputs.double().softmax(class_dim).movedim(class_dim, -1)
     normal = ProbeStream(shares[..., 0].numel(), seed, "gaussian", device=outputs.device, stream="label").probe(index)
     uniform = torch.special.ndtr(normal).view(shares.shape[:-1])
-    drawn = (shares < uniform[..., None]).sum(-1).clamp_max(shares.shape[-1] - 1)
-    targets = batch.targets.clone()
-    if batch.rule.shift:
-        targets[..., 1:] = drawn[..., :-1]
-    else:
-        targets = drawn.view(targets.shape)
-    targets = torch.where(batch.targets == batch.rule.ignore_index, batch.targets, targets)
-    return batch.size * _slope(replace(batch, targets=targets).loss_of_outputs, outputs)
+    drawn = (shares.cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(shares.shape[-1] - 1)
+    slopes = shares - F.one_hot(drawn, shares.shape[-1])
+    slopes = slopes * _valid(batch, outputs, class_dim)[..., None]
+    return slopes.movedim(-1, class_dim).to(outputs.dtype)
 
 
 def _gaussian_slopes(batch: BatchLoss, outputs: Tensor, seed: int, index: int) -> Tensor:

@@ -12,6 +12,7 @@ from hessprobe import checks
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_PRODUCTS, Choice, choose
 from hessprobe.hvp.chunked import Chunked
+from hessprobe.hvp.double_backward import require_differentiable
 from hessprobe.hvp.engine import Engine, LossFunction, Product, by_rows, saved_bytes
 from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
 from hessprobe.hvp.linearized import Linearized
@@ -39,10 +40,12 @@ class JacobianGraph:
             outputs = batch.outputs(leaf)
             cotangent = torch.zeros_like(outputs, requires_grad=True)
             (pulled,) = torch.autograd.grad(outputs, leaf, cotangent, create_graph=True, materialize_grads=True)
+            require_differentiable(pulled)
             point = outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(
                 batch.loss_of_outputs(point), point, create_graph=True, materialize_grads=True
             )
+            require_differentiable(slope)
 
         def halves(vector: Tensor) -> tuple[Tensor, Tensor]:
             (pushed,) = torch.autograd.grad(pulled, cotangent, vector, retain_graph=True, materialize_grads=True)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
+from torch.utils._pytree import tree_map
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.output_space import loss_hessians, square_roots
+from hessprobe.hvp.output_space import agree, loss_hessians, square_roots
 from hessprobe.objective.base import BatchLoss
 from hessprobe.objective.terms import EmpiricalBatch
 
@@ -40,30 +41,50 @@ def diagonal_cost(batch: BatchLoss, theta: Tensor) -> float:
 
 
 def _example_gradients(batch: EmpiricalBatch, theta: Tensor, roots: Tensor) -> Tensor | None:
-    """One example at a time under vmap: any model that has batching rules."""
+    """One example at a time under vmap: any model that has batching rules and whose examples do not see each other."""
     rows = max(1, _CHUNK // (theta.numel() * roots.shape[2]))
     total = torch.zeros(theta.numel(), dtype=torch.float64, device=theta.device)
+    check = torch.zeros_like(theta)
+    cotangents = _signs(len(roots), theta) * roots.sum(2)
 
-    def squares(example: object, root: Tensor) -> Tensor:
+    def squares(example: object, root: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         def outputs(at: Tensor) -> Tensor:
-            single = torch.utils._pytree.tree_map(
-                lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, example
-            )
+            single = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, example)
             return batch.outputs_of(at, single).reshape(-1)
 
         _, pull = vjp(outputs, theta)  # type: ignore[misc]  # two values without has_aux
         gradients: Tensor = vmap(pull)(root.T.contiguous())[0]
-        return gradients.square().sum(0)
+        return gradients.square().sum(0), pull(cotangent)[0]
 
     try:
         for start in range(0, batch.examples, rows):
-            part = batch.slice(start, min(start + rows, batch.examples))
-            total += vmap(squares)(part.inputs, roots[start : start + rows]).sum(0).double()
-    except (RuntimeError, ValueError, UnsupportedError) as error:
+            stop = min(start + rows, batch.examples)
+            part = batch.slice(start, stop)
+            found, pulled = vmap(squares)(part.inputs, roots[start:stop], cotangents[start:stop])
+            total += found.sum(0).double()
+            check += pulled.sum(0)
+    except (RuntimeError, ValueError, IndexError, UnsupportedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return None  # no batching rule for one example at a time
-    return total
+    # Examples that see each other, or a dimension mistaken for that of the examples, give another gradient together.
+    return total if agree(check, _pulled(batch, theta, cotangents)) else None
+
+
+def _pulled(batch: EmpiricalBatch, theta: Tensor, cotangents: Tensor) -> Tensor:
+    """Return J^T u of the whole batch for u = ``cotangents`` (B, C)."""
+    with torch.enable_grad():
+        leaf = theta.detach().clone().requires_grad_()
+        outputs = batch.outputs(leaf)
+        if not outputs.requires_grad:
+            return torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(outputs, leaf, cotangents.view_as(outputs), materialize_grads=True)
+    return gradient
+
+
+def _signs(count: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (2 * torch.randint(2, (count, 1), generator=generator) - 1).to(like)
 
 
 def _linear_layers(batch: EmpiricalBatch, theta: Tensor, roots: Tensor) -> Tensor | None:
@@ -71,29 +92,42 @@ def _linear_layers(batch: EmpiricalBatch, theta: Tensor, roots: Tensor) -> Tenso
 
     An example's weight gradient is the outer product of the slope at the layer's output and its input, so that the
     squares add up to one matrix product: sum_s (slope_s^2)(input_s^2)^T. No per-example gradient is ever formed.
+    Whether the layers are all there is, and the rows are examples that do not see each other, is checked by gradients
+    of one random combination of outputs.
     """
     layers = _owners(batch)
-    if layers is None:
-        return None
-    calls = _record_calls(batch, theta, layers)
+    calls = None if layers is None else _record_calls(batch, theta, layers)
     if calls is None:
         return None
     outputs, inputs, results = calls
-    diagonal = {name: torch.zeros(shape, dtype=torch.float64, device=theta.device) for name, shape in _shapes(batch)}
+
+    def slopes(cotangents: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(
+            outputs, list(results.values()), cotangents.view_as(outputs), retain_graph=True, materialize_grads=True
+        )
+        return dict(zip(results, found, strict=True))
+
+    signs, mixed = _signs(len(roots), theta), roots.sum(2)
+    plain, signed = slopes(mixed), slopes(signs * mixed)
+    if not all(agree(signed[name], signs * plain[name]) for name in results):
+        return None
+    if not agree(_assembled(batch, plain, inputs), _pulled(batch, theta, mixed)):
+        return None
+    squared_inputs = {name: value.square() for name, value in inputs.items()}
+    total = torch.zeros_like(theta, dtype=torch.float64)
     for column in roots.unbind(2):
-        slopes = torch.autograd.grad(outputs, list(results.values()), column.view_as(outputs), retain_graph=True)
-        for name, slope in zip(results, slopes, strict=True):
-            square = slope.square()
-            if f"{name}.weight" in diagonal:
-                diagonal[f"{name}.weight"] += (square.T @ inputs[name].square()).double()
-            if f"{name}.bias" in diagonal:
-                diagonal[f"{name}.bias"] += square.sum(0).double()
-    return batch.model.layout.join(diagonal.values())
+        squares = {name: slope.square() for name, slope in slopes(column).items()}
+        total += _assembled(batch, squares, squared_inputs).double()
+    return total
 
 
-def _shapes(batch: EmpiricalBatch) -> list[tuple[str, torch.Size]]:
-    layout = batch.model.layout
-    return list(zip(layout.names, layout.shapes, strict=True))
+def _assembled(batch: EmpiricalBatch, slopes: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+    """Return the flat vector of slope^T input for every weight and the sum of slopes for every bias."""
+    pieces = []
+    for name in batch.model.layout.names:
+        layer, _, kind = name.rpartition(".")
+        pieces.append(slopes[layer].T @ inputs[layer] if kind == "weight" else slopes[layer].sum(0))
+    return batch.model.layout.join(pieces)
 
 
 def _owners(batch: EmpiricalBatch) -> dict[str, nn.Linear] | None:
@@ -103,9 +137,15 @@ def _owners(batch: EmpiricalBatch) -> dict[str, nn.Linear] | None:
     for name in batch.model.layout.names:
         path = (batch.model.prefix + name).rpartition(".")[0]
         module = batch.model.module.get_submodule(path)
-        if type(module) is not nn.Linear or any(shared.count(id(p)) > 1 for p in module.parameters()):
+        own = dict(module.named_parameters(recurse=False)) if type(module) is nn.Linear else {}
+        if (
+            name.rpartition(".")[2] not in own
+            or not set(own) <= {"weight", "bias"}
+            or any(shared.count(id(p)) > 1 for p in module.parameters())
+        ):
             return None
-        owners[name.rpartition(".")[0]] = module
+        if isinstance(module, nn.Linear):
+            owners[name.rpartition(".")[0]] = module
     return owners
 
 
@@ -118,10 +158,12 @@ def _record_calls(
     fits = True
 
     def watch(name: str) -> object:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
             nonlocal fits
-            fits = fits and name not in inputs and len(args) == 1 and args[0].dim() == 2
-            inputs[name], results[name] = args[0].detach(), result
+            shaped = len(args) == 1 and args[0].dim() == 2 and len(args[0]) == batch.examples
+            fits = fits and name not in inputs and shaped
+            inputs[name], results[name] = args[0].detach().clone(), result
+            return result.clone()  # what an activation writes in place later is the copy
 
         return hook
 

@@ -14,10 +14,11 @@ MAX_OUTPUTS = 256
 
 
 def loss_hessians(batch: BatchLoss, outputs: Tensor) -> Tensor | None:
-    """Return d^2 l / df_s df_s of every example s, shape (B, C, C), C outputs an example; None where C is large.
+    """Return d^2 l / df_s df_s of every example s, shape (B, C, C), C outputs an example.
 
-    The mean loss over the batch is separable over examples, so that one product with the direction e_c of *every*
-    example at once gives column c of all blocks.
+    Where the loss is separable over examples, one product with the direction e_c of *every* example at once gives
+    column c of all blocks. None where C is large, or where the loss is not separable (a ranking or contrastive loss):
+    then the blocks do not act as d^2 l does on a random direction.
     """
     count = outputs[0].numel()
     if outputs.dim() < 2 or count > MAX_OUTPUTS:
@@ -29,8 +30,18 @@ def loss_hessians(batch: BatchLoss, outputs: Tensor) -> Tensor | None:
         bent: Tensor = jvp(grad(batch.loss_of_outputs), (outputs,), (tangent,))[1]
         return bent.reshape(outputs.shape[0], count)
 
-    blocks: Tensor = vmap(column)(directions)
-    return blocks.permute(1, 2, 0)
+    columns: Tensor = vmap(column)(directions)
+    blocks = columns.permute(1, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    bent = jvp(grad(batch.loss_of_outputs), (outputs,), (probe,))[1].reshape(outputs.shape[0], count)
+    return blocks if agree(torch.einsum("sij,sj->si", blocks, probe.flatten(1)), bent) else None
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Return whether two ways to the same tensor differ by rounding only."""
+    tolerance = 1e-8 if other.dtype == torch.float64 else 1e-3
+    return float((one - other).double().norm()) <= tolerance * float(other.double().norm()) + 1e-300
 
 
 def square_roots(blocks: Tensor) -> Tensor:
@@ -48,7 +59,13 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
     """
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
-    smallest, scale = _extremes(batch, outputs)
+    try:
+        smallest, scale = _extremes(batch, outputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"The loss has no second derivative in the model's outputs: {reason}") from error
     if smallest < -1e3 * torch.finfo(outputs.dtype).eps * scale:
         raise UnsupportedError(
             f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; its second derivative there "

@@ -40,14 +40,19 @@ class ProductPool:
 
     def __iter__(self) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product."""
-        yield from self._kept
-        if len(self._kept) == self.risk.n_terms:
+        # What another pass keeps meanwhile must not change what this one skips.
+        served = list(self._kept)
+        yield from served
+        if len(served) == self.risk.n_terms:
             return
         with self.context():
             seen = 0
             for index, batch in enumerate(self.risk.terms()):
                 seen += 1
+                if index < len(served):
+                    continue
                 if index < len(self._kept):
+                    yield self._kept[index]
                     continue
                 product = self._make(batch, self.risk.theta)
                 if not self._full and index == len(self._kept) and product.nbytes <= self._room:

@@ -6,6 +6,7 @@ activation-sized or parameter-sized tensor. The program must be run without auto
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -33,17 +34,41 @@ _FRESH = {
 _ACCUMULATING = {_aten.mm.default: _aten.addmm_.default, _aten.bmm.default: _aten.baddbmm_.default}
 _IN_PLACE = {_aten.add.Tensor: _aten.add_.Tensor, _aten.mul.Tensor: _aten.mul_.Tensor}
 
+_VIEWS = {
+    operator.getitem,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.reshape.default,
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.expand.default,
+    _aten.slice.Tensor,
+    _aten.select.int,
+    _aten.unsqueeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.default,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.unbind.int,
+    _aten.diagonal.default,
+    _aten.as_strided.default,
+    _aten.alias.default,
+    _aten.detach.default,
+}
+
 _Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 
 def simplify(graph: fx.Graph, *, accumulate: bool) -> None:
     """Rewrite ``graph`` in place; ``accumulate`` also reuses memory, which has no batching rule under vmap."""
+    written = _written(graph)
     for node in list(graph.nodes):
         # A recorded view holds for the recorded strides; under vmap they differ, and reshape copies where it must.
         if node.target in (_aten.view.default, _aten._unsafe_view.default):
             node.target = _aten.reshape.default
         same = _equal_to(node)
-        if same is not None:
+        if same is not None and not (written & {node, same}):
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -125,6 +150,23 @@ def _result(graph: fx.Graph) -> fx.Node:
     if not isinstance(result, fx.Node):
         raise TypeError(f"graph must return one tensor; got {result!r}. Make one program an output.")
     return result
+
+
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    """Return the values that a recorded operation writes into, with everything that shares their memory."""
+    written = {
+        node.args[0]
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and node.args
+    }
+    shared: set[fx.Node] = {node for node in written if isinstance(node, fx.Node)}
+    for node in [*reversed(list(graph.nodes)), *graph.nodes]:
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if source is None or node.target not in _VIEWS:
+            continue
+        if node in shared or source in shared:
+            shared |= {node, source}
+    return shared
 
 
 def _equal_to(node: fx.Node) -> fx.Node | None:

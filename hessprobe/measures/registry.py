@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hessprobe import checks, estimators
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.measures.names import NAMES
 from hessprobe.measures.session import Report, Session, quietly
 from hessprobe.measures.settings import MeasureSettings, Result
@@ -171,6 +173,21 @@ def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
     return replace(result.estimate, details={**result.estimate.details, "arrays": result.arrays, "notes": result.notes})
 
 
+def _with_rounding(session: Session, estimate: Estimate) -> Estimate:
+    """Return the estimate with at least the rounding of sums in the dtype of the products in its solver part."""
+    floor = ROUNDING * torch.finfo(session.A.dtype).eps * abs(estimate.value)
+    if estimate.errors.solver >= floor:
+        return estimate
+    return estimate.with_(errors=replace(estimate.errors, solver=floor))
+
+
+def _missed(session: Session, name: str, estimate: Estimate) -> bool:
+    """True where a tolerance was asked for and the interval is wider, and nothing says so yet."""
+    if session.settings.probes is not None or "tolerance-missed" in estimate.flags or name == "density":
+        return False
+    return estimate.half_width(session.settings.confidence) > 1.001 * session.settings.rtol * abs(estimate.value)
+
+
 def _result(session: Session, name: str) -> Result:
     answer: list[_Answer] = []
 
@@ -181,6 +198,12 @@ def _result(session: Session, name: str) -> Result:
     estimate, warned = quietly(work)
     found = answer[0]
     notes = (*found.notes, *warned)
+    if not session.A.is_exact:
+        estimate = estimate.with_(flags=(*estimate.flags, "finite-differences"))
+        notes = (*notes, "finite differences see the kinks of ReLU as curvature; check with an exact engine")
+    estimate = _with_rounding(session, estimate)
+    if _missed(session, name, estimate):
+        estimate = estimate.with_(flags=(*estimate.flags, "tolerance-missed"))
     return Result(
         measure=name,
         operator=session.settings.operator,

@@ -126,7 +126,7 @@ class Session:
             confidence=self.settings.confidence,
             target=self._sketch_target(),
             callback=self._progress("spectrum"),
-            **self._size(),
+            **self._sweep_size(),
         )
 
     def diagonal(self) -> estimators.DiagonalEstimate:
@@ -147,7 +147,11 @@ class Session:
     def _size(self) -> dict[str, Any]:
         if self.settings.probes is not None:
             return {"n_probes": self.settings.probes}
-        return {"rtol": self.settings.rtol}
+        # A ratio of squares doubles the relative errors of both.
+        return {"rtol": self.settings.rtol / (3 if "effective-rank" in self.names else 1)}
+
+    def _sweep_size(self) -> dict[str, Any]:
+        return {"n_probes": self.settings.probes} if self.settings.probes else {"rtol": self.settings.rtol}
 
     def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
         def forward(state: estimators.Progress) -> None:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from hessprobe.errors import NondeterministicLossError
 from hessprobe.objective.batches import content_hash, leaves
+from hessprobe.objective.terms import EmpiricalBatch
 
 # Rounding that differs between two calls (atomic additions on a GPU) stays below this many units in the last place.
 _ROUNDING = 100
@@ -169,3 +171,20 @@ def _enclosing(left: Observation, right: Observation, calls: Sequence[Observatio
     # The calls took different paths, so the module that chose between them holds both.
     holders = [".".join(ours[:end]) for end in range(shared, 0, -1)] + [""]
     return next((call for holder in holders for call in calls if call.name == holder), left)
+
+
+def require_connected(term: EmpiricalBatch, theta: Tensor) -> None:
+    """Refuse a loss that is cut off from outputs which do depend on the parameters.
+
+    Raises:
+        ValueError: the loss of ``term`` at ``theta`` (d,) has no gradient although the outputs have one.
+    """
+    with torch.enable_grad():
+        leaf = theta.clone().requires_grad_()
+        outputs = tree_leaves(term.model.on(leaf, term.inputs))
+        reached = any(isinstance(output, Tensor) and output.requires_grad for output in outputs)
+        if reached and not term(leaf).requires_grad:
+            raise ValueError(
+                f"loss must be differentiable in the outputs; got a tensor without a gradient from {term.rule.name}. "
+                "Compute it with torch operations, without .item(), float() or .detach()."
+            )

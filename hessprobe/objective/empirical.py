@@ -341,6 +341,8 @@ class EmpiricalRisk(Objective):
             first = self._first_loss(term)
         self._attention = watch.seen
         self._require_finite(term, self.theta, first)
+        if isinstance(term, EmpiricalBatch):
+            determinism.require_connected(term, self.theta)
         with torch.no_grad():
             second = term(self.theta)
             determinism.require_same(first, second, self.module, lambda: term(self.theta))

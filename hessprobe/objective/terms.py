@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.objective.base import BatchLoss
@@ -137,8 +137,10 @@ class EmpiricalBatch(BatchLoss):
 
     @property
     def signature(self) -> Hashable:
-        """Whether there is anything to average, and the size where the loss divides by it as a number."""
-        return self.size == 0, None if self.rule.reduction == "mean" else self.size
+        """What a recording takes as given: plain values among the inputs, and the size where the loss divides by it."""
+        leaves, structure = tree_flatten((self.inputs, self.targets))
+        plain = tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+        return self.size == 0, None if self.rule.reduction == "mean" else self.size, str(structure), plain
 
     def rebind(self, tensors: list[Tensor]) -> EmpiricalBatch:
         """Return the loss on other inputs and targets of the same shapes."""

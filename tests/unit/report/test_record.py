@@ -27,6 +27,7 @@ class Outcome:
     layers: dict | None = None
     arrays: dict = field(default_factory=dict)
     notes: tuple = ()
+    engine: str = "double_backward"
 
 
 ESTIMATE = Estimate(

@@ -1,0 +1,172 @@
+"""The exact diagonal is exact, or it is not given: models and losses that break its assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import nets
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hessprobe as hp
+from hessprobe.errors import MemoryBudgetError
+from hessprobe.hvp import GaussNewton
+from hessprobe.objective import EmpiricalRisk
+
+
+class Tokens(nn.Module):
+    """A linear layer on (B * T, in) rows: rows are not examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 5), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(x.flatten(0, 1))).view(len(x), -1))
+
+
+class Tied(nn.Module):
+    """The encoder's weight is used a second time outside its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.enc(x)), self.enc.weight.t())
+
+
+class Centred(nn.Module):
+    """Examples see each other through the mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(x))
+        return self.head(hidden - hidden.mean(0))
+
+
+class Auxiliary(nn.Module):
+    """A head that is computed and thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head, self.other = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(x))
+        self.other(hidden)
+        return self.head(hidden)
+
+
+def _ranking(outputs: Tensor, targets: Tensor) -> Tensor:
+    scores = outputs[:, 0]
+    return F.softplus(scores[None] - scores[:, None])[torch.triu(torch.ones(6, 6), 1) > 0].mean() + 0 * targets.sum()
+
+
+def _inplace() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+
+
+X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Tensor, Tensor, bool]] = {
+    "in-place activation": (_inplace, F.cross_entropy, X, LABELS, True),
+    "auxiliary head": (Auxiliary, F.cross_entropy, X, LABELS, True),
+    "rows are tokens": (Tokens, F.cross_entropy, X.view(3, 2, 4), LABELS[:3], True),
+    "tied outside": (Tied, nn.MSELoss(), X, X, True),
+    "examples see each other": (Centred, F.cross_entropy, X, LABELS, False),
+    "loss is not separable": (lambda: nn.Linear(4, 1), _ranking, X, LABELS, False),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_exact_or_not_given(name: str) -> None:
+    make, loss, inputs, targets, given = CASES[name]
+    torch.manual_seed(1)
+    risk = EmpiricalRisk(make().double(), loss, [(inputs, targets)])
+    G = GaussNewton(risk, engine="double_backward")
+    known = G.exact_diagonal()
+    assert (known is not None) == given
+    if known is not None:
+        torch.testing.assert_close(known[0], nets.full_gauss_newton(risk).diagonal(), rtol=1e-9, atol=1e-13)
+    truth = float(nets.full_hessian(risk).trace())
+    estimate = hp.trace(hp.Hessian(risk, engine="double_backward"), rtol=0.05, seed=2)
+    assert abs(estimate.value - truth) < 5 * estimate.errors.probe + estimate.errors.solver + 1e-12
+
+
+def test_cutting_a_batch_whose_examples_see_each_other_is_refused() -> None:
+    torch.manual_seed(1)
+    risk = EmpiricalRisk(Centred().double(), F.cross_entropy, [(X, LABELS)])
+    H = hp.Hessian(risk, engine="double_backward", memory=600)
+    with pytest.raises(MemoryBudgetError, match="examples see each other"):
+        H.matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+
+
+def test_a_pass_inside_a_pass_sees_every_batch() -> None:
+    risk = nets.mlp((8, 8, 8, 8)).risk()
+    expected = nets.full_hessian(risk)
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    H = hp.Hessian(risk, engine="double_backward")
+    total = torch.zeros_like(V)
+    for weight, term in H.terms():
+        torch.testing.assert_close(H.matvecs(V), V @ expected)
+        total += weight * term.matvecs(V)
+    torch.testing.assert_close(total, V @ expected)
+
+
+def test_a_copy_that_the_model_writes_into_stays_a_copy() -> None:
+    class Copying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.inner(x))
+            changed = hidden.to(hidden.dtype, copy=True)
+            changed.mul_(hidden.sum(1, keepdim=True))
+            return self.head(hidden + changed)
+
+    torch.manual_seed(1)
+    risk = EmpiricalRisk(Copying().double(), F.cross_entropy, [(X, LABELS), (X.flip(0), LABELS)])
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    for rows in (V, V[:1]):
+        product = hp.Hessian(risk, engine="linearized").matvecs(rows)
+        torch.testing.assert_close(product, rows @ nets.full_hessian(risk), rtol=1e-10, atol=1e-12)
+
+
+def test_fisher_with_a_pad_label_among_the_classes() -> None:
+    torch.manual_seed(0)
+    targets = torch.tensor([[1, 2, 0, 0], [2, 1, 1, 0]])
+    net = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3)).double()
+    plain = EmpiricalRisk(nn.Sequential(net, Transposed()), nn.CrossEntropyLoss(ignore_index=0), [(targets, targets)])
+    truth = float(nets.full_gauss_newton(plain).trace())
+    draws = torch.tensor(
+        [float(hp.Fisher(plain, seed=s, engine="double_backward").dense().trace()) for s in range(100)]
+    )
+    error = float(draws.std()) / 10
+    assert abs(float(draws.mean()) - truth) < 4 * error < 0.4 * truth
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_single_precision_near_an_interpolating_minimum() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    data = [(X, net(X).argmax(1))]
+    with torch.no_grad():
+        net[2].weight.mul_(60)
+        net[2].bias.mul_(60)
+    truth = nets.full_hessian(EmpiricalRisk(net, nn.CrossEntropyLoss(), data))
+    risk = EmpiricalRisk(net.float(), nn.CrossEntropyLoss(), [(X.float(), data[0][1])])
+    V = torch.randn(1, risk.dim, dtype=torch.float64)
+    for engine in ("linearized", "double_backward"):
+        product = hp.Hessian(risk, engine=engine).matvecs(V.float()).double()
+        assert float((product - V @ truth).norm() / (V @ truth).norm()) < 1e-3
