@@ -100,6 +100,17 @@ def saved_bytes(*ignore: Tensor) -> Iterator[SavedBytes]:
         yield counter
 
 
+def fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:
+    """Return the gradient of ``loss`` at ``theta`` (d,), evaluated now; zero where the loss does not depend on it."""
+    with torch.enable_grad():
+        leaf = theta.detach().clone().requires_grad_()
+        value = loss(leaf)
+        if not value.requires_grad:
+            return torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+    return gradient
+
+
 def by_rows(apply_one: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return a block function that applies ``apply_one`` (d,) -> (d,) to each row; memory does not grow with k."""
 

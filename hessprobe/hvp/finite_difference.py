@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hessprobe.hvp.engine import LossFunction, Product, by_rows
+from hessprobe.hvp.engine import LossFunction, Product, by_rows, fresh_gradient
 
 
 class FiniteDifference:
@@ -31,18 +31,8 @@ class FiniteDifference:
             if length == 0:
                 return torch.zeros_like(vector)
             step = scale / length
-            ahead = _gradient(loss, theta.add(vector, alpha=step))
-            behind = _gradient(loss, theta.add(vector, alpha=-step))
+            ahead = fresh_gradient(loss, theta.add(vector, alpha=step))
+            behind = fresh_gradient(loss, theta.add(vector, alpha=-step))
             return (ahead - behind).div_(2 * step)
 
         return Product(by_rows(apply_one))
-
-
-def _gradient(loss: LossFunction, theta: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = theta.detach().requires_grad_()
-        value = loss(leaf)
-        if not value.requires_grad:
-            return torch.zeros_like(leaf)
-        (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
-    return gradient

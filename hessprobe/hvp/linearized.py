@@ -19,7 +19,7 @@ from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.double_backward import DoubleBackward
-from hessprobe.hvp.engine import LossFunction, Product, storage_bytes
+from hessprobe.hvp.engine import LossFunction, Product, fresh_gradient, storage_bytes
 from hessprobe.hvp.folding import FoldBatchNorm
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
 from hessprobe.objective.base import BatchLoss
@@ -100,7 +100,7 @@ def _residuals(program: LinearProgram, loss: LossFunction, theta: Tensor, tensor
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UnsupportedError(f"The recording does not fit a batch: {str(error).splitlines()[0]}") from error
-    if not _agree(check, _fresh_gradient(loss, theta)):
+    if not _agree(check, fresh_gradient(loss, theta)):
         raise UnsupportedError("The recorded gradient differs from the model's own.")
     return residuals
 
@@ -142,16 +142,6 @@ def _product(program: LinearProgram, residuals: list[Tensor], nbytes: int) -> Pr
         return row_dots(left, right)
 
     return Product(product, nbytes, forms, added)
-
-
-def _fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = theta.detach().clone().requires_grad_()
-        value = loss(leaf)
-        if not value.requires_grad:
-            return torch.zeros_like(leaf)
-        (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
-    return gradient
 
 
 def _agree(recorded: Tensor, fresh: Tensor) -> bool:
