@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.source import check_source, engine_of, source_of
 from hessprobe.invariance import DEFAULT_MEASURES, DEFAULT_STRENGTHS, MEASURES, TRANSFORMS
 
 if TYPE_CHECKING:
-    from hessprobe.cli.load import Source, Subject
+    from hessprobe.cli.load import Subject
     from hessprobe.invariance import Found, Line
     from hessprobe.measures import Event, MeasureSettings
 
@@ -166,7 +167,7 @@ def run(request: Request) -> None:
     from hessprobe.cli.load import load_subject
 
     settings = _settings(request)
-    subject = load_subject(_source(request))
+    subject = load_subject(source_of(request, request.ckpt))
     outcome = collect(request, subject, settings)
 
     from hessprobe.cli.commands.invariance_output import publish
@@ -190,13 +191,6 @@ def check(request: Request) -> None:
     for name in request.transform or ():
         options.choice("--transform", name, tuple(TRANSFORMS))
     options.choice("--operator", request.operator, options.OPERATORS)
-    for option, value, known in (
-        ("--split", request.split, options.SPLITS),
-        ("--batchnorm", request.batchnorm, options.BATCHNORMS),
-        ("--dtype", request.dtype, options.DTYPES),
-    ):
-        if value is not None:
-            options.choice(option, value, known)
     for each in request.strengths:
         options.positive("--strength", each)
         if each == 1:
@@ -213,14 +207,8 @@ def _check_numbers(request: Request) -> None:
     ):
         options.positive(option, value, below=1)
     options.positive("--shift", request.shift)
-    for option, number, minimum in (
-        ("--probes", request.probes, 2),
-        ("--examples", request.examples, 1),
-        ("--batch-size", request.batch_size, 1),
-        ("--seed", request.seed, 0),
-    ):
-        options.at_least(option, number, minimum)
-    options.parse_memory(request.memory)
+    options.at_least("--probes", request.probes, 2)
+    check_source(request)
 
 
 def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Outcome:
@@ -256,37 +244,10 @@ def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Ou
     return outcome
 
 
-def _source(request: Request) -> Source:
-    from hessprobe.cli.load import Source
-
-    return Source(
-        checkpoint=request.ckpt,
-        params=tuple(request.params or ()),
-        **{
-            name: getattr(request, name)
-            for name in (
-                "objective",
-                "model",
-                "data",
-                "split",
-                "examples",
-                "batch_size",
-                "batchnorm",
-                "seed",
-                "device",
-                "dtype",
-            )
-        },
-    )
-
-
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.hvp import gauss_newton, hessian
     from hessprobe.measures import MeasureSettings
 
-    engines = (hessian if request.operator == "hessian" else gauss_newton).ENGINES
-    names = tuple(name.replace("_", "-") for name in ("auto", *engines))
-    engine = options.choice("--engine", request.engine.replace("_", "-"), names).replace("-", "_")
+    engine = engine_of(request.engine, request.operator)
     with failures.as_usage():
         return MeasureSettings(
             operator=request.operator,

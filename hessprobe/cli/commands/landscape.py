@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.source import check_source, source_of
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN, STYLES
 
 if TYPE_CHECKING:
-    from hessprobe.cli.load import Source, Subject
+    from hessprobe.cli.load import Subject
     from hessprobe.landscape import Landscape
     from hessprobe.landscape.scene import Scene
 
@@ -230,8 +231,8 @@ def run(request: Request) -> None:
         from hessprobe.landscape.interactive import require_plotly
 
         require_plotly()
-    subject = load_subject(_source(request, request.ckpt))
-    others = [load_subject(_source(request, path)) for path in request.others]
+    subject = load_subject(source_of(request, request.ckpt))
+    others = [load_subject(source_of(request, path)) for path in request.others]
     outcome = collect(request, subject, others)
     from hessprobe.cli.commands.landscape_output import publish
 
@@ -255,9 +256,6 @@ def check(request: Request) -> None:
         ("--biases", request.biases, BIASES),
         ("--which", request.which, ("largest", "smallest", "magnitude", "both")),
         ("--style", request.style, STYLES),
-        ("--split", request.split, options.SPLITS),
-        ("--batchnorm", request.batchnorm, options.BATCHNORMS),
-        ("--dtype", request.dtype, options.DTYPES),
     ):
         if value is not None:
             options.choice(option, value, known)
@@ -265,15 +263,9 @@ def check(request: Request) -> None:
         options.choice("--map", name, MAPS)
     options.positive("--span", request.span)
     options.positive("--rho", request.rho)
-    for option, number, minimum in (
-        ("--size", request.size, 3),
-        ("--examples", request.examples, 1),
-        ("--batch-size", request.batch_size, 1),
-        ("--seed", request.seed, 0),
-    ):
-        options.at_least(option, number, minimum)
+    options.at_least("--size", request.size, 3)
     _refuse_contradictions(request)
-    options.parse_memory(request.memory)
+    check_source(request)
     options.check_outputs(out=request.figure, interactive=request.interactive, json=request.json)
     for note in idle_options(request):
         failures.say(f"note: {note}")
@@ -363,18 +355,3 @@ def _names(paths: list[str]) -> list[str]:
     """Return the shortest names that tell the checkpoints apart: the stem, or the path where stems agree."""
     stems = [Path(path).stem for path in paths]
     return stems if len(set(stems)) == len(stems) else paths
-
-
-def _source(request: Request, path: str | None) -> Source:
-    from hessprobe.cli.load import Source
-
-    return Source(
-        checkpoint=path,
-        **{
-            name: value
-            for name, value in asdict(request).items()
-            if name
-            in ("objective", "model", "data", "split", "examples", "batch_size", "batchnorm", "seed", "device", "dtype")
-        },
-        params=tuple(request.params or ()),
-    )

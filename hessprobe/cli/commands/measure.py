@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.source import check_source, engine_of, source_of
 from hessprobe.measures import NAMES, UNIVERSAL
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.cli.load import Source, Subject
+    from hessprobe.cli.load import Subject
     from hessprobe.measures import Event, MeasureSettings, Result
 
 
@@ -131,7 +132,7 @@ def run(request: Request) -> None:
     from hessprobe.cli.load import load_subject
 
     settings = _settings(request)
-    subject = load_subject(_source(request))
+    subject = load_subject(source_of(request, request.ckpt))
     if request.k is not None and request.k > subject.risk.dim:
         raise failures.UsageError(
             f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
@@ -154,26 +155,16 @@ def check(request: Request) -> None:
     for name in request.names:
         options.choice("--measure", name, (*NAMES, *UNIVERSAL))
     options.choice("--operator", request.operator, options.OPERATORS)
-    for option, value, known in (
-        ("--split", request.split, options.SPLITS),
-        ("--batchnorm", request.batchnorm, options.BATCHNORMS),
-        ("--dtype", request.dtype, options.DTYPES),
-    ):
-        if value is not None:
-            options.choice(option, value, known)
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
     options.positive("--shift", request.shift)
     options.positive("--radius", request.radius)
     for option, number, minimum in (
         ("--probes", request.probes, 2),
-        ("--examples", request.examples, 1),
         ("--k", request.k, 1),
-        ("--batch-size", request.batch_size, 1),
-        ("--seed", request.seed, 0),
     ):
         options.at_least(option, number, minimum)
-    options.parse_memory(request.memory)
+    check_source(request)
     options.check_outputs(json=request.json, csv=request.csv)
     for note in idle_options(request):
         failures.say(f"note: {note}")
@@ -303,32 +294,10 @@ def _print_unfinished(outcome: Outcome, console: Console) -> None:
         render.print_line(console, f"  {event.stage}{value} (after {event.done:g}{of})")
 
 
-def _source(request: Request) -> Source:
-    from hessprobe.cli.load import Source
-
-    return Source(
-        checkpoint=request.ckpt,
-        objective=request.objective,
-        model=request.model,
-        data=request.data,
-        split=request.split,
-        examples=request.examples,
-        batch_size=request.batch_size,
-        params=tuple(request.params or ()),
-        batchnorm=request.batchnorm,
-        seed=request.seed,
-        device=request.device,
-        dtype=request.dtype,
-    )
-
-
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.hvp import gauss_newton, hessian
     from hessprobe.measures import MeasureSettings
 
-    engines = (hessian if request.operator == "hessian" else gauss_newton).ENGINES
-    names = tuple(name.replace("_", "-") for name in ("auto", *engines))
-    engine = options.choice("--engine", request.engine.replace("_", "-"), names).replace("-", "_")
+    engine = engine_of(request.engine, request.operator)
     with failures.as_usage():
         return MeasureSettings(
             operator=request.operator,

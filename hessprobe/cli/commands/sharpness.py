@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.source import check_source, engine_of, source_of
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
 
 if TYPE_CHECKING:
-    from hessprobe.cli.load import Source, Subject
+    from hessprobe.cli.load import Subject
     from hessprobe.estimators.budget import Progress
     from hessprobe.sharpness import Diagnostics
     from hessprobe.sharpness.survey import Plan, Reading
@@ -198,8 +199,8 @@ def run(request: Request) -> None:
 
     from hessprobe.cli.load import load_subject
 
-    engine = _engine(request)
-    subject = load_subject(_source(request))
+    engine = engine_of(request.engine)
+    subject = load_subject(source_of(request, request.ckpt))
     outcome = collect(request, subject, engine)
     with signals.shielded():
         publish(request, subject, outcome)
@@ -220,9 +221,6 @@ def check(request: Request) -> None:
     for option, value, known in (
         ("--norm", request.norm, NORMS),
         ("--adaptive", request.adaptive, ADAPTIVE),
-        ("--split", request.split, options.SPLITS),
-        ("--batchnorm", request.batchnorm, options.BATCHNORMS),
-        ("--dtype", request.dtype, options.DTYPES),
     ):
         if value is not None:
             options.choice(option, value, known)
@@ -238,14 +236,11 @@ def check(request: Request) -> None:
         ("--steps", request.steps, 0),
         ("--restarts", request.restarts, 0),
         ("--probes", request.probes, 2),
-        ("--examples", request.examples, 1),
         ("--k", request.k, 1),
-        ("--batch-size", request.batch_size, 1),
-        ("--seed", request.seed, 0),
     ):
         options.at_least(option, number, minimum)
     _refuse_contradictions(request)
-    options.parse_memory(request.memory)
+    check_source(request)
     options.check_outputs(json=request.json)
     for note in idle_options(request):
         failures.say(f"note: {note}")
@@ -355,25 +350,3 @@ def _plan(request: Request) -> Plan:
         request.rtol,
         request.confidence,
     )
-
-
-def _source(request: Request) -> Source:
-    from hessprobe.cli.load import Source
-
-    return Source(
-        checkpoint=request.ckpt,
-        **{
-            name: value
-            for name, value in asdict(request).items()
-            if name
-            in ("objective", "model", "data", "split", "examples", "batch_size", "batchnorm", "seed", "device", "dtype")
-        },
-        params=tuple(request.params or ()),
-    )
-
-
-def _engine(request: Request) -> str:
-    from hessprobe.hvp import hessian
-
-    names = tuple(name.replace("_", "-") for name in ("auto", *hessian.ENGINES))
-    return options.choice("--engine", request.engine.replace("_", "-"), names).replace("-", "_")

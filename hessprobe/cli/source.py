@@ -1,0 +1,66 @@
+"""What every command that measures a checkpoint is asked in the same words: which network, which data, where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from hessprobe.cli import options
+
+if TYPE_CHECKING:
+    from hessprobe.cli.load import Source
+
+_CHOICES = {"split": options.SPLITS, "batchnorm": options.BATCHNORMS, "dtype": options.DTYPES}
+_SMALLEST = {"examples": 1, "batch_size": 1, "seed": 0}
+
+
+class Asked(Protocol):
+    """The options of a command that say what is measured; see ``hessprobe.cli.options``."""
+
+    @property
+    def ckpt(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def params(self) -> list[str] | None: ...  # noqa: D102  # a field
+    @property
+    def memory(self) -> str | None: ...  # noqa: D102  # a field
+
+
+def check_source(request: Asked) -> None:
+    """Refuse what can be refused of these options before anything heavy is loaded.
+
+    Raises:
+        UsageError: a name that does not exist, a number outside its range, a size that cannot be read.
+    """
+    for name, known in _CHOICES.items():
+        value = getattr(request, name)
+        if value is not None:
+            options.choice(f"--{name}", value, known)
+    for name, minimum in _SMALLEST.items():
+        options.at_least(f"--{name.replace('_', '-')}", getattr(request, name), minimum)
+    options.parse_memory(request.memory)
+
+
+def source_of(request: Asked, checkpoint: str | None) -> Source:
+    """Return what ``load_subject`` needs to make the risk that the options describe.
+
+    Args:
+        request: the options.
+        checkpoint: the file; the command's own, or another of a series.
+    """
+    from hessprobe.cli.load import Source
+
+    alike = ("objective", "model", "data", "split", "examples", "batch_size", "batchnorm", "seed", "device", "dtype")
+    given = {name: getattr(request, name) for name in alike}
+    return Source(checkpoint=checkpoint, params=tuple(request.params or ()), **given)
+
+
+def engine_of(name: str, operator: str = "hessian") -> str:
+    """Return ``--engine`` as the engines are named in Python.
+
+    Raises:
+        UsageError: the operator has no such engine.
+    """
+    from hessprobe.hvp import gauss_newton, hessian
+
+    engines = (hessian if operator == "hessian" else gauss_newton).ENGINES
+    known = tuple(each.replace("_", "-") for each in ("auto", *engines))
+    return options.choice("--engine", name.replace("_", "-"), known).replace("-", "_")
