@@ -1,8 +1,7 @@
-"""Numbers as text: only the digits that the error leaves, in tables that never cut a number."""
+"""Numbers of a record on the terminal, in tables that never cut one."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,52 +10,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_SIGNIFICANT = 6
-_FIXED_FROM, _FIXED_TO = -3, 6
+from hessprobe.report.numbers import SIGNIFICANT, is_exact, number_texts, plain, products_text, row_error, with_error
+
+__all__ = [
+    "Row",
+    "is_exact",
+    "layers_table",
+    "number_texts",
+    "plus_minus_for",
+    "print_line",
+    "print_table",
+    "result_cells",
+    "results_table",
+    "row_error",
+    "stdout_console",
+    "with_error",
+]
+
 _GAP = "  "
 
 Row = Sequence[str]
 
 
-def number_texts(
-    value: float | None, error: float | None, *others: float | None, digits: int = _SIGNIFICANT
-) -> list[str]:
-    """Return value, error and further numbers of the same size, all to the digit that the error leaves.
-
-    Args:
-        value: the number; None or nan where there is none.
-        error: its error, >= 0; the text is empty where it is 0 or None.
-        others: written like the value (the ends of its interval).
-        digits: most digits of the value, >= 2.
-    """
-    known = [abs(number) for number in (value, error) if number is not None and math.isfinite(number) and number]
-    if not known:
-        return [_plain(value), "", *map(_plain, others)]
-    scale = _exponent(max(known))
-    place = scale - digits + 1
-    if _FIXED_FROM <= scale < _FIXED_TO:
-        # No digit before the point is ever left out.
-        place = min(place, 0)
-    if error is not None and math.isfinite(error) and error > 0:
-        place = max(_exponent(error) - 1, place)
-    numbers = [_rounded(number, scale, place) for number in (value, *others)]
-    return [numbers[0], _error_text(error, scale, place), *numbers[1:]]
-
-
-def with_error(value: float | None, error: float | None, plus_minus: str = "±") -> str:
-    """Return ``"12.34 ± 0.56"``, or the value alone where there is no error."""
-    text, uncertainty = number_texts(value, error)
-    return f"{text} {plus_minus} {uncertainty}" if uncertainty else text
-
-
-def row_error(row: Mapping[str, Any]) -> float | None:
-    """Return what stands behind the ± of a result: its standard error, or the solver's bound where that is larger."""
-    error: float | None = row["std_error"]
-    bound: float | None = row["errors"]["solver"]
-    return error if error is None or bound is None else max(error, bound)
-
-
-def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = _SIGNIFICANT) -> list[str]:
+def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
     """Return value ± error, interval, products and seconds of a record's row (or of a layer's) as text."""
     low, high = row["interval"]
     error = row_error(row)
@@ -64,12 +40,7 @@ def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = _
     bound = {"lower bound": ">= ", "upper bound": "<= "}.get(row["kind"], "")
     shown = f"{bound}{value} {plus_minus} {uncertainty}" if uncertainty else f"{bound}{value}"
     interval = f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
-    return [shown, interval, _products(row["matvecs"]), _plain(row["seconds"], 3)]
-
-
-def is_exact(row: Mapping[str, Any]) -> bool:
-    """Return whether a value has neither a sampling nor a solver error: it is exact up to rounding."""
-    return row["kind"] in ("exact", "estimate") and row["value"] is not None and row_error(row) == 0
+    return [shown, interval, products_text(row["matvecs"]), plain(row["seconds"], 3)]
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console: Console) -> None:
@@ -146,7 +117,7 @@ def _columns(header: Row, rows: Sequence[Row], kept: Sequence[int]) -> tuple[Row
 
 
 def _short_cells(row: Mapping[str, Any], sign: str) -> list[str]:
-    shown, interval, products, seconds = result_cells(row, sign, _SIGNIFICANT - 1)
+    shown, interval, products, seconds = result_cells(row, sign, SIGNIFICANT - 1)
     count, time = row["matvecs"], row["seconds"]
     return [shown, interval, products if count is None else f"{count:.0f}", seconds if time is None else f"{time:.1f}"]
 
@@ -174,36 +145,3 @@ def _print_plain(header: Row, rows: Sequence[Row], console: Console) -> None:
     for row in (header, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print_line(console, _GAP.join(cells).rstrip())
-
-
-def _plain(number: float | None, digits: int = _SIGNIFICANT) -> str:
-    return "nan" if number is None else f"{number:.{digits}g}"
-
-
-def _products(count: float | None) -> str:
-    # Passes over some of the batches make fractions; beyond a thousand they are noise.
-    if count is None or not math.isfinite(count):
-        return "nan"
-    return f"{count:.0f}" if count >= 1000 else f"{count:.1f}".removesuffix(".0")
-
-
-def _exponent(number: float) -> int:
-    return math.floor(math.log10(abs(number)))
-
-
-def _rounded(number: float | None, scale: int, place: int) -> str:
-    if number is None or not math.isfinite(number):
-        return _plain(number)
-    if _FIXED_FROM <= scale < _FIXED_TO:
-        return f"{number:.{max(-place, 0)}f}"
-    return f"{number:.{max(scale - place, 0)}e}"
-
-
-def _error_text(error: float | None, scale: int, place: int) -> str:
-    if error is None or not error > 0:
-        return ""
-    if not math.isfinite(error):
-        return _plain(error)
-    fixed, scientific = f"{error:.{max(-place, 0)}f}", f"{error:.1e}"
-    readable = _FIXED_FROM <= scale < _FIXED_TO and _exponent(error) >= place
-    return fixed if readable and len(fixed) <= len(scientific) else scientific

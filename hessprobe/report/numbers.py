@@ -1,0 +1,88 @@
+"""Numbers as text: only the digits that the error leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+SIGNIFICANT = 6
+_FIXED_FROM, _FIXED_TO = -3, 6
+
+
+def number_texts(
+    value: float | None, error: float | None, *others: float | None, digits: int = SIGNIFICANT
+) -> list[str]:
+    """Return value, error and further numbers of the same size, all to the digit that the error leaves.
+
+    Args:
+        value: the number; None or nan where there is none.
+        error: its error, >= 0; the text is empty where it is 0 or None.
+        others: written like the value (the ends of its interval).
+        digits: most digits of the value, >= 2.
+    """
+    known = [abs(number) for number in (value, error) if number is not None and math.isfinite(number) and number]
+    if not known:
+        return [plain(value), "", *map(plain, others)]
+    scale = _exponent(max(known))
+    place = scale - digits + 1
+    if _FIXED_FROM <= scale < _FIXED_TO:
+        # No digit before the point is ever left out.
+        place = min(place, 0)
+    if error is not None and math.isfinite(error) and error > 0:
+        place = max(_exponent(error) - 1, place)
+    numbers = [_rounded(number, scale, place) for number in (value, *others)]
+    return [numbers[0], _error_text(error, scale, place), *numbers[1:]]
+
+
+def with_error(value: float | None, error: float | None, plus_minus: str = "±") -> str:
+    """Return ``"12.34 ± 0.56"``, or the value alone where there is no error."""
+    text, uncertainty = number_texts(value, error)
+    return f"{text} {plus_minus} {uncertainty}" if uncertainty else text
+
+
+def row_error(row: Mapping[str, Any]) -> float | None:
+    """Return what stands behind the ± of a result: its standard error, or the solver's bound where that is larger."""
+    error: float | None = row["std_error"]
+    bound: float | None = row["errors"]["solver"]
+    return error if error is None or bound is None else max(error, bound)
+
+
+def is_exact(row: Mapping[str, Any]) -> bool:
+    """Return whether a value has neither a sampling nor a solver error: it is exact up to rounding."""
+    return row["kind"] in ("exact", "estimate") and row["value"] is not None and row_error(row) == 0
+
+
+def plain(number: float | None, digits: int = SIGNIFICANT) -> str:
+    """Return a number to so many significant digits, or ``"nan"`` where there is none."""
+    return "nan" if number is None else f"{number:.{digits}g}"
+
+
+def products_text(count: float | None) -> str:
+    """Return a number of products: fractions as they are, whole from a thousand on."""
+    # Passes over some of the batches make fractions; beyond a thousand they are noise.
+    if count is None or not math.isfinite(count):
+        return "nan"
+    return f"{count:.0f}" if count >= 1000 else f"{count:.1f}".removesuffix(".0")
+
+
+def _exponent(number: float) -> int:
+    return math.floor(math.log10(abs(number)))
+
+
+def _rounded(number: float | None, scale: int, place: int) -> str:
+    if number is None or not math.isfinite(number):
+        return plain(number)
+    if _FIXED_FROM <= scale < _FIXED_TO:
+        return f"{number:.{max(-place, 0)}f}"
+    return f"{number:.{max(scale - place, 0)}e}"
+
+
+def _error_text(error: float | None, scale: int, place: int) -> str:
+    if error is None or not error > 0:
+        return ""
+    if not math.isfinite(error):
+        return plain(error)
+    fixed, scientific = f"{error:.{max(-place, 0)}f}", f"{error:.1e}"
+    readable = _FIXED_FROM <= scale < _FIXED_TO and _exponent(error) >= place
+    return fixed if readable and len(fixed) <= len(scientific) else scientific
