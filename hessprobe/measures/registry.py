@@ -28,7 +28,8 @@ class _Answer:
 
 def _lambda_max(session: Session) -> _Answer:
     pairs = session.eigenpairs
-    return _Answer(pairs.estimate(0), arrays=_spectrum(session))
+    layers = session.layer_eigenvalues if session.settings.per_layer else None
+    return _Answer(pairs.estimate(0), layers=layers, arrays=_spectrum(session))
 
 
 def _lambda_min(session: Session) -> _Answer:

@@ -15,6 +15,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.hvp import Fisher, GaussNewton, Hessian
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
+from hessprobe.operators.algebra import Block
 
 if TYPE_CHECKING:
     from hessprobe.measures.universal import UniversalWork
@@ -71,6 +72,22 @@ class Session:
         pairs = krylov.eigsh(self.A, 1, "smallest", tol=_EIGEN_TOL, seed=self.settings.seed, max_matvecs=200)
         estimate = pairs.estimate(0)
         return estimate.with_(support=(0.0, math.inf))
+
+    @cached_property
+    def layer_eigenvalues(self) -> dict[str, Estimate]:
+        """Largest eigenvalue of each parameter tensor's own block; none exceeds that of the whole (Cauchy)."""
+        blocks, found = self.A.blocks, {}
+        for index, (name, where) in enumerate(blocks.items()):
+
+            def progress(state: krylov.Progress, index: int = index) -> None:
+                self._report(Event("layers' eigenvalues", index, len(blocks), state.largest, state.largest_residual))
+
+            pairs = krylov.eigsh(
+                Block(self.A, where), 1, "largest", tol=_EIGEN_TOL, seed=self.settings.seed, callback=progress
+            )
+            found[name] = pairs.estimate(0)
+        self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
+        return found
 
     @cached_property
     def directions(self) -> estimators.Deflation | None:

@@ -24,7 +24,7 @@ class MeasureSettings:
         rtol: the half-width of each interval at ``confidence`` is at most rtol * |value|; ignored with ``probes``.
         probes: fixed number of probes instead, >= 2, or None.
         seed: integer >= 0.
-        per_layer: also one value for every parameter tensor (trace, frob).
+        per_layer: also one value for every parameter tensor (lambda-max, trace, frob).
         engine: of the products, see ``hvp.Hessian``.
         memory: bytes that products may keep, or None.
         confidence: level of the intervals.

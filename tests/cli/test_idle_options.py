@@ -13,7 +13,7 @@ from hessprobe.training import load_checkpoint
     [
         (["-m", "trace", "--shift", "0.1"], ["--shift has no effect here; it is for logdet, effective-dimension"]),
         (["-m", "trace", "--k", "3"], ["--k has no effect here; it is for lambda-max, lambda-min, spectral-norm"]),
-        (["-m", "logdet", "--per-layer"], ["--per-layer has no effect here; it is for trace, frob"]),
+        (["-m", "logdet", "--per-layer"], ["--per-layer has no effect here; it is for lambda-max, trace, frob"]),
         (
             ["-m", "lambda-max", "--probes", "9"],
             [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EIGENVALUES = frozenset({"lambda-max", "lambda-min", "spectral-norm"})
 _DAMPED = frozenset({"logdet", "effective-dimension", "universal:logdet", "universal:det", "universal:log-exp"})
 _POINTS = frozenset({"universal:worst", "universal:ascent"})
-_LAYERED = frozenset({"trace", "frob"})
+_LAYERED = frozenset({"lambda-max", "trace", "frob"})
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,21 @@ def test_layers_add_up(measured: tuple[str, EmpiricalRisk, dict[str, Result], Te
     assert sum(share.value for share in results["frob"].layers.values()) == pytest.approx(1.0, rel=0.1)
 
 
+def test_the_largest_eigenvalue_of_each_layer_is_that_of_its_block(
+    measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor],
+) -> None:
+    _, risk, results, matrix = measured
+    layers = results["lambda-max"].layers
+    assert list(layers) == list(risk.layout.slices)
+    for name, where in risk.layout.slices.items():
+        truth = float(torch.linalg.eigvalsh(matrix[where, where])[-1])
+        layer = layers[name]
+        assert abs(layer.value - truth) <= layer.errors.solver + 1e-9
+        assert layer.errors.solver < 0.05 * abs(truth) + 1e-9
+        assert layer.value <= results["lambda-max"].estimate.value + layer.errors.solver
+        assert layer.matvecs > 0
+
+
 def test_arrays(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) -> None:
     _, _, results, matrix = measured
     diagonal = results["diagonal"].arrays["diagonal"]
