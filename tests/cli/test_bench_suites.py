@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from hessprobe.benchmarks import family, optimizers
+from hessprobe.benchmarks import family, landscapes, optimizers
 from hessprobe.cli.app import app
 
 
@@ -52,6 +53,20 @@ def _run(name, seed, report) -> family.TrainedOptimizer:
     result = family.TrainedOptimizer(name, seed, 0.905 + 0.01 * seed, 1.0, measures)
     report(result, seed + 1, 4)
     return result
+
+
+def test_landscapes_are_timed_beside_plain_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    case = landscapes.CASES["digits"]
+    small = replace(case, data=lambda: tuple(each[:20] for each in case.data()), size=3)
+    monkeypatch.setattr(landscapes, "CASES", {"digits": small})
+    record, table = tmp_path / "l.json", tmp_path / "l.md"
+    result = run("--suite", "landscapes", "--rounds", "2", "--json", str(record), "--markdown", str(table))
+    assert result.exit_code == 0
+    rows = json.loads(record.read_text())["timings"]
+    assert [row["contestant"] for row in rows][:2] == ["plain forward passes", "hessprobe"]
+    assert (rows[0]["ratio"], rows[0]["points"], rows[0]["rounds"]) == (1.0, 9, 2)
+    assert rows[0]["seconds"] == pytest.approx(51**2 * rows[0]["milliseconds"] / 1e3, rel=0.5)
+    assert "| MLP 64-128-64-10, 1,797 digits | hessprobe | " in table.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hessprobe.benchmarks.cases import Case
 
 _NAMES = ("mlp", "resnet20", "gpt")
-_SUITES = ("products", "steps", "optimizers")
+_SUITES = ("products", "steps", "optimizers", "landscapes")
 
 
 def bench(
@@ -23,7 +23,7 @@ def bench(
         typer.Option(
             metavar="NAME",
             help="products: Hessian-vector products; steps: SAM steps against other packages; "
-            "optimizers: train and measure every optimizer.",
+            "optimizers: train and measure every optimizer; landscapes: points of a plane.",
         ),
     ] = "products",
     case: Annotated[
@@ -42,7 +42,7 @@ def bench(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Time Hessian-vector products against gradients, or optimizer steps, side by side in one run.
+    """Time Hessian-vector products, optimizer steps or points of landscapes, side by side in one run.
 
     Example: hessprobe bench --case mlp --rounds 5
     """

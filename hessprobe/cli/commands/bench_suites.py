@@ -1,4 +1,4 @@
-"""``hessprobe bench --suite steps|optimizers``: what optimizer steps cost, and what every optimizer finds."""
+"""``hessprobe bench --suite steps|optimizers|landscapes``: optimizer steps, what optimizers find, landscapes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(request: Request) -> None:
 
     from hessprobe.cli.progress import status_line
 
-    work = _steps if request.suite == "steps" else _optimizers
+    work = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}[request.suite]
     rows: list[dict[str, Any]] = []
     interrupted = False
     with status_line() as report:
@@ -103,6 +103,31 @@ def _optimizers(request: Request, rows: list[dict[str, Any]], report: Callable[[
         "Made by `hessprobe bench --suite optimizers --markdown FILE`.\n\n"
     )
     return "Every optimizer on noisy digits", head + family.family_table(runs, times)
+
+
+def _landscapes(request: Request, rows: list[dict[str, Any]], report: Callable[[str], None]) -> tuple[str, str]:
+    from hessprobe.benchmarks import landscapes
+
+    for case in landscapes.CASES.values():
+        rows += [timing.row() for timing in landscapes.time_planes(case, rounds=request.rounds, report=report)]
+    lines = [
+        "| network | contestant | seconds a plane | ms a point | ratio | quartiles |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {landscapes.CASES[row['case']].title} | {row['contestant']} | {row['seconds']:.2f} | "
+        f"{row['milliseconds']:.2f} | {row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
+        for row in rows
+    ]
+    size = landscapes.SIZE
+    sizes = "; ".join(f"{case.title}: {case.size} x {case.size} points" for case in landscapes.CASES.values())
+    lines += [
+        "",
+        f"A plane of {size} x {size} points, the loss at each; ratio to as many plain forward passes under no_grad, "
+        f"medians over {request.rounds} interleaved rounds. hessprobe includes making the directions and choosing how "
+        f"many points a pass holds. Timed were ({sizes}); the rest of the plane is the time of a point once more.",
+    ]
+    return "Time of a loss landscape", "\n".join(lines) + "\n"
 
 
 def _publish(request: Request, rows: list[dict[str, Any]], text: str, interrupted: bool) -> None:
