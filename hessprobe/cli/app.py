@@ -13,6 +13,7 @@ from hessprobe.cli.commands.info import info
 from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
 from hessprobe.cli.commands.measure import measure
+from hessprobe.cli.commands.plot import plot
 from hessprobe.cli.commands.sharpness import sharpness
 from hessprobe.cli.commands.train import train
 from hessprobe.cli.commands.validate import validate
@@ -50,6 +51,7 @@ app.command()(guarded(measure))
 app.command()(guarded(invariance))
 app.command()(guarded(sharpness))
 app.command()(guarded(landscape))
+app.command()(guarded(plot))
 app.command()(guarded(info))
 app.command()(guarded(bench))
 app.command()(guarded(validate))

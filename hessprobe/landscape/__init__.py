@@ -1,4 +1,4 @@
-"""Loss landscapes: lines and planes through parameter space, evaluated exactly and drawn.
+"""Loss landscapes: lines and planes through parameter space, evaluated exactly.
 
 Names are loaded on first use: the command line reads ``names`` alone, without torch.
 """
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hessprobe.landscape.interactive import write_html
     from hessprobe.landscape.matching import match
     from hessprobe.landscape.plane import Plane
-    from hessprobe.landscape.plot import draw
     from hessprobe.landscape.result import Landscape
     from hessprobe.landscape.scene import Scene, survey
     from hessprobe.landscape.trajectory import line_plane, pca_plane, require_same
@@ -26,7 +25,6 @@ _HOMES = {
     "Scene": "scene",
     "axis": "axes",
     "covering_axis": "axes",
-    "draw": "plot",
     "eigen_plane": "directions",
     "evaluate": "grid",
     "gradient_plane": "directions",
@@ -47,7 +45,6 @@ __all__ = [
     "Scene",
     "axis",
     "covering_axis",
-    "draw",
     "eigen_plane",
     "evaluate",
     "gradient_plane",

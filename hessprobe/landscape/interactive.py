@@ -9,8 +9,8 @@ import numpy as np
 
 from hessprobe import files
 from hessprobe.errors import UnsupportedError
-from hessprobe.landscape.plot import _DECADES, _TITLES
-from hessprobe.landscape.result import Landscape
+from hessprobe.landscape.names import TITLES
+from hessprobe.landscape.result import Landscape, spans_decades
 
 
 def require_plotly() -> None:
@@ -66,11 +66,11 @@ def _surface(go: Any, landscape: Landscape, name: str, visible: bool) -> Any:
     values = np.where(np.isfinite(landscape.values[name]), landscape.values[name], np.nan)
     height = np.log10(values) if _logarithmic(landscape, name) else values
     x, y = landscape.axes
-    hover = f"x %{{x:.4g}}<br>y %{{y:.4g}}<br>{_TITLES[name]} %{{customdata:.5g}}<extra></extra>"
+    hover = f"x %{{x:.4g}}<br>y %{{y:.4g}}<br>{TITLES[name]} %{{customdata:.5g}}<extra></extra>"
     # nan is a hole: nothing is drawn there.
     return go.Surface(
         x=x, y=y, z=height.T, customdata=values.T, colorscale="Viridis", visible=visible, hovertemplate=hover,
-        colorbar={"title": {"text": _axis(landscape, name)}}, name=_TITLES[name],
+        colorbar={"title": {"text": _axis(landscape, name)}}, name=TITLES[name],
         contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}}},
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def _points(go: Any, landscape: Landscape) -> Any:
 def _menu(landscape: Landscape, names: tuple[str, ...]) -> list[dict[str, Any]]:
     buttons = [
         {
-            "label": _TITLES[name],
+            "label": TITLES[name],
             "method": "update",
             "args": [
                 {"visible": [*(name == each for each in names), name == "loss"]},
@@ -107,9 +107,8 @@ def _menu(landscape: Landscape, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _logarithmic(landscape: Landscape, name: str) -> bool:
-    finite = landscape.values[name][np.isfinite(landscape.values[name])]
-    return bool(name != "error" and len(finite) and finite.min() > 0 and finite.max() / finite.min() > _DECADES)
+    return spans_decades(landscape.values[name], name)
 
 
 def _axis(landscape: Landscape, name: str) -> str:
-    return f"log10 of {_TITLES[name]}" if _logarithmic(landscape, name) else _TITLES[name]
+    return f"log10 of {TITLES[name]}" if _logarithmic(landscape, name) else TITLES[name]

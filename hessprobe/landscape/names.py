@@ -7,3 +7,11 @@ MAPS = ("loss", "error", "grad-norm", "lambda-max", "lambda-min")
 STYLES = ("contour", "surface")
 
 SIZE, SPAN, RHO = 51, 1.0, 0.05
+
+TITLES = {
+    "loss": "loss",
+    "error": "error rate",
+    "grad-norm": "gradient norm",
+    "lambda-max": "largest Hessian eigenvalue",
+    "lambda-min": "smallest Hessian eigenvalue",
+}

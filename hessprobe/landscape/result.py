@@ -16,6 +16,14 @@ from hessprobe import files
 
 Floats = NDArray[np.float64]
 FORMAT = "hessprobe.landscape/1"
+# Above this ratio of the largest to the smallest value a linear scale shows a flat floor.
+_DECADES = 50.0
+
+
+def spans_decades(values: Floats, name: str) -> bool:
+    """Return whether the values of quantity ``name`` ask for a logarithmic scale: all > 0 and far apart."""
+    finite = values[np.isfinite(values)]
+    return bool(name != "error" and len(finite) and finite.min() > 0 and finite.max() / finite.min() > _DECADES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,7 +233,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Return a record after checking that it is one.
 
     Raises:
-        RecordError: the file is missing, not JSON, not a record, of a newer schema, or lacks an entry.
+        RecordError: the file is missing, not JSON, not a record, of a newer or older schema, or lacks an entry.
     """
     source = Path(path)
     try:
@@ -248,17 +248,32 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise RecordError(f"{source} is not a hessprobe record (schema {schema!r}). Make one with --json FILE.")
     if int(version) > _VERSION:
         raise RecordError(f"{source} has schema {schema!r}, but this hessprobe reads up to {SCHEMA}. Update hessprobe.")
-    _require(record, _RECORD_KEYS, str(source))
+    if int(version) < _VERSION:
+        raise RecordError(
+            f"{source} has schema {schema!r}, which this hessprobe, of {SCHEMA}, no longer reads. Run hessprobe "
+            f"{record.get('command', '')} again with the options under 'arguments' and --json to convert it."
+        )
+    require(record, _RECORD_KEYS, str(source))
     for position, row in enumerate(record["results"]):
         where = f"{source}, results[{position}],"
         if not isinstance(row, dict):
             raise RecordError(f"{where} is not an object. Write the record again.")
         if record["command"] == "measure":
-            _require(row, _ROW_KEYS, where)
+            require(row, _ROW_KEYS, where)
     return dict(record)
 
 
-def _require(entry: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+def require(entry: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    """Refuse a part of a record that lacks one of ``keys`` or holds something of another type there.
+
+    Args:
+        entry: the part.
+        keys: what must be in it, and as what.
+        where: the part in words, for the message.
+
+    Raises:
+        RecordError: names the first such key.
+    """
     for key, kind in keys.items():
         if key not in entry:
             raise RecordError(f"{where} lacks the entry {key!r}. Write the record again.")

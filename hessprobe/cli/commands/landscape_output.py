@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessprobe.cli import failures
-from hessprobe.landscape.names import RHO
 
 if TYPE_CHECKING:
     from hessprobe.cli.commands.landscape import Outcome, Request
@@ -24,11 +22,15 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
 
     files: dict[str, str] = {"points": request.points}
     if outcome.landscape is not None:
-        files |= _draw(request, outcome.landscape)
+        wanted = {"figure": request.figure, "interactive": request.interactive}
+        files |= {name: path for name, path in wanted.items() if path is not None}
     record = _record(request, subject, outcome, files)
     try:
         if request.json not in (None, "-"):
             report.write_record(str(request.json), record)
+        if outcome.landscape is not None:
+            # From the record, as hessprobe plot does later.
+            _draw(request, outcome.landscape, record)
     finally:
         if request.json == "-":
             sys.stdout.write(report.to_json(record))
@@ -39,19 +41,17 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
                 render.print_line(console, text)
 
 
-def _draw(request: Request, found: Landscape) -> dict[str, str]:
-    written = {}
-    rho = request.rho if request.rho is not None or request.directions != "gradient" else RHO
-    title = " to ".join(Path(path).name for path in (request.ckpt or str(request.objective), *request.others[-1:]))
+def _draw(request: Request, found: Landscape, record: dict[str, Any]) -> None:
     if request.figure is not None:
-        from hessprobe.landscape.plot import draw
+        from hessprobe.report.figures import figures_of
 
-        written["figure"] = str(draw(found, request.figure, style=request.style, rho=rho, title=title))
+        for figure in figures_of(record):
+            figure.save(request.figure)
     if request.interactive is not None:
         from hessprobe.landscape.interactive import write_html
+        from hessprobe.report.figures.landscape import title_of
 
-        written["interactive"] = str(write_html(found, request.interactive, title=title))
-    return written
+        write_html(found, request.interactive, title=title_of(record))
 
 
 def _lines(request: Request, outcome: Outcome, files: dict[str, str]) -> list[str]:

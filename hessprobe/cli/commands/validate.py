@@ -80,7 +80,7 @@ def _publish(
     flags = ["interrupted"] if interrupted else None
     record = report.build_record("validate", rows, arguments=arguments, seed=None, flags=flags)
     if out is not None:
-        figures = _figures(outcomes, Path(out))
+        figures = _figures(record, Path(out))
         text = table.markdown(record["results"], figures, record["environment"])
         files.write_atomically(Path(out) / "README.md", lambda stream: stream.write(text.encode()))
         report.write_record(Path(out) / "validation.json", record)
@@ -99,13 +99,11 @@ def _publish(
             render.print_line(console, f"{row['claim']}: {row['error']}")
 
 
-def _figures(outcomes: Sequence[Any], out: Path) -> dict[str, str]:
-    from hessprobe.validation import figures
+def _figures(record: dict[str, Any], out: Path) -> dict[str, str]:
+    from hessprobe.report.figures.validate import curves
 
     drawn = {}
-    for outcome in outcomes:
-        if outcome.finding is not None and outcome.finding.curve is not None:
-            name = f"figures/{outcome.claim.name.replace('/', '-')}.svg"
-            figures.draw(outcome.finding.curve, outcome.claim.name, out / name)
-            drawn[outcome.claim.name] = name
+    for claim, figure in curves(record).items():
+        drawn[claim] = f"figures/{figure.name}.svg"
+        figure.save(out / drawn[claim])
     return drawn

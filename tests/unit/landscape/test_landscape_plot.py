@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from hessprobe.landscape import Landscape, draw, write_html
-from hessprobe.landscape.plot import _scale
+from hessprobe.landscape import Landscape, write_html
+from hessprobe.report.figures.landscape import drawn
+from hessprobe.report.figures.landscape_scale import scale
 
 
 def plane(hole=False, **options):
@@ -30,13 +31,12 @@ def line(**options):
 
 
 def text_of(landscape, tmp_path, **options):
-    path = draw(landscape, tmp_path / "f.svg", **options)
-    return path.read_text()
+    return drawn(landscape, **options).save(tmp_path / "f.svg").read_text()
 
 
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_formats(ending, start, tmp_path):
-    assert draw(line(), tmp_path / f"f.{ending}").read_bytes().startswith(start)
+    assert drawn(line()).save(tmp_path / f"f.{ending}").read_bytes().startswith(start)
 
 
 def test_figures_are_the_same_every_time(tmp_path):
@@ -70,22 +70,22 @@ def test_surface(tmp_path):
 
 
 def test_log_scale_where_values_span_decades():
-    assert _scale(np.array([0.01, 1.0]), "loss")[2]
-    assert not _scale(np.array([0.1, 1.0]), "loss")[2]
-    assert not _scale(np.array([-0.1, 100.0]), "loss")[2]
-    assert not _scale(np.array([0.001, 1.0]), "error")[2]
-    norm, levels, _ = _scale(np.array([2.0, 2.0]), "loss")
+    assert scale(np.array([0.01, 1.0]), "loss")[2]
+    assert not scale(np.array([0.1, 1.0]), "loss")[2]
+    assert not scale(np.array([-0.1, 100.0]), "loss")[2]
+    assert not scale(np.array([0.001, 1.0]), "error")[2]
+    norm, levels, _ = scale(np.array([2.0, 2.0]), "loss")
     assert norm.vmin < 2 < norm.vmax
     assert (np.diff(levels) > 0).all()
 
 
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"format of path must be one of png, svg, pdf; got 'jpg'\."):
-        draw(line(), tmp_path / "f.jpg")
+        drawn(line()).save(tmp_path / "f.jpg")
     empty = line()
     empty.values["loss"][:] = np.nan
     with pytest.raises(ValueError, match=r"landscape must hold a finite loss; got only holes\. Choose a smaller span"):
-        draw(empty, tmp_path / "f.png")
+        drawn(empty)
 
 
 def test_the_page_works_offline(tmp_path):

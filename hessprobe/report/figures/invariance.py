@@ -1,0 +1,120 @@
+"""Figures of ``hessprobe invariance``: each measure after a function-preserving transform, over its value before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import NUMBER, entry, short
+from hessprobe.report.figures.style import BLACK, COLORS, SHADE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Decades of change beyond which the axis is cut and an arrow drawn.
+_REACH = 6.0
+# First word of a verdict: marker, and whether it is filled.
+_MARKERS = {"changes": ("o", True), "invariant": ("o", False), "undecided": ("D", False)}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """log10 of after over before, and its standard error."""
+
+    measure: str
+    transform: str
+    decades: float
+    error: float
+    verdict: str
+
+
+def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
+    """Return the figures of a record; see ``dispatch.figures_of``."""
+    changes = []
+    for index, row in enumerate(record["results"]):
+        change = _change(row, f"results[{index}],")
+        if change is not None:
+            changes.append(change)
+    return [_ratios(changes)] if changes else []
+
+
+def _change(row: Mapping[str, Any], where: str) -> _Change | None:
+    """Return how far a measure moved, or None where there is no ratio of two positive numbers."""
+    measure, ratio = entry(row, "measure", str, where), entry(row, "ratio", NUMBER, where)
+    strength = entry(row, "strength", NUMBER, where)
+    transform = entry(row, "transform", str, where) + ("" if strength is None else f" {strength:g}")
+    difference, error = (
+        entry(row, "difference", NUMBER, where),
+        entry(row, "difference_error", (dict, type(None)), where),
+    )
+    before = entry(row, "before", (dict, type(None)), where)
+    if difference is None or before is None or error is None:
+        return None
+    size = 1.96 * (error.get("std_error") or 0.0) + (error.get("bound") or 0.0)
+    verdict = entry(row, "verdict", str, where)
+    if measure.endswith("logdet"):
+        # The ratio of two determinants.
+        return _Change(measure, transform, difference / math.log(10), size / math.log(10), verdict)
+    if ratio is None or not ratio > 0:
+        return None
+    after = abs(ratio * before["value"])
+    return _Change(measure, transform, math.log10(ratio), size / (after * math.log(10)) if after else math.nan, verdict)
+
+
+def _ratios(changes: Sequence[_Change]) -> Drawn:
+    measures = list(dict.fromkeys(change.measure for change in changes))
+    transforms = list(dict.fromkeys(change.transform for change in changes))
+    # Colors tell transforms apart, markers say what was found.
+    colors = dict(zip(transforms, COLORS * len(transforms), strict=False))
+    step = 0.8 / max(len(transforms), 1)
+
+    def draw(figure: Figure) -> None:
+        panel: Any = figure.subplots()
+        for row in range(0, len(measures), 2):
+            panel.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
+        panel.axvline(0, color=BLACK, lw=0.8)
+        for change in changes:
+            height = measures.index(change.measure) + (transforms.index(change.transform) + 0.5) * step - 0.4
+            _point(panel, change, height, colors[change.transform])
+        _legend(figure, colors)
+        panel.set_yticks(range(len(measures)), labels=measures)
+        panel.set_ylim(len(measures) - 0.5, -0.5)
+        reach = min(max(1.0, *(abs(change.decades) for change in changes)) * 1.15, _REACH)
+        panel.set_xlim(-reach, reach)
+        panel.xaxis.set_major_formatter(lambda value, _: _power(value))
+        panel.set_xlabel("after / before")
+        panel.grid(axis="x")
+
+    said = [f"{one.measure} under {one.transform} x {_power(one.decades)} ({one.verdict})" for one in changes]
+    alt = f"Value after over value before each transform: {', '.join(said[:12])}{', …' if len(said) > 12 else ''}."
+    size = (6.4, 1.5 + max(0.3, 0.11 * len(transforms)) * len(measures))
+    return Drawn("invariance", "What function-preserving transforms change", alt, draw, size)
+
+
+def _point(panel: Any, change: _Change, height: float, color: str) -> None:
+    beyond = abs(change.decades) > _REACH
+    place = math.copysign(_REACH * 0.97, change.decades) if beyond else change.decades
+    marker, filled = _MARKERS.get(change.verdict.partition(" ")[0], ("x", True))
+    if beyond:
+        marker = ">" if change.decades > 0 else "<"
+    error = 0.0 if beyond or not math.isfinite(change.error) else change.error
+    panel.errorbar(place, height, xerr=error, fmt=marker, ms=4.5, color=color, mfc=color if filled else "white")
+
+
+def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=color, marker="o", ms=4.5, ls="none", label=name) for name, color in colors.items()]
+    handles += [
+        Line2D([], [], color=BLACK, mfc=BLACK if filled else "white", marker=marker, ms=4.5, ls="none", label=verdict)
+        for verdict, (marker, filled) in _MARKERS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncol=3)
+
+
+def _power(decades: float) -> str:
+    return short(10**decades) if abs(decades) < 4 else f"1e{decades:.0f}"

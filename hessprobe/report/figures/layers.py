@@ -1,0 +1,112 @@
+"""One bar a parameter tensor, grouped by module, with the interval of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessprobe.errors import RecordError
+from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import entry, short, spread
+from hessprobe.report.figures.spectrum import OPERATORS
+from hessprobe.report.figures.style import COLORS, GRAY, SHADE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# More bars are not readable on a page; the largest of the first measure are kept.
+_MOST = 80
+_TITLES = {
+    "trace": "trace",
+    "frob": "share of the\nsquared Frobenius norm",
+    "lambda-max": "largest eigenvalue\nof the block",
+}
+_Bars = dict[str, tuple[float, float, float]]
+
+
+def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
+    """Return one panel a measure with one bar a parameter tensor, modules told apart by their background.
+
+    Args:
+        rows: results with layers and each in words, of one operator.
+
+    Raises:
+        RecordError: a layer lacks value or interval, or measures have different layers.
+    """
+    found = {str(row["measure"]): _bars(row, where) for row, where in rows}
+    first = next(iter(found.values()))
+    for name, each in found.items():
+        if each.keys() != first.keys():
+            raise RecordError(f"layers of {name!r} differ from those of the first measure. Write the record again.")
+    names = _largest(first)
+    operator = str(rows[0][0]["operator"])
+    level = 100 * entry(rows[0][0], "confidence", (int, float), rows[0][1])
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for panel, (name, values), color in zip(panels, found.items(), COLORS, strict=False):
+            _panel(panel, [values[each] for each in names], color)
+            _background(panel, names)
+            panel.set_xlabel(_TITLES.get(name, name))
+        panels[0].set_yticks(range(len(names)), labels=[_label(name) for name in names])
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        left = len(first) - len(names)
+        if left:
+            panels[0].set_title(f"the {len(names)} largest of {len(first)}", loc="left", fontsize=8)
+
+    titles = ", ".join(found)
+    alt = f"By layer, {level:g} % intervals: " + "; ".join(f"{name}: {_words(each)}" for name, each in found.items())
+    matrix = OPERATORS.get(operator, operator)
+    size = (2.2 + 2.2 * len(found), 1.1 + 0.21 * len(names))
+    return Drawn(f"layers-{operator}", f"{titles} of the {matrix} by layer", f"{alt}.", draw, size)
+
+
+def _bars(row: Mapping[str, Any], where: str) -> _Bars:
+    layers = entry(row, "layers", dict, where)
+    return {name: spread(layer, f"{where} layers, {name!r},") for name, layer in layers.items()}
+
+
+def _largest(values: _Bars) -> list[str]:
+    if len(values) <= _MOST:
+        return list(values)
+    kept = set(sorted(values, key=lambda name: -abs(np.nan_to_num(values[name][0])))[:_MOST])
+    return [name for name in values if name in kept]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _label(name: str) -> str:
+    return name if len(name) <= 40 else f"…{name[-39:]}"
+
+
+def _panel(panel: Any, values: Sequence[tuple[float, float, float]], color: str) -> None:
+    place = np.arange(len(values))
+    size, below, above = np.array(values).T
+    panel.barh(place, size, xerr=np.stack([below, above]), color=color, height=0.7, zorder=2,
+               error_kw={"lw": 0.9, "capsize": 1.6, "zorder": 3})  # fmt: skip
+    panel.axvline(0, color=GRAY, lw=0.8)
+    panel.grid(axis="x")
+    panel.locator_params(axis="x", nbins=4)
+
+
+def _background(panel: Any, names: Sequence[str]) -> None:
+    start = 0
+    for index, (_, group) in enumerate(groupby(names, _module)):
+        stop = start + len(list(group))
+        if index % 2 == 0:
+            panel.axhspan(start - 0.5, stop - 0.5, color=SHADE, lw=0, zorder=0)
+        start = stop
+
+
+def _words(values: _Bars) -> str:
+    top = sorted(values, key=lambda name: -abs(np.nan_to_num(values[name][0])))[:3]
+    return ", ".join(f"{name} {short(values[name][0])} ({_range(*values[name])})" for name in top)
+
+
+def _range(value: float, below: float, above: float) -> str:
+    return f"{short(value - below)} to {short(value + above)}"

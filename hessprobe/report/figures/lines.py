@@ -1,0 +1,45 @@
+"""A line through parameter space as a curve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hessprobe.landscape.names import TITLES
+from hessprobe.landscape.result import Landscape
+from hessprobe.report.figures.landscape_scale import HOLE, axis_label, heading, scale
+from hessprobe.report.figures.style import BLUE, ORANGE, SKY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> None:
+    """Draw one quantity of a line with its second-order model, SAM's ball, holes and checkpoints."""
+    x, values = landscape.axes[0], landscape.values[name]
+    shown = np.where(np.isfinite(values), values, np.nan)
+    marker = "o" if len(x) <= 31 else None
+    panel.plot(x, shown, color=BLUE, lw=1.6, marker=marker, ms=2.5, label=TITLES[name], zorder=3)
+    _, _, logarithmic = scale(shown, name)
+    panel.set_yscale("log" if logarithmic else "linear")
+    bottom, top = panel.get_ylim()
+    model = landscape.quadratic() if name == "loss" else None
+    if model is not None:
+        panel.plot(x, np.where(model > 0, model, np.nan) if logarithmic else model, color="black", lw=1, ls="--",
+                   label="second-order model", zorder=2)  # fmt: skip
+    if rho is not None and name == "loss":
+        half = rho / landscape.lengths[0]
+        panel.axvspan(-half, half, color=SKY, alpha=0.3, lw=0, label=f"SAM's ball, $\\rho$ = {rho:g}")
+    for hole in x[landscape.done & ~np.isfinite(values)]:
+        panel.axvspan(hole - (x[1] - x[0]) / 2, hole + (x[1] - x[0]) / 2, color=HOLE, lw=0, zorder=0)
+    panel.plot(0, values[landscape.center], marker="*", ms=10, mfc="white", mec="black", mew=0.7, ls="none",
+               label="checkpoint", zorder=5)  # fmt: skip
+    for mark, place, loss in landscape.marks:
+        if any(place) and loss is not None and name == "loss":
+            panel.plot(place[0], loss, marker="o", ms=6, mfc=ORANGE, mec="black", mew=0.6, ls="none", zorder=5,
+                       label=f"{mark}, true loss")  # fmt: skip
+    panel.set(xlim=(x[0], x[-1]), ylim=(bottom, top), xlabel=axis_label(landscape, 0), ylabel=TITLES[name])
+    panel.set_title(heading(landscape, name))
+    panel.grid(alpha=0.3, lw=0.5)
+    panel.legend(frameon=False, fontsize=7.5)

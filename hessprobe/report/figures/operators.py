@@ -1,0 +1,96 @@
+"""The same curvature of several matrices side by side: Hessian, Gauss-Newton, what the Hessian has beyond that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import entry, short, spread
+from hessprobe.report.figures.spectrum import OPERATORS, densities
+from hessprobe.report.figures.style import COLORS, GRAY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Bars = Mapping[str, Mapping[str, tuple[float, float, float]]]
+_LINEAR = {"lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "effective-rank", "effective-dimension"}
+
+
+def figures_across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+    """Return, for every network that was measured under several operators, their numbers and densities side by side.
+
+    Args:
+        records: of any commands; those of ``measure`` count. Records of one network and data belong together.
+
+    Raises:
+        RecordError: a record lacks an entry.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["command"] == "measure":
+            groups.setdefault(_subject(record), []).append(record)
+    found = []
+    for number, group in enumerate(groups.values()):
+        by_operator = {str(row["operator"]): record for record in group for row in record["results"]}
+        if len(by_operator) > 1:
+            found += _beside(by_operator, "" if number == 0 else f"-{number + 1}")
+    return found
+
+
+def _subject(record: Mapping[str, Any]) -> str:
+    """Return what a record was measured on; that of two records agrees where network, data and parameters do."""
+    given = record["arguments"]
+    network = (record.get("checkpoint") or {}).get("sha256") or given.get("ckpt")
+    data = (record.get("data") or {}).get("fingerprint")
+    return repr([network, data, *(given.get(key) for key in ("objective", "params", "batchnorm"))])
+
+
+def _beside(by_operator: Mapping[str, Mapping[str, Any]], ending: str) -> list[Drawn]:
+    bars: dict[str, dict[str, tuple[float, float, float]]] = {}
+    rows: dict[str, dict[str, tuple[Mapping[str, Any], str]]] = {}
+    for operator, record in by_operator.items():
+        title = OPERATORS.get(operator, operator)
+        for index, row in enumerate(record["results"]):
+            where = f"results[{index}],"
+            rows.setdefault(entry(row, "measure", str, where), {})[title] = (row, where)
+            if row["measure"] in _LINEAR:
+                bars.setdefault(title, {})[row["measure"]] = spread(row, where)
+    drawn = [parts(f"operators{ending}", bars)] if bars else []
+    if len(rows.get("density", {})) > 1:
+        drawn.append(densities(f"densities{ending}", rows["density"]))
+    return drawn
+
+
+def parts(name: str, bars: Bars) -> Drawn:
+    """Return one panel a quantity with one bar a matrix, each with its interval.
+
+    Args:
+        name: of the figure.
+        bars: by matrix, then quantity: value, and how far the interval reaches below and above.
+    """
+    quantities = list(dict.fromkeys(key for each in bars.values() for key in each))
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(1, len(quantities), squeeze=False, sharey=True)[0]
+        places = np.arange(len(bars))
+        for panel, quantity in zip(panels, quantities, strict=True):
+            values, below, above = np.array([each.get(quantity, (np.nan,) * 3) for each in bars.values()]).T
+            panel.barh(places, values, xerr=np.stack([below, above]), color=COLORS[: len(bars)], height=0.65,
+                       error_kw={"lw": 1.0, "capsize": 2.5})  # fmt: skip
+            panel.axvline(0, color=GRAY, lw=0.8)
+            panel.set_xlabel(quantity)
+            panel.locator_params(axis="x", nbins=4)
+            panel.grid(axis="x")
+        panels[0].set_yticks(places, labels=list(bars))
+        panels[0].set_ylim(len(bars) - 0.5, -0.5)
+
+    said = [
+        f"{quantity}: "
+        + ", ".join(f"{title} {short(each[quantity][0])}" for title, each in bars.items() if quantity in each)
+        for quantity in quantities
+    ]
+    size = (1.6 + 1.9 * len(quantities), 1.0 + 0.35 * len(bars))
+    return Drawn(name, "Hessian, Gauss-Newton and what is left, side by side", f"{'; '.join(said)}.", draw, size)

@@ -1,0 +1,159 @@
+"""The spectral density with its certified band, and the extreme eigenvalues with their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import Floats, array, entry, short
+from hessprobe.report.figures.style import BLUE, COLORS, GRAY, SKY, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Below this share of the largest eigenvalue the symlog axis is linear: the width of the bulk of a trained network.
+_LINEAR = 1e-3
+# A density this far below its largest value is drawn on the floor.
+_DECADES = 6
+OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
+
+
+def density(row: Mapping[str, Any], where: str) -> Drawn:
+    """Return the density and, below it, the distribution function in its band, on a linear and a symlog axis.
+
+    Args:
+        row: of the measure ``density``.
+        where: the row in words.
+
+    Raises:
+        RecordError: an array is missing.
+    """
+    grid, curve, cdf, low, high = (
+        array(row, name, where) for name in ("grid", "density", "cdf", "cdf_band_low", "cdf_band_high")
+    )
+    nodes, weights = array(row, "nodes", where), array(row, "weights", where)
+    level = 100 * entry(row, "confidence", (int, float), where)
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(2, 2, sharex="col", sharey="row")
+        for column, scale in enumerate(("linear", "symlog")):
+            _density(panels[0, column], grid, curve, nodes, weights)
+            _distribution(panels[1, column], grid, cdf, low, high, level)
+            _axis(panels[1, column], scale, nodes)
+        panels[0, 0].set_ylabel("density")
+        panels[1, 0].set_ylabel("share of eigenvalues below")
+        panels[0, 1].legend(loc="upper right")
+        panels[1, 1].legend(loc="lower right")
+
+    matrix = OPERATORS.get(str(row["operator"]), str(row["operator"]))
+    alt = (
+        f"Spectral density of the {matrix}, from {short(float(nodes.min()))} to {short(float(nodes.max()))}; "
+        f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} % of the "
+        f"eigenvalues are below 0 ({level:g} % band)."
+    )
+    return Drawn(f"density-{row['operator']}", f"Spectral density of the {matrix}", alt, draw, (7.6, 5.0))
+
+
+def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn:
+    """Return the densities of several matrices over each other, on a linear and a symlog axis.
+
+    Args:
+        name: of the figure.
+        rows: by matrix: the row of the measure ``density``, and the row in words.
+
+    Raises:
+        RecordError: an array is missing.
+    """
+    curves = {
+        title: tuple(array(row, key, where) for key in ("grid", "density", "nodes"))
+        for title, (row, where) in rows.items()
+    }
+    nodes = np.concatenate([found[2] for found in curves.values()])
+    top = max(float(curve.max()) for _, curve, _ in curves.values())
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(1, 2, sharey=True)
+        for panel, scale in zip(panels, ("linear", "symlog"), strict=True):
+            for (title, (grid, curve, _)), color in zip(curves.items(), COLORS, strict=False):
+                panel.plot(grid, curve, color=color, lw=1.2, label=title)
+            panel.set(yscale="log", ylim=(top * 10.0**-_DECADES, 3 * top))
+            panel.grid()
+            _axis(panel, scale, nodes)
+        panels[0].set_ylabel("density")
+        panels[1].legend(loc="upper right")
+
+    ends = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (_, _, n) in curves.items()]
+    return Drawn(name, "Spectral densities side by side", f"Spectral densities: {'; '.join(ends)}.", draw, (7.6, 3.2))
+
+
+def _density(panel: Any, grid: Floats, curve: Floats, nodes: Floats, weights: Floats) -> None:
+    top = float(curve.max())
+    panel.plot(grid, curve, color=BLUE, label="density", zorder=3)
+    panel.fill_between(grid, top * 10.0**-_DECADES, curve, color=SKY, alpha=0.3, lw=0)
+    # The outliers that smoothing hides: one tick a Ritz value of weight above a millionth.
+    shown = nodes[weights > 1e-6 * weights.max()]
+    panel.plot(shown, np.full(len(shown), 0.02), "|", color=VERMILION, ms=6, mew=0.6, label="Ritz values",
+               transform=panel.get_xaxis_transform(), zorder=4)  # fmt: skip
+    panel.set(yscale="log", ylim=(top * 10.0**-_DECADES, 3 * top))
+    panel.grid()
+
+
+def _distribution(panel: Any, grid: Floats, cdf: Floats, low: Floats, high: Floats, level: float) -> None:
+    panel.fill_between(grid, low, high, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band")
+    panel.plot(grid, cdf, color=BLUE, lw=1.0, label="distribution function")
+    panel.set(ylim=(-0.02, 1.02))
+    panel.grid()
+
+
+def _axis(panel: Any, scale: str, nodes: Floats) -> None:
+    from matplotlib.ticker import SymmetricalLogLocator
+
+    if scale == "linear":
+        panel.set_xlabel("eigenvalue")
+        return
+    reach = float(np.abs(nodes).max()) or 1.0
+    # A power of ten, so that the ticks are.
+    threshold = 10.0 ** np.floor(np.log10(_LINEAR * reach))
+    panel.set_xscale("symlog", linthresh=threshold)
+    panel.xaxis.set_major_locator(SymmetricalLogLocator(base=10.0, linthresh=threshold))
+    panel.set_xlabel(f"eigenvalue, linear below {threshold:g}")
+
+
+def has_several(row: Mapping[str, Any], where: str) -> bool:
+    """Return whether there are eigenvalues to compare: one alone is a number, not a figure."""
+    return bool(row.get("arrays")) and len(array(row, "eigenvalues", where)) > 1
+
+
+def eigenvalues(row: Mapping[str, Any], where: str) -> Drawn:
+    """Return the extreme eigenvalues in order with their errors, and the residual of each below.
+
+    Args:
+        row: of a measure of eigenvalues, which carries all that were found.
+        where: the row in words.
+
+    Raises:
+        RecordError: an array is missing.
+    """
+    values, errors, residuals = (array(row, name, where) for name in ("eigenvalues", "eigenvalue_errors", "residuals"))
+    order = np.arange(1, len(values) + 1)
+
+    def draw(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        top.axhline(0, color=GRAY, lw=0.8)
+        top.errorbar(order, values, yerr=errors, fmt="o", ms=4, color=BLUE)
+        top.set(ylabel="eigenvalue")
+        # An exact zero has no place on a logarithmic axis.
+        bottom.plot(order, np.where(residuals > 0, residuals, np.nan), "s", ms=4, color=VERMILION)
+        bottom.set(yscale="log", ylabel="residual", xlabel="Ritz value, from the largest down")
+        bottom.set_xticks(order if len(order) <= 20 else order[:: len(order) // 10])
+        for panel in (top, bottom):
+            panel.grid()
+
+    matrix = OPERATORS.get(str(row["operator"]), str(row["operator"]))
+    shown = ", ".join(f"{short(v)} ± {e:.1g}" for v, e in zip(values[:6], errors[:6], strict=True))
+    more = f" and {len(values) - 6} more" if len(values) > 6 else ""
+    alt = f"Extreme eigenvalues of the {matrix}: {shown}{more}; the largest residual is {residuals.max():.2g}."
+    return Drawn(f"eigenvalues-{row['operator']}", f"Extreme eigenvalues of the {matrix}", alt, draw, (5.6, 4.0))

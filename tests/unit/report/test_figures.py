@@ -1,0 +1,249 @@
+"""Figures from hand-made records: what stands in them, and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hessprobe.errors import RecordError
+from hessprobe.report.figures import figures_across, figures_of
+
+ERRORS = {"probe": 0.1, "data": None, "solver": 0.0}
+
+
+def row(measure, value, half=0.5, operator="hessian", **more):
+    known = {"measure": measure, "operator": operator, "value": value, "interval": [value - half, value + half]}
+    return {**known, "std_error": half / 2, "confidence": 0.9, "errors": ERRORS, **more}
+
+
+def arrays(**named):
+    return {name: {"shape": [len(values)], "dtype": "float64", "values": values} for name, values in named.items()}
+
+
+def record(command, *rows, **more):
+    return {"command": command, "results": list(rows), "arguments": {"ckpt": "a/net.pt"}, **more}
+
+
+def layer(value, half):
+    return {"value": value, "interval": [value - half, value + half]}
+
+
+def density_row(operator="hessian", shift=0.0):
+    grid = [-1.0 + shift, 0.0, 1.0, 2.0, 4.0]
+    bands = {"cdf_band_low": [0.0, 0.1, 0.8, 0.9, 0.97], "cdf_band_high": [0.02, 0.3, 0.9, 0.95, 1.0]}
+    found = arrays(grid=grid, density=[0.01, 0.9, 0.2, 0.01, 0.001], cdf=[0.0, 0.2, 0.85, 0.92, 1.0], **bands,
+                   nodes=[-0.9, 0.0, 3.9], weights=[0.01, 0.98, 0.01])  # fmt: skip
+    return row("density", 0.1, operator=operator, arrays=found)
+
+
+def measured():
+    spectrum = arrays(eigenvalues=[9.0, 4.0, -1.0], eigenvalue_errors=[0.1, 0.2, 0.3], residuals=[0.01, 0.02, 0.04])
+    trace = row("trace", 3.0, layers={"net.0.weight": layer(2.0, 0.25), "net.0.bias": layer(0.5, 0.1),
+                                      "net.1.weight": layer(-0.5, 0.2)})  # fmt: skip
+    share = row("frob", 5.0, layers={"net.0.weight": layer(0.7, 0.1), "net.0.bias": layer(0.1, 0.1),
+                                     "net.1.weight": layer(0.2, 0.1)})  # fmt: skip
+    return record("measure", row("lambda-max", 9.0, arrays=spectrum), trace, share, density_row())
+
+
+def by_name(figures):
+    assert len({one.name for one in figures}) == len(figures)
+    return {one.name: one for one in figures}
+
+
+def test_a_measurement_gives_density_eigenvalues_and_layers():
+    found = by_name(figures_of(measured()))
+    assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian"]
+    assert found["density-hessian"].alt == (
+        "Spectral density of the Hessian, from -0.9 to 3.9; 10 to 30 % of the eigenvalues are below 0 (90 % band)."
+    )
+    assert found["eigenvalues-hessian"].alt == (
+        "Extreme eigenvalues of the Hessian: 9 ± 0.1, 4 ± 0.2, -1 ± 0.3; the largest residual is 0.04."
+    )
+    assert "trace: net.0.weight 2 (1.75 to 2.25), net.0.bias 0.5 (0.4 to 0.6)" in found["layers-hessian"].alt
+
+
+def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
+    axes = by_name(figures_of(measured()))["density-hessian"].figure().axes
+    assert [one.get_xscale() for one in axes] == ["linear", "symlog", "linear", "symlog"]
+    assert [one.get_xlabel() for one in axes[2:]] == ["eigenvalue", "eigenvalue, linear below 0.001"]
+    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["density", "share of eigenvalues below"]
+    for one in axes[2:]:
+        (curve,), (band,) = one.lines, one.collections
+        assert curve.get_ydata().tolist() == [0.0, 0.2, 0.85, 0.92, 1.0]
+        corners = {(x, y) for x, y in band.get_paths()[0].vertices.tolist()}
+        assert {(0.0, 0.1), (0.0, 0.3), (4.0, 0.97), (4.0, 1.0)} <= corners
+        assert band.get_label() == "certified 90 % band"
+
+
+def test_eigenvalues_are_drawn_with_their_errors_and_residuals():
+    top, bottom = by_name(figures_of(measured()))["eigenvalues-hessian"].figure().axes
+    (bar,) = top.containers
+    points, _, (spans,) = bar
+    assert points.get_ydata().tolist() == [9.0, 4.0, -1.0]
+    assert [tuple(np.round(s[:, 1], 9)) for s in spans.get_segments()] == [(8.9, 9.1), (3.8, 4.2), (-1.3, -0.7)]
+    assert bottom.lines[0].get_ydata().tolist() == [0.01, 0.02, 0.04]
+    assert (bottom.get_yscale(), bottom.get_ylabel(), top.get_ylabel()) == ("log", "residual", "eigenvalue")
+
+
+def test_one_eigenvalue_is_no_figure():
+    lone = record("measure", row("lambda-max", 9.0, arrays=arrays(eigenvalues=[9.0])), row("trace", 1.0))
+    assert figures_of(lone) == []
+
+
+def test_every_layer_has_a_bar_with_its_interval():
+    trace, share = by_name(figures_of(measured()))["layers-hessian"].figure().axes
+    assert [label.get_text() for label in trace.get_yticklabels()] == ["net.0.weight", "net.0.bias", "net.1.weight"]
+    assert [patch.get_width() for patch in trace.containers[1]] == [2.0, 0.5, -0.5]
+    (spans,) = trace.containers[0][2]
+    assert np.allclose([s[:, 0] for s in spans.get_segments()], [[1.75, 2.25], [0.4, 0.6], [-0.7, -0.3]])
+    assert [patch.get_width() for patch in share.containers[1]] == [0.7, 0.1, 0.2]
+    # Modules are told apart by their background: one stripe for the first.
+    stripes = [patch for patch in trace.patches if patch.get_zorder() == 0]
+    assert [(patch.get_y(), patch.get_height()) for patch in stripes] == [(-0.5, 2.0)]
+
+
+def test_of_many_layers_the_largest_are_drawn_and_counted():
+    many = {f"l{i}.weight": layer(float(i), 0.1) for i in range(100)}
+    (found,) = figures_of(record("measure", row("trace", 1.0, layers=many)))
+    (axes,) = found.figure().axes
+    assert len(axes.containers[1]) == 80
+    assert axes.get_title(loc="left") == "the 80 largest of 100"
+    assert axes.get_yticklabels()[0].get_text() == "l20.weight"
+
+
+def test_operators_stand_side_by_side():
+    hessian = record("measure", row("trace", 3.0), row("lambda-max", 2.0), density_row())
+    ggn = record("measure", row("trace", 2.5, operator="ggn"), density_row("ggn", shift=1.0))
+    found = by_name(figures_across([hessian, ggn, record("sharpness")]))
+    assert list(found) == ["operators", "densities"]
+    assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton matrix 2.5; lambda-max: Hessian 2."
+    trace, top = found["operators"].figure().axes
+    assert [patch.get_width() for patch in trace.containers[1]] == [3.0, 2.5]
+    assert math.isnan(top.containers[1][1].get_width())
+    assert [line.get_label() for line in found["densities"].figure().axes[0].lines] == [
+        "Hessian", "Gauss-Newton matrix",
+    ]  # fmt: skip
+    other = {**ggn, "arguments": {"ckpt": "another.pt"}}
+    assert figures_across([hessian, other]) == []
+
+
+def sharp(rho, value, predicted, **more):
+    model = None if predicted is None else {"value": predicted, "std_error": 0.0}
+    return row("worst", value, rho=rho, m=None, predicted=model, **more)
+
+
+def test_sharpness_stands_against_the_radius_beside_its_prediction():
+    rows = [sharp(0.1, 2.0, 1.5), sharp(0.05, 0.5, 0.4), row("fisher-rao", 1.0), sharp(0.05, 0.7, None) | {"m": 16}]
+    (found,) = figures_of(record("sharpness", *rows))
+    (axes,) = found.figure().axes
+    assert [line.get_label() for line in axes.get_legend().get_texts() and axes.containers] == [
+        "worst",
+        "worst, m = 16",
+    ]
+    assert axes.containers[0][0].get_xdata().tolist() == [0.05, 0.1]
+    assert axes.containers[0][0].get_ydata().tolist() == [0.5, 2.0]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed[0].get_ydata().tolist() == [0.4, 1.5]
+    assert axes.get_xlabel() == r"radius $\rho$"
+    assert "worst 2 (second order 1.5) at rho 0.1" in found.alt
+
+
+def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
+    arc = {"alphas": [0.0, 1.0, 2.0], "rises": [0.1, 0.3, 0.2], "model": [0.1, 0.2, 0.2], "best": 1.0, "rho_max": 0.1}
+    split = {"name": "trace", "whole": layer(3.0, 0.1), "gauss_newton": layer(4.0, 0.2), "functional": layer(-1.0, 0.2)}
+    found = by_name(figures_of(record("sharpness", sharp(0.1, 2.0, 1.0), diagnostics={"arc": arc, "splits": [split]})))
+    assert list(found) == ["sharpness", "arc", "operators"]
+    assert found["arc"].figure().axes[0].lines[0].get_ydata().tolist() == [0.1, 0.3, 0.2]
+    assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton 4, functional part -1."
+
+
+def change(measure, ratio, verdict, difference=1.0):
+    before, error = {"value": 2.0}, {"std_error": 0.1, "bound": 0.0}
+    return {"measure": measure, "transform": "scaling", "strength": 4.0, "ratio": ratio, "difference": difference,
+            "difference_error": error, "before": before, "after": before, "verdict": verdict}  # fmt: skip
+
+
+def test_invariance_shows_after_over_before():
+    rows = [
+        change("trace", 100.0, "changes"),
+        change("chc-trace", 1.0, "invariant"),
+        change("logdet", 0.5, "undecided (error too large)", difference=math.log(1000)),
+        {**change("frob", None, "not measured"), "before": None, "difference": None},
+    ]
+    (found,) = figures_of(record("invariance", *rows))
+    (axes,) = found.figure().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["trace", "chc-trace", "logdet"]
+    places = [bar[0].get_xdata()[0] for bar in axes.containers]
+    assert places == pytest.approx([2.0, 0.0, 3.0])
+    (spans,) = axes.containers[1][2]
+    assert np.ptp(spans.get_segments()[0][:, 0]) == pytest.approx(2 * 1.96 * 0.1 / 2 / math.log(10))
+    assert [bar[0].get_markerfacecolor() for bar in axes.containers][1] == "white"
+    assert "trace under scaling 4 x 100 (changes), chc-trace under scaling 4 x 1 (invariant)" in found.alt
+
+
+def test_curves_of_claims():
+    series = [{"label": "theory", "x": [1.0, 2.0], "y": [3.0, 4.0], "dashed": True},
+              {"label": "seen", "x": [1.0, 2.0], "y": [3.1, None], "dashed": False}]  # fmt: skip
+    curve = {"x": "t", "y": "loss", "series": series, "log_x": False, "log_y": True}
+    claim = {"claim": "family/what", "statement": "It holds.", "verdict": "holds", "measured": 3.1, "predicted": 3.0}
+    (found,) = figures_of(record("validate", {**claim, "curve": curve}, claim))
+    (axes,) = found.figure().axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("t", "loss", "log")
+    assert [(line.get_label(), line.get_linestyle()) for line in axes.lines] == [("theory", "--"), ("seen", "-")]
+    assert (found.name, found.alt) == (
+        "family-what", "family/what, holds: It holds. Measured 3.1, predicted 3.",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("results", 3, "arrays", "cdf"), r"results\[3\], arrays lacks the entry 'cdf'\. Write the record again\."),
+        (("results", 3, "arrays"), r"results\[3\], lacks the entry 'arrays'"),
+        (
+            ("results", 1, "layers", "net.0.bias", "interval"),
+            r"results\[1\], layers, 'net.0.bias', lacks the entry 'in",
+        ),
+        (("results", 0, "arrays", "residuals"), r"results\[0\], arrays lacks the entry 'residuals'"),
+    ],
+)
+def test_a_missing_entry_is_named(path, message):
+    broken = copy.deepcopy(measured())
+    place = broken
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    with pytest.raises(RecordError, match=message):
+        figures_of(broken)
+
+
+def test_numbers_that_are_not_numbers_and_lists_left_out_are_refused():
+    broken = measured()
+    broken["results"][3]["arrays"]["cdf"]["values"] = ["x"]
+    with pytest.raises(RecordError, match=r"results\[3\], arrays, cdf, holds something that is no number"):
+        figures_of(broken)
+    broken["results"][3]["arrays"]["cdf"]["values"] = None
+    with pytest.raises(RecordError, match=r"results\[3\], arrays, cdf, has NoneType as 'values'"):
+        figures_of(broken)
+
+
+def test_the_same_record_gives_the_same_files_and_commands_without_figures_none():
+    for found, again in zip(figures_of(measured()), figures_of(measured()), strict=True):
+        assert found.content("svg") == again.content("svg")
+    assert figures_of(record("train")) == []
+
+
+def test_naming_figures_needs_no_plotting():
+    code = (
+        "import sys, hessprobe.report.figures as f\n"
+        "f.figures_of({'command': 'measure', 'results': [], 'arguments': {}})\n"
+        "import hessprobe.report.figures.landscape, hessprobe.report.figures.sharpness\n"
+        "print('matplotlib' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
