@@ -1,6 +1,6 @@
 """``python -m hessprobe`` is the command ``hessprobe``."""
 
-from hessprobe.cli.app import main
+from hessprobe.cli.entry import main
 
 if __name__ == "__main__":
     main()

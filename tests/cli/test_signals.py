@@ -3,12 +3,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hessprobe import measures, report
 from hessprobe.cli import signals
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -137,3 +141,21 @@ def test_an_end_that_was_swallowed_ends_the_measuring_at_its_next_sign_of_life(r
     done = run("measure", digits_checkpoint)
     assert (done.code, done.err) == (130, "")
     assert "interrupted; what was under way:" in done.out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "start",
+    ["from hessprobe.cli.entry import main; main()", "import runpy; runpy.run_path('cli.py', run_name='__main__')"],
+)
+def test_a_signal_while_the_program_is_loaded_leaves_no_traceback(number, code, start):
+    trap = (
+        "import signal, sys\n"
+        "class Trap:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'typer': signal.raise_signal({int(number)})\n"
+        "sys.meta_path.insert(0, Trap())\n"
+        "sys.path.insert(0, '')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", trap + start], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
