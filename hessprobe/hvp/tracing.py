@@ -18,10 +18,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.simplify import accumulating, simplify
@@ -63,7 +65,7 @@ def trace_linear(function: LinearFunction, theta: Tensor, tensors: Sequence[Tens
         with warnings.catch_warnings(), _compiled_eagerly():
             # Recording real tensors warns about constants it lifts; they are buffers and frozen parameters here.
             warnings.simplefilter("ignore")
-            recorded = make_fx(function)(torch.ones_like(theta), theta, *tensors)
+            recorded = make_fx(_reading_values(function))(torch.ones_like(theta), theta, *tensors)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise UnsupportedError(f"The product could not be recorded: {str(error).splitlines()[0]}") from error
     varying = _varying(recorded.graph)
@@ -86,6 +88,30 @@ def trace_linear(function: LinearFunction, theta: Tensor, tensors: Sequence[Tens
         batchable=tuple(_module(recorded, graph) for graph in block),
         accumulate=None if added is None else _module(recorded, added),
     )
+
+
+class _ReadValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
+    """Lets a model read a number from a tensor (is this mask all ones?) while it is recorded.
+
+    What the model decides on it is part of the recording, as all of Python is; the check of every batch's gradient
+    finds a batch that decides otherwise.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _reading_values(function: LinearFunction) -> LinearFunction:
+    def reading(*tensors: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        with _ReadValues():
+            return function(*tensors)
+
+    return reading
 
 
 def _compiled_eagerly() -> AbstractContextManager[object]:

@@ -56,15 +56,42 @@ class Branching(nn.Module):
         return torch.tanh(outputs) if float(inputs.sum()) > 0 else outputs.square()
 
 
-def test_a_decision_on_values_is_not_recorded() -> None:
+def test_a_batch_that_decides_otherwise_than_the_recording_is_not_served_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _recordings(monkeypatch)
     torch.manual_seed(0)
     data = [(sign * torch.rand(4, 3).double(), torch.randint(3, (4,))) for sign in (1, -1, 1, -1)]
     risk = EmpiricalRisk(Branching().double(), nn.CrossEntropyLoss(), data)
     V = torch.randn(2, risk.dim, dtype=torch.float64)
-    with pytest.raises(UnsupportedError, match="could not be recorded"):
-        Hessian(risk, engine="linearized").matvecs(V)
-    H = Hessian(risk)
+    H = Hessian(risk, engine="linearized")
     torch.testing.assert_close(H.matvecs(V), V @ nets.full_hessian(risk), rtol=1e-11, atol=1e-14)
+    assert len(made) == 1
+
+
+def _padded(lengths: tuple[int, ...]) -> dict[str, Tensor]:
+    ids = torch.randint(0, 11, (len(lengths), 6))
+    mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_models_that_look_whether_a_mask_is_all_ones_are_recorded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    made = _recordings(monkeypatch)
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+        model = transformers.GPT2LMHeadModel(config).double()
+    else:
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        config = transformers.BertConfig(vocab_size=11, max_position_embeddings=8, **sizes)
+        model = transformers.BertForMaskedLM(config).double()
+    # Two batches that need the mask, one that does not, and a fourth like the first two.
+    batches = [_padded(lengths) for lengths in ((6, 2, 4), (1, 6, 5), (6, 6, 6), (3, 3, 2))]
+    risk = EmpiricalRisk(model, None, batches)
+    V = torch.randn(2, risk.dim, dtype=torch.float64)
+    product = Hessian(risk, engine="linearized").matvecs(V)
+    torch.testing.assert_close(product, Hessian(risk, engine="double_backward").matvecs(V), rtol=1e-10, atol=1e-13)
+    assert len(made) == 1
 
 
 class Scaled(nn.Module):
