@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
 from hessprobe.hvp.chunked import Chunked
-from hessprobe.hvp.engine import Engine, LossFunction, Product
+from hessprobe.hvp.engine import Engine, LossFunction, Product, device_clock
 
 # Products over which the cost of building one is spread when engines are compared: a Lanczos run and a few probes.
 EXPECTED_PRODUCTS = 60
 
-_BLOCK = 8
+# Rows of a block, and how often one is looked at: an engine may try two ways at the first two.
+_BLOCK, _BLOCK_LOOKS = 8, 4
 
 # Rounds of timing: at least and at most; between them until the share of the job that a choice may cost is spent.
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 12
@@ -93,8 +93,8 @@ class _Candidate:
         """Time one product as a pass over the data makes it, and a block where blocks will come."""
         product = self.engine(job.loss, job.theta) if self.product is None else self.product
         for rows, times in ((1, self.singles), (_BLOCK, self.blocks)):
-            # A block takes as long as several products: two looks at it are enough.
-            if rows == 1 or (job.blocks and self.singles[1:] and len(self.blocks) < 2):
+            # A block takes as long as several products: a few looks are enough.
+            if rows == 1 or (job.blocks and self.singles[1:] and len(self.blocks) < _BLOCK_LOOKS):
                 V = torch.ones(rows, job.theta.numel(), dtype=job.theta.dtype, device=job.theta.device)
                 total = torch.zeros_like(V)
                 times.append(job.seconds_of(lambda total=total, V=V: product.add_to(total, V, 1.0)))  # type: ignore[misc]  # bound now
@@ -138,7 +138,7 @@ def choose(
         UnsupportedError: no engine works; the message carries every reason.
         MemoryBudgetError: those exact engines that work do not fit.
     """
-    job = _Job(loss, theta, budget, n_terms, expected_products, clock or (lambda: _device_clock(theta.device)))
+    job = _Job(loss, theta, budget, n_terms, expected_products, clock or (lambda: device_clock(theta.device)))
     reasons: dict[str, str] = {}
     candidates = _prepare(engines, job, reasons)
     _race(candidates, job)
@@ -207,16 +207,11 @@ def _race(candidates: list[_Candidate], job: _Job) -> None:
     for number in range(1, _MOST_ROUNDS):
         least = min(c.seconds(job) for c in candidates)
         running = [c for c in candidates if number == 1 or c.seconds(job) <= _HOPELESS * least]
-        if len(running) < 2 or (number >= _FEWEST_ROUNDS and job.clock() - start > allowed):
+        fewest = _FEWEST_ROUNDS + bool(job.blocks)
+        if len(running) < 2 or (number >= fewest and job.clock() - start > allowed):
             return
         for candidate in running:
             candidate.take_times(job)
-
-
-def _device_clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _is_domain(error: Exception) -> bool:

@@ -161,7 +161,17 @@ def limit_rows(product: Product, rows: Callable[[], int]) -> Product:
     def forms(V: Tensor) -> Tensor:
         return torch.cat([product.forms(part) for part in parts(V)])  # type: ignore[misc]  # asked for below
 
-    return replace(product, apply=apply, forms=None if product.forms is None else forms)
+    def add(V: Tensor, total: Tensor, weight: float) -> None:
+        pieces = parts(V)
+        for part, rows in zip(pieces, total.split([len(piece) for piece in pieces]), strict=True):  # type: ignore[no-untyped-call]  # untyped in torch
+            product.add(part, rows, weight)  # type: ignore[misc]  # asked for below
+
+    return replace(
+        product,
+        apply=apply,
+        forms=None if product.forms is None else forms,
+        add=None if product.add is None else add,
+    )
 
 
 def _cut(loss: LossFunction, pieces: int, nbytes: int, budget: int) -> list[BatchLoss]:

@@ -6,6 +6,7 @@ product; how many bytes that takes is reported, so that a pool can decide which 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,14 +29,14 @@ class Product:
         nbytes: memory kept alive by the closure, in bytes, beyond theta; that of the batch counts, for a loader would
             let it go.
         forms: maps V (k, d) to v^T A v (k,) in fp64 where that is cheaper than a product (Gauss-Newton), or None.
-        add_one: ``add_one(v, total, weight)`` adds weight * A v to ``total`` (d,) in place where that is cheaper than
-            forming A v, or None.
+        add: ``add(V, total, weight)`` adds weight * A V to ``total`` (k, d) in place where that is cheaper than forming
+            A V, or None.
     """
 
     apply: Callable[[Tensor], Tensor]
     nbytes: int = 0
     forms: Callable[[Tensor], Tensor] | None = None
-    add_one: Callable[[Tensor, Tensor, float], object] | None = None
+    add: Callable[[Tensor, Tensor, float], None] | None = None
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return A V for the rows of ``V``."""
@@ -43,8 +44,8 @@ class Product:
 
     def add_to(self, total: Tensor, V: Tensor, weight: float) -> None:
         """Add weight * A V to ``total`` (k, d) in place."""
-        if self.add_one is not None and V.shape[0] == 1:
-            self.add_one(V[0], total[0], weight)
+        if self.add is not None:
+            self.add(V, total, weight)
         else:
             total.add_(self.apply(V), alpha=weight)
 
@@ -132,6 +133,13 @@ def fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:
             return torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
     return gradient
+
+
+def device_clock(device: torch.device) -> float:
+    """Return the seconds at which the work given to ``device`` so far is completed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def by_rows(apply_one: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.double_backward import DoubleBackward
-from hessprobe.hvp.engine import LossFunction, Product, fresh_gradient, storage_bytes
+from hessprobe.hvp.engine import LossFunction, Product, device_clock, fresh_gradient, storage_bytes
 from hessprobe.hvp.folding import FoldBatchNorm
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
 from hessprobe.objective.base import BatchLoss
@@ -28,6 +28,9 @@ from hessprobe.vectors import row_dots
 # How far the recorded gradient may lie from a fresh one, relative; beyond it the batch goes to the fallback, which
 # costs time, never correctness.
 _TOLERANCE = {torch.float64: 1e-6}
+
+# Blocks that are shared out to both ways before one is chosen, and the rows of each that go to a way, at most.
+_TRIALS, _TRIAL_ROWS = 2, 4
 
 
 class Linearized:
@@ -52,6 +55,7 @@ class Linearized:
         self._map_of = map_of or _hessian_map
         self._fallback = fallback or DoubleBackward()
         self._programs: dict[object, LinearProgram | None] = {}
+        self._blocks: dict[object, tuple[Blocks, ...]] = {}
 
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product of one batch.
@@ -76,7 +80,9 @@ class Linearized:
             if first:
                 raise
             return self._fallback(loss, theta)
-        return _product(program, residuals, storage_bytes(residuals, {theta.untyped_storage().data_ptr()}))
+        nbytes = storage_bytes(residuals, {theta.untyped_storage().data_ptr()})
+        blocks = self._blocks.setdefault(key, tuple(Blocks() for _ in program.tangents))
+        return _product(program, residuals, nbytes, blocks)
 
     def _record(self, loss: LossFunction, theta: Tensor, tensors: list[Tensor]) -> LinearProgram:
         def function(vector: Tensor, at: Tensor, *batch: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -117,25 +123,72 @@ def _hessian_map(loss: LossFunction) -> LinearFunction:
     return function
 
 
-def _product(program: LinearProgram, residuals: list[Tensor], nbytes: int) -> Product:
-    def runner(tangent: Callable[..., Tensor], batchable: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+class Blocks:
+    """How blocks of vectors are taken: together, under ``vmap``, or one after the other.
+
+    Together is faster where a single vector leaves the machine idle, slower where the tangents of many leave the cache
+    or a convolution becomes a grouped one. The first blocks are shared out to both ways and timed; no work is done
+    twice for it.
+    """
+
+    def __init__(self) -> None:
+        self._singly: list[float] = []
+        self._together: list[float] = []
+
+    @property
+    def together(self) -> bool | None:
+        """Whether together is faster; None while that is not known."""
+        return min(self._together) < min(self._singly) if len(self._together) >= _TRIALS else None
+
+    def apply(self, singly: Callable[[Tensor], Tensor], jointly: Callable[[Tensor], Tensor], V: Tensor) -> Tensor:
+        """Return the product of the rows of ``V`` (k, d)."""
+        half = min(len(V) // 2, _TRIAL_ROWS)
+        if self.together or (self.together is None and half > 1):
+            if self.together:
+                return jointly(V)
+            first = _timed(singly, V[:half], self._singly)
+            second = _timed(jointly, V[half : 2 * half], self._together)
+            return torch.cat([first, second, *([] if len(V) == 2 * half else [singly(V[2 * half :])])])
+        return singly(V)
+
+
+def _timed(way: Callable[[Tensor], Tensor], V: Tensor, seconds: list[float]) -> Tensor:
+    start = device_clock(V.device)
+    result = way(V)
+    seconds.append((device_clock(V.device) - start) / len(V))
+    return result
+
+
+def _product(program: LinearProgram, residuals: list[Tensor], nbytes: int, blocks: Sequence[Blocks]) -> Product:
+    def runner(
+        tangent: Callable[..., Tensor], batchable: Callable[..., Tensor], blocks: Blocks
+    ) -> Callable[[Tensor], Tensor]:
+        def singly(V: Tensor) -> Tensor:
+            rows = [tangent(vector, *residuals) for vector in V]
+            return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+        def jointly(V: Tensor) -> Tensor:
+            results: Tensor = vmap(lambda vector: batchable(vector, *residuals))(V)
+            return results
+
         def apply(V: Tensor) -> Tensor:
             with torch.no_grad():
-                if V.shape[0] == 1:
-                    return tangent(V[0], *residuals)[None]
-                results: Tensor = vmap(lambda vector: batchable(vector, *residuals))(V)
-                return results
+                return blocks.apply(singly, jointly, V)
 
         return apply
 
-    def add_one(vector: Tensor, total: Tensor, weight: float) -> None:
+    def add(V: Tensor, total: Tensor, weight: float) -> None:
+        if len(V) > 1 and blocks[0].together is not False:
+            total.add_(product(V), alpha=weight)
+            return
         with torch.no_grad():
-            program.accumulate(vector, total, weight, *residuals)  # type: ignore[misc]  # asked for below
+            for vector, row in zip(V, total, strict=True):
+                program.accumulate(vector, row, weight, *residuals)  # type: ignore[misc]  # asked for below
 
-    added = None if program.accumulate is None else add_one
-    product, *parts = map(runner, program.tangents, program.batchable)
+    product, *parts = map(runner, program.tangents, program.batchable, blocks)
+    added = None if program.accumulate is None else add
     if not parts:
-        return Product(product, nbytes, add_one=added)
+        return Product(product, nbytes, add=added)
 
     def forms(V: Tensor) -> Tensor:
         left, right = (part(V).flatten(1) for part in parts)

@@ -108,7 +108,7 @@ class _ReadValues(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
 def _reading_values(function: LinearFunction) -> LinearFunction:
     def reading(*tensors: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        with _ReadValues():
+        with _ReadValues():  # type: ignore[no-untyped-call]  # torch's class is untyped
             return function(*tensors)
 
     return reading

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import nets
 import pytest
 import torch
@@ -197,12 +199,38 @@ def test_a_product_adds_itself_to_a_sum(name: str) -> None:
     batch = next(iter(risk.terms()))
     with risk.evaluating():
         product = Linearized()(batch, risk.theta)
-    assert product.add_one is not None
-    V = torch.randn(1, risk.dim, dtype=torch.float64)
-    total = torch.ones(1, risk.dim, dtype=torch.float64)
-    product.add_to(total, V, 0.3)
-    product.add_to(total, V, -0.1)
-    torch.testing.assert_close(total, 1 + 0.2 * product(V), rtol=1e-11, atol=1e-13)
+    assert product.add is not None
+    for _ in range(4):  # both ways of taking a block, and the one that is then chosen
+        V = torch.randn(9, risk.dim, dtype=torch.float64)
+        expected = torch.cat([product(v[None]) for v in V])
+        total = torch.ones_like(V)
+        product.add_to(total, V, 0.3)
+        product.add_to(total[:1], V[:1], -0.1)
+        expected = 1 + 0.3 * expected - 0.1 * torch.cat([expected[:1], torch.zeros_like(V[1:])])
+        torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("faster", ["singly", "jointly"])
+def test_blocks_are_taken_the_way_that_was_faster_on_the_first_ones(
+    monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
+    now, calls = [0.0], []
+    monkeypatch.setattr(engine_module, "device_clock", lambda _: now[0])
+
+    def way(name: str) -> Callable[[Tensor], Tensor]:
+        def run(V: Tensor) -> Tensor:
+            calls.append((name, len(V)))
+            now[0] += len(V) * (1 if name == faster else 2)
+            return 3 * V
+
+        return run
+
+    blocks = engine_module.Blocks()
+    for rows in (1, 3, 9, 4, 9, 2):
+        V = torch.randn(rows, 2)
+        assert torch.equal(blocks.apply(way("singly"), way("jointly"), V), 3 * V)
+    trial = [("singly", 4), ("jointly", 4), ("singly", 1), ("singly", 2), ("jointly", 2)]
+    assert calls == [("singly", 1), ("singly", 3), *trial, (faster, 9), (faster, 2)]
 
 
 def test_weight_gradients_accumulate_inside_the_matrix_product() -> None:
