@@ -9,6 +9,7 @@ from typing import Any
 from scipy import special
 
 from hessprobe import checks
+from hessprobe.influence import Influence
 
 
 def student_quantile(level: float, df: float) -> float:
@@ -60,6 +61,8 @@ class Estimate:
         flags: machine-readable remarks, e.g. ``"not-converged"``.
         seconds: wall-clock time of the computation.
         details: further named results (per-layer values, arrays), JSON-friendly or tensors.
+        influence: the samples behind ``errors.probe``, for the difference to another estimate from the same probes;
+            None for an exact path and where the method has none.
     """
 
     value: float
@@ -74,6 +77,7 @@ class Estimate:
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    influence: Influence | None = field(default=None, repr=False, compare=False)
 
     @property
     def std_error(self) -> float:
@@ -119,7 +123,7 @@ class Estimate:
         return replace(self, **changes)
 
     def scaled(self, factor: float) -> Estimate:
-        """Return the estimate of ``factor`` times the quantity (value, errors, bracket and support scale)."""
+        """Return the estimate of ``factor`` times the quantity (value, errors, bracket, support and samples scale)."""
         size = abs(factor)
         data = None if self.errors.data is None else self.errors.data * size
         ends = sorted((self.support[0] * factor, self.support[1] * factor)) if factor else [0.0, 0.0]
@@ -132,6 +136,7 @@ class Estimate:
             support=(ends[0], ends[1]),
             bracket=bracket,  # type: ignore[arg-type]  # two sorted floats
             kind=kind if factor < 0 else self.kind,
+            influence=None if self.influence is None else self.influence.scaled(factor),
         )
 
     def __str__(self) -> str:

@@ -16,7 +16,15 @@ from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Goal
 from hessprobe.estimators.deflate import Deflation, basis_of, deflation
 from hessprobe.estimators.linear import without_noise
-from hessprobe.estimators.squares import Combined, SquareSamples, expected_variance, group_rows, sample_squares
+from hessprobe.estimators.squares import (
+    Combined,
+    SquareSamples,
+    expected_variance,
+    group_rows,
+    sample_squares,
+    upper,
+)
+from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.operators import Counted, aslinearoperator
 from hessprobe.probes import LAWS, ProbeStream
@@ -26,6 +34,8 @@ _PILOT = 12
 _MINIMUM = 16
 # A tolerance that asks for this many times the pilot is first eased by deflating the pilot's own products.
 _WORTH_DEFLATING = 6
+# A trace known to worse than this, relative, is too near 0 for its square to be linear in it.
+_NEAR_ZERO = 0.1
 
 
 def frobenius_norm(
@@ -134,7 +144,19 @@ def effective_rank(trace: Estimate, frobenius: Estimate) -> Estimate:
         support=(0.0, math.inf),
         flags=tuple(dict.fromkeys(trace.flags + frobenius.flags)),
         seconds=trace.seconds + frobenius.seconds,
+        influence=_ratio_influence(trace, frobenius),
     )
+
+
+def _ratio_influence(trace: Estimate, frobenius: Estimate) -> Influence | None:
+    """Return the samples of the effective rank to first order; None where a trace near 0 makes that too little."""
+    t, F = trace.value, frobenius.value
+    first = trace.influence or Influence()
+    second = frobenius.influence or Influence()
+    unknown = any(one.std_error > 0 and one.influence is None for one in (trace, frobenius))
+    if unknown or trace.std_error > _NEAR_ZERO * abs(t):
+        return None
+    return first.scaled(2 * t / F**2).joined(second.scaled(-2 * t**2 / F**3))
 
 
 @dataclass(frozen=True)
@@ -219,7 +241,27 @@ def _run(request: _Request, count: int, deflated: Deflation | None, details: dic
         support=(0.0, math.inf),
         flags=flags,
         details=more,
+        influence=_influence(samples, combined, deflated, norm) if norm else None,
     )
+
+
+def _influence(samples: SquareSamples, combined: Combined, deflated: Deflation | None, norm: float) -> Influence | None:
+    """Return the samples of the norm: (1 - w) f_i and w (f_i + f_j - p_ij - F2), w the weight of pairs, over 2 F."""
+    slope, f = 1 / (2 * norm), samples.squares
+    batches = None
+    if samples.table is not None:
+        offset = 0.0 if deflated is None else deflated.term_overlaps
+        batches = Batches(samples.weights, (samples.table + offset) / norm, shared=True)
+    rows = {"frobenius": (slope * (1 - combined.weight) * f)[None]}
+    if combined.weight == 0.0:
+        return Influence(rows, batches=batches)
+    parts = []
+    for group, own in zip(samples.pairs, torch.split(f, [pairs.size for pairs in samples.pairs]), strict=True):
+        if group.values is None:
+            return None
+        i, j = upper(group.size)
+        parts.append(own[i] + own[j] - group.values - combined.value)
+    return Influence(rows, {"frobenius": slope * combined.weight * torch.cat(parts)}, batches)
 
 
 def _exact(request: _Request) -> Estimate:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.linear import LinearSamples, Sampling, data_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
+from hessprobe.influence import Batches, Influence
 from hessprobe.operators import BlockDiagonal
 
 # A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.
@@ -204,15 +206,23 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
         method=method + ("+deflation" if task.basis is not None else ""),
         flags=flags,
         details=more,
+        influence=None if twin is not None else _influence(samples, known),
     )
 
 
 def _between(samples: LinearSamples, known: Known) -> float | None:
     """Return the data error; per-term traces of the surrogate are not known, so its samples stay out."""
-    means = samples.raw.mean(1)
-    if known.deflated is not None:
-        means = means + known.deflated.term_traces
-    return data_error(samples.weights, means, samples.raw.var(1) / samples.count)
+    return data_error(samples.weights, _per_term(samples, known).mean(0), samples.raw.var(1) / samples.count)
+
+
+def _per_term(samples: LinearSamples, known: Known) -> Tensor:
+    """Return estimates of the traces of all terms, (n, B)."""
+    return samples.raw.T + (known.deflated.term_traces if known.deflated is not None else 0.0)
+
+
+def _influence(samples: LinearSamples, known: Known) -> Influence:
+    rows = samples.weights[:, None] * samples.values(True)
+    return Influence({"probe": rows}, batches=Batches(samples.weights, _per_term(samples, known), shared=False))
 
 
 def _blocks(task: Task, samples: LinearSamples, known: Known) -> dict[str, dict[str, float]]:

@@ -33,6 +33,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import spectral
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
 from hessprobe.estimators.spectral import ChainValue, SpectralFunction
+from hessprobe.influence import Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.krylov.quadrature import tridiagonal
 
@@ -285,6 +286,7 @@ class SpectralSketch:
                 "rest_std": None if levels is None else levels.rest_std,
                 "polynomial_std": None if levels is None else levels.polynomial_std,
             },
+            influence=Influence({"sketch": values[None]}) if len(chains) > 1 and levels is None else None,
         )
 
     def _method(self, function: SpectralFunction) -> str:
@@ -392,4 +394,5 @@ def _root(power_sum: Estimate, p: float) -> Estimate:
     for name in ("quadrature_error", "coupling_error", "probe_std", "rest_std", "polynomial_std"):
         details[name] = None if details[name] is None else details[name] * slope
     parts = ErrorParts(errors.probe * slope, data, errors.solver * slope)
-    return power_sum.with_(value=value, errors=parts, details=details)
+    influence = None if power_sum.influence is None else power_sum.influence.scaled(slope)
+    return power_sum.with_(value=value, errors=parts, details=details, influence=influence)

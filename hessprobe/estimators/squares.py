@@ -37,6 +37,8 @@ from hessprobe.vectors import gram, row_dots
 
 # Elements of one group of probes whose pairs are used; it depends on d alone, so that results do not depend on memory.
 _GROUP = 1 << 26
+# Probes of a group up to which the products of pairs are kept one by one.
+_KEPT = 2048
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class Pairs:
     Attributes:
         size: number of probes g.
         total: sum of (w_i^T P A P w_j)^2 over i < j.
+        values: (g (g - 1) / 2,) the summands, row by row, on the CPU; None beyond 2,048 probes.
     """
 
     size: int
     total: float
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -216,12 +220,24 @@ def _group(A: LinearOperator, probes: Tensor, basis: Tensor | None, sample: Coor
     return _Group(
         squares=row_dots(products, products).cpu(),
         forms=forms.diagonal().cpu(),
-        pairs=Pairs(len(probes), float(torch.triu(forms, diagonal=1).square().sum())),
+        pairs=_pairs(forms),
         blocks=torch.stack(sums, dim=1).cpu() if sums else torch.zeros(len(probes), 0, dtype=torch.float64),
         table=torch.stack([sample.dots(here, part) for part in kept], dim=1).cpu() if kept else None,
         weights=torch.tensor(weights, dtype=torch.float64),
         products=products,
     )
+
+
+def _pairs(forms: Tensor) -> Pairs:
+    squares = torch.triu(forms, diagonal=1).square()
+    count = len(forms)
+    kept = squares[*upper(count)].cpu() if count <= _KEPT else None
+    return Pairs(count, float(squares.sum()), kept)
+
+
+def upper(count: int) -> Tensor:
+    """Return the positions (2, count (count - 1) / 2) above the diagonal, row by row."""
+    return torch.triu_indices(count, count, offset=1)
 
 
 def _units(A: LinearOperator, start: int, stop: int) -> Tensor:

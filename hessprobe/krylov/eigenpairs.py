@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots
@@ -72,6 +73,7 @@ class Eigenpairs:
         flags: ``"not-converged"``: some pair is not; ``"multiplicity-unverified"``: further copies of the reported
             eigenvalues were not excluded within the products allowed; ``"rounding-limited"``: some pair converged to
             the noise of the products, not to ``tol``; ``"warm-start"``.
+        terms: weights (B,) of the terms and v^T A_b v (B, k') of every vector, or None for an operator of one term.
     """
 
     values: Tensor
@@ -87,6 +89,7 @@ class Eigenpairs:
     method: str
     seconds: float
     flags: tuple[str, ...]
+    terms: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         shown = [f"{value:.6g}" for value in self.values[:3].tolist()]
@@ -123,6 +126,10 @@ class Eigenpairs:
             bracket = (self.bounds.lower, value)
         kind = "exact" if bool(self.converged[index]) else ("lower bound" if top else "upper bound")
         data = None if self.data_error is None else float(self.data_error[index])
+        influence = None
+        if self.terms is not None:
+            weights, forms = self.terms
+            influence = Influence(batches=Batches(weights, forms[None, :, index], shared=True))
         return Estimate(
             value=value,
             errors=ErrorParts(data=data, solver=float(self.errors[index])),
@@ -133,6 +140,7 @@ class Eigenpairs:
             flags=self.flags,
             seconds=self.seconds,
             details={"residual": float(self.residuals[index])},
+            influence=influence,
         )
 
     def _is_top(self, index: int) -> bool:
@@ -151,6 +159,7 @@ class Refined:
     vectors: Tensor
     residuals: Tensor
     data_error: Tensor | None
+    terms: tuple[Tensor, Tensor] | None = None
 
 
 def refine(A: LinearOperator, rows: Tensor) -> Refined:
@@ -181,12 +190,13 @@ def refine(A: LinearOperator, rows: Tensor) -> Refined:
     residuals = torch.stack(
         [_residual(image, value, y) for image, value, y in zip(images, values, vectors, strict=True)]
     )
-    data_error = None
+    data_error = terms = None
     if len(pieces) > 1:
         per_term = torch.stack([(mixing @ piece * mixing).sum(1) for piece in pieces]).cpu()
         spread = [infinitesimal_jackknife(weights, per_term[:, i]) for i in range(len(rows))]
         data_error = None if None in spread else torch.tensor(spread, dtype=torch.float64)
-    return Refined(values.cpu(), vectors, residuals.cpu(), data_error)
+        terms = (torch.tensor(weights, dtype=torch.float64), per_term)
+    return Refined(values.cpu(), vectors, residuals.cpu(), data_error, terms)
 
 
 def _residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:

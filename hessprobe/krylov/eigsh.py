@@ -302,4 +302,5 @@ def _result(
         method="thick-restart-lanczos",
         seconds=time.perf_counter() - began,
         flags=flags,
+        terms=refined.terms,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.influence import Influence
 from hessprobe.universal.definition import Measure
 from hessprobe.universal.tails import LIMIT, effective_size, tail_shape
 
@@ -39,6 +40,7 @@ class PlugIn:
         effective: effective number of draws behind the least supported component of psi; n where psi changes sign.
         shape: of the tail of the influences, see ``tails``; None for few draws.
         heavy: True where the last two, or infinite influences, say that error and value are not to be trusted.
+        influence: (n,) grad phi . (psi - mean), mass included; None for one draw.
     """
 
     value: float
@@ -48,6 +50,7 @@ class PlugIn:
     effective: float
     shape: float | None
     heavy: bool
+    influence: Tensor | None = None
 
 
 def plug_in(measure: Measure, samples: Tensor, mass: float = 1.0) -> PlugIn:
@@ -63,7 +66,7 @@ def plug_in(measure: Measure, samples: Tensor, mass: float = 1.0) -> PlugIn:
     effective, shape = _support(samples), tail_shape(influence)
     heavy = effective < min(_FEW, n / 4) or not math.isfinite(error)
     heavy = heavy or (shape is not None and shape > LIMIT)
-    return PlugIn(value, error, bias, jackknife_error, effective, shape, heavy)
+    return PlugIn(value, error, bias, jackknife_error, effective, shape, heavy, influence)
 
 
 def jackknife(values: Callable[[Tensor], Tensor], samples: Tensor, whole: float) -> tuple[float | None, float | None]:
@@ -146,6 +149,7 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
         kind="exact" if fixed else "estimate",
         flags=flags,
         details={**details, **more.pop("details", {})},
+        influence=None if fixed or found.influence is None else Influence({"draws": found.influence.cpu()[None]}),
         **more,
     )
 

@@ -1,0 +1,158 @@
+r"""The difference of two estimates of one quantity from the same probes: its error is not that of independent ones.
+
+With samples h^A_k and h^B_k of two operators from the same probe w_k, the pairs are independent over k, so that
+
+    Var(B - A) = sum_s Var(h^B_s - h^A_s) / n + E (g^B - g^A)^2 / (number of pairs)
+
+is estimated by the spread of the differences, whatever the correlation within a pair: for a trace this is Hutchinson's
+estimator of tr(B - A), of variance 2 ||offdiag(B - A)||_F^2 / n for Rademacher probes, where independent probes would
+have 2 (||offdiag A||_F^2 + ||offdiag B||_F^2) / n. Solver bounds add up. The data error is that of the difference too:
+the jackknife over batches of x^B_b - x^A_b, as both operators saw the same batches.
+
+Where the samples of an estimate are not known, nor whether the errors are independent, the standard errors add up:
+|Cov| <= s_A s_B.
+
+References:
+    Glasserman, Yao (1992), "Some guidelines and guarantees for common random numbers".
+    Efron (1982) on the jackknife.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.budget import joint_df
+from hessprobe.estimators.linear import data_error, without_noise
+from hessprobe.influence import Batches, Influence
+from hessprobe.jackknife import infinitesimal_jackknife
+
+_BOUNDS = ("lower bound", "upper bound")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``other - baseline`` of one quantity.
+
+    Attributes:
+        estimate: its value and error. Flags: ``"not-paired"``: the samples do not match or are not known, and the
+            standard errors were added; ``"bound"``: one of the two is only a bound.
+        correlation: of the two sampling errors, in [-1, 1]; None where nothing was sampled, or not in pairs.
+        independent: the standard error that probes of their own would give.
+    """
+
+    estimate: Estimate
+    correlation: float | None
+    independent: float
+
+    @property
+    def gain(self) -> float | None:
+        """How many times smaller the standard error is than with independent probes; None where nothing is paired."""
+        error = self.estimate.std_error
+        return self.independent / error if self.correlation is not None and error > 0 else None
+
+
+def difference(baseline: Estimate, other: Estimate) -> Difference:
+    """Return ``other - baseline`` with the error that the samples behind both give it.
+
+    Args:
+        baseline: of one quantity, see ``Estimate``.
+        other: of the same, by the same method with the same seed and number of probes; on the same batches for the
+            data error.
+    """
+    independent = math.hypot(baseline.std_error, other.std_error)
+    pair = _pair(baseline, other)
+    flags = ("bound",) if baseline.kind in _BOUNDS or other.kind in _BOUNDS else ()
+    correlation = None
+    if independent == 0.0:
+        probe, df = 0.0, math.inf
+    elif pair is None:
+        probe, df = baseline.std_error + other.std_error, min(baseline.df, other.df)
+        flags = (*flags, "not-paired")
+    else:
+        one, two = pair
+        probe, df = _spread(_minus(one.rows, two.rows), _minus(one.pairs, two.pairs))
+        correlation = _correlation(one, two, probe)
+    solver = baseline.errors.solver + other.errors.solver
+    exact = independent == 0.0 and baseline.kind == other.kind == "exact"
+    estimate = Estimate(
+        other.value - baseline.value,
+        ErrorParts(probe, _data(baseline.influence, other.influence), solver),
+        df=df,
+        matvecs=baseline.matvecs + other.matvecs,
+        samples=0 if independent == 0.0 else min(baseline.samples, other.samples),
+        method=baseline.method if baseline.method == other.method else f"{other.method} - {baseline.method}",
+        kind="exact" if exact else "estimate",
+        flags=flags,
+    )
+    return Difference(estimate, correlation, independent)
+
+
+def _pair(baseline: Estimate, other: Estimate) -> tuple[Influence, Influence] | None:
+    """Return the samples of both, empty for what has no sampling error; None where they cannot be matched."""
+    found = []
+    for one in (baseline, other):
+        if one.std_error > 0 and (one.influence is None or not one.influence.rows):
+            return None
+        found.append(one.influence if one.std_error > 0 and one.influence is not None else Influence())
+    first, second = found
+    for kind in ("rows", "pairs"):
+        left, right = getattr(first, kind), getattr(second, kind)
+        if any(left[name].shape != right[name].shape for name in left.keys() & right.keys()):
+            return None
+    return first, second
+
+
+def _minus(baseline: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return other - baseline stream by stream; a stream that one of them lacks stands for itself."""
+    names = [*baseline, *(name for name in other if name not in baseline)]
+    return [other.get(name, torch.zeros(1, dtype=torch.float64)) - baseline.get(name, 0.0) for name in names]
+
+
+def _spread(rows: list[Tensor], pairs: list[Tensor]) -> tuple[float, float]:
+    """Return the standard error and its degrees of freedom (Welch-Satterthwaite)."""
+    parts: list[tuple[float, float]] = []
+    for stream in rows:
+        count = stream.shape[1]
+        parts += [(math.sqrt(float(variance) / count), count - 1.0) for variance in stream.var(1)]
+    for stream in pairs:
+        # The m pairs of about sqrt(2 m) probes know a variance to half as many degrees of freedom.
+        df = max(math.sqrt(2 * len(stream)) / 2, 1.0)
+        parts.append((math.sqrt(float(stream.square().mean()) / len(stream)), df))
+    error = math.hypot(*(part for part, _ in parts))
+    return error, joint_df(*parts) if error > 0 else math.inf
+
+
+def _correlation(one: Influence, two: Influence, error: float) -> float | None:
+    first, second = (_spread(list(each.rows.values()), list(each.pairs.values()))[0] for each in (one, two))
+    if first == 0.0 or second == 0.0:
+        return None
+    return max(-1.0, min(1.0, (first**2 + second**2 - error**2) / (2 * first * second)))
+
+
+def _data(baseline: Influence | None, other: Influence | None) -> float | None:
+    """Return the standard error of the difference from the batches being a sample, the noise of the probes removed."""
+    first = None if baseline is None else baseline.batches
+    second = None if other is None else other.batches
+    if first is None or second is None or first.shared != second.shared or first.table.shape != second.table.shape:
+        return None
+    if not torch.allclose(first.weights, second.weights) or not bool((first.weights > 0).all()):
+        return None
+    return _jackknife(Batches(first.weights, second.table - first.table, first.shared))
+
+
+def _jackknife(batches: Batches) -> float | None:
+    weights, table = batches.weights, batches.table
+    count = len(table)
+    if not batches.shared:
+        return data_error(weights, table.mean(0), table.var(0) / count)
+    total = infinitesimal_jackknife(weights, table.mean(0))
+    if total is None or count < 2:
+        return total
+    contrasts = table - (table @ weights / weights.sum())[:, None]
+    return without_noise(total, float((weights.square() * contrasts.var(0)).sum()) / count, len(weights))

@@ -1,0 +1,74 @@
+"""The samples behind an estimate, kept so that two estimates from the same probes can be subtracted sample by sample.
+
+An estimate that averages over random probes is, to first order, the truth plus means of samples of mean zero. Two
+estimates from the same probes share these, and the error of their difference follows from the differences of the
+samples, whatever the correlation between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """What each probe says of each batch of data.
+
+    Attributes:
+        weights: (B,) shares of the batches, fp64.
+        table: (n, B) derivatives of the value along the operator of each batch; their weighted sum over batches moves
+            with the value.
+        shared: True where one probe served all batches, False where every batch had probes of its own.
+    """
+
+    weights: Tensor
+    table: Tensor
+    shared: bool
+
+    def scaled(self, factor: float) -> Batches:
+        """Return those of ``factor`` times the value."""
+        return Batches(self.weights, self.table * factor, self.shared)
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """Samples whose means make up the error of a value.
+
+    With rows h_s (n,) and pair terms g_ij, both up to constants in h,
+
+        value - truth = sum_s mean_k (h_sk - E h_s) + mean_{i<j} g_ij,
+
+    the rows independent of each other, the g_ij of mean zero and uncorrelated with each other and with the rows.
+
+    Attributes:
+        rows: by name of the stream of probes, (S, n) fp64, n >= 2.
+        pairs: by name of the stream, (m,) fp64, i < j.
+        batches: for the error from the data being a sample, or None.
+    """
+
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    pairs: Mapping[str, Tensor] = field(default_factory=dict)
+    batches: Batches | None = None
+
+    def scaled(self, factor: float) -> Influence:
+        """Return the samples of ``factor`` times the value."""
+        return Influence(
+            {name: rows * factor for name, rows in self.rows.items()},
+            {name: pairs * factor for name, pairs in self.pairs.items()},
+            None if self.batches is None else self.batches.scaled(factor),
+        )
+
+    def joined(self, other: Influence) -> Influence:
+        """Return the samples of the sum of two values that share no stream; nothing is said of batches.
+
+        Raises:
+            ValueError: they share one.
+        """
+        if set(self.rows) & set(other.rows):
+            raise ValueError(f"streams must differ; got {sorted(self.rows)} twice. Sample with other streams.")
+        return Influence({**self.rows, **other.rows}, {**self.pairs, **other.pairs})
