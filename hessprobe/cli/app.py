@@ -9,6 +9,7 @@ import typer
 
 from hessprobe.cli import failures, signals, usage
 from hessprobe.cli.commands.bench import bench
+from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.info import info
 from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
@@ -51,6 +52,7 @@ app.command()(guarded(measure))
 app.command()(guarded(invariance))
 app.command()(guarded(sharpness))
 app.command()(guarded(landscape))
+app.command()(guarded(compare))
 app.command()(guarded(plot))
 app.command()(guarded(info))
 app.command()(guarded(bench))

@@ -17,8 +17,6 @@ class Asked(Protocol):
     """The options of a command that say what is measured; see ``hessprobe.cli.options``."""
 
     @property
-    def ckpt(self) -> str | None: ...  # noqa: D102  # a field
-    @property
     def params(self) -> list[str] | None: ...  # noqa: D102  # a field
     @property
     def memory(self) -> str | None: ...  # noqa: D102  # a field

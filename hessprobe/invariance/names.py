@@ -53,6 +53,9 @@ OWN: dict[str, Own] = {
     "pseudo-logdet": Own("nats", "sum of log |eigenvalue| over the eigenvalues of H that are not zero to rounding"),
 }
 
+# The factors of w and of H cancel in diag|w| H diag|w|, whatever the rescaling.
+RESCALING_INVARIANT = frozenset({"adaptive-lambda-max", "adaptive-trace", "adaptive-frob"})
+
 # Measures whose value is a logarithm: before and after are compared by their difference.
 LOGARITHMIC = frozenset({"logdet", "pseudo-logdet"})
 # (phi, psi, mu) measures, a share and a count of eigenvalues have other tests, or scales of their own.

@@ -10,7 +10,7 @@ from scipy import special
 from torch import Tensor
 
 from hessprobe.estimate import Estimate, student_quantile
-from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, UNDECIDED
+from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, RESCALING_INVARIANT, UNDECIDED
 
 # So many standard errors apart two numbers are different: among hundreds of comparisons none goes wrong by chance.
 SIGMAS = 4.0
@@ -123,7 +123,7 @@ def expected(measure: str, kind: str, D: Tensor, before: Estimate) -> Theory:
         return Theory(True, "a permutation of the parameters is orthogonal: the spectrum stays", 0.0)
     if bool((D == 1).all()):
         return Theory(True, "it moves no parameter that is measured", 0.0)
-    if measure.startswith("adaptive-"):
+    if measure in RESCALING_INVARIANT:
         return Theory(True, "diag|w| H diag|w| stays: the factors of w and of H cancel", 0.0)
     low, high = float(D.min()), float(D.max())
     spread = f"with factors D from {low:.3g} to {high:.3g}"

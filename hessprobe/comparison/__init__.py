@@ -1,0 +1,46 @@
+"""Comparison of checkpoints: differences with their own errors, and measures against the generalisation gap.
+
+The names of what can be compared are importable without torch; the rest comes on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
+
+if TYPE_CHECKING:
+    from hessprobe.comparison.differences import Line, compare
+    from hessprobe.comparison.measuring import measure_each
+    from hessprobe.comparison.ranks import RankCorrelation, kendall
+    from hessprobe.comparison.rescaling import Rescaling, rescaling_of
+
+__all__ = [
+    "DEFAULT_MEASURES",
+    "FEWEST",
+    "MEASURES",
+    "Line",
+    "RankCorrelation",
+    "Rescaling",
+    "compare",
+    "kendall",
+    "measure_each",
+    "rescaling_of",
+]
+
+_HOMES = {
+    "Line": "differences",
+    "RankCorrelation": "ranks",
+    "Rescaling": "rescaling",
+    "compare": "differences",
+    "kendall": "ranks",
+    "measure_each": "measuring",
+    "rescaling_of": "rescaling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

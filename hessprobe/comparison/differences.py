@@ -1,0 +1,105 @@
+"""Differences to a baseline, each with the error of the difference, and what they say in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scipy import special
+
+from hessprobe import checks
+from hessprobe.comparison.names import UNDECIDED, WITHIN, direction
+from hessprobe.estimate import Estimate
+from hessprobe.estimators.difference import Difference, difference
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of one checkpoint against the baseline.
+
+    Attributes:
+        measure: its name.
+        label: of the checkpoint.
+        baseline: label of the baseline.
+        difference: checkpoint - baseline.
+        verdict: ``"sharper"``, ``"flatter"``, ``"higher"``, ``"lower"``, ``"within error"``, or ``"undecided"`` where
+            one of the two numbers is only a bound, or not finite.
+        p: probability of a difference at least as large, beyond what the solver bounds explain, where there is none;
+            None where undecided.
+        stands: whether the verdict holds at the same confidence for all differences together (Holm).
+    """
+
+    measure: str
+    label: str
+    baseline: str
+    difference: Difference
+    verdict: str
+    p: float | None
+    stands: bool = False
+
+    @property
+    def decided(self) -> bool:
+        """Whether the two differ beyond the error of the difference."""
+        return self.verdict not in (WITHIN, UNDECIDED)
+
+
+def compare(values: Mapping[str, Mapping[str, Estimate]], baseline: str, *, confidence: float = 0.95) -> list[Line]:
+    """Return a line for every measure and every checkpoint but the baseline, measure by measure.
+
+    Args:
+        values: by label of the checkpoint and name of the measure; what is missing is left out. From the same seed,
+            number of probes and data, see ``measure_each``.
+        baseline: a label.
+        confidence: level in (0, 1) of each difference, and of all that ``stands`` together.
+
+    Returns:
+        The lines. ``stands`` follows Holm's step-down rule over all lines that have a p-value: with m of them, the
+        k-th smallest must be at most (1 - confidence) / (m - k + 1), as must all smaller ones.
+
+    Raises:
+        ValueError: an unknown baseline, or a confidence outside (0, 1).
+
+    References:
+        Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    checks.one_of("baseline", baseline, values)
+    confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+    names = dict.fromkeys(name for own in values.values() for name in own)
+    lines = [
+        _line(name, label, baseline, own[name], values[baseline][name], confidence)
+        for name in names
+        for label, own in values.items()
+        if label != baseline and name in own and name in values[baseline]
+    ]
+    return _holm(lines, 1 - confidence)
+
+
+def p_value(estimate: Estimate) -> float:
+    """Return P(|T| >= (|value| - solver) / std_error) for Student's t: two-sided, given what bounds can explain."""
+    excess = abs(estimate.value) - estimate.errors.solver
+    if excess <= 0:
+        return 1.0
+    if estimate.std_error == 0.0:
+        return 0.0
+    t = -excess / estimate.std_error
+    return min(1.0, 2 * float(special.ndtr(t) if math.isinf(estimate.df) else special.stdtr(estimate.df, t)))
+
+
+def _line(measure: str, label: str, baseline: str, value: Estimate, base: Estimate, confidence: float) -> Line:
+    found = difference(base, value)
+    number, half = found.estimate.value, found.estimate.half_width(confidence)
+    if "bound" in found.estimate.flags or not math.isfinite(number) or not math.isfinite(half):
+        return Line(measure, label, baseline, found, UNDECIDED, None)
+    verdict = direction(measure, number) if abs(number) > half else WITHIN
+    return Line(measure, label, baseline, found, verdict, p_value(found.estimate))
+
+
+def _holm(lines: Sequence[Line], level: float) -> list[Line]:
+    judged = sorted((i for i, line in enumerate(lines) if line.p is not None), key=lambda i: lines[i].p or 0.0)
+    kept = list(lines)
+    for rank, i in enumerate(judged):
+        if (lines[i].p or 0.0) > level / (len(judged) - rank):
+            break
+        kept[i] = replace(lines[i], stands=lines[i].decided)
+    return kept

@@ -1,0 +1,70 @@
+"""What a record says of differences between checkpoints and of rank correlations, and its CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hessprobe import files
+from hessprobe.comparison.differences import Line
+from hessprobe.comparison.names import UNDECIDED, WITHIN
+from hessprobe.report.numbers import row_error, with_error
+from hessprobe.report.record import estimate_row
+
+_VALUE = ("value", "std_error", "low", "high", "confidence")
+_DIFFERENCE = ("difference", "difference_std_error", "difference_low", "difference_high", "verdict", "p", "stands")
+
+
+def difference_row(line: Line, confidence: float) -> dict[str, Any]:
+    """Return a line of a comparison as JSON-friendly values, in which nan and inf may still stand."""
+    found = line.difference
+    return {
+        "measure": line.measure,
+        "checkpoint": line.label,
+        "baseline": line.baseline,
+        **estimate_row(found.estimate, confidence),
+        "verdict": line.verdict,
+        "p": line.p,
+        "stands": line.stands,
+        "correlation": found.correlation,
+        "independent_std_error": found.independent,
+        "gain": found.gain,
+    }
+
+
+def verdict_text(row: Mapping[str, Any], plus_minus: str = "±") -> str:
+    """Return the verdict on a difference in words: ``"sharper by 3.1 ± 0.2"``."""
+    if row["verdict"] == UNDECIDED:
+        return f"{UNDECIDED}: a bound, not a value" if "bound" in row["flags"] else f"{UNDECIDED}: not finite"
+    if row["verdict"] == WITHIN:
+        return f"{WITHIN} ({with_error(row['value'], row_error(row), plus_minus)})"
+    alone = "" if row["stands"] else " (alone)"
+    return f"{row['verdict']} by {with_error(abs(row['value']), row_error(row), plus_minus)}{alone}"
+
+
+def comparison_csv(record: Mapping[str, Any]) -> str:
+    """Return one line a checkpoint and measure, with its difference to the baseline."""
+    import pandas as pd
+
+    differences = {(row["checkpoint"], row["measure"]): row for row in record["differences"]}
+    paths = {member["label"]: member["path"] for member in record["checkpoints"]}
+    lines = []
+    for row in record["results"]:
+        low, high = row["interval"]
+        line = {**row, "path": paths[row["checkpoint"]], "low": low, "high": high}
+        found = differences.get((row["checkpoint"], row["measure"]))
+        if found is not None:
+            low, high = found["interval"]
+            line |= {"difference": found["value"], "difference_std_error": found["std_error"]}
+            line |= {"difference_low": low, "difference_high": high}
+            line |= {key: found[key] for key in ("verdict", "p", "stands")}
+        lines.append(line)
+    columns = ["measure", "operator", "checkpoint", "path", *_VALUE, *_DIFFERENCE]
+    return pd.DataFrame(lines, columns=columns).to_csv(index=False)
+
+
+def write_comparison_csv(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write ``comparison_csv`` of the record atomically."""
+    text = comparison_csv(record).encode()
+    files.write_atomically(path, lambda file: file.write(text))
