@@ -1,0 +1,109 @@
+"""One HTML file made from records: nothing outside it is ever asked for, and nothing in a record can run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hessprobe import files
+from hessprobe.report.parts import Section
+from hessprobe.report.sections import (
+    invariance,
+    landscape,
+    measures,
+    provenance,
+    sharpness,
+    summary,
+    training,
+    validation,
+)
+from hessprobe.report.sections.page import Page
+from hessprobe.report.typography import listed, moment, plural
+
+_SECTIONS = (
+    measures.headlines,
+    summary.build,
+    provenance.problems,
+    training.build,
+    measures.build,
+    sharpness.build,
+    invariance.build,
+    landscape.build,
+    validation.build,
+    provenance.build,
+)
+
+
+def render(page: Page, title: str = "Curvature report") -> str:
+    """Return the page as HTML.
+
+    Every text of a record is escaped. The page allows itself images that it holds, and the style and script whose
+    hashes it names; a browser refuses everything else.
+
+    Args:
+        page: records, figures, and how to speak of them.
+        title: of the page.
+    """
+    style, script = _packaged("report.css"), _packaged("report.js")
+    environment = Environment(
+        loader=PackageLoader("hessprobe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        title=title,
+        subtitle=_subtitle(page),
+        sections=sections(page),
+        # Ours, from the package: nothing of a record is in them.
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+    )
+
+
+def sections(page: Page) -> list[Section]:
+    """Return the sections that have something to show, in order."""
+    return [found for build in _SECTIONS if (found := build(page)) is not None]
+
+
+def write(path: str | Path, page: Page, title: str = "Curvature report") -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    # JSON may hold half of a surrogate pair, which no encoding has.
+    content = render(page, title).encode("utf-8", "replace")
+    files.write_atomically(path, lambda stream: stream.write(content))
+
+
+def _subtitle(page: Page) -> str:
+    sources = page.gathered.sources
+    subjects = list(dict.fromkeys(source.subject for source in sources if source.subject))
+    of = f" of {listed(subjects)}" if 0 < len(subjects) <= 6 else f" of {len(subjects)} checkpoints" if subjects else ""
+    newest = max((str(source.record["created"]) for source in sources), default="")
+    versions = dict.fromkeys(_version(source.record) for source in sources)
+    return f"{plural(len(sources), 'record')}{of}, the newest made {moment(newest)}; hessprobe {', '.join(versions)}"
+
+
+def _version(record: Mapping[str, Any]) -> str:
+    return str(record["environment"].get("hessprobe", "of an unknown version"))
+
+
+def _packaged(name: str) -> str:
+    return resources.files("hessprobe.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return f"'sha256-{digest}'"

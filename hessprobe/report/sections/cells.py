@@ -1,0 +1,55 @@
+"""Cells of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hessprobe.report.parts import Cell, Column
+from hessprobe.report.sections import wording
+from hessprobe.report.sources import Source
+from hessprobe.report.typography import count, number, seconds
+
+RECORD = Column("record")
+_INTERVAL = "interval"
+
+
+def value_columns(name: str = "value") -> Column:
+    """Return the column of a value and its error, which stand in two cells so that the signs align."""
+    return Column(f"{name} ± error", "value", span=2)
+
+
+def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
+    """Return value and error."""
+    if row is None:
+        return Cell("", kind="number"), Cell("", kind="error")
+    value, error, _ = wording.value_texts(row)
+    return Cell(value, row["value"], "number"), Cell(f"± {error}" if error else "", row["std_error"], "error")
+
+
+def interval_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the header of a column of intervals: with their level where it is one."""
+    levels = list(dict.fromkeys(wording.level(row) for row in rows))
+    return f"{levels[0]} {_INTERVAL}" if len(levels) == 1 else _INTERVAL
+
+
+def interval_cell(row: Mapping[str, Any], header: str) -> Cell:
+    """Return the interval, sorted by its lower end; with its level where the header does not say it."""
+    note = wording.level(row) if header == _INTERVAL else ""
+    return Cell(wording.value_texts(row)[2], row["interval"][0], "number", note=note)
+
+
+def cost_cells(row: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """Return products and seconds."""
+    found, time = row["matvecs"], row["seconds"]
+    return Cell(count(found), found, "number"), Cell(seconds(time), time, "number")
+
+
+def number_cell(value: float | None, digits: int = 4) -> Cell:
+    """Return a number; empty where there is none."""
+    return Cell("" if value is None else number(value, digits), value, "number")
+
+
+def record_cell(source: Source) -> Cell:
+    """Return the way to the record."""
+    return Cell(source.label, int(source.label[1:]), "text", link=source.id)

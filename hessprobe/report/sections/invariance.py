@@ -1,0 +1,123 @@
+"""Which measures survive transforms that leave the function alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, NOT_MEASURED, TRANSFORMS
+from hessprobe.report.parts import Cell, Column, Section, Table, section
+from hessprobe.report.sections import wording
+from hessprobe.report.sections.cells import RECORD, number_cell, record_cell, value_cells, value_columns
+from hessprobe.report.sections.page import Page, unfinished
+from hessprobe.report.sources import Source
+from hessprobe.report.typography import listed, number
+
+_TONES = {INVARIANT: "good", CHANGES: "bad", NOT_MEASURED: ""}
+_COLUMNS = (
+    Column("transform"),
+    Column("strength", "number"),
+    Column("measure"),
+    value_columns("before"),
+    value_columns("after"),
+    Column("ratio", "number"),
+    Column("z", "number"),
+    Column("verdict"),
+    Column("outputs moved by", "number"),
+    RECORD,
+)
+
+
+def build(page: Page) -> Section | None:
+    """Return the section, or None without records of ``hessprobe invariance``."""
+    sources = page.of("invariance")
+    tables = [
+        Table(f"Before and after: {page.data_name(source)}", _COLUMNS, tuple(_rows(source)), tuple(_notes(source)))
+        for source in sources
+        if source.rows
+    ]
+    blocks = [unfinished(sources), *tables, page.drawn("invariance")]
+    return section("invariance", "Invariance", blocks, "Each transform gives another network with the same outputs.")
+
+
+def sentences(page: Page) -> Iterator[str]:
+    """Yield which measures changed and which did not, with the largest factor."""
+    for source in page.of("invariance"):
+        verdicts: dict[str, list[str]] = {}
+        for row in source.rows:
+            verdicts.setdefault(row["measure"], []).append(row["verdict"])
+        if not verdicts:
+            continue
+        changed = [name for name, said in verdicts.items() if CHANGES in said]
+        kept = [name for name, said in verdicts.items() if set(said) <= {INVARIANT, NOT_MEASURED} and INVARIANT in said]
+        distance = max((row["outputs_distance"] or 0.0 for row in source.rows), default=0.0)
+        yield (
+            f"Transforms of {page.data_name(source)} that leave its outputs alone (to {number(distance, 2)}) "
+            f"{_changed(source, changed)}, and leave {listed(kept) or 'no measure'} as "
+            f"{'they are' if len(kept) > 1 else 'it is'} [{source.label}]."
+        )
+
+
+def _changed(source: Source, names: list[str]) -> str:
+    if not names:
+        return "change no measure"
+    ratios = [
+        (max(abs(row["ratio"]), 1 / abs(row["ratio"])), row)
+        for row in source.rows
+        if row["verdict"] == CHANGES and row["ratio"] and row["measure"] not in LOGARITHMIC
+    ]
+    if not ratios:
+        return f"change {listed(names)}"
+    factor, row = max(ratios, key=lambda each: each[0])
+    strength = "" if row["strength"] is None else f" {number(row['strength'])}"
+    most = f"most {row['measure']}, by a factor {number(factor, 3)}, under {row['transform']}{strength}"
+    return f"change {listed(names)} ({most})"
+
+
+def _rows(source: Source) -> Iterator[tuple[Cell, ...]]:
+    for row in source.rows:
+        tone = "bad" if row.get("contradicts_theory") else _TONES.get(row["verdict"], "weak")
+        yield (
+            Cell(row["transform"], kind="name"),
+            number_cell(row["strength"]),
+            Cell(row["measure"]),
+            *_side(row["before"]),
+            *_side(row["after"]),
+            _ratio(row),
+            number_cell(row["z"], 3),
+            Cell(row["verdict"], kind="verdict", tone=tone),
+            number_cell(row["outputs_distance"], 2),
+            record_cell(source),
+        )
+
+
+def _side(estimate: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
+    value, error = value_cells(estimate)
+    if estimate is None:
+        return value, error
+    return Cell(value.text, value.sort, value.kind, note=wording.value_texts(estimate)[2]), error
+
+
+def _ratio(row: Mapping[str, Any]) -> Cell:
+    # A ratio of determinants has hundreds of digits; the difference of their logarithms says as much.
+    if row["measure"] in LOGARITHMIC and row["difference"] is not None:
+        return Cell(f"e^{number(row['difference'])}", row["difference"], "number")
+    return number_cell(row["ratio"], 5)
+
+
+def _notes(source: Source) -> Iterator[str]:
+    levels = dict.fromkeys(wording.level(row[side]) for row in source.rows for side in ("before", "after") if row[side])
+    if levels:
+        yield f"Below each value stands its {listed(list(levels))} interval."
+    for name in dict.fromkeys(row["transform"] for row in source.rows):
+        if name in TRANSFORMS:
+            yield f"{wording.capital(name)}: {TRANSFORMS[name].meaning}."
+    found: dict[str, list[str]] = {}
+    for row in source.rows:
+        if row["reason"]:
+            found.setdefault(row["reason"], []).append(f"{row['measure']} under {row['transform']}")
+    for reason, places in found.items():
+        yield f"{listed(list(dict.fromkeys(places)))}: {reason}"
+    for row in source.rows:
+        if row.get("contradicts_theory"):
+            yield f"{row['measure']} under {row['transform']} contradicts the theory."

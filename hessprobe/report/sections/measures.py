@@ -1,0 +1,191 @@
+"""Curvature numbers: cards, a table, the shares of layers, spectra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from hessprobe.measures.names import NAMES
+from hessprobe.report.parts import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
+from hessprobe.report.sections import wording
+from hessprobe.report.sections.cells import (
+    RECORD,
+    cost_cells,
+    interval_cell,
+    interval_name,
+    record_cell,
+    value_cells,
+    value_columns,
+)
+from hessprobe.report.sections.page import Page, unfinished
+from hessprobe.report.sources import Source
+
+Row = Mapping[str, Any]
+Found = tuple[Source, Row]
+
+
+def headlines(page: Page) -> Section | None:
+    """Return the numbers in large type, or None without records of ``hessprobe measure``."""
+    cards = tuple(_card(page, name, matrix, found) for (name, matrix), found in grouped(page).items())
+    return section("numbers", "The numbers", [Cards(cards) if cards else None])
+
+
+def build(page: Page) -> Section | None:
+    """Return the section, or None without records of ``hessprobe measure``."""
+    sources = page.of("measure")
+    groups = grouped(page)
+    blocks = [
+        unfinished(sources),
+        _table(page, groups) if groups else None,
+        *_layers(page),
+        page.drawn("measure"),
+    ]
+    lead = "A product is one Hessian-vector product over all the data, about the price of one or two gradients."
+    return section("curvature", "Curvature", blocks, lead)
+
+
+def sentences(page: Page) -> Iterator[str]:
+    """Yield what was measured, one sentence a measure, to quote."""
+    for (name, matrix), found in grouped(page).items():
+        values = [f"{wording.quoted(row)} at {page.data_name(source)} [{source.label}]" for source, row in found]
+        verb = "is" if len(found) == 1 else "is:"
+        yield f"The {wording.measure(name, matrix)} {verb} {'; '.join(values)}.{_order(page, found)}"
+
+
+def grouped(page: Page) -> dict[tuple[str, str], list[Found]]:
+    """Return results by measure and operator, in the order of the registry."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for source in page.of("measure"):
+        for row in source.rows:
+            found.setdefault((row["measure"], row["operator"]), []).append((source, row))
+    order = list(NAMES)
+    rank = {name: order.index(name) if name in order else len(order) for name, _ in found}
+    return dict(sorted(found.items(), key=lambda item: (rank[item[0][0]], item[0])))
+
+
+def bars(rows: Sequence[Row]) -> list[Bar | None]:
+    """Return values and intervals on one scale that holds zero, None where a value is not finite."""
+    known = [(row["value"], *_ends(row)) for row in rows if row["value"] is not None]
+    flat = [number for each in known for number in each]
+    low, high = min([0.0, *flat]), max([0.0, *flat])
+    if not high > low or not math.isfinite(high - low):
+        return [None] * len(rows)
+
+    def place(number: float) -> float:
+        return round(100 * (number - low) / (high - low), 3)
+
+    return [None if row["value"] is None else _bar(row, place) for row in rows]
+
+
+def _bar(row: Row, place: Callable[[float], float]) -> Bar:
+    low, high = _ends(row)
+    return Bar(place(row["value"]), place(low), place(high), place(0.0))
+
+
+def _ends(row: Row) -> tuple[float, float]:
+    low, high = row["interval"]
+    value = row["value"]
+    return (value if low is None else low, value if high is None else high)
+
+
+def _card(page: Page, name: str, matrix: str, found: Sequence[Found]) -> Card:
+    readings = []
+    for (source, row), bar in zip(found, bars([row for _, row in found]), strict=True):
+        value, error, _ = wording.value_texts(row)
+        readings.append(
+            Reading(
+                page.data_name(source),
+                value,
+                error,
+                wording.interval(row),
+                wording.cost(row),
+                bar if len(found) > 1 else None,
+                source.id,
+                source.label,
+                tuple(page.remarks(row)),
+            )
+        )
+    unit = str(found[0][1]["unit"])
+    return Card(wording.capital(wording.measure(name, matrix)), wording.meaning(name), unit, tuple(readings))
+
+
+def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Table:
+    interval = interval_name([row for found in groups.values() for _, row in found])
+    columns = (
+        Column("measure"),
+        Column("checkpoint"),
+        value_columns(),
+        Column(interval, "number"),
+        Column("products", "number"),
+        Column("time", "number"),
+        Column("method"),
+        RECORD,
+    )
+    rows = tuple(
+        (
+            Cell(name if matrix == "hessian" else f"{name}, {wording.operator(matrix)}", kind="name"),
+            Cell(page.data_name(source)),
+            *value_cells(row),
+            interval_cell(row, interval),
+            *cost_cells(row),
+            Cell(row["method"], kind="code"),
+            record_cell(source),
+        )
+        for (name, matrix), found in groups.items()
+        for source, row in found
+    )
+    return Table("Every curvature number", columns, rows)
+
+
+def _layers(page: Page) -> Iterator[Table]:
+    for source in page.of("measure"):
+        for row in source.rows:
+            layers = row.get("layers")
+            if not isinstance(layers, Mapping) or not layers:
+                continue
+            interval = interval_name(list(layers.values()))
+            rows = tuple(
+                (
+                    Cell(str(name), kind="code"),
+                    *value_cells(layer),
+                    interval_cell(layer, interval),
+                    _share(layer["value"], row["value"], squared=row["measure"] == "frob"),
+                )
+                for name, layer in layers.items()
+            )
+            columns = (
+                Column("parameter"),
+                value_columns(),
+                Column(interval, "number"),
+                Column("share", "number"),
+            )
+            title = f"{wording.capital(wording.measure(row['measure'], row['operator']))}, layer by layer"
+            notes = ("Shares of the squared norm; blocks between layers have the rest.",)
+            yield Table(
+                f"{title}: {page.data_name(source)} [{source.label}]",
+                columns,
+                rows,
+                notes if row["measure"] == "frob" else (),
+            )
+
+
+def _share(value: float | None, whole: float | None, *, squared: bool) -> Cell:
+    if value is None or not whole:
+        return Cell("", None, "number")
+    share = (value / whole) ** 2 if squared else value / whole
+    return Cell(f"{100 * share:.1f}\u00a0%", share, "number")
+
+
+def _order(page: Page, found: Sequence[Found]) -> str:
+    """Return which checkpoint has more of a measure and whether the intervals can tell; nothing for one checkpoint."""
+    known = [(source, row) for source, row in found if row["value"] is not None]
+    if len({source.subject for source, _ in known}) < 2:
+        return ""
+    ordered = sorted(known, key=lambda each: each[1]["value"])
+    apart = all(_ends(left)[1] < _ends(right)[0] for (_, left), (_, right) in pairwise(ordered))
+    names = " < ".join(page.data_name(source) for source, _ in ordered)
+    if apart:
+        return f" Their intervals do not overlap: {names}."
+    return f" Some of their intervals overlap, so the order {names} is not certain."

@@ -1,0 +1,90 @@
+"""The networks: how they were trained and how well they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hessprobe.report.parts import Cell, Column, Section, Table, section
+from hessprobe.report.sections.cells import number_cell
+from hessprobe.report.sections.page import Page
+from hessprobe.report.shapes import part
+from hessprobe.report.sources import Source
+from hessprobe.report.typography import percent
+
+_COLUMNS = (
+    Column("checkpoint"),
+    Column("model"),
+    Column("parameters", "number"),
+    Column("optimizer"),
+    Column("epochs", "number"),
+    Column("learning rate", "number"),
+    Column("radius", "number"),
+    Column("seed", "number"),
+    Column("train loss", "number"),
+    Column("test loss", "number"),
+    Column("train accuracy", "number"),
+    Column("test accuracy", "number"),
+)
+
+
+def build(page: Page) -> Section | None:
+    """Return the section, or None where no record names a checkpoint."""
+    rows = tuple(_row(source, part(source.record, "checkpoint")) for source in networks(page))
+    return section("networks", "Networks", [Table("Checkpoints", _COLUMNS, rows) if rows else None])
+
+
+def sentences(page: Page) -> Iterator[str]:
+    """Yield what each checkpoint is."""
+    for source in networks(page):
+        checkpoint = part(source.record, "checkpoint")
+        metrics, recipe = part(checkpoint, "metrics"), part(checkpoint, "recipe")
+        optimizer = recipe.get("optimizer") or checkpoint.get("optimizer")
+        trained = f" trained by {optimizer}" if optimizer else ""
+        data = part(checkpoint, "data").get("name")
+        where = f" on {data}" if data else ""
+        accuracy = metrics.get("test_accuracy")
+        held_out = f", {percent(accuracy)} right on held-out data" if isinstance(accuracy, float) else ""
+        size = checkpoint.get("parameters")
+        parameters = f" of {size:,} parameters" if isinstance(size, int) else ""
+        yield f"{source.subject} is a network ({_model(checkpoint)}){parameters}{trained}{where}{held_out}."
+
+
+def networks(page: Page) -> list[Source]:
+    """Return one record a checkpoint: the first that has it, by content."""
+    found: dict[tuple[str, str], Source] = {}
+    for source in page.gathered.sources:
+        checkpoint = part(source.record, "checkpoint")
+        if checkpoint and source.subject:
+            found.setdefault((source.subject, str(checkpoint.get("sha256"))), source)
+    return list(found.values())
+
+
+def _row(source: Source, checkpoint: Mapping[str, Any]) -> tuple[Cell, ...]:
+    recipe, metrics = part(checkpoint, "recipe"), part(checkpoint, "metrics")
+    size = checkpoint.get("parameters")
+    return (
+        Cell(source.subject, kind="name"),
+        Cell(_model(checkpoint)),
+        Cell(f"{size:,}" if isinstance(size, int) else "", size if isinstance(size, int) else None, "number"),
+        Cell(str(recipe.get("optimizer") or checkpoint.get("optimizer") or "")),
+        *(_number(recipe.get(name)) for name in ("epochs", "lr", "rho", "seed")),
+        *(_number(metrics.get(f"{split}_loss")) for split in ("train", "test")),
+        *(_share(metrics.get(f"{split}_accuracy")) for split in ("train", "test")),
+    )
+
+
+def _model(checkpoint: Mapping[str, Any]) -> str:
+    return str(part(checkpoint, "model").get("name") or "a model")
+
+
+def _number(value: Any) -> Cell:
+    return number_cell(value if _is_number(value) else None)
+
+
+def _share(value: Any) -> Cell:
+    return Cell(percent(value), value, "number") if _is_number(value) else Cell("", None, "number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,93 @@
+"""Measures and results in words, as a sentence of a paper would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hessprobe.measures.names import NAMES, UNIVERSAL
+from hessprobe.report.numbers import is_exact, row_error
+from hessprobe.report.typography import count, numbers, pretty, seconds
+
+_OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
+_PHRASES = {
+    "lambda-max": "largest eigenvalue of the {}",
+    "lambda-min": "smallest eigenvalue of the {}",
+    "spectral-norm": "spectral norm of the {}",
+    "trace": "trace of the {}",
+    "frob": "Frobenius norm of the {}",
+    "logdet": "log-determinant of the {}",
+    "density": "share of negative eigenvalues of the {}",
+    "diagonal": "mean diagonal entry of the {}",
+    "effective-rank": "effective rank of the {}",
+    "effective-dimension": "effective dimension of the {}",
+}
+_BOUNDS = {"lower bound": "≥\u00a0", "upper bound": "≤\u00a0"}
+
+
+def operator(name: str) -> str:
+    """Return a matrix in words."""
+    return _OPERATORS.get(name, name)
+
+
+def measure(name: str, matrix: str = "hessian") -> str:
+    """Return a measure in words, without an article."""
+    return _PHRASES.get(name, name + " of the {}").replace("{}", operator(matrix))
+
+
+def meaning(name: str) -> str:
+    """Return what a measure means, in one sentence, or nothing."""
+    entry = {**NAMES, **UNIVERSAL}.get(name)
+    return "" if entry is None else entry.meaning
+
+
+def capital(text: str) -> str:
+    """Return a sentence with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return value, error and interval of an estimate for print.
+
+    The error is empty where there is none; the interval says ``exact``, ``lower bound``, ... where it has no ends.
+    """
+    low, high = row["interval"]
+    value, error, low_text, high_text = numbers(row["value"], row_error(row), low, high)
+    bound = _BOUNDS.get(row["kind"], "")
+    shown = "not finite" if row["value"] is None else bound + value
+    if row["value"] is None:
+        return shown, "", "none"
+    if not error:
+        return shown, "", "exact" if is_exact(row) else row["kind"]
+    return shown, error, f"{low_text}\u00a0to\u00a0{high_text}"
+
+
+def with_error(row: Mapping[str, Any]) -> str:
+    """Return ``1.234 ± 0.005`` for print."""
+    value, error, _ = value_texts(row)
+    return f"{value} ± {error}" if error else value
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return ``95 % interval 1.2 to 1.3``, or what stands in place of one."""
+    text = value_texts(row)[2]
+    if "\u00a0to\u00a0" not in text:
+        return {"exact": "exact up to rounding", "none": "no interval"}.get(text, f"a {text}")
+    return f"{level(row)} interval {text}"
+
+
+def level(row: Mapping[str, Any]) -> str:
+    """Return the level of the interval in percent."""
+    return pretty(f"{100 * row['confidence']:.4g}") + "\u00a0%"
+
+
+def cost(row: Mapping[str, Any]) -> str:
+    """Return ``95 products, 0.6 s``."""
+    found = row["matvecs"]
+    products = "products unknown" if found is None else f"{count(found)} product{'' if found == 1 else 's'}"
+    return f"{products}, {seconds(row['seconds'])}"
+
+
+def quoted(row: Mapping[str, Any]) -> str:
+    """Return value, interval and cost as a sentence has them: ``1.23 (95 % interval 1.2 to 1.3; 8 products, 2 s)``."""
+    return f"{value_texts(row)[0]} ({interval(row)}; {cost(row)})"
