@@ -15,6 +15,7 @@ from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
 from hessprobe.cli.commands.measure import measure
 from hessprobe.cli.commands.plot import plot
+from hessprobe.cli.commands.report import report
 from hessprobe.cli.commands.sharpness import sharpness
 from hessprobe.cli.commands.train import train
 from hessprobe.cli.commands.validate import validate
@@ -57,6 +58,7 @@ app.command()(guarded(plot))
 app.command()(guarded(info))
 app.command()(guarded(bench))
 app.command()(guarded(validate))
+app.command()(guarded(report))
 
 
 def main() -> None:

@@ -1,0 +1,106 @@
+"""``hessprobe report``: one HTML page from records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hessprobe.cli import failures, options
+
+if TYPE_CHECKING:
+    from hessprobe.report.sections.page import Page
+    from hessprobe.report.sources import Gathered
+
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+
+def report(
+    records: Annotated[
+        list[str],
+        typer.Argument(metavar="RECORD|DIR...", help="Records (--json of other commands), or folders that hold them."),
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The page to write.")] = "report.html",
+    title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What stands above it.")] = "Curvature report",
+    json: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Make one HTML page from records: numbers, figures, a summary to quote, how to repeat each.
+
+    The page asks for nothing outside itself: it can be mailed, printed, and read years later.
+
+    Example: hessprobe report runs/ --out report.html
+    """
+    del debug  # the wrapper reads it
+    paths = [Path(record) for record in records]
+    _check(paths, out, json)
+
+    from hessprobe.report import html, sources
+
+    page = page_of(sources.gather(paths))
+    for sentence in left_out(page):
+        failures.say(f"note: {sentence}")
+    html.write(out, page, title)
+    _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
+
+
+def page_of(gathered: Gathered) -> Page:
+    """Return records with their figures, their remarks in the words of the command line, and their commands."""
+    from hessprobe.cli import remarks, repeat
+    from hessprobe.cli.app import app
+    from hessprobe.report.pictures import pictures_of
+    from hessprobe.report.sections.page import Page
+
+    drawn, undrawn = pictures_of(gathered.sources)
+    group: Any = typer.main.get_command(app)
+    return Page(gathered, drawn, undrawn, remarks.remarks, lambda record: repeat.command_line(record, group))
+
+
+def left_out(page: Page) -> list[str]:
+    """Return one sentence for everything in the folders that the page does not show as it is."""
+    said = [sentence for _, sentence in page.gathered.broken]
+    said += [f"a figure of {label} could not be drawn: {sentence}" for label, sentence in page.undrawn.items()]
+    foreign = [path.name for path in page.gathered.foreign]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        said.append(f"{len(foreign)} JSON files are no records of hessprobe and were left out: {shown}")
+    return said
+
+
+def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
+    for path in paths:
+        if path.suffix in _CHECKPOINTS:
+            raise failures.UsageError(
+                f"RECORD must be a record; got the checkpoint {str(path)!r}. Measure it first: "
+                f"hessprobe measure {path} --json {path.with_suffix('.json')}"
+            )
+    options.check_outputs(out=out, json=json)
+    if Path(out).resolve() in {path.resolve() for path in paths}:
+        raise failures.UsageError(f"--out must be another file than the records; got {out!r}. Rename it.")
+
+
+def _publish(arguments: dict[str, Any], page: Page, json: str | None) -> None:
+    from hessprobe import report
+    from hessprobe.cli import render
+
+    out = Path(arguments["out"])
+    if json is not None:
+        rows = [
+            {"record": str(source.path), "label": source.label, "command": source.command, "state": source.state}
+            for source in page.gathered.sources
+        ]
+        record = report.build_record("report", rows, arguments=arguments, seed=None, files={"page": str(out)})
+        if json == "-":
+            sys.stdout.write(report.to_json(record))
+            return
+        report.write_record(json, record)
+    figures = sum(map(len, page.pictures.values()))
+    records = len(page.gathered.sources)
+    render.print_line(
+        render.stdout_console(),
+        f"wrote {out}: {records} record{'s' * (records != 1)}, {figures} figure{'s' * (figures != 1)}, "
+        f"{out.stat().st_size / 1e6:.2g} MB",
+    )
