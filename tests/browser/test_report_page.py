@@ -1,0 +1,199 @@
+"""The page as a reader has it: in a browser, by mouse and by keyboard, in both colors, on a phone, on paper."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from page_records import everything, invariant, measured, record, write
+
+from hessprobe.cli.commands.report import page_of
+from hessprobe.report import html, sources
+
+ATTACK = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    html.write(folder / "report.html", page_of(sources.gather(write(folder, **everything()))))
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    rows = [measured(ATTACK, notes=[ATTACK], method=ATTACK, unit=ATTACK, layers={ATTACK: measured()})]
+    records = {
+        "measure": record("measure", rows, checkpoint=f"runs/{ATTACK}.pt", arguments={"ckpt": ATTACK}),
+        "invariance": record("invariance", [invariant(ATTACK, reason=ATTACK, transform=ATTACK)], errors=[ATTACK]),
+    }
+    with warnings.catch_warnings():
+        # A label longer than its figure leaves no room for axes.
+        warnings.simplefilter("ignore", UserWarning)
+        html.write(folder / "report.html", page_of(sources.gather(write(folder, **records))), title=ATTACK)
+    return folder / "report.html"
+
+
+def column(browser, table, place):
+    script = (
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].innerText)"
+    )
+    return browser.run(script, table, place)
+
+
+def button(browser, table, name):
+    script = (
+        "return [...document.querySelectorAll(arguments[0] + ' thead button')]"
+        ".find(b => b.innerText.startsWith(arguments[1]))"
+    )
+    return browser.run(script, table, name)
+
+
+def test_page_shows_numbers_and_figures_without_errors_and_without_the_network(browser, report):
+    browser.open(report)
+    text = browser.run("return document.body.innerText")
+    assert "0.152280" in text
+    assert "The trace of the Hessian is: 0." in text
+    sizes = browser.run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length])")
+    assert len(sizes) >= 2
+    assert all(done and width > 0 and alt > 20 for done, width, alt in sizes)
+    browser.picture("light")
+    assert browser.console() == []
+    own = report.resolve().as_uri()
+    assert {address for address in browser.requests() if not address.startswith("data:")} == {own}
+    assert browser.run("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+def test_tables_are_sorted_by_click(browser, report):
+    browser.open(report)
+    value = button(browser, "#curvature table", "value")
+    before = column(browser, "#curvature table", 2)
+    value.click()
+    ascending = column(browser, "#curvature table", 2)
+    assert [float(text) for text in ascending] == sorted(map(float, before))
+    header = "return arguments[0].closest('th').getAttribute('aria-sort')"
+    assert browser.run(header, value) == "ascending"
+    value.click()
+    assert column(browser, "#curvature table", 2) == ascending[::-1]
+    assert browser.run(header, value) == "descending"
+    button(browser, "#curvature table", "measure").click()
+    assert browser.run(header, value) is None
+    names = column(browser, "#curvature table", 0)
+    assert names == sorted(names)
+    assert "Sorted by measure, ascending" in browser.run("return document.getElementById('said').textContent")
+
+
+def test_tables_are_sorted_by_keyboard_and_the_first_key_leads_to_the_content(browser, report):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(report)
+    browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    focused = browser.driver.switch_to.active_element
+    assert focused.text == "Skip to the content"
+    assert browser.run("return arguments[0].getBoundingClientRect().top >= 0", focused)
+    focused.send_keys(Keys.ENTER)
+    assert browser.driver.switch_to.active_element.get_attribute("id") == "main"
+    for _ in range(60):
+        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+        focused = browser.driver.switch_to.active_element
+        if focused.text.startswith("products"):
+            break
+    assert focused.text.startswith("products")
+    assert browser.run("return getComputedStyle(arguments[0]).outlineStyle", focused) != "none"
+    focused.send_keys(Keys.SPACE)
+    assert browser.run("return arguments[0].closest('th').getAttribute('aria-sort')", focused) == "ascending"
+
+
+def test_dark_by_preference_and_by_choice(browser, report):
+    color = "return getComputedStyle(document.body).backgroundColor"
+    browser.open(report)
+    light = browser.run(color)
+    toggle = browser.run("return document.getElementById('theme')")
+    assert toggle.get_attribute("aria-pressed") == "false"
+    toggle.click()
+    dark = browser.run(color)
+    assert (dark != light, toggle.get_attribute("aria-pressed")) == (True, "true")
+    browser.picture("dark")
+    browser.open(report)
+    assert browser.run(color) == dark
+    browser.run("document.getElementById('theme').click(); localStorage.clear()")
+    browser.open(report, scheme="dark")
+    assert browser.run(color) == dark
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(browser, report, scheme):
+    browser.open(report, scheme=scheme)
+    faint = browser.run(
+        """
+        const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+          .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+          .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+        const behind = (node) => {
+          for (; node; node = node.parentElement) {
+            const color = channels(getComputedStyle(node).backgroundColor);
+            if (color.length === 3 || color[3] > 0) return color;
+          }
+          return [255, 255, 255];
+        };
+        const found = [];
+        for (const node of document.querySelectorAll("main *, header *, nav *, footer *")) {
+          const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+          if (!own || node.closest(".hidden, svg")) continue;
+          const [a, b] = [light(channels(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
+          if ((a + 0.05) / (b + 0.05) < 4.5) found.push([node.tagName, node.className, node.textContent.slice(0, 40)]);
+        }
+        return found;
+        """
+    )
+    assert faint == []
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_narrow_screens_scroll_tables_and_not_the_page(browser, report, width):
+    browser.open(report, width=width, height=740)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    wide = browser.run("return [...document.querySelectorAll('.scroll')].some(b => b.scrollWidth > b.clientWidth)")
+    assert wide or width >= 768
+    assert browser.run("return [...document.querySelectorAll('.scroll')].every(b => b.tabIndex === 0)")
+    browser.picture(f"width-{width}")
+
+
+def test_prints_in_light_colors_with_nothing_cut(browser, report):
+    browser.open(report, scheme="dark")
+    assert browser.print("print").startswith(b"%PDF")
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("return getComputedStyle(document.getElementById('theme')).display") == "none"
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_links_lead_to_the_record(browser, report):
+    browser.open(report)
+    browser.run("return document.querySelector('#numbers .who a')").click()
+    target = browser.run("return document.querySelector(':target').id")
+    assert target.startswith("record-")
+    assert "hessprobe measure" in browser.run("return document.querySelector(':target pre').innerText")
+
+
+def test_a_hostile_record_is_shown_and_does_not_run(browser, hostile):
+    browser.open(hostile)
+    assert "window.hit" in browser.run("return document.querySelector('h1').innerText")
+    for header in browser.run("return [...document.querySelectorAll('thead button')]"):
+        browser.run("arguments[0].click()", header)
+    assert browser.run("return window.hit") is None
+    assert browser.run("return document.scripts.length") == 1
+    assert browser.console() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= 1280
+
+
+def test_what_slips_through_is_stopped_by_the_policy(browser, hostile, tmp_path):
+    text = hostile.read_text(encoding="utf-8")
+    slipped = text.replace("<footer>", "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><footer>")
+    (tmp_path / "slipped.html").write_text(slipped, encoding="utf-8")
+    browser.open(tmp_path / "slipped.html")
+    assert browser.run("return window.hit") is None
+    assert any("Content Security Policy" in entry["message"] for entry in browser.console())
