@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,6 +19,7 @@ from hessprobe.errors import HessprobeError, NonFiniteError, NumericalWarning
 from hessprobe.hvp import Hessian
 from hessprobe.hvp.memory import budget_bytes
 from hessprobe.krylov import eigsh
+from hessprobe.landscape.merging import ACTIVATION_BYTES, DATA_BYTES, data_bytes, merged
 from hessprobe.landscape.names import MAPS
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
@@ -73,6 +74,7 @@ class Points:
         )
         self._width = 1 if mode == "loop" or self._single else 0
         self._vectors: Tensor | None = None
+        self._merged: list[BatchLoss] | None = None
         if "error" in self.quantities:
             self._require_labels()
 
@@ -119,11 +121,14 @@ class Points:
             return recalibrated(self.risk, theta)
         return nullcontext()
 
+    def _terms(self) -> Iterable[BatchLoss]:
+        return self.risk.terms() if self._merged is None else self._merged
+
     def _one(self, theta: Tensor, statistics: AbstractContextManager[None]) -> dict[str, float]:
         with statistics:
             loss, wrong, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0, 0.0
             with torch.no_grad():
-                for term in self.risk.terms():
+                for term in self._terms():
                     if "error" in self.quantities and isinstance(term, EmpiricalBatch):
                         outputs = term.outputs(theta)
                         loss += term.weight * term.loss_of_outputs(outputs).double()
@@ -145,7 +150,7 @@ class Points:
         loss = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
         wrong, count = torch.zeros_like(loss), 0.0
         with torch.no_grad():
-            for term in self.risk.terms():
+            for term in self._terms():
                 if "error" in self.quantities and isinstance(term, EmpiricalBatch):
                     values, w = torch.func.vmap(_loss_and_errors(term))(thetas)
                     wrong += w
@@ -206,13 +211,25 @@ class Points:
         return (time.perf_counter() - began) / width
 
     def _room(self, theta: Tensor) -> int:
-        """Return how many points fit the memory: their parameters, and all that one batch computes on its way."""
-        largest = 0
+        """Merge small batches, and return how many points fit the memory.
+
+        A point needs its parameters, and all that one batch computes on its way.
+        """
+        costs: list[int] = []
+        held = 0
+        kept: list[BatchLoss] | None = [] if self.mode == "auto" else None
         with torch.no_grad():
             for term in self.risk.terms():
                 with _Written() as written:
                     term(theta)
-                largest = max(largest, written.nbytes)
+                costs.append(written.nbytes)
+                held += data_bytes(term)
+                if kept is not None and held <= DATA_BYTES:
+                    kept.append(term)
+                else:
+                    kept = None
+        self._merged = None if kept is None else merged(kept, costs)
+        largest = max(costs) if self._merged is None else max(*costs, ACTIVATION_BYTES)
         return int(self._memory // max(largest + 2 * theta.numel() * theta.element_size(), 1))
 
     def _require_labels(self) -> None:
