@@ -24,6 +24,8 @@ _NEAR_ZERO = 1e-3
 _MARGIN = 0.02
 # A spectrum narrower than this share of its radius is one point.
 _POINT = 1e-9
+# Decades below the spectral radius that a fine grid reaches.
+_FINEST = 6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -221,6 +223,33 @@ def density_of(
         samples=sketch.n_probes,
         matvecs=sketch.matvecs,
     )
+
+
+def fine_grid(sketch: SpectralSketch, count: int = 512, near: int = 64) -> Tensor:
+    """Return ``count`` even points over the Ritz values and ``near`` more on either side of 0, ever denser towards it.
+
+    The bulk of a trained network's spectrum lies within a few cells of an even grid; with these points a logarithmic
+    axis shows it. The smoothing width, that of the largest cell, stays as it is.
+
+    Args:
+        sketch: from ``spectral_sketch``.
+        count: see ``grid`` of ``density_of``.
+        near: >= 0; geometrically spaced down to a millionth of the spectral radius.
+
+    Raises:
+        TypeError, ValueError: arguments outside their ranges.
+    """
+    ends = sketch.ritz_range()
+    even = _grid(count, ends)
+    near = checks.positive_int("near", near, minimum=0)
+    radius = max(abs(ends[0]), abs(ends[1]))
+    if not near or not radius > 0:
+        return even
+    steps = radius * torch.logspace(-_FINEST, 0, near, dtype=torch.float64)
+    points = torch.cat([even, -steps, steps, torch.zeros(1, dtype=torch.float64)])
+    inside = points[(points >= even[0]) & (points <= even[-1])]
+    unique: Tensor = torch.unique(inside)
+    return unique
 
 
 def _grid(grid: Tensor | int, ends: tuple[float, float]) -> Tensor:

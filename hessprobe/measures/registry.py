@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessprobe import checks, estimators
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
@@ -79,7 +80,7 @@ def _effective_dimension(session: Session) -> _Answer:
 
 
 def _density(session: Session) -> _Answer:
-    density = session.sketch.density()
+    density = session.sketch.density(grid=fine_grid(session.sketch))
     low, high = density.band(session.settings.confidence)
     arrays = {
         "grid": density.grid,

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 # Decades of change beyond which the axis is cut and an arrow drawn.
 _REACH = 6.0
+# Half of a 95 % interval in standard errors.
+_SIGMAS = 1.96
 # First word of a verdict: marker, and whether it is filled.
 _MARKERS = {"changes": ("o", True), "invariant": ("o", False), "undecided": ("D", False)}
 
 
 @dataclass(frozen=True)
 class _Change:
-    """log10 of after over before, and its standard error."""
+    """log10 of after over before, and half of its interval."""
 
     measure: str
     transform: str
@@ -43,26 +45,20 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
 
 
 def _change(row: Mapping[str, Any], where: str) -> _Change | None:
-    """Return how far a measure moved, or None where there is no ratio of two positive numbers."""
-    measure, ratio = entry(row, "measure", str, where), entry(row, "ratio", NUMBER, where)
-    strength = entry(row, "strength", NUMBER, where)
+    """Return how far a measure moved, or None where there is no ratio of two numbers of one sign."""
+    measure, strength = entry(row, "measure", str, where), entry(row, "strength", NUMBER, where)
     transform = entry(row, "transform", str, where) + ("" if strength is None else f" {strength:g}")
-    difference, error = (
-        entry(row, "difference", NUMBER, where),
-        entry(row, "difference_error", (dict, type(None)), where),
+    before, after, error = (
+        entry(row, key, (dict, type(None)), where) for key in ("before", "after", "difference_error")
     )
-    before = entry(row, "before", (dict, type(None)), where)
-    if difference is None or before is None or error is None:
+    if before is None or after is None or error is None:
         return None
-    size = 1.96 * (error.get("std_error") or 0.0) + (error.get("bound") or 0.0)
-    verdict = entry(row, "verdict", str, where)
-    if measure.endswith("logdet"):
-        # The ratio of two determinants.
-        return _Change(measure, transform, difference / math.log(10), size / math.log(10), verdict)
-    if ratio is None or not ratio > 0:
+    first, then = (entry(part, "value", NUMBER, f"{where} before and after") for part in (before, after))
+    if not first or not then or not then / first > 0:
         return None
-    after = abs(ratio * before["value"])
-    return _Change(measure, transform, math.log10(ratio), size / (after * math.log(10)) if after else math.nan, verdict)
+    reach = _SIGMAS * (error.get("std_error") or 0.0) + (error.get("bound") or 0.0)
+    decades = math.log10(then / first)
+    return _Change(measure, transform, decades, reach / (abs(then) * math.log(10)), entry(row, "verdict", str, where))
 
 
 def _ratios(changes: Sequence[_Change]) -> Drawn:

@@ -81,6 +81,10 @@ def _logarithmic(panel: Any, lines: dict[str, list[_Point]]) -> None:
     radii = [rho for rho, _, _ in points]
     if max(radii) > 8 * min(radii):
         panel.set_xscale("log")
+        shown = sorted(set(radii))
+        step = -(-len(shown) // 8)
+        panel.set_xticks(shown[::step], labels=[f"{rho:g}" for rho in shown[::step]])
+        panel.minorticks_off()
         if numbers and min(numbers) > 0:
             panel.set_yscale("log")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
             panel.grid()
             _axis(panel, scale, nodes)
         panels[0].set_ylabel("density")
-        panels[1].legend(loc="upper right")
+        panels[0].legend(loc="upper right")
 
     ends = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (_, _, n) in curves.items()]
     return Drawn(name, "Spectral densities side by side", f"Spectral densities: {'; '.join(ends)}.", draw, (7.6, 3.2))
@@ -102,23 +103,29 @@ def _density(panel: Any, grid: Floats, curve: Floats, nodes: Floats, weights: Fl
 
 
 def _distribution(panel: Any, grid: Floats, cdf: Floats, low: Floats, high: Floats, level: float) -> None:
-    panel.fill_between(grid, low, high, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band")
+    # Between two points the function is at least what it is at the left one and at most what it is at the right one.
+    places, bottom, top = np.repeat(grid, 2)[1:-1], np.repeat(low[:-1], 2), np.repeat(high[1:], 2)
+    panel.fill_between(places, bottom, top, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band")
     panel.plot(grid, cdf, color=BLUE, lw=1.0, label="distribution function")
     panel.set(ylim=(-0.02, 1.02))
     panel.grid()
 
 
 def _axis(panel: Any, scale: str, nodes: Floats) -> None:
-    from matplotlib.ticker import SymmetricalLogLocator
-
     if scale == "linear":
         panel.set_xlabel("eigenvalue")
         return
     reach = float(np.abs(nodes).max()) or 1.0
-    # A power of ten, so that the ticks are.
-    threshold = 10.0 ** np.floor(np.log10(_LINEAR * reach))
+    # Powers of ten, so that the ticks are.
+    start, stop = math.floor(math.log10(_LINEAR * reach)), math.floor(math.log10(reach))
+    threshold = 10.0**start
     panel.set_xscale("symlog", linthresh=threshold)
-    panel.xaxis.set_major_locator(SymmetricalLogLocator(base=10.0, linthresh=threshold))
+    low, high = panel.get_xlim()
+    decades = [10.0**power for power in range(start, stop + 1, max((stop - start + 1) // 2, 1))]
+    ticks = [-each for each in reversed(decades)] + [0.0] + decades
+    panel.set_xticks([each for each in ticks if low <= each <= high])
+    panel.minorticks_off()
+    panel.set_xlim(low, high)
     panel.set_xlabel(f"eigenvalue, linear below {threshold:g}")
 
 

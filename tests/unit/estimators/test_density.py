@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import SPECTRA, eigenvalues, symmetric
 
-from hessprobe.estimators.density import spectral_density
+from hessprobe.estimators.density import fine_grid, spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.krylov.quadrature import cdf_bounds
 
@@ -147,3 +147,20 @@ def test_two_sided_bounds_at_one_point_use_the_chain() -> None:
         float(torch.tensor([low for low, _ in bounds]).mean() + mean - torch.tensor([b[0] for b in bounds]).mean()),
         abs=0.2,
     )
+
+
+def test_a_fine_grid_is_dense_near_zero_and_keeps_the_density_whole() -> None:
+    sketch = spectral_sketch(symmetric(eigenvalues("outliers", 60)), n_probes=4, steps=20, seed=6, method="slq")
+    even, fine = sketch.density(), sketch.density(grid=fine_grid(sketch, 512, 64))
+    extra = set(fine.grid.tolist()) - set(even.grid.tolist())
+    assert len(fine.grid) == 512 + len(extra)
+    radius = max(abs(end) for end in fine.ends)
+    assert 0.0 in extra
+    assert min(abs(x) for x in extra if x) == pytest.approx(1e-6 * radius)
+    for found in (even, fine):
+        cells = (found.grid[2:] - found.grid[:-2]) / 2
+        assert float((found.density[1:-1] * cells).sum()) == pytest.approx(1.0, abs=0.02)
+    # The same function on more points, smoothed to the same width.
+    where = torch.isin(fine.grid, even.grid)
+    assert torch.equal(fine.cdf[where], even.cdf)
+    assert fine.widths.tolist() == pytest.approx(even.widths.tolist(), rel=1e-9)

@@ -76,7 +76,7 @@ def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
         (curve,), (band,) = one.lines, one.collections
         assert curve.get_ydata().tolist() == [0.0, 0.2, 0.85, 0.92, 1.0]
         corners = {(x, y) for x, y in band.get_paths()[0].vertices.tolist()}
-        assert {(0.0, 0.1), (0.0, 0.3), (4.0, 0.97), (4.0, 1.0)} <= corners
+        assert {(0.0, 0.1), (0.0, 0.3), (1.0, 0.1), (4.0, 0.9), (2.0, 1.0), (4.0, 1.0)} <= corners
         assert band.get_label() == "certified 90 % band"
 
 
@@ -162,27 +162,28 @@ def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
     assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton 4, functional part -1."
 
 
-def change(measure, ratio, verdict, difference=1.0):
-    before, error = {"value": 2.0}, {"std_error": 0.1, "bound": 0.0}
-    return {"measure": measure, "transform": "scaling", "strength": 4.0, "ratio": ratio, "difference": difference,
-            "difference_error": error, "before": before, "after": before, "verdict": verdict}  # fmt: skip
+def change(measure, ratio, verdict, before=2.0):
+    parts = {"before": {"value": before}, "after": {"value": ratio * before}}
+    return {"measure": measure, "transform": "scaling", "strength": 4.0, "verdict": verdict, **parts,
+            "difference_error": {"std_error": 0.1, "bound": 0.01}}  # fmt: skip
 
 
 def test_invariance_shows_after_over_before():
     rows = [
         change("trace", 100.0, "changes"),
         change("chc-trace", 1.0, "invariant"),
-        change("logdet", 0.5, "undecided (error too large)", difference=math.log(1000)),
-        {**change("frob", None, "not measured"), "before": None, "difference": None},
+        change("logdet", 10.0, "undecided (error too large)", before=-50.0),
+        change("lambda-min", -3.0, "changes"),
+        {**change("frob", 1.0, "not measured"), "before": None},
     ]
     (found,) = figures_of(record("invariance", *rows))
     (axes,) = found.figure().axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["trace", "chc-trace", "logdet"]
-    places = [bar[0].get_xdata()[0] for bar in axes.containers]
-    assert places == pytest.approx([2.0, 0.0, 3.0])
+    assert [bar[0].get_xdata()[0] for bar in axes.containers] == pytest.approx([2.0, 0.0, 1.0])
     (spans,) = axes.containers[1][2]
-    assert np.ptp(spans.get_segments()[0][:, 0]) == pytest.approx(2 * 1.96 * 0.1 / 2 / math.log(10))
-    assert [bar[0].get_markerfacecolor() for bar in axes.containers][1] == "white"
+    assert np.ptp(spans.get_segments()[0][:, 0]) == pytest.approx(2 * (1.96 * 0.1 + 0.01) / 2 / math.log(10))
+    looks = [(bar[0].get_marker(), bar[0].get_markerfacecolor() == "white") for bar in axes.containers]
+    assert looks == [("o", False), ("o", True), ("D", True)]
     assert "trace under scaling 4 x 100 (changes), chc-trace under scaling 4 x 1 (invariant)" in found.alt
 
 
