@@ -132,6 +132,47 @@ def claim(name="wen-ma-li/rate", verdict="holds", **changes):
     return row | changes
 
 
+def difference(measure="trace", value=-0.38, error=0.001, verdict="flatter", **changes):
+    row = {"measure": measure, "checkpoint": "sam", "baseline": "sgd", "verdict": verdict, "p": 1e-9, "stands": True}
+    row |= {"correlation": 0.97, "independent_std_error": 0.0051, "gain": 5.1}
+    return row | estimate(value, error) | changes
+
+
+def compared(**parts):
+    rows = [{"checkpoint": "sgd"} | measured(value=0.78), {"checkpoint": "sam"} | measured(value=0.40)]
+    made = {
+        "checkpoint": None,
+        "arguments": {"ckpts": ["runs/sgd.pt", "runs/sam.pt"]},
+        "checkpoints": [
+            {"label": name, "path": f"runs/{name}.pt", "checkpoint": network(f"runs/{name}.pt")}
+            for name in ("sgd", "sam")
+        ],
+        "baseline": "sgd",
+        "differences": [difference(), difference("frob", 0.0001, 0.001, "within error")],
+        "rescaling": {"sentence": "trace changes when a network is rescaled"},
+    }
+    return record("compare", rows, **(made | parts))
+
+
+def point(step, top, **changes):
+    measures = {"lambda-max": measured("lambda-max", top, 0.001), "trace": measured("trace", 3 * top, 0.01)}
+    row = {
+        "step": step,
+        "epoch": step / 45,
+        "lr": 0.1,
+        "loss": 1 / (1 + step),
+        "gradient_norm": 0.1,
+        "alignment": None,
+        "edge": {"plain": 20.0, "sharpness_aware": None},
+        "measures": measures,
+        "scores": {"test_accuracy": 0.9},
+        "matvecs": 42.0,
+        "seconds": 1.2,
+        "flags": [],
+    }
+    return row | changes
+
+
 def write(folder, **records):
     """Write records as files and return their paths."""
     paths = []
@@ -154,6 +195,8 @@ def everything():
             "invariance", [invariant(), invariant("adaptive-trace", "invariant", 1.0, z=0.4), invariant("frob")]
         ),
         "landscape": record("landscape", [plane()], files={"points": "sgd.npz"}, notes=["the plane is random"]),
+        "compare": compared(),
+        "track": record("track", [point(0, 1.5), point(45, 9.0), point(90, 6.0)], checkpoint=None),
         "validate": record(
             "validate", [claim(), claim("unified/path", "fails")], checkpoint="", data=None, arguments={"pattern": None}
         ),

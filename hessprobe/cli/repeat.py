@@ -34,6 +34,9 @@ def words(record: Mapping[str, Any], group: Any) -> list[str] | None:
     positional: list[str] = []
     for parameter in command.params:
         value = arguments.get(parameter.name)
+        if value is None and parameter.required:
+            # Made by a program that used the library: nobody typed it.
+            return None
         if value is None or (value == _default(parameter) and not parameter.required):
             continue
         if parameter.param_type_name == "argument":

@@ -15,12 +15,14 @@ from markupsafe import Markup
 from hessprobe import files
 from hessprobe.report.parts import Section
 from hessprobe.report.sections import (
+    comparison,
     invariance,
     landscape,
     measures,
     provenance,
     sharpness,
     summary,
+    tracking,
     training,
     validation,
 )
@@ -33,9 +35,11 @@ _SECTIONS = (
     provenance.problems,
     training.build,
     measures.build,
+    comparison.build,
     sharpness.build,
     invariance.build,
     landscape.build,
+    tracking.build,
     validation.build,
     provenance.build,
 )

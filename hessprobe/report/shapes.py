@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.errors import RecordError
@@ -49,11 +49,14 @@ _RESULTS: dict[str, Keys] = {
         "holes": dict,
         "quadratic": (dict, type(None)),
     },
+    "compare": {"checkpoint": str, "measure": str, "operator": str, "unit": str, "notes": list, "engine": str},
+    "track": {"step": NUMBER, "epoch": NUMBER, "measures": dict, "matvecs": NUMBER, "seconds": NUMBER},
     "validate": {"claim": str, "statement": str, "source": str, "verdict": str, "seconds": NUMBER},
 }
 _JUDGED: Keys = {"predicted": NUMBER, "measured": NUMBER, "std_error": NUMBER, "score": NUMBER, "kind": str}
+_DIFFERENCE: Keys = {"checkpoint": str, "baseline": str, "measure": str, "verdict": str, "stands": bool}
 # Whose rows are estimates themselves.
-_ESTIMATES = frozenset({"measure", "sharpness"})
+_ESTIMATES = frozenset({"measure", "sharpness", "compare"})
 
 
 def check_results(record: Mapping[str, Any], where: str) -> None:
@@ -70,14 +73,26 @@ def check_results(record: Mapping[str, Any], where: str) -> None:
     for position, row in enumerate(record["results"]):
         place = f"{where}, results[{position}],"
         require(row, _RESULTS.get(command, {}), place)
-        if command in _ESTIMATES:
-            check_estimate(row, place)
-        if command == "invariance":
-            for side in ("before", "after"):
-                if row[side] is not None:
-                    check_estimate(row[side], f"{place} {side},")
+        for part_of_it, name in _estimates(command, row):
+            check_estimate(part_of_it, f"{place} {name}".strip())
         if command == "validate" and row["verdict"] != "error":
             require(row, _JUDGED, place)
+    if command == "compare":
+        require(record, {"differences": list}, where)
+        for position, row in enumerate(record["differences"]):
+            place = f"{where}, differences[{position}],"
+            require(row, _DIFFERENCE, place)
+            check_estimate(row, place)
+
+
+def _estimates(command: str, row: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield the estimates in a row, and where in it they stand."""
+    if command in _ESTIMATES:
+        yield row, ""
+    if command == "invariance":
+        yield from ((row[side], f"{side},") for side in ("before", "after") if row[side] is not None)
+    if command == "track":
+        yield from ((found, f"measures, {name},") for name, found in row["measures"].items())
 
 
 def check_estimate(row: Mapping[str, Any], where: str) -> None:
@@ -97,3 +112,9 @@ def part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return an entry that is an object, or an empty one where the record has none."""
     entry = record.get(name)
     return entry if isinstance(entry, Mapping) else {}
+
+
+def objects(record: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the objects of an entry that is a list, none where the record has no such entry."""
+    entry = record.get(name)
+    return [one for one in entry if isinstance(one, Mapping)] if isinstance(entry, list) else []

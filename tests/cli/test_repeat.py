@@ -44,6 +44,7 @@ def again(command, **arguments):
             ["--out", "a.pt", "--optimizer", "gsam", "--optimizer-arg", "alpha=0.3", "--no-flip"],
         ),
         ("train", ["--out", "a.pt", "--flip", "--milestone", "0.5", "--milestone", "0.75", "--resume"]),
+        ("compare", ["a.pt", "b.pt", "c d.pt", "--baseline", "b.pt", "--probes", "8"]),
         ("validate", ["wen-ma-li", "--full"]),
         ("bench", ["--case", "mlp", "--rounds", "3"]),
         ("report", ["a.json", "b dir", "--out", "x.html"]),
@@ -77,6 +78,7 @@ def test_a_fixed_number_of_probes_stands_without_the_tolerance_that_would_have_b
     [
         {"command": "transmogrify", "arguments": {"ckpt": "a.pt"}},
         {"command": "measure", "arguments": {"ckpt": "a.pt", "warp": 9}},
+        {"command": "info", "arguments": {}},
     ],
 )
 def test_what_this_version_does_not_know_is_not_made_up(record):

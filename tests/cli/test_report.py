@@ -17,7 +17,7 @@ def test_page_from_a_folder(run, folder, tmp_path):
     page = tmp_path / "page.html"
     done = run("report", folder, "--out", page, "--title", "Two <b>minima</b>")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith(f"wrote {page}: 6 records, ")
+    assert done.out.startswith(f"wrote {page}: 8 records, ")
     text = page.read_text(encoding="utf-8")
     assert "<title>Two &lt;b&gt;minima&lt;/b&gt;</title>" in text
     assert "hessprobe measure runs/sgd.pt" in text

@@ -50,6 +50,11 @@ class Page:
         found = [one for name in commands for source in self.of(name) for one in self.pictures.get(source.label, ())]
         return Pictures(tuple(found)) if found else None
 
+    def drawn_of(self, source: Source) -> Pictures | None:
+        """Return the figures of one record, or None where it has none."""
+        found = self.pictures.get(source.label, ())
+        return Pictures(tuple(found)) if found else None
+
     def data_name(self, source: Source) -> str:
         """Return the checkpoint, with the data it was measured on where records differ in that."""
         said = {_data(one) for one in self.gathered.sources if _data(one)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from hessprobe.report.parts import Command, Commands, Section, Text, section
 from hessprobe.report.sections.page import Page, ended
-from hessprobe.report.shapes import part
+from hessprobe.report.shapes import objects, part
 from hessprobe.report.sources import FINISHED, Source
 from hessprobe.report.typography import moment
 
@@ -37,11 +37,16 @@ def _command(page: Page, source: Source) -> Command:
     return Command(
         source.id,
         source.label,
-        f"{source.command} {source.subject}".strip(),
+        f"{source.command} {_subjects(source)}".strip(),
         tuple(_facts(source)),
         page.repeat(source.record),
         source.state,
     )
+
+
+def _subjects(source: Source) -> str:
+    compared = [str(one.get("label")) for one in objects(source.record, "checkpoints")]
+    return source.subject or ", ".join(compared)
 
 
 def _facts(source: Source) -> Iterator[tuple[str, str]]:

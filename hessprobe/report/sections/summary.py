@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from hessprobe.report.parts import Section, Text, section
-from hessprobe.report.sections import invariance, landscape, measures, sharpness, training, validation
+from hessprobe.report.sections import (
+    comparison,
+    invariance,
+    landscape,
+    measures,
+    sharpness,
+    tracking,
+    training,
+    validation,
+)
 from hessprobe.report.sections.page import Page
 
 _LEAD = "Every sentence is made from a record, whose name stands behind it; the last section says how to make it again."
@@ -12,7 +21,7 @@ _LEAD = "Every sentence is made from a record, whose name stands behind it; the 
 def build(page: Page) -> Section | None:
     """Return the section: first the networks, then one list a question."""
     texts = []
-    for module in (training, measures, sharpness, invariance, landscape, validation):
+    for module in (training, measures, comparison, sharpness, invariance, landscape, tracking, validation):
         said = tuple(module.sentences(page))
         texts.append(Text(said, listed=True) if said else None)
     return section("summary", "Summary", texts, _LEAD)

@@ -8,8 +8,7 @@ from typing import Any
 from hessprobe.report.parts import Cell, Column, Section, Table, section
 from hessprobe.report.sections.cells import number_cell
 from hessprobe.report.sections.page import Page
-from hessprobe.report.shapes import part
-from hessprobe.report.sources import Source
+from hessprobe.report.shapes import objects, part
 from hessprobe.report.typography import percent
 
 _COLUMNS = (
@@ -30,14 +29,13 @@ _COLUMNS = (
 
 def build(page: Page) -> Section | None:
     """Return the section, or None where no record names a checkpoint."""
-    rows = tuple(_row(source, part(source.record, "checkpoint")) for source in networks(page))
+    rows = tuple(_row(name, checkpoint) for name, checkpoint in networks(page))
     return section("networks", "Networks", [Table("Checkpoints", _COLUMNS, rows) if rows else None])
 
 
 def sentences(page: Page) -> Iterator[str]:
     """Yield what each checkpoint is."""
-    for source in networks(page):
-        checkpoint = part(source.record, "checkpoint")
+    for name, checkpoint in networks(page):
         metrics, recipe = part(checkpoint, "metrics"), part(checkpoint, "recipe")
         optimizer = recipe.get("optimizer") or checkpoint.get("optimizer")
         trained = f" trained by {optimizer}" if optimizer else ""
@@ -47,24 +45,27 @@ def sentences(page: Page) -> Iterator[str]:
         held_out = f", {percent(accuracy)} right on held-out data" if isinstance(accuracy, float) else ""
         size = checkpoint.get("parameters")
         parameters = f" of {size:,} parameters" if isinstance(size, int) else ""
-        yield f"{source.subject} is a network ({_model(checkpoint)}){parameters}{trained}{where}{held_out}."
+        yield f"{name} is a network ({_model(checkpoint)}){parameters}{trained}{where}{held_out}."
 
 
-def networks(page: Page) -> list[Source]:
-    """Return one record a checkpoint: the first that has it, by content."""
-    found: dict[tuple[str, str], Source] = {}
+def networks(page: Page) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and description of every checkpoint, each content once."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for source in page.gathered.sources:
-        checkpoint = part(source.record, "checkpoint")
-        if checkpoint and source.subject:
-            found.setdefault((source.subject, str(checkpoint.get("sha256"))), source)
+        own = part(source.record, "checkpoint")
+        # A comparison has several.
+        others = [(str(one.get("label")), part(one, "checkpoint")) for one in objects(source.record, "checkpoints")]
+        for name, checkpoint in [(source.subject, own), *others]:
+            if checkpoint and name:
+                found.setdefault(str(checkpoint.get("sha256")), (name, checkpoint))
     return list(found.values())
 
 
-def _row(source: Source, checkpoint: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _row(name: str, checkpoint: Mapping[str, Any]) -> tuple[Cell, ...]:
     recipe, metrics = part(checkpoint, "recipe"), part(checkpoint, "metrics")
     size = checkpoint.get("parameters")
     return (
-        Cell(source.subject, kind="name"),
+        Cell(name, kind="name"),
         Cell(_model(checkpoint)),
         Cell(f"{size:,}" if isinstance(size, int) else "", size if isinstance(size, int) else None, "number"),
         Cell(str(recipe.get("optimizer") or checkpoint.get("optimizer") or "")),

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from page_records import claim, estimate, everything, invariant, measured, plane, record, sharp, write
+from page_records import claim, compared, estimate, everything, invariant, measured, plane, record, sharp, write
 
 from hessprobe.report import html
 from hessprobe.report.parts import Picture
@@ -313,6 +313,33 @@ def test_landscape_numbers(page):
     assert "from 0.0007 to 1.3, and is 0.0007 at the checkpoint" in said
     assert "within 10 % on 12.5 % of it; 1 point had no finite loss" in said
     assert "the plane is random" in root.one("section", id="landscape").text
+
+
+def test_differences_stand_with_their_own_interval_and_what_is_within_error_says_so(page):
+    root = parsed(html.render(page))
+    said = root.one("section", id="summary").text
+    assert "Against sgd, sam is flatter in trace (difference \u22120.3800 ± 0.0010, 95 % interval" in said
+    assert "within error in frob" in said
+    assert "Trace changes when a network is rescaled." in said
+    differences, values = root.one("section", id="comparison").all("table")
+    assert "trace sam sgd \u22120.3800 ± 0.0010 \u22120.3820 to \u22120.3780 flatter 0.0051" in differences.text
+    assert "trace sam 0.4000 ± 0.0021 0.3958 to 0.4042" in values.text
+
+
+def test_rank_correlations(tmp_path):
+    found = {"measure": "trace", "gap": "loss", "tau": 0.61, "interval": [0.2, 0.9], "count": 9, "verdict": "rises"}
+    text = parsed(html.render(a_page(tmp_path, a=compared(correlations=[found])))).text
+    assert "trace loss 0.61 0.2 to 0.9 9 rises" in text
+
+
+def test_a_run_is_told_from_beginning_to_end(page):
+    root = parsed(html.render(page))
+    said = root.one("section", id="summary").text
+    assert "Over 3 checkpoints the largest eigenvalue of the Hessian goes from 1.5000 (95 % interval 1.4980" in said
+    assert "the largest is 9.0000 (95 % interval 8.9980 to 9.0020) at step 45" in said
+    (table,) = root.one("section", id="tracking").all("table")
+    assert len(list(table.one("tbody").all("tr"))) == 3
+    assert "2 / learning rate" in table.text
 
 
 def test_claims_that_fail_are_named(page):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from page_records import everything, invariant, measured, record, sharp, write
+from page_records import everything, invariant, measured, point, record, sharp, write
 
 from hessprobe.errors import RecordError
 from hessprobe.report.sources import gather
@@ -66,6 +66,12 @@ def test_a_folder_without_records_says_how_to_make_one(tmp_path):
         (
             {"command": "invariance", "results": [invariant(before={})]},
             r"results\[0\], before, lacks the entry 'value'",
+        ),
+        ({"command": "compare"} | {"results": []}, r"a.json lacks the entry 'differences'"),
+        ({"command": "compare", "results": [], "differences": [{}]}, r"differences\[0\], lacks the entry 'checkpoint'"),
+        (
+            {"command": "track", "results": [point(0, 1.0, measures={"trace": {}})]},
+            r"measures, trace, lacks the",
         ),
         ({"command": "landscape", "results": [{"directions": "random"}]}, r"results\[0\], lacks the entry 'axes'"),
         ({"command": "validate", "results": [{"claim": "a"}]}, r"results\[0\], lacks the entry 'statement'"),

@@ -1,0 +1,162 @@
+"""Checkpoints against one another: differences with their own errors, and rank correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hessprobe.comparison.names import UNDECIDED, WITHIN
+from hessprobe.report.parts import Block, Cell, Column, Section, Table, section
+from hessprobe.report.sections import wording
+from hessprobe.report.sections.cells import (
+    RECORD,
+    cost_cells,
+    interval_cell,
+    interval_name,
+    number_cell,
+    record_cell,
+    value_cells,
+    value_columns,
+)
+from hessprobe.report.sections.page import Page, unfinished
+from hessprobe.report.shapes import part
+from hessprobe.report.sources import Source
+from hessprobe.report.typography import count, number
+
+Row = Mapping[str, Any]
+
+
+def build(page: Page) -> Section | None:
+    """Return the section, or None without records of ``hessprobe compare``."""
+    sources = page.of("compare")
+    blocks: list[Block | None] = [unfinished(sources)]
+    for source in sources:
+        blocks += [_differences(source), page.drawn_of(source), _values(page, source), _correlations(source)]
+    lead = (
+        "All on the same data, with the same probes: what they have in common cancels in a difference, whose error is "
+        "then smaller than that of either value."
+    )
+    return section("comparison", "Comparison", blocks, lead)
+
+
+def sentences(page: Page) -> Iterator[str]:
+    """Yield each difference, one sentence a checkpoint, and what rescaling means for them."""
+    for source in page.of("compare"):
+        found = source.record["differences"]
+        for name in dict.fromkeys(row["checkpoint"] for row in found):
+            said = [_said(row) for row in found if row["checkpoint"] == name]
+            baseline = next(row["baseline"] for row in found if row["checkpoint"] == name)
+            yield f"Against {baseline}, {name} is {'; '.join(said)} [{source.label}]."
+        sentence = part(source.record, "rescaling").get("sentence")
+        if sentence:
+            yield f"{wording.capital(str(sentence))}."
+
+
+def _said(row: Row) -> str:
+    difference = f"difference {wording.with_error(row)}, {wording.interval(row)}"
+    if row["verdict"] in (WITHIN, UNDECIDED):
+        return f"{row['verdict']} in {row['measure']} ({difference})"
+    alone = "" if row["stands"] else ", which does not hold for all differences together"
+    return f"{row['verdict']} in {row['measure']} ({difference}{alone})"
+
+
+def _differences(source: Source) -> Table | None:
+    found: Sequence[Row] = source.record["differences"]
+    if not found:
+        return None
+    interval = interval_name(found)
+    columns = (
+        Column("measure"),
+        Column("checkpoint"),
+        Column("against"),
+        value_columns("difference"),
+        Column(interval, "number"),
+        Column("verdict"),
+        Column("error if unpaired", "number"),
+        RECORD,
+    )
+    rows = tuple(
+        (
+            Cell(row["measure"], kind="name"),
+            Cell(row["checkpoint"]),
+            Cell(row["baseline"]),
+            *value_cells(row),
+            interval_cell(row, interval),
+            _verdict(row),
+            number_cell(row.get("independent_std_error"), 2),
+            record_cell(source),
+        )
+        for row in found
+    )
+    sentence = part(source.record, "rescaling").get("sentence")
+    notes = (f"{wording.capital(str(sentence))}.",) if sentence else ()
+    return Table("Differences", columns, rows, notes)
+
+
+def _verdict(row: Row) -> Cell:
+    if row["verdict"] in (WITHIN, UNDECIDED):
+        return Cell(row["verdict"], kind="verdict", tone="weak")
+    return Cell(row["verdict"] if row["stands"] else f"{row['verdict']} (alone)", kind="verdict")
+
+
+def _values(page: Page, source: Source) -> Table | None:
+    if not source.rows:
+        return None
+    interval = interval_name(source.rows)
+    columns = (
+        Column("measure"),
+        Column("checkpoint"),
+        value_columns(),
+        Column(interval, "number"),
+        Column("products", "number"),
+        Column("time", "number"),
+        Column("method"),
+        RECORD,
+    )
+    rows = tuple(
+        (
+            Cell(row["measure"], kind="name"),
+            Cell(row["checkpoint"]),
+            *value_cells(row),
+            interval_cell(row, interval),
+            *cost_cells(row),
+            Cell(row["method"], kind="code"),
+            record_cell(source),
+        )
+        for row in source.rows
+    )
+    remarks = [f"{row['measure']} of {row['checkpoint']}: {said}" for row in source.rows for said in page.remarks(row)]
+    return Table("The compared values", columns, rows, tuple(dict.fromkeys(remarks)))
+
+
+def _correlations(source: Source) -> Table | None:
+    found = source.record.get("correlations") or []
+    if not found:
+        return None
+    columns = (
+        Column("measure"),
+        Column("gap"),
+        Column("Kendall's tau", "number"),
+        Column("interval", "number"),
+        Column("checkpoints", "number"),
+        Column("verdict"),
+        RECORD,
+    )
+    rows = tuple(
+        (
+            Cell(str(row["measure"]), kind="name"),
+            Cell(str(row["gap"])),
+            number_cell(row["tau"], 3),
+            Cell(_span(row), row["interval"][0], "number"),
+            Cell(count(row["count"]), row["count"], "number"),
+            Cell(str(row["verdict"]), kind="verdict"),
+            record_cell(source),
+        )
+        for row in found
+    )
+    return Table("Rank correlation with the generalization gap", columns, rows)
+
+
+def _span(row: Row) -> str:
+    low, high = row["interval"]
+    return f"{number(low, 3)}\u00a0to\u00a0{number(high, 3)}"
