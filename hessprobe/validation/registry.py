@@ -8,7 +8,14 @@ from importlib import import_module
 from hessprobe.checks import nearest
 from hessprobe.validation.claim import Claim
 
-FAMILIES = ("wen_ma_li", "unified_sam")
+FAMILIES = (
+    "estimators_mean",
+    "estimators_variance",
+    "estimators_exact",
+    "estimators_coverage",
+    "wen_ma_li",
+    "unified_sam",
+)
 
 
 def claims() -> tuple[Claim, ...]:
