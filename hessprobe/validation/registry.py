@@ -13,6 +13,9 @@ FAMILIES = (
     "estimators_variance",
     "estimators_exact",
     "estimators_coverage",
+    "universality",
+    "universality_few",
+    "radius",
     "wen_ma_li",
     "unified_sam",
 )
