@@ -12,6 +12,7 @@ from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 
 if TYPE_CHECKING:
     from hessprobe.comparison.differences import Line, compare
+    from hessprobe.comparison.gaps import Correlation, correlate
     from hessprobe.comparison.measuring import measure_each
     from hessprobe.comparison.ranks import RankCorrelation, kendall
     from hessprobe.comparison.rescaling import Rescaling, rescaling_of
@@ -20,20 +21,24 @@ __all__ = [
     "DEFAULT_MEASURES",
     "FEWEST",
     "MEASURES",
+    "Correlation",
     "Line",
     "RankCorrelation",
     "Rescaling",
     "compare",
+    "correlate",
     "kendall",
     "measure_each",
     "rescaling_of",
 ]
 
 _HOMES = {
+    "Correlation": "gaps",
     "Line": "differences",
     "RankCorrelation": "ranks",
     "Rescaling": "rescaling",
     "compare": "differences",
+    "correlate": "gaps",
     "kendall": "ranks",
     "measure_each": "measuring",
     "rescaling_of": "rescaling",

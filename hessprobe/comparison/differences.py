@@ -28,6 +28,8 @@ class Line:
         p: probability of a difference at least as large, beyond what the solver bounds explain, where there is none;
             None where undecided.
         stands: whether the verdict holds at the same confidence for all differences together (Holm).
+        beyond_data: whether the difference is also beyond the error that the data being a sample gives it, a statement
+            about other data of this kind; None where that error is not known, or nothing is decided.
     """
 
     measure: str
@@ -37,6 +39,7 @@ class Line:
     verdict: str
     p: float | None
     stands: bool = False
+    beyond_data: bool | None = None
 
     @property
     def decided(self) -> bool:
@@ -92,7 +95,10 @@ def _line(measure: str, label: str, baseline: str, value: Estimate, base: Estima
     if "bound" in found.estimate.flags or not math.isfinite(number) or not math.isfinite(half):
         return Line(measure, label, baseline, found, UNDECIDED, None)
     verdict = direction(measure, number) if abs(number) > half else WITHIN
-    return Line(measure, label, baseline, found, verdict, p_value(found.estimate))
+    line = Line(measure, label, baseline, found, verdict, p_value(found.estimate))
+    if not line.decided or found.estimate.errors.data is None:
+        return line
+    return replace(line, beyond_data=abs(number) > found.estimate.half_width(confidence, include_data=True))
 
 
 def _holm(lines: Sequence[Line], level: float) -> list[Line]:

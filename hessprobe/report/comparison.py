@@ -8,6 +8,7 @@ from typing import Any
 
 from hessprobe import files
 from hessprobe.comparison.differences import Line
+from hessprobe.comparison.gaps import Correlation
 from hessprobe.comparison.names import UNDECIDED, WITHIN
 from hessprobe.report.numbers import row_error, with_error
 from hessprobe.report.record import estimate_row
@@ -27,9 +28,27 @@ def difference_row(line: Line, confidence: float) -> dict[str, Any]:
         "verdict": line.verdict,
         "p": line.p,
         "stands": line.stands,
+        "beyond_data": line.beyond_data,
         "correlation": found.correlation,
         "independent_std_error": found.independent,
         "gain": found.gain,
+    }
+
+
+def correlation_row(found: Correlation) -> dict[str, Any]:
+    """Return a rank correlation as JSON-friendly values, in which nan may still stand."""
+    ranks = found.ranks
+    return {
+        "measure": found.measure,
+        "gap": found.gap,
+        "tau": ranks.tau,
+        "interval": list(ranks.interval),
+        "confidence": ranks.confidence,
+        "count": ranks.count,
+        "method": ranks.method,
+        "undecided": found.undecided,
+        "pairs": found.pairs,
+        "verdict": found.verdict,
     }
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hessprobe.cli.app import app
-from hessprobe.cli.commands.compare import labels
+from hessprobe.cli.commands.compare_work import labels
+from hessprobe.comparison import kendall
 from hessprobe.measures import MeasureSettings
 from hessprobe.measures.registry import measure_all
 from hessprobe.training import load_checkpoint
@@ -131,6 +132,7 @@ def test_other_sizes_are_compared_with_a_word_of_caution(run, folder, tmp_path):
         (["empty"], "CKPT must be a checkpoint or a folder of them; got 'empty' without any .pt file."),
         (["a.pt", "b.pt", "--csv", "x/y.csv"], "--csv must"),
         ([], "CKPT... must be given; got none."),
+        (["a.pt", "b.pt", "--out", "x.gif"], "--out must end in .png, .svg, .pdf; got 'x.gif'."),
     ],
 )
 def test_usage_is_checked_before_anything_is_loaded(run, tmp_path, monkeypatch, arguments, message):
@@ -181,6 +183,41 @@ def test_a_failure_in_one_checkpoint_leaves_the_others(run, fake, folder):
     assert done.code == 1
     assert done.err.count("the operator must be finite") == 2
     assert "within error" in done.out
+
+
+def test_correlation_over_a_folder(run, folder, tmp_path):
+    arguments = ("-m", "trace", "--correlate", *QUICK, "--json", tmp_path / "r.json", "--out", tmp_path / "f.svg")
+    done = run("compare", folder, *arguments)
+    assert (done.code, done.err) == (0, "")
+    record = json.loads((tmp_path / "r.json").read_text())
+    found = {row["gap"]: row for row in record["correlations"]}
+    assert set(found) == {"loss", "accuracy"}
+    losses = [load_checkpoint(folder / f"{name}.pt").metrics for name in "abcde"]
+    gaps = [member["gaps"]["loss"] for member in record["checkpoints"]]
+    assert gaps == [metrics["test_loss"] - metrics["train_loss"] for metrics in losses]
+    traces = [row["value"] for row in record["results"]]
+    assert found["loss"]["tau"] == pytest.approx(kendall(traces, gaps).tau)
+    assert found["loss"]["interval"] == pytest.approx(kendall(traces, gaps).interval)
+    assert found["loss"]["pairs"] == 10
+    assert "trace    test - training loss" in done.out
+    assert "2 correlations are judged" in done.out
+    names = ["f-gap-accuracy.svg", "f-gap-loss.svg", "f.svg"]
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == names
+    assert done.out.splitlines()[-3:] == [f"wrote {tmp_path / name}" for name in reversed(names)]
+
+
+def test_a_checkpoint_without_losses_is_measured_and_named(run, fake, folder, tmp_path):
+    fake()
+    (tmp_path / "risks.py").write_text(
+        "from hessprobe.training import load_checkpoint\n\n\n"
+        "def make(path):\n    return load_checkpoint(path).risk(examples=60)\n"
+    )
+    spec = f"{tmp_path / 'risks.py'}:make"
+    done = run("compare", folder, "-m", "trace", "--correlate", "--probes", "8", "--objective", spec)
+    assert done.code == 1
+    assert done.err.count("holds no training and test loss") == 5
+    assert "no correlation: fewer than 5 checkpoints" in done.out
+    assert done.out.count("within error") == 4
 
 
 def test_labels_are_the_shortest_tails_that_differ(tmp_path):

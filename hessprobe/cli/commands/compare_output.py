@@ -5,21 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessprobe import comparison, report
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
-from hessprobe.comparison.differences import Line
-from hessprobe.comparison.names import UNDECIDED, grows_with_size
+from hessprobe.comparison.gaps import GAPS, correlate
+from hessprobe.comparison.names import FEWEST, UNDECIDED, grows_with_size
 from hessprobe.comparison.rescaling import rescaling_of
-from hessprobe.report.comparison import difference_row, verdict_text, write_comparison_csv
+from hessprobe.report.comparison import correlation_row, difference_row, verdict_text, write_comparison_csv
 from hessprobe.report.numbers import number_texts, row_error
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.cli.commands.compare import Member, Outcome, Request
+    from hessprobe.cli.commands.compare import Request
+    from hessprobe.cli.commands.compare_work import Member, Outcome
 
 # Common probes that make a standard error smaller by less than this are no gain.
 _NO_GAIN = 1.1
@@ -28,22 +30,30 @@ _NO_GAIN = 1.1
 def publish(request: Request, outcome: Outcome) -> None:
     """Print the tables and write record and CSV of everything that is known."""
     record = make_record(request, outcome)
+    drawn: list[str] = []
     try:
         if request.json not in (None, "-"):
             report.write_record(str(request.json), record)
         if request.csv is not None:
             write_comparison_csv(request.csv, record)
+        if request.out is not None:
+            drawn = draw(request.out, record)
     finally:
         if request.json == "-":
             sys.stdout.write(report.to_json(record))
         else:
             _print(request, outcome, record)
+            for path in drawn:
+                render.print_line(render.stdout_console(), f"wrote {path}")
 
 
 def make_record(request: Request, outcome: Outcome) -> dict[str, Any]:
     """Return the record: values, differences, correlations, and what they mean."""
     known = [member for member in outcome.members if member.results]
-    lines = _lines(request, known)
+    values = {member.label: {one.measure: one.estimate for one in member.results} for member in known}
+    lines = comparison.compare(values, known[0].label, confidence=request.confidence) if len(known) > 1 else []
+    gaps = {member.label: member.gaps for member in known}
+    found = correlate(values, gaps, confidence=request.confidence, seed=request.seed) if request.correlate else ()
     rows = [
         {"checkpoint": member.label, **report.result_row(result, request.confidence)}
         for member in known
@@ -61,17 +71,22 @@ def make_record(request: Request, outcome: Outcome) -> dict[str, Any]:
         checkpoints=[_member_row(member) for member in outcome.members],
         baseline=known[0].label if known else None,
         differences=[difference_row(line, request.confidence) for line in lines],
+        correlations=[correlation_row(one) for one in found] if request.correlate else None,
         rescaling=None if rescaling is None else {**asdict(rescaling), "sentence": rescaling.sentence},
         flags=flags,
         errors=outcome.broken or None,
     )
 
 
-def _lines(request: Request, known: Sequence[Member]) -> list[Line]:
-    if len(known) < 2:
-        return []
-    values = {member.label: {one.measure: one.estimate for one in member.results} for member in known}
-    return comparison.compare(values, known[0].label, confidence=request.confidence)
+def draw(path: str, record: Mapping[str, Any]) -> list[str]:
+    """Write the figures of a record, the first to ``path``, others beside it, and return where they are."""
+    from hessprobe.report.figures import figures_of
+
+    target, written = Path(path), []
+    for index, figure in enumerate(figures_of(record)):
+        place = target if index == 0 else target.with_name(f"{target.stem}-{figure.name}{target.suffix}")
+        written.append(str(figure.save(place)))
+    return written
 
 
 def _member_row(member: Member) -> dict[str, Any]:
@@ -95,6 +110,9 @@ def _print(request: Request, outcome: Outcome, record: Mapping[str, Any]) -> Non
         _table(record, console)
         for text in _remarks(record):
             render.print_line(console, text, style="dim")
+        if request.correlate:
+            render.print_line(console, "")
+            _correlations(record, console)
     if outcome.failure is not None:
         render.print_line(console, "interrupted" if outcome.interrupted else "failed")
 
@@ -128,6 +146,7 @@ def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the sentences under the table."""
     differences = record["differences"]
     yield from _multiplicity(record)
+    yield from _other_data(differences)
     yield from _pairing(differences)
     if record["rescaling"] is not None:
         yield record["rescaling"]["sentence"]
@@ -157,6 +176,20 @@ def _multiplicity(record: Mapping[str, Any]) -> Iterator[str]:
     yield text + (f"; those marked (alone) do not hold at {level} for all together (Holm)" if alone else "")
 
 
+def _other_data(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield which differences might vanish on other data of this kind."""
+    known = [row for row in differences if row["beyond_data"] is not None]
+    lost: dict[str, list[str]] = {}
+    for row in known:
+        if not row["beyond_data"]:
+            lost.setdefault(row["measure"], []).append(row["checkpoint"])
+    if lost:
+        texts = [f"{name} of {', '.join(labels)}" for name, labels in lost.items()]
+        yield f"on other data of this kind these differences might vanish (jackknife over batches): {'; '.join(texts)}"
+    elif known:
+        yield f"all {len(known)} differences are also beyond what other data of this kind would change (jackknife)"
+
+
 def _pairing(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield how much common probes bring for each measure."""
     gains: dict[str, list[float]] = {}
@@ -175,3 +208,42 @@ def _pairing(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     apart = list(dict.fromkeys(row["measure"] for row in differences if "not-paired" in row["flags"]))
     if apart:
         yield f"{', '.join(apart)}: samples cannot be paired, so the errors of both are added, a bound"
+
+
+def _correlations(record: Mapping[str, Any], console: Console) -> None:
+    """Print one line a measure and gap, and what the intervals are about."""
+    rows = record["correlations"]
+    if not rows:
+        text = f"no correlation: fewer than {FEWEST} checkpoints have been measured and have recorded both losses"
+        render.print_line(console, text)
+        return
+    level = f"{100 * record['arguments']['confidence']:.4g}% interval"
+    header = ["measure", "gap", "Kendall's tau", level, "checkpoints", "verdict"]
+    cells = [
+        [
+            row["measure"],
+            GAPS[row["gap"]],
+            "nan" if row["tau"] is None else f"{row['tau']:.2f}",
+            "{:.2f} to {:.2f}".format(*row["interval"]),
+            str(row["count"]),
+            row["verdict"] if row["verdict"] == "no order shown" else f"{row['verdict']} with the gap",
+        ]
+        for row in rows
+    ]
+    columns = (range(6), (0, 1, 2, 3, 5), (0, 1, 2, 5))
+    layouts = [([header[i] for i in kept], [[row[i] for i in kept] for row in cells]) for kept in columns]
+    render.print_table(layouts, console)
+    for text in _correlation_remarks(rows):
+        render.print_line(console, text, style="dim")
+
+
+def _correlation_remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    how = ", ".join(dict.fromkeys(row["method"] for row in rows))
+    yield f"intervals ({how}) take the checkpoints for a random sample of all that could have been trained"
+    close = {row["measure"]: row for row in rows if row["undecided"]}
+    if close:
+        texts = [f"{name} {row['undecided']} of {row['pairs']}" for name, row in close.items()]
+        yield f"pairs of checkpoints whose order by the measure is within error: {', '.join(texts)}"
+    if len(rows) > 1:
+        chance = len(rows) * (1 - rows[0]["confidence"])
+        yield f"{len(rows)} correlations are judged: where there is none, about {chance:.2g} would seem to be one"

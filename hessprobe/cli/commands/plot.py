@@ -47,7 +47,7 @@ def plot(
     if not written:
         raise failures.UsageError(
             "RECORD must hold something to draw: a density, several eigenvalues (--k), layers (--per-layer), a "
-            f"sharpness, a landscape; got {', '.join(map(str, paths))}. Measure more of these."
+            f"sharpness, a landscape, a comparison; got {', '.join(map(str, paths))}. Measure more of these."
         )
 
 

@@ -11,6 +11,7 @@ from hessprobe.report.figures.drawn import Drawn
 
 # Each module has figures_of(record, folder); a command that is not here has nothing to draw.
 _MODULES = {
+    "compare": "compare",
     "invariance": "invariance",
     "landscape": "landscape",
     "measure": "measure",

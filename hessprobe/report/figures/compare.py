@@ -1,0 +1,216 @@
+"""Figures of ``hessprobe compare``: differences to the baseline, and measures against the generalisation gap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hessprobe.comparison.gaps import GAPS
+from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
+from hessprobe.estimate import student_quantile
+from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import NUMBER, entry, short, spread
+from hessprobe.report.figures.style import BLACK, BLUE, GRAY, PURPLE, SHADE, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ACROSS = 3
+# Verdict: color, marker, and whether it is filled.
+_MARKS = {
+    SHARPER: (VERMILION, "^", True),
+    HIGHER: (VERMILION, "^", True),
+    FLATTER: (BLUE, "v", True),
+    LOWER: (BLUE, "v", True),
+    WITHIN: (GRAY, "o", False),
+    UNDECIDED: (GRAY, "x", True),
+}
+# More names beside points cannot be told apart.
+_NAMED = 12
+# Width of a letter and height of a line of such a name, as shares of a panel.
+_LETTER, _LINE = 0.022, 0.06
+
+
+@dataclass(frozen=True)
+class _Difference:
+    measure: str
+    checkpoint: str
+    value: float
+    below: float
+    above: float
+    independent: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class _Point:
+    checkpoint: str
+    gap: float
+    value: float
+    below: float
+    above: float
+
+
+def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
+    """Return the figures of a record; see ``dispatch.figures_of``."""
+    rows = entry(record, "differences", list, "the record")
+    found = [_difference(row, f"differences[{index}],") for index, row in enumerate(rows)]
+    shown = [one for one in found if math.isfinite(one.value)]
+    drawn = [_forest(shown, str(entry(record, "baseline", str, "the record")))] if shown else []
+    correlations = record.get("correlations") or []
+    for gap in GAPS:
+        own = [row for row in correlations if row["gap"] == gap]
+        if own:
+            drawn.append(_scatter(record, gap, own))
+    return drawn
+
+
+def _difference(row: Mapping[str, Any], where: str) -> _Difference:
+    value, below, above = spread(row, where)
+    level = 0.5 + entry(row, "confidence", (int, float), where) / 2
+    error, solver = entry(row, "independent_std_error", NUMBER, where), entry(row, "errors", dict, where)["solver"]
+    independent = student_quantile(level, math.inf) * (error or 0.0) + (solver or 0.0)
+    measure, checkpoint = entry(row, "measure", str, where), entry(row, "checkpoint", str, where)
+    return _Difference(measure, checkpoint, value, below, above, independent, entry(row, "verdict", str, where))
+
+
+def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
+    measures = list(dict.fromkeys(one.measure for one in found))
+    checkpoints = list(dict.fromkeys(one.checkpoint for one in found))
+    down, across = _grid(len(measures))
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(down, across, sharey=True, squeeze=False)
+        for panel, measure in zip(panels.flat, measures, strict=False):
+            _panel(panel, [one for one in found if one.measure == measure], checkpoints)
+            panel.set_title(measure, loc="left")
+            panel.set_xlabel(f"difference to {baseline}", fontsize=8)
+        for panel in panels.flat[len(measures) :]:
+            panel.set_visible(False)
+        for panel in panels[:, 0]:
+            panel.set_yticks(range(len(checkpoints)), labels=checkpoints)
+            panel.set_ylim(len(checkpoints) - 0.5, -0.5)
+        _legend(figure, found)
+
+    said = [f"{one.measure} of {one.checkpoint} {_signed(one)} ({one.verdict})" for one in found]
+    more = ", …" if len(said) > 12 else ""
+    alt = f"Differences to {baseline} with their intervals: {', '.join(said[:12])}{more}."
+    names = max(map(len, checkpoints))
+    size = (0.8 + 0.075 * names + 2.4 * across, 0.6 + down * (0.85 + 0.24 * len(checkpoints)))
+    return Drawn("differences", f"Differences to {baseline}", alt, draw, size)
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Return rows and columns of panels: four make a square, not a row and a rest."""
+    across = 2 if count == 4 else min(count, _ACROSS)
+    return -(-count // across), across
+
+
+def _panel(panel: Any, found: Sequence[_Difference], checkpoints: Sequence[str]) -> None:
+    for row in range(0, len(checkpoints), 2):
+        panel.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
+    panel.axvline(0, color=BLACK, lw=0.8)
+    for one in found:
+        height = checkpoints.index(one.checkpoint)
+        color, marker, filled = _MARKS.get(one.verdict, (GRAY, "x", True))
+        # What the interval would be without probes in common.
+        ends = [one.value - one.independent, one.value + one.independent]
+        panel.plot(ends, [height, height], color=GRAY, alpha=0.45, lw=5, solid_capstyle="butt", zorder=1.5)
+        face = color if filled else "white"
+        panel.errorbar(one.value, height, xerr=[[one.below], [one.above]], fmt=marker, ms=4.5, color=color, mfc=face)
+    panel.margins(x=0.12)
+    panel.locator_params(axis="x", nbins=4)
+    panel.grid(axis="x")
+
+
+def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for verdict in dict.fromkeys(one.verdict for one in found):
+        color, marker, filled = _MARKS.get(verdict, (GRAY, "x", True))
+        face = color if filled else "white"
+        handles.append(Line2D([], [], color=color, mfc=face, marker=marker, ms=4.5, ls="none", label=verdict))
+    wide = Line2D([], [], color=GRAY, alpha=0.45, lw=5, label="interval with probes of their own")
+    figure.legend(handles=[*handles, wide], loc="outside lower center", ncol=4)
+
+
+def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping[str, Any]]) -> Drawn:
+    points = {row["measure"]: _points(record, str(row["measure"]), gap) for row in correlations}
+    down, across = _grid(len(points))
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(down, across, squeeze=False)
+        for panel, row in zip(panels.flat, correlations, strict=False):
+            _cloud(panel, points[row["measure"]])
+            panel.set_title(f"{row['measure']}\n{_tau(row)}", loc="left", fontsize=8.5)
+            panel.set_xlabel(GAPS[gap], fontsize=8)
+        for panel in panels.flat[len(points) :]:
+            panel.set_visible(False)
+
+    alt = "; ".join(f"{row['measure']}: {_tau(row)} over {row['count']} checkpoints" for row in correlations)
+    title = f"Measures against {GAPS[gap]}"
+    return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (0.7 + 2.5 * across, 0.3 + 2.3 * down))
+
+
+def _points(record: Mapping[str, Any], measure: str, gap: str) -> list[_Point]:
+    gaps = {one["label"]: one.get("gaps") or {} for one in entry(record, "checkpoints", list, "the record")}
+    found = []
+    for index, row in enumerate(record["results"]):
+        known = gaps.get(row["checkpoint"], {}).get(gap)
+        if row["measure"] == measure and known is not None:
+            found.append(_Point(str(row["checkpoint"]), float(known), *spread(row, f"results[{index}],")))
+    return found
+
+
+def _cloud(panel: Any, points: Sequence[_Point]) -> None:
+    for one in points:
+        panel.errorbar(one.gap, one.value, yerr=[[one.below], [one.above]], fmt="o", ms=3.5, color=PURPLE)
+    if len(points) <= _NAMED:
+        for one, (right, up) in zip(points, _sides(points), strict=True):
+            offset = (4 if right else -4, 2 if up else -7)
+            where = {"xytext": offset, "textcoords": "offset points", "ha": "left" if right else "right"}
+            panel.annotate(one.checkpoint, (one.gap, one.value), fontsize=6, **where)
+    panel.margins(x=0.1, y=0.12)
+    panel.locator_params(nbins=5)
+    panel.grid()
+
+
+def _sides(points: Sequence[_Point]) -> list[tuple[bool, bool]]:
+    """Return for every name whether it stands right of its point and above it: inwards, and where none stands yet."""
+    x, y = _fractions([one.gap for one in points]), _fractions([one.value for one in points])
+    taken: list[tuple[float, float, float]] = []
+    chosen = []
+    for one, across, height in zip(points, x, y, strict=True):
+        inward, length = across <= 0.5, _LETTER * len(one.checkpoint)
+        places = {}
+        for right, up in ((inward, True), (inward, False), (not inward, True), (not inward, False)):
+            left = across if right else across - length
+            places[right, up] = (left, left + length, height + (_LINE if up else -_LINE) / 2)
+        free = (key for key, box in places.items() if not any(_overlap(box, other) for other in taken))
+        best = next(free, (inward, True))
+        taken.append(places[best])
+        chosen.append(best)
+    return chosen
+
+
+def _overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < _LINE
+
+
+def _fractions(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+
+
+def _tau(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    tau = "nan" if row["tau"] is None else f"{row['tau']:.2f}"
+    return f"τ = {tau} ({low:.2f} to {high:.2f})"
+
+
+def _signed(one: _Difference) -> str:
+    return f"{'+' if one.value > 0 else ''}{short(one.value)} ± {short(max(one.below, one.above))}"

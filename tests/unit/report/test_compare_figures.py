@@ -1,0 +1,115 @@
+"""The figures of a comparison: what is drawn where, from a hand-made record."""
+
+from __future__ import annotations
+
+import matplotlib.colors
+import pytest
+
+from hessprobe.errors import RecordError
+from hessprobe.report.comparison import comparison_csv, verdict_text
+from hessprobe.report.figures import figures_of
+
+
+def difference(checkpoint, measure, value, half, verdict, independent=1.0, **more):
+    known = {"checkpoint": checkpoint, "measure": measure, "value": value, "interval": [value - half, value + half]}
+    errors = {"probe": half / 2, "data": None, "solver": 0.0}
+    known |= {"confidence": 0.95, "independent_std_error": independent, "errors": errors, "std_error": half / 2}
+    return {**known, "verdict": verdict, "stands": True, "p": 0.01, "flags": [], "baseline": "sgd", **more}
+
+
+def value(checkpoint, measure, number, half):
+    return {"checkpoint": checkpoint, "measure": measure, "operator": "hessian", "value": number,
+            "interval": [number - half, number + half], "std_error": half / 2, "confidence": 0.95}  # fmt: skip
+
+
+def record():
+    labels = ("sgd", "sam", "asam", "gsam", "usam")
+    checkpoints = [
+        {"label": label, "path": f"{label}.pt", "gaps": {"loss": 0.1 * i, "accuracy": 0.01 * i}}
+        for i, label in enumerate(labels)
+    ]
+    ranks = {"tau": 0.8, "interval": [0.1, 1.0], "confidence": 0.95, "count": 5, "method": "x", "verdict": "rises"}
+    return {
+        "command": "compare",
+        "results": [value(label, "trace", 3.0 + i, 0.5) for i, label in enumerate(labels)],
+        "checkpoints": checkpoints,
+        "baseline": "sgd",
+        "differences": [
+            difference("sam", "trace", 1.0, 0.25, "sharper"),
+            difference("asam", "trace", -2.0, 0.5, "flatter"),
+            difference("gsam", "trace", 0.1, 0.2, "within error"),
+            difference("sam", "lambda-max", -1.0, 0.1, "flatter"),
+            {**difference("usam", "lambda-max", 0.0, 0.0, "undecided"), "value": None, "interval": [None, None]},
+        ],
+        "correlations": [{"measure": "trace", "gap": gap, **ranks} for gap in ("loss", "accuracy")],
+    }
+
+
+def by_name(figures):
+    return {one.name: one for one in figures}
+
+
+def test_differences_have_a_panel_a_measure_with_intervals_and_the_wider_ones():
+    found = by_name(figures_of(record()))
+    assert list(found) == ["differences", "gap-loss", "gap-accuracy"]
+    panels = [axes for axes in found["differences"].figure().axes if axes.get_visible()]
+    assert [panel.get_title(loc="left") for panel in panels] == ["trace", "lambda-max"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["sam", "asam", "gsam"]
+    points = list(panels[0].containers)
+    assert [point[0].get_xdata()[0] for point in points] == [1.0, -2.0, 0.1]
+    assert [point[0].get_ydata()[0] for point in points] == [0, 1, 2]
+    lows = [float(point[2][0].get_segments()[0][0][0]) for point in points]
+    assert lows == pytest.approx([0.75, -2.5, -0.1])
+    colors = [matplotlib.colors.to_hex(point[0].get_color()) for point in points]
+    assert len(set(colors)) == 3
+    wide = [line for line in panels[0].lines if line.get_linewidth() == 5]
+    assert wide[0].get_xdata() == pytest.approx([1 - 1.959964, 1 + 1.959964])
+    # A number that is not finite is not drawn.
+    assert len(panels[1].containers) == 1
+    assert "trace of sam +1 ± 0.25 (sharper)" in found["differences"].alt
+
+
+def test_gaps_are_scattered_with_error_bars_and_names():
+    found = by_name(figures_of(record()))
+    (panel,) = found["gap-loss"].figure().axes
+    points = [container[0].get_xydata()[0] for container in panel.containers]
+    assert [list(point) for point in points] == [pytest.approx([0.1 * i, 3.0 + i]) for i in range(5)]
+    segment = panel.containers[0][2][0].get_segments()[0]
+    assert [end[1] for end in segment] == pytest.approx([2.5, 3.5])
+    assert {text.get_text() for text in panel.texts} == {"sgd", "sam", "asam", "gsam", "usam"}
+    assert panel.get_title(loc="left") == "trace\nτ = 0.80 (0.10 to 1.00)"
+    assert panel.get_xlabel() == "test - training loss"
+    assert "over 5 checkpoints" in found["gap-loss"].alt
+
+
+def test_a_record_without_correlations_or_differences_draws_less():
+    bare = record()
+    del bare["correlations"]
+    assert list(by_name(figures_of(bare))) == ["differences"]
+    bare["differences"] = []
+    assert figures_of(bare) == []
+    broken = record()
+    del broken["differences"][0]["verdict"]
+    with pytest.raises(RecordError, match=r"differences\[0\], lacks the entry 'verdict'"):
+        figures_of(broken)
+
+
+def test_the_same_record_gives_the_same_file():
+    first, second = (by_name(figures_of(record()))["gap-accuracy"].content("svg") for _ in range(2))
+    assert first == second
+
+
+def test_verdicts_in_words():
+    row = difference("sam", "trace", -3.14159, 0.4, "flatter")
+    assert verdict_text(row) == "flatter by 3.14 ± 0.20"
+    assert verdict_text({**row, "stands": False}, "+/-") == "flatter by 3.14 +/- 0.20 (alone)"
+    assert verdict_text({**row, "verdict": "within error", "value": -0.1}) == "within error (-0.10 ± 0.20)"
+    assert verdict_text({**row, "verdict": "undecided", "flags": ["bound"]}) == "undecided: a bound, not a value"
+    assert verdict_text({**row, "verdict": "undecided"}) == "undecided: not finite"
+
+
+def test_csv_has_a_line_a_value():
+    lines = comparison_csv(record()).splitlines()
+    assert lines[0].startswith("measure,operator,checkpoint,path,value,std_error,low,high,confidence,difference,")
+    assert lines[2] == "trace,hessian,sam,sam.pt,4.0,0.25,3.5,4.5,0.95,1.0,0.125,0.75,1.25,sharper,0.01,True"
+    assert lines[1].endswith(",0.95,,,,,,,")
