@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # A correct claim exceeds it once in 16,000 comparisons.
 Z_LIMIT = 4.0
@@ -114,7 +117,9 @@ class Series:
     dashed: bool = False
 
     @classmethod
-    def of(cls, label: str, x: Sequence[float], y: Sequence[float], *, dashed: bool = False) -> Series:
+    def of(
+        cls, label: str, x: Sequence[float] | NDArray[Any], y: Sequence[float] | NDArray[Any], *, dashed: bool = False
+    ) -> Series:
         """Return a series of anything that can be read as numbers, thinned to at most 400 points."""
         step = max(-(-len(x) // 400), 1)
         return cls(label, tuple(float(v) for v in x[::step]), tuple(float(v) for v in y[::step]), dashed)

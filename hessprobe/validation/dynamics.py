@@ -55,17 +55,17 @@ def optimize(
     start: Sequence[float] | Tensor,
     steps: int,
 ) -> Tensor:
-    """Return the points (steps + 1, d), fp64, that an optimizer of ``hessprobe.optim`` goes through.
+    """Return the points (steps + 1, ...), fp64, that an optimizer of ``hessprobe.optim`` goes through.
 
     Args:
         make: the optimizer on a list of parameters.
         loss: (x, t) -> scalar, t = 1, 2, ... the step.
-        start: (d,).
+        start: of any shape. Rows may be independent runs, under a rule without norms and a loss that is their sum.
         steps: how many.
     """
     x = torch.as_tensor(start, dtype=torch.float64).clone().requires_grad_()
     optimizer = make([x])
-    points = torch.empty(steps + 1, len(x), dtype=torch.float64)
+    points = torch.empty(steps + 1, *x.shape, dtype=torch.float64)
     points[0] = x.detach()
     for t in range(1, steps + 1):
 
@@ -75,9 +75,34 @@ def optimize(
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return value
 
-        optimizer.step(closure)
+        if optimizer.needs_loss:
+            optimizer.step(loss=lambda t=t: loss(x, t))  # type: ignore[misc]  # defaults bind
+        else:
+            optimizer.step(closure)
         points[t] = x.detach()
     return points
+
+
+def direction(make: Callable[[list[Tensor]], SharpnessAware], closure: Callable[[Tensor], Any], at: Tensor) -> Tensor:
+    """Return the gradient (d,) that an optimizer hands to its base at a point, from a step of length 1.
+
+    Args:
+        make: the optimizer on a list of parameters, around gradient descent with lr = 1.
+        closure: x -> what the optimizer's closure returns; backward is called here where that is a loss.
+        at: (d,).
+    """
+    x = at.detach().clone().requires_grad_()
+    optimizer = make([x])
+
+    def run() -> Any:
+        optimizer.zero_grad()
+        value = closure(x)
+        if isinstance(value, Tensor):
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return value
+
+    optimizer.step(run)
+    return at - x.detach()
 
 
 def plain_sgd(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -88,6 +113,17 @@ def plain_sgd(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
 def mean_and_error(runs: Array) -> tuple[Array, Array]:
     """Return mean and standard error over the first axis, the independent runs."""
     return runs.mean(0), runs.std(0, ddof=1) / math.sqrt(len(runs))
+
+
+def mean_along(series: Array, batches: int = 20) -> tuple[Array, Array]:
+    """Return mean and standard error of a stationary run over its first axis, from the means of consecutive batches.
+
+    Args:
+        series: (steps, ...).
+        batches: each to be long against the time over which the run forgets.
+    """
+    length = len(series) // batches
+    return mean_and_error(series[len(series) - batches * length :].reshape(batches, length, *series.shape[1:]).mean(1))
 
 
 def relative_gap(one: Any, other: Any) -> float:

@@ -16,8 +16,14 @@ FAMILIES = (
     "universality",
     "universality_few",
     "radius",
+    "explicit_bias",
+    "determinant",
     "wen_ma_li",
     "unified_sam",
+    "xsam",
+    "functional_sam",
+    "overparameterization",
+    "statistics",
 )
 
 

@@ -6,7 +6,6 @@ Rule: e = x + rho (1 - lam + lam/||g||) g, x <- x - gamma grad f_S(e), both grad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,9 +16,9 @@ from hessprobe.optim import UnifiedSAM
 from hessprobe.optim.sampling import Importance, Nice
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, agrees, below, near
 from hessprobe.validation.dynamics import Array, mean_and_error, optimize, plain_sgd, relative_gap
+from hessprobe.validation.least_squares import Squares, nice_weights, step
 
 _SOURCE = "Oikonomou, Loizou (2025)"
-Slopes = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -50,54 +49,6 @@ class Rates:
         """Return N, what the bound tends to."""
         noise = self.C * gamma + rho * (1 + 2 * gamma * self.L**2 * rho) * (self.C * (1 - lam) ** 2 + lam**2)
         return self.L / self.mu * noise
-
-
-@dataclass(frozen=True)
-class Squares:
-    """f = (1/n) sum_i (a_i x - b_i)^2 / 2."""
-
-    rows: Array
-    targets: Array
-
-    @property
-    def n(self) -> int:
-        """Number of examples."""
-        return len(self.rows)
-
-    @property
-    def sizes(self) -> Array:
-        """L_i = ||a_i||^2."""
-        sizes: Array = (self.rows**2).sum(1)
-        return sizes
-
-    @property
-    def spectrum(self) -> Array:
-        """Non-zero eigenvalues of the Hessian, ascending."""
-        values = np.linalg.svd(self.rows, compute_uv=False) ** 2 / self.n
-        return np.sort(values[values > 1e-12 * values.max()])
-
-    def residuals(self, x: Array) -> Array:
-        """Return a_i x - b_i, (runs, n), at ``x`` (runs, d)."""
-        return x @ self.rows.T - self.targets
-
-    def gradient(self, x: Array, weights: Array | None = None) -> Array:
-        """Return sum_i v_i grad f_i (runs, d), v (runs, n), or the mean without weights."""
-        r = self.residuals(x)
-        return (r / self.n if weights is None else r * weights) @ self.rows
-
-    def excess(self, x: Array) -> Array:
-        """Return f - f* (runs,)."""
-        best, *_ = np.linalg.lstsq(self.rows, self.targets, rcond=None)
-        least = float((self.residuals(best[None]) ** 2).mean() / 2)
-        above: Array = (self.residuals(x) ** 2).mean(1) / 2 - least
-        return above
-
-
-def step(x: Array, slopes: Slopes, rho: Array | float, lam: Array | float, gamma: Array | float) -> Array:
-    """Return the points after one step from each of ``x`` (runs, d); the parameters may be (runs, 1)."""
-    g = slopes(x)
-    norm = np.linalg.norm(g, axis=1, keepdims=True) + 1e-12
-    return x - gamma * slopes(x + rho * (1 - lam + lam / norm) * g)
 
 
 def _settings(rates: Rates, lams: tuple[float, ...], shares: tuple[float, ...]) -> tuple[Array, Array, Array]:
@@ -174,13 +125,6 @@ def _orthogonal_design() -> tuple[Squares, Rates, int]:
     return f, Rates(L, float(f.spectrum[0]), A, n * (tau - 1) / (tau * (n - 1)), 2 * A * sigma), tau
 
 
-def _nice(source: np.random.Generator, runs: int, n: int, tau: int) -> Array:
-    order = np.argpartition(source.random((runs, n)), tau, axis=1)[:, :tau]
-    weights = np.zeros((runs, n))
-    np.put_along_axis(weights, order, 1 / tau, axis=1)
-    return weights
-
-
 def tau_nice(runs: int, steps: int) -> Finding:
     """Minibatches of distinct examples: the mean over runs below the bound at every step."""
     f, rates, tau = _orthogonal_design()
@@ -191,7 +135,7 @@ def tau_nice(runs: int, steps: int) -> Finding:
         source, x = np.random.default_rng(4), np.full((runs, 3), 3.0)
         start, floor, worst, means = float(f.excess(x)[0]), rates.floor(lam, rho, gamma), (0.0, 0.0), []
         for t in range(1, steps + 1):
-            weights = _nice(source, runs, f.n, tau)
+            weights = nice_weights(source, runs, f.n, tau)
             x = step(x, lambda x, w=weights: f.gradient(x, w), rho, lam, gamma)  # type: ignore[misc]  # defaults bind
             mean, error = mean_and_error(f.excess(x))
             bound = (1 - gamma * rates.mu) ** t * start + floor
@@ -222,7 +166,7 @@ def decreasing(runs: int, last: int) -> Finding:
         gamma = rates.gamma(lam, best)
         source, x, logs, errors = np.random.default_rng(5), np.full((runs, 3), 1.0), [], []
         for t in range(last + 1):
-            weights = _nice(source, runs, f.n, tau)
+            weights = nice_weights(source, runs, f.n, tau)
             now = min(gamma, (2 * t + 1) / ((t + 1) ** 2 * rates.mu))
             slopes = partial(f.gradient, weights=weights)
             x = step(x, slopes, min(best, 1 / (2 * t + 1)), lam, now)
@@ -314,7 +258,7 @@ def nonconvex(runs: int, steps: int) -> Finding:
         delta = _mean_loss(x[0], rows, shifts)
         for _ in range(steps):
             least = min(least, float((slopes(x, uniform) ** 2).sum(1).mean()))
-            x = step(x, partial(slopes, weights=_nice(draws, runs, n, tau)), rho, lam, gamma)
+            x = step(x, partial(slopes, weights=nice_weights(draws, runs, n, tau)), rho, lam, gamma)
         noise = 2 * A * best
         # f^inf >= 0, so delta_0 <= f(x_0), and sigma* <= f^inf <= the least loss found.
         bound = 2 * (1 + 2 * A * a) ** steps * delta / (gamma * steps) + 2 * a / gamma * noise
