@@ -157,6 +157,11 @@ class GaussNewton(LinearOperator):
         return self.risk.layout.slices
 
     @property
+    def engine(self) -> Engine:
+        """The engine in use; with ``"auto"`` the first access chooses it."""
+        return self._source.engine
+
+    @property
     def engine_note(self) -> str:
         """Which engine runs, and with ``"auto"`` why the others do not; ``"auto"`` before the first product."""
         return self._source.note if self._source.chosen else "auto"

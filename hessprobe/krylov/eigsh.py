@@ -33,10 +33,6 @@ _EXTRA = 20
 # Ritz pairs are looked at once for each of this share of the pairs wanted.
 _LOOKS = 16
 
-# A warm start may sit on an eigenvector that is no longer the extreme one, and converge there at once: it must also run
-# until the bounds exclude eigenvalues this share of the spectral norm beyond what it found.
-_WARM_MARGIN = 0.05
-
 
 def eigsh(
     A: Any,
@@ -47,6 +43,7 @@ def eigsh(
     max_matvecs: int | None = None,
     seed: int | torch.Generator = 0,
     start: Tensor | None = None,
+    margin: float = 0.05,
     delta: float = 0.01,
     verify: bool = True,
     basis_size: int | None = None,
@@ -78,8 +75,10 @@ def eigsh(
             is returned unconverged, with a warning and a flag.
         seed: of the random start, a non-negative integer or a generator.
         start: (j, d) approximate eigenvectors, j >= 1, such as those of a neighbouring checkpoint. The run starts from
-            their sum and a tenth of fresh noise, and goes on until the bounds exclude eigenvalues 5 % of s beyond
-            those found.
+            their sum and a tenth of fresh noise.
+        margin: > 0. A warm start may sit on an eigenvector that is no longer the extreme one, and converge there at
+            once: it goes on until the bounds exclude eigenvalues this share of s beyond those found. At 5 % that
+            takes about as many products as a cold start, at 50 % fewer.
         delta: probability that a bound fails, in (0, 1).
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.
@@ -104,10 +103,11 @@ def eigsh(
     """
     began = time.perf_counter()
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)
+    checks.real("margin", margin, low=0, low_open=True)
     problem = _problem(Counted(aslinearoperator(A)), k, which, tol, max_matvecs, delta, basis_size, callback)
     engine = _engine(problem, checks.resolve_seed(seed), start)
     random_part = 1.0 if start is None else _RANDOM_PART
-    ritz, found = _search(problem, engine, random_part)
+    ritz, found = _search(problem, engine, random_part, margin)
     bounds = _bounds(problem, engine, ritz, random_part)
     chosen = problem.ranking(ritz.values)[: problem.target]
     pool, verified, rest = pool_of(engine, ritz, chosen), True, rest_of(ritz, chosen)
@@ -192,7 +192,7 @@ def _checked_start(A: LinearOperator, start: Tensor) -> Tensor:
     return rows
 
 
-def _search(problem: Problem, engine: ThickRestart, random_part: float) -> tuple[Ritz, bool]:
+def _search(problem: Problem, engine: ThickRestart, random_part: float, margin: float) -> tuple[Ritz, bool]:
     """Step until the wanted Ritz pairs have converged; return them all, and whether they have."""
     unseen = 0
     while True:
@@ -207,7 +207,7 @@ def _search(problem: Problem, engine: ThickRestart, random_part: float) -> tuple
         done = ritz.residuals[wanted] <= problem.enough(ritz.values[wanted], engine)
         problem.report("search", ritz, int(done.sum()))
         if engine.exhausted or (
-            len(wanted) == problem.target and bool(done.all()) and _trusted(problem, engine, ritz, random_part)
+            len(wanted) == problem.target and bool(done.all()) and _trusted(problem, engine, ritz, random_part, margin)
         ):
             return ritz, True
         if problem.spent:
@@ -226,12 +226,12 @@ def _due(problem: Problem, engine: ThickRestart, unseen: int) -> bool:
     return engine.size >= problem.target and unseen >= problem.target / _LOOKS
 
 
-def _trusted(problem: Problem, engine: ThickRestart, ritz: Ritz, random_part: float) -> bool:
+def _trusted(problem: Problem, engine: ThickRestart, ritz: Ritz, random_part: float, margin: float) -> bool:
     if random_part == 1.0 or not engine.pristine:
         return True
-    margin = _WARM_MARGIN * engine.scale
-    high = math.inf if problem.which == "smallest" else float(ritz.values[0]) + margin
-    low = -math.inf if problem.which == "largest" else float(ritz.values[-1]) - margin
+    beyond = margin * engine.scale
+    high = math.inf if problem.which == "smallest" else float(ritz.values[0]) + beyond
+    low = -math.inf if problem.which == "largest" else float(ritz.values[-1]) - beyond
     return excluded(engine, low, high, log_start_quantile(problem.A.dim, problem.delta_an_end, random_part)) == (
         True,
         True,

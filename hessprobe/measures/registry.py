@@ -180,7 +180,11 @@ def measure_all(
     require_objective("risk", risk)
     if settings.k > risk.dim:
         raise ValueError(f"k must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
-    session = Session(risk, settings, names, report)
+    yield from results(Session(risk, settings, names, report), names)
+
+
+def results(session: Session, names: Sequence[str]) -> Iterator[Result]:
+    """Yield one result a name out of a session made for them; see ``measure_all``."""
     wanted = dict.fromkeys(names)
     for name in [*(n for n in _ORDER if n in wanted), *(n for n in wanted if n not in _ORDER)]:
         yield _result(session, name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning
@@ -16,6 +18,7 @@ from hessprobe.hvp import Fisher, GaussNewton, Hessian
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
 from hessprobe.operators.algebra import Block
+from hessprobe.vectors import orthonormal_rows
 
 if TYPE_CHECKING:
     from hessprobe.measures.universal import UniversalWork
@@ -27,9 +30,24 @@ _EIGEN_TOL = 1e-3
 # Directions treated exactly by what samples the rest; rough eigenvectors do, as no estimator is biased by them.
 _DEFLATED, _DEFLATED_SWEEP = 16, 96
 _ROUGH_TOL = 0.05
+# How much larger than what a neighboring point leads to an eigenvalue must be to be excluded, see ``eigsh``.
+_WARM_MARGIN = 0.5
 # Measures that rest on a sweep of Lanczos chains, and what such a sweep spends.
 _SWEEPS = frozenset({"logdet", "density", "effective-dimension"})
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a neighboring point leaves for the next one to begin from.
+
+    Attributes:
+        eigenvectors: (k, d) of the extreme eigenvalues, or None.
+        directions: (j, d) rough leading eigenvectors, or None.
+    """
+
+    eigenvectors: Tensor | None = None
+    directions: Tensor | None = None
 
 
 class Session:
@@ -40,12 +58,22 @@ class Session:
         settings: how to measure.
         names: all measures that will be asked for; what they need together is planned from it.
         report: told of progress.
+        start: vectors of a neighboring point; fewer products are needed from there, and the values are the same
+            within their errors.
     """
 
-    def __init__(self, risk: Objective, settings: MeasureSettings, names: Iterable[str], report: Report) -> None:
+    def __init__(
+        self,
+        risk: Objective,
+        settings: MeasureSettings,
+        names: Iterable[str],
+        report: Report,
+        start: Vectors | None = None,
+    ) -> None:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
         self._report = report
+        self._start = start or Vectors()
         expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
         self.A = make_operator(risk, settings, expected)
 
@@ -59,7 +87,14 @@ class Session:
             self._report(Event("eigenvalues", state.matvecs, None, state.largest, state.largest_residual))
 
         pairs = krylov.eigsh(
-            self.A, k, "both" if both else "largest", tol=_EIGEN_TOL, seed=self.settings.seed, callback=progress
+            self.A,
+            k,
+            "both" if both else "largest",
+            tol=_EIGEN_TOL,
+            seed=self.settings.seed,
+            start=self._start.eigenvectors,
+            margin=_WARM_MARGIN,
+            callback=progress,
         )
         self._report(Event("eigenvalues", pairs.matvecs, pairs.matvecs, float(pairs.values[0])))
         return pairs
@@ -92,6 +127,8 @@ class Session:
     @cached_property
     def directions(self) -> estimators.Deflation | None:
         """Rough leading eigenvectors with their products; they carry most of the variance of what samples the rest."""
+        if self._start.directions is not None:
+            return estimators.deflation(self.A, self._start.directions, seed=self.settings.seed)
         wanted = _DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED
         count = min(wanted, self.A.dim // 8)
         if count == 0:
@@ -111,6 +148,27 @@ class Session:
         self._report(Event("leading directions", pairs.matvecs, pairs.matvecs))
         found = estimators.deflation(self.A, pairs.vectors, seed=self.settings.seed)
         return replace(found, matvecs=found.matvecs + pairs.matvecs)
+
+    @property
+    def vectors(self) -> Vectors:
+        """What has been found, for the next point to begin from.
+
+        Directions V are passed on as A V, which is known: subspace iteration along the points, for no products at all.
+        No estimator is biased by directions that are off, it only needs more probes.
+        """
+        pairs, found = self.__dict__.get("eigenpairs"), self.__dict__.get("directions")
+        return Vectors(
+            None if pairs is None else pairs.vectors,
+            None if found is None else orthonormal_rows(found.image),
+        )
+
+    @property
+    def matvecs(self) -> float:
+        """Products behind everything found so far, each counted once."""
+        known = self.__dict__
+        parts = [known[name].matvecs for name in ("eigenpairs", "smallest", "trace", "directions") if name in known]
+        parts += [known[name].matvecs - self._shared for name in ("frobenius", "sketch") if name in known]
+        return float(sum(parts))
 
     @cached_property
     def trace(self) -> Estimate:
