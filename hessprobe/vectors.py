@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,27 @@ class ParameterLayout:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
+def require_same(layouts: Sequence[ParameterLayout], names: Sequence[str]) -> None:
+    """Refuse checkpoints of different architectures.
+
+    Args:
+        layouts: of the parameters, one a checkpoint.
+        names: of the checkpoints, for the message.
+
+    Raises:
+        ValueError: names the first tensor that differs, and how.
+    """
+    first = dict(zip(layouts[0].names, layouts[0].shapes, strict=True))
+    for layout, name in zip(layouts[1:], names[1:], strict=True):
+        other = dict(zip(layout.names, layout.shapes, strict=True))
+        for tensor in dict.fromkeys((*first, *other)):
+            if first.get(tensor) != other.get(tensor):
+                raise ValueError(
+                    f"checkpoints must have the same architecture; got tensor {tensor!r} {_shape(first.get(tensor))} "
+                    f"in {names[0]} and {_shape(other.get(tensor))} in {name}. Pass checkpoints of one model."
+                )
+
+
 def row_dots(left: Tensor, right: Tensor) -> Tensor:
     """Return the fp64 dot products of matching rows: (k, d), (k, d) -> (k,)."""
     total = torch.zeros(left.shape[0], dtype=torch.float64, device=left.device)
@@ -96,3 +117,7 @@ def _columns(rows: Tensor) -> Iterator[slice]:
     width = max(_CHUNK // max(rows.shape[0], 1), 1)
     for start in range(0, rows.shape[1], width):
         yield slice(start, min(start + width, rows.shape[1]))
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else f"of shape {tuple(shape)}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hessprobe.landscape.plane import Plane
     from hessprobe.landscape.result import Landscape
     from hessprobe.landscape.scene import Scene, survey
-    from hessprobe.landscape.trajectory import line_plane, pca_plane, require_same
+    from hessprobe.landscape.trajectory import line_plane, pca_plane
 
 _HOMES = {
     "Landscape": "result",
@@ -33,7 +33,6 @@ _HOMES = {
     "normalized": "directions",
     "pca_plane": "trajectory",
     "random_plane": "directions",
-    "require_same": "trajectory",
     "share_axis": "axes",
     "survey": "scene",
     "write_html": "interactive",
@@ -53,7 +52,6 @@ __all__ = [
     "normalized",
     "pca_plane",
     "random_plane",
-    "require_same",
     "share_axis",
     "survey",
     "write_html",

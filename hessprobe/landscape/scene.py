@@ -22,6 +22,7 @@ from hessprobe.landscape.result import Landscape, Store
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
 from hessprobe.objective.base import Objective
 from hessprobe.objective.modes import batchnorms
+from hessprobe.vectors import require_same
 
 Report = Callable[[int, int], object]
 
@@ -163,7 +164,7 @@ def _axes(scene: Scene, plane: Plane) -> tuple[Floats, ...]:
 
 def _require_comparable(scene: Scene) -> None:
     risks = (scene.risk, *scene.others)
-    trajectory.require_same([each.layout for each in risks], scene.names)
+    require_same([each.layout for each in risks], scene.names)
     prints = [each.fingerprint() for each in risks] if scene.others else []
     for name, found in zip(scene.names[1:], prints[1:], strict=False):
         if found != prints[0]:

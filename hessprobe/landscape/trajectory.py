@@ -8,28 +8,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.landscape.plane import Plane
-from hessprobe.vectors import ParameterLayout, gram
-
-
-def require_same(layouts: Sequence[ParameterLayout], names: Sequence[str]) -> None:
-    """Refuse checkpoints of different architectures.
-
-    Args:
-        layouts: of the parameters, one a checkpoint.
-        names: of the checkpoints, for the message.
-
-    Raises:
-        ValueError: names the first tensor that differs, and how.
-    """
-    first = dict(zip(layouts[0].names, layouts[0].shapes, strict=True))
-    for layout, name in zip(layouts[1:], names[1:], strict=True):
-        other = dict(zip(layout.names, layout.shapes, strict=True))
-        for tensor in dict.fromkeys((*first, *other)):
-            if first.get(tensor) != other.get(tensor):
-                raise ValueError(
-                    f"checkpoints must have the same architecture; got tensor {tensor!r} {_shape(first.get(tensor))} "
-                    f"in {names[0]} and {_shape(other.get(tensor))} in {name}. Pass checkpoints of one model."
-                )
+from hessprobe.vectors import gram
 
 
 def line_plane(origin: Tensor, others: Sequence[Tensor], names: Sequence[str]) -> Plane:
@@ -125,7 +104,3 @@ def pca_plane(points: Sequence[Tensor], names: Sequence[str]) -> Plane:
     )
     facts = {"explained_variance": shares, "distances": [distance for _, distance in places]}
     return Plane(last, plane.rows, labels, "pca", marks=marks, facts=facts)
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else f"of shape {tuple(shape)}"

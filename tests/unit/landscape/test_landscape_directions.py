@@ -16,11 +16,10 @@ from hessprobe.landscape import (
     normalized,
     pca_plane,
     random_plane,
-    require_same,
 )
 from hessprobe.landscape.geometry import circle
 from hessprobe.objective import Quadratic
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, require_same
 
 LAYOUT = ParameterLayout(("w", "b", "k"), (torch.Size((2, 2)), torch.Size((2,)), torch.Size((1, 2, 1, 1))))
 # Filters (3, 4) of norm 5 and (0, 2) of norm 2; bias (1, -1); one kernel (6, 8) of norm 10.
