@@ -101,6 +101,8 @@ def train(
         if state is not None:
             restore(run, state)
         elif after_epoch is not None:
+            # A checkpoint names the rate of the step that follows it.
+            set_lr(run.optimizer, _lr(run, 0))
             after_epoch(run)
         for _ in range(run.epoch, recipe.epochs):
             started = time.perf_counter()
