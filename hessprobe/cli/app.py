@@ -17,6 +17,7 @@ from hessprobe.cli.commands.measure import measure
 from hessprobe.cli.commands.plot import plot
 from hessprobe.cli.commands.report import report
 from hessprobe.cli.commands.sharpness import sharpness
+from hessprobe.cli.commands.track import track
 from hessprobe.cli.commands.train import train
 from hessprobe.cli.commands.validate import validate
 from hessprobe.cli.failures import guarded
@@ -53,6 +54,7 @@ app.command()(guarded(measure))
 app.command()(guarded(invariance))
 app.command()(guarded(sharpness))
 app.command()(guarded(landscape))
+app.command()(guarded(track))
 app.command()(guarded(compare))
 app.command()(guarded(plot))
 app.command()(guarded(info))

@@ -25,8 +25,8 @@ import pytest
         (["meassure"], "hessprobe has no command 'meassure'. Did you mean 'measure'?"),
         (
             ["qqq"],
-            "hessprobe has no command 'qqq'. Choose one of train, measure, invariance, sharpness, landscape, compare, "
-            "plot, info, bench, validate, report.",
+            "hessprobe has no command 'qqq'. Choose one of train, measure, invariance, sharpness, landscape, track, "
+            "compare, plot, info, bench, validate, report.",
         ),
         ([__file__], f"hessprobe has no command {__file__!r}. Write: hessprobe measure {__file__}"),
     ],

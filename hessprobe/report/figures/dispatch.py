@@ -16,6 +16,7 @@ _MODULES = {
     "landscape": "landscape",
     "measure": "measure",
     "sharpness": "sharpness",
+    "track": "track",
     "validate": "validate",
 }
 

@@ -1,0 +1,57 @@
+"""Points as scalars of TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hessprobe.errors import UnsupportedError
+from hessprobe.tracking.point import Point
+
+PREFIX = "hessprobe"
+
+
+def open_writer(target: Any) -> tuple[Any, bool]:
+    """Return a writer, and whether it was made here and is to be closed here.
+
+    Args:
+        target: a ``SummaryWriter`` (or anything with ``add_scalar(tag, value, step)``), or the folder for a new one.
+
+    Raises:
+        TypeError: neither.
+        UnsupportedError: a folder is given and tensorboard is not installed.
+    """
+    if callable(getattr(target, "add_scalar", None)):
+        return target, False
+    if not isinstance(target, (str, Path)):
+        raise TypeError(
+            f"writer must be a SummaryWriter or a folder; got {type(target).__name__}. Pass for example "
+            "'runs/sharpness'."
+        )
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UnsupportedError(
+            "Writing for TensorBoard needs the package tensorboard. Run pip install 'hessprobe[tracking]'."
+        ) from error
+    return SummaryWriter(str(target)), True
+
+
+def scalars(point: Point) -> dict[str, float]:
+    """Return the numbers of a point by tag."""
+    found: dict[str, float | None] = {"loss": point.loss, "gradient-norm": point.gradient_norm, "lr": point.lr}
+    if point.alignment is not None:
+        found |= {"alignment": point.alignment.first, f"alignment-top-{point.alignment.k}": point.alignment.space}
+    found |= {"edge-of-stability": point.edge.plain, "edge-of-stability-sam": point.edge.sharpness_aware}
+    for result in point.results:
+        estimate = result.estimate
+        found[result.measure] = estimate.value
+        found[f"{result.measure}-error"] = max(estimate.std_error, estimate.errors.solver)
+    found |= {"products": point.matvecs, "seconds": point.seconds}
+    return {f"{PREFIX}/{name}": value for name, value in found.items() if value is not None}
+
+
+def write_point(writer: Any, point: Point) -> None:
+    """Add the numbers of a point to a writer."""
+    for tag, value in scalars(point).items():
+        writer.add_scalar(tag, value, point.step)

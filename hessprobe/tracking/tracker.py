@@ -1,0 +1,216 @@
+"""Curvature while training: a callback for a loop of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprobe import checks
+from hessprobe.errors import NonFiniteError, NumericalWarning
+from hessprobe.measures.session import Vectors
+from hessprobe.measures.settings import MeasureSettings
+from hessprobe.objective import EmpiricalRisk
+from hessprobe.tracking.board import open_writer, write_point
+from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
+from hessprobe.tracking.pace import Pace
+from hessprobe.tracking.point import Point, measure_point
+from hessprobe.tracking.stability import StepRule, rule_of_optimizer
+
+
+class SharpnessTracker:
+    """Measures loss, gradient and curvature of a model on fixed data while it trains.
+
+        tracker = SharpnessTracker(model, nn.CrossEntropyLoss(), batches, every=50, budget=0.05, optimizer=optimizer)
+        for step, (x, y) in enumerate(loader, 1):
+            ...
+            optimizer.step()
+            tracker.step(step)
+
+    The training is left bit-identical: weights, buffers, gradients, modes and the random states are as if no tracker
+    were there. The model is measured in evaluation mode, also where it is called under ``model.train()``. Each point
+    begins from the eigenvectors of the one before, and all points share their probes.
+
+    Args:
+        model: any module; wrappers of DDP and ``torch.compile`` are taken off. Under DDP, step on one rank only.
+        loss: as for ``EmpiricalRisk``; None for a model that returns ``.loss``.
+        data: batches as for ``EmpiricalRisk``, the same ones each time (a list; not a loader that shuffles). The more
+            examples, the dearer a point: a few hundred to a few thousand usually do.
+        every: steps between two points, >= 1.
+        budget: share of the training's time in (0, 1] that measuring may take, see ``Pace``; None sets no bound.
+        measures: names in ``tracking.names.TRACKED``; the largest eigenvalue is always measured.
+        k: number of largest eigenvalues, >= 1.
+        rtol: half-width of the intervals of trace and Frobenius norm, relative to the value, in (0, 1).
+        seed: of the probes, >= 0.
+        optimizer: for the learning rate and the threshold of stability; None leaves the threshold out, unless ``step``
+            is told a rate.
+        writer: a ``SummaryWriter`` of TensorBoard, or the folder for one.
+        params: which parameters, as for ``EmpiricalRisk``.
+        batchnorm: as for ``EmpiricalRisk``.
+        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``engine``, ``memory``).
+
+    Attributes:
+        points: what has been measured, in order.
+
+    Raises:
+        TypeError, ValueError: an argument outside its range, or a model without trainable parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Any] | None,
+        data: Any,
+        *,
+        every: int = 1,
+        budget: float | None = None,
+        measures: Sequence[str] = DEFAULT,
+        k: int = 1,
+        rtol: float = RTOL,
+        seed: int = 0,
+        optimizer: torch.optim.Optimizer | None = None,
+        writer: Any = None,
+        params: Any = None,
+        batchnorm: str = "eval",
+        **settings: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}. Pass the network itself.")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("model must have trainable parameters; got none. Set requires_grad on those to measure.")
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
+        self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
+        self.settings = MeasureSettings(k=k, rtol=rtol, seed=seed, **settings)
+        self.pace = Pace(every, budget)
+        self.points: list[Point] = []
+        self._model, self._loss, self._data, self._params = model, loss, data, params
+        self._batchnorm, self._optimizer = batchnorm, optimizer
+        self._vectors, self._engine = Vectors(), self.settings.engine
+        self._checked = False
+        self._writer: Any = None
+        self._owned = False
+        if writer is not None:
+            self._writer, self._owned = open_writer(writer)
+        self.device: torch.device | None = None
+
+    @property
+    def skipped(self) -> int:
+        """Due measurements that were left out to keep the budget."""
+        return self.pace.skipped
+
+    def step(self, step: int, *, lr: float | None = None, **scores: float) -> Point | None:
+        """Tell the tracker that a step is done; it measures where that is due.
+
+        Args:
+            step: how many steps are done, >= 0 and more than at the last point.
+            lr: learning rate > 0 of the step, for the threshold; that of the optimizer by default.
+            scores: further numbers to keep with the point, e.g. ``train_accuracy=0.97``.
+
+        Returns:
+            The new point, or None where nothing was measured.
+
+        Raises:
+            TypeError, ValueError: an argument outside its range, or data that do not fit.
+            HessprobeError: the model cannot be measured.
+
+        Warns:
+            NumericalWarning: weights or loss are nan or infinite; the step is left out, and the training goes on.
+        """
+        checks.positive_int("step", step, minimum=0)
+        if lr is not None:
+            checks.real("lr", lr, low=0, hint="Pass the rate of this step.")
+        if not self.pace.wants(step):
+            return None
+        try:
+            return self.measure(step, lr=lr, **scores)
+        except NonFiniteError as error:
+            warnings.warn(f"step {step} was not measured: {error}", NumericalWarning, stacklevel=2)
+            return None
+
+    def measure(self, step: int, *, lr: float | None = None, **scores: float) -> Point:
+        """Measure now, whatever ``every`` and the budget say; see ``step``."""
+        if self.points and step <= self.points[-1].step:
+            raise ValueError(
+                f"step must be more than at the last point, {self.points[-1].step}; got {step}. "
+                "Count steps over all epochs."
+            )
+        self.pace.begin()
+        began = self.pace.clock()
+        rate = self._rate() if lr is None else float(lr)
+        risk = EmpiricalRisk(
+            self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
+        )
+        self._checked, self.device = True, risk.device
+        point, self._vectors, self._engine = measure_point(
+            risk,
+            dataclasses.replace(self.settings, engine=self._engine),
+            self.measures,
+            step=step,
+            rule=self._rule(rate),
+            start=self._vectors,
+            lr=rate,
+            scores=scores,
+        )
+        self.points.append(point)
+        if self._writer is not None:
+            write_point(self._writer, point)
+        self.pace.spend(self.pace.clock() - began)
+        return point
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the points as flat dictionaries, e.g. for ``pandas.DataFrame``.
+
+        ``hessprobe.report.write_track`` writes them as a record that ``hessprobe plot`` draws.
+        """
+        return [_row(point) for point in self.points]
+
+    def settings_dict(self) -> Mapping[str, Any]:
+        """Return how it measures, for a record."""
+        own = {"measure": list(self.measures), "every": self.pace.every, "budget": self.pace.budget}
+        return {**dataclasses.asdict(self.settings), **own, "batchnorm": self._batchnorm}
+
+    def close(self) -> None:
+        """Close the writer, where the tracker has opened it itself."""
+        if self._owned and self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+    def __enter__(self) -> SharpnessTracker:
+        """Return the tracker; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _rate(self) -> float | None:
+        if self._optimizer is None:
+            return None
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def _rule(self, lr: float | None) -> StepRule | str:
+        if self._optimizer is not None:
+            return rule_of_optimizer(self._optimizer, lr)
+        if lr is None:
+            return "the learning rate is not known"
+        return StepRule(lr) if lr > 0 else "the learning rate is 0"
+
+
+def _row(point: Point) -> dict[str, Any]:
+    aligned = point.alignment
+    row: dict[str, Any] = {"step": point.step, "lr": point.lr, "loss": point.loss, "gradient_norm": point.gradient_norm}
+    row |= {"alignment": math.nan if aligned is None else aligned.first}
+    row |= {"threshold": point.edge.plain, "threshold_sharpness_aware": point.edge.sharpness_aware}
+    for result in point.results:
+        row[result.measure] = result.estimate.value
+        row[f"{result.measure}_error"] = max(result.estimate.std_error, result.estimate.errors.solver)
+    return {**row, **point.scores, "products": point.matvecs, "seconds": point.seconds}
