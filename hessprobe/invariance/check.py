@@ -13,32 +13,28 @@ from hessprobe.errors import HessprobeError, UnsupportedError
 from hessprobe.estimate import Estimate
 from hessprobe.invariance.actions import Site, State
 from hessprobe.invariance.attention import Skip
+from hessprobe.invariance.measured import Measured, Values
 from hessprobe.invariance.names import (
     DEFAULT_MEASURES,
     DEFAULT_STRENGTHS,
     INVARIANT,
     MEASURES,
     NOT_MEASURED,
-    OWN,
     TRANSFORMS,
     UNDECIDED,
 )
-from hessprobe.invariance.own import measure_own
+from hessprobe.invariance.paired import estimate, estimate_after, probes_for_verdict
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.sites import Found, find_sites
-from hessprobe.invariance.verdict import RESOLUTION, Compared, Theory, compare, expected
-from hessprobe.measures.registry import measure_all
+from hessprobe.invariance.verdict import LEVEL, RESOLUTION, Compared, Theory, compare, expected
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.copying import risk_of
 
-# Measures after a transform draw from other streams than those before, so that their errors are independent.
-_AFTER = 7919
 # Curvature amplifies the rounding that the outputs show.
 _AMPLIFIED = 10.0
 
 Report = Callable[[Event], None]
-Values = dict[str, Estimate | HessprobeError]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +49,7 @@ class Applied:
         with_old_eps: the same where the eps of the layers does not follow; None where no eps does.
         tolerance: what of that counts as rounding.
         factors: (d,) fp64, the factor of each parameter in theta.
+        order: (d,) the entry of theta before that each entry is; None where none has moved.
     """
 
     kind: str
@@ -62,6 +59,7 @@ class Applied:
     tolerance: float
     factors: Tensor
     with_old_eps: float | None = None
+    order: Tensor | None = None
 
     @property
     def preserved(self) -> bool:
@@ -151,11 +149,12 @@ def check_invariance(
     _require(risk, measures, transforms, strengths, resolution)
     places = find_sites(risk) if found is None else found
     kinds = _kinds(places, transforms)
-    before = measure_named(measures, risk, how, report)
+    before = Measured(measures, risk, how, report=report)
+    check = _Check(before, before.values(), how, resolution, report)
     runner = Runner.of(risk)
     for kind in kinds:
         for strength in strengths if TRANSFORMS[kind].scaled else (None,):
-            yield from _lines(runner, places.of(kind), strength, measures, before, how, resolution, report)
+            yield from _lines(runner, places.of(kind), strength, check)
 
 
 def apply(runner: Runner, sites: Sequence[Site], strength: float | None, seed: int) -> tuple[Applied, State]:
@@ -169,73 +168,97 @@ def apply(runner: Runner, sites: Sequence[Site], strength: float | None, seed: i
     """
     state = runner.state()
     ones = {name: torch.ones_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
+    places = {**ones, **_places(runner)}
     moved, factors = state, ones
     scale = 1.0 if strength is None else strength
     for turn, site in enumerate(sites):
         for_state, for_ones = (torch.Generator().manual_seed((seed + 1) * 1000 + turn) for _ in range(2))
         moved = site.move(moved, scale, for_state, turn)
-        factors = site.move(factors, scale, for_ones, turn)
-    D = runner.risk.layout.join(factors[name] for name in runner.risk.layout.names)
+        if TRANSFORMS[site.kind].scaled:
+            factors = site.move(factors, scale, for_ones, turn)
+        else:
+            places = site.move(places, scale, for_ones, turn)
+    layout, kind = runner.risk.layout, sites[0].kind
+    D = layout.join(factors[name] for name in layout.names)
+    order = None if TRANSFORMS[kind].scaled else layout.join(places[name] for name in layout.names).long()
     distance = runner.distance(state, moved)
-    old_eps = runner.distance(state, runner.eps_of(state, moved)) if sites[0].kind == "norm-scale" else None
-    return Applied(sites[0].kind, strength, tuple(sites), distance, runner.tolerance, D, old_eps), moved
+    old_eps = runner.distance(state, runner.eps_of(state, moved)) if kind == "norm-scale" else None
+    return Applied(kind, strength, tuple(sites), distance, runner.tolerance, D, old_eps, order), moved
 
 
-def measure_named(
-    names: Sequence[str], risk: EmpiricalRisk, settings: MeasureSettings, report: Report = lambda event: None
-) -> Values:
-    """Return registered measures and those of ``OWN`` by name; one that does not exist here as the error that says so.
+@dataclass(frozen=True)
+class _Check:
+    """What all transforms are compared with, and how.
 
-    Args:
-        names: of ``MEASURES``.
-        risk: what is measured.
-        settings: how.
-        report: told of progress.
+    Attributes:
+        before: the network before.
+        values: its measures.
+        settings, resolution, report: of ``check_invariance``.
     """
-    wanted = tuple(dict.fromkeys(names))
-    registered = [name for name in wanted if name not in OWN]
-    found: Values = {}
-    if registered:
-        found.update({one.measure: one.estimate for one in measure_all(registered, risk, settings, report)})
-    found.update(measure_own([name for name in wanted if name in OWN], risk, settings))
-    return {name: found[name] for name in wanted}
+
+    before: Measured
+    values: Values
+    settings: MeasureSettings
+    resolution: float
+    report: Report
 
 
-def _lines(
-    runner: Runner,
-    sites: Sequence[Site],
-    strength: float | None,
-    measures: Sequence[str],
-    before: Values,
-    settings: MeasureSettings,
-    resolution: float,
-    report: Report,
-) -> Iterator[Line]:
-    applied, state = apply(runner, sites, strength, settings.seed)
+def _places(runner: Runner) -> State:
+    """Return for every parameter in theta the numbers of its entries in theta."""
+    risk = runner.risk
+    numbers = torch.arange(risk.dim, dtype=torch.float64, device=risk.device)
+    return dict(risk.layout.split(numbers))
+
+
+def _lines(runner: Runner, sites: Sequence[Site], strength: float | None, check: _Check) -> Iterator[Line]:
+    applied, state = apply(runner, sites, strength, check.settings.seed)
+    names = check.before.names
     if not applied.preserved:
         note = f"the outputs move by {applied.distance:.1e} of the largest, more than {applied.tolerance:.0e}"
-        yield from (Line(applied, name, note=note) for name in dict.fromkeys(measures))
+        yield from (Line(applied, name, note=note) for name in names)
         return
     title = applied.kind if strength is None else f"{applied.kind} {strength:g}"
 
     def renamed(event: Event) -> None:
-        report(replace(event, stage=f"{title}: {event.stage}"))
+        check.report(replace(event, stage=f"{title}: {event.stage}"))
 
     moved = risk_of(runner.risk, runner.written(state))
-    after = measure_named(measures, moved, replace(settings, seed=settings.seed + _AFTER), renamed)
-    for name, value in after.items():
-        yield _line(applied, name, before[name], value, resolution)
+    settings = replace(check.settings, engine=check.before.engine)
+    after = Measured(names, moved, settings, order=applied.order, report=renamed)
+    values, common = _after(check, after)
+    for name in names:
+        yield _line(applied, name, (check.values[name], values[name]), common.get(name), check.resolution)
+
+
+def _after(check: _Check, after: Measured) -> tuple[Values, dict[str, tuple[Estimate, Estimate]]]:
+    """Return the measures after a transform, and for those that share probes both sides from the same ones."""
+    values, common = after.others(after=True), {}
+    for adaptive, probed in after.probed.items():
+        names, before, most = after.paired(adaptive), check.before.probed[adaptive], check.before.count(adaptive)
+        # A tolerance is asked of the values after a transform as of those before.
+        sized = check.settings.probes is None
+        count = most if sized else probes_for_verdict(names, before, probed, most, check.resolution, LEVEL)
+        for name in names:
+            values[name] = estimate_after(name, before, probed, most, count)
+            common[name] = (estimate(name, before, count), estimate(name, probed, count))
+    return values, common
 
 
 def _line(
-    applied: Applied, name: str, before: Estimate | HessprobeError, after: Estimate | HessprobeError, resolution: float
+    applied: Applied,
+    name: str,
+    both: tuple[Estimate | HessprobeError, Estimate | HessprobeError],
+    common: tuple[Estimate, Estimate] | None,
+    resolution: float,
 ) -> Line:
-    for one in (before, after):
+    before, after = both
+    for one in both:
         if isinstance(one, HessprobeError):
             return Line(applied, name, note=str(one))
     if not isinstance(before, Estimate) or not isinstance(after, Estimate):
         return Line(applied, name)
-    compared = compare(name, before, after, rounding=_AMPLIFIED * applied.tolerance, resolution=resolution)
+    rounding = _AMPLIFIED * applied.tolerance
+    compared = compare(name, before, after, rounding=rounding, resolution=resolution, common=common)
     theory = expected(name, applied.kind, applied.factors, before)
     ranks = [one.details.get("rank") for one in (before, after)]
     note = "" if ranks[0] == ranks[1] else f"{ranks[0]} eigenvalues are above rounding before, {ranks[1]} after"

@@ -12,7 +12,7 @@ from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.measures.session import make_operator
-from hessprobe.measures.settings import MeasureSettings
+from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.operators import Congruence, LinearOperator
 
@@ -27,7 +27,12 @@ _ZERO = 30.0
 
 
 def measure_own(
-    names: Iterable[str], risk: EmpiricalRisk, settings: MeasureSettings
+    names: Iterable[str],
+    risk: EmpiricalRisk,
+    settings: MeasureSettings,
+    report: Callable[[Event], None] = lambda event: None,
+    *,
+    operator: LinearOperator | None = None,
 ) -> dict[str, Estimate | UnsupportedError]:
     """Return the measures of ``OWN`` by name; one that does not exist here comes as the error that says why.
 
@@ -35,14 +40,22 @@ def measure_own(
         names: of ``OWN``.
         risk: what is measured.
         settings: operator, tolerance or probes, seed, confidence, engine and memory.
+        report: told of progress.
+        operator: that of these settings, where it is made already.
     """
     wanted = tuple(names)
     if not wanted:
         return {}
-    A = make_operator(risk, settings)
+    A = make_operator(risk, settings) if operator is None else operator
     C = Congruence(A, risk.theta.abs())
+
+    def progress(state: krylov.Progress) -> None:
+        report(Event("adaptive eigenvalue", state.matvecs, None, state.largest, state.largest_residual))
+
     work: dict[str, Callable[[], Estimate]] = {
-        "adaptive-lambda-max": lambda: krylov.eigsh(C, 1, "largest", tol=_EIGEN_TOL, seed=settings.seed).estimate(0),
+        "adaptive-lambda-max": lambda: krylov.eigsh(
+            C, 1, "largest", tol=_EIGEN_TOL, seed=settings.seed, callback=progress
+        ).estimate(0),
         "adaptive-trace": lambda: estimators.trace(
             C, n_probes=settings.probes, rtol=_rtol(settings), seed=settings.seed, confidence=settings.confidence
         ),

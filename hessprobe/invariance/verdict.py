@@ -10,11 +10,12 @@ from scipy import special
 from torch import Tensor
 
 from hessprobe.estimate import Estimate, student_quantile
+from hessprobe.estimators.difference import difference as subtracted
 from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, RESCALING_INVARIANT, UNDECIDED
 
 # So many standard errors apart two numbers are different: among hundreds of comparisons none goes wrong by chance.
 SIGMAS = 4.0
-_LEVEL = float(special.ndtr(SIGMAS))
+LEVEL = float(special.ndtr(SIGMAS))
 RESOLUTION = 0.05
 
 
@@ -41,19 +42,23 @@ class Compared:
         difference: after - before.
         ratio: after / before; of a logarithmic measure exp(difference), the ratio of the determinants; nan where it has
             no meaning or overflows.
+        ratio_error: its standard error.
         error: standard error of the difference.
         bound: what the solver and the rounding of the transform may add to the difference.
         z: difference / (error + bound / 4), beyond 4 (further for few degrees of freedom) where the measure changes;
             its z-score where sampling is all that is uncertain.
         verdict: ``"invariant"``, ``"changes"`` or ``"undecided (error too large)"``.
+        samples: common probes behind difference and ratio; 0 where both sides drew their own, or none.
     """
 
     difference: float
     ratio: float
+    ratio_error: float
     error: float
     bound: float
     z: float
     verdict: str
+    samples: int = 0
 
     def contradicts(self, theory: Theory) -> bool:
         """Return whether a decided comparison is not what the theory says: what must stay changes, or by how much."""
@@ -65,9 +70,15 @@ class Compared:
 
 
 def compare(
-    measure: str, before: Estimate, after: Estimate, *, rounding: float, resolution: float = RESOLUTION
+    measure: str,
+    before: Estimate,
+    after: Estimate,
+    *,
+    rounding: float,
+    resolution: float = RESOLUTION,
+    common: tuple[Estimate, Estimate] | None = None,
 ) -> Compared:
-    """Return the comparison of two independent estimates.
+    """Return the comparison of two estimates with independent errors, or sample by sample of what is ``common``.
 
     With r = q * error + bound, q the Student quantile that leaves out what 4 standard errors of a normal law do:
     the measure ``changes`` where |difference| > r; it is ``invariant`` where |difference| <= r and r is at most
@@ -77,17 +88,17 @@ def compare(
     Args:
         measure: its name; logarithmic ones have another ratio.
         before: the estimate before the transform.
-        after: that after it, with an independent error.
+        after: that after it.
         rounding: relative to the value, how far the transform may move it by rounding alone, >= 0.
         resolution: largest relative uncertainty of an invariance, > 0.
+        common: both from the same probes, for difference and ratio, where the two above rest on different ones.
     """
-    difference = after.value - before.value
-    size = max(abs(before.value), abs(after.value))
-    error = math.hypot(before.std_error, after.std_error)
+    old, new = (before, after) if common is None else common
+    difference, size = new.value - old.value, max(abs(before.value), abs(after.value))
+    error, df = _error(old, new, common is not None)
     bound = before.errors.solver + after.errors.solver + rounding * size
-    reach = student_quantile(_LEVEL, min(before.df, after.df)) * error + bound if error else bound
-    uncertain = error + bound / SIGMAS
-    z = _over(difference, uncertain)
+    reach = student_quantile(LEVEL, df) * error + bound if error else bound
+    z = _over(difference, error + bound / SIGMAS)
     unlike = before.details.get("rank") != after.details.get("rank")
     if unlike or not math.isfinite(difference) or not math.isfinite(reach):
         verdict = UNDECIDED
@@ -95,19 +106,34 @@ def compare(
         verdict = CHANGES
     else:
         verdict = INVARIANT if reach <= resolution * size else UNDECIDED
-    return Compared(difference, _ratio(measure, before.value, after.value), error, bound, z, verdict)
+    ratio, ratio_error = _ratio(measure, old, new, common is not None)
+    return Compared(difference, ratio, ratio_error, error, bound, z, verdict, 0 if common is None else new.samples)
+
+
+def _error(old: Estimate, new: Estimate, common: bool) -> tuple[float, float]:
+    """Return the standard error of new - old with its degrees of freedom, sample by sample where these are common."""
+    if common:
+        found = subtracted(old, new).estimate
+        return found.std_error, found.df
+    return math.hypot(old.std_error, new.std_error), min(old.df, new.df)
+
+
+def _ratio(measure: str, old: Estimate, new: Estimate, common: bool) -> tuple[float, float]:
+    """Return after / before, of logarithms exp(after - before), and its standard error to first order."""
+    if measure in LOGARITHMIC:
+        difference = new.value - old.value
+        ratio = math.exp(difference) if abs(difference) < 700 else math.nan
+        return ratio, ratio * _error(old, new, common)[0]
+    if not old.value:
+        return math.nan, math.nan
+    ratio = new.value / old.value
+    return ratio, _error(old.scaled(ratio), new, common)[0] / abs(old.value)
 
 
 def _over(difference: float, uncertain: float) -> float:
     if uncertain or not difference or math.isnan(difference):
         return difference / (uncertain or 1.0)
     return math.copysign(math.inf, difference)
-
-
-def _ratio(measure: str, before: float, after: float) -> float:
-    if measure in LOGARITHMIC:
-        return math.exp(after - before) if abs(after - before) < 700 else math.nan
-    return after / before if before else math.nan
 
 
 def expected(measure: str, kind: str, D: Tensor, before: Estimate) -> Theory:

@@ -13,6 +13,7 @@ from hessprobe import checks, estimators
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
+from hessprobe.hvp import GaussNewton, Hessian
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
 from hessprobe.measures.settings import MeasureSettings, Result
@@ -160,7 +161,12 @@ _JUDGED = ("effective-dimension", "logdet", "density")
 
 
 def measure_all(
-    names: Sequence[str], risk: Objective, settings: MeasureSettings, report: Report = lambda event: None
+    names: Sequence[str],
+    risk: Objective,
+    settings: MeasureSettings,
+    report: Report = lambda event: None,
+    *,
+    operator: Hessian | GaussNewton | None = None,
 ) -> Iterator[Result]:
     """Yield one result a name, sharing products between them; results come as they are ready, eigenvalues first.
 
@@ -169,6 +175,7 @@ def measure_all(
         risk: the objective.
         settings: how to measure.
         report: told of progress.
+        operator: that of these settings, where it is made already.
 
     Raises:
         TypeError: ``risk`` is no objective.
@@ -180,7 +187,7 @@ def measure_all(
     require_objective("risk", risk)
     if settings.k > risk.dim:
         raise ValueError(f"k must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
-    yield from results(Session(risk, settings, names, report), names)
+    yield from results(Session(risk, settings, names, report, operator=operator), names)
 
 
 def results(session: Session, names: Sequence[str]) -> Iterator[Result]:

@@ -60,6 +60,7 @@ class Session:
         report: told of progress.
         start: vectors of a neighboring point; fewer products are needed from there, and the values are the same
             within their errors.
+        operator: the operator of these settings, where it is made already.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class Session:
         names: Iterable[str],
         report: Report,
         start: Vectors | None = None,
+        operator: Hessian | GaussNewton | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
         self._report = report
         self._start = start or Vectors()
         expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
-        self.A = make_operator(risk, settings, expected)
+        self.A = make_operator(risk, settings, expected) if operator is None else operator
 
     @cached_property
     def eigenpairs(self) -> krylov.Eigenpairs:

@@ -4,6 +4,7 @@ from hessprobe.operators.algebra import Block, BlockDiagonal, Combination, Congr
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.operators.counted import Counted, Tally
 from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator
+from hessprobe.operators.reordered import Reordered
 
 __all__ = [
     "Block",
@@ -14,6 +15,7 @@ __all__ = [
     "Deflated",
     "DenseOperator",
     "LinearOperator",
+    "Reordered",
     "SampledTrace",
     "Shifted",
     "Tally",

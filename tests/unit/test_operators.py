@@ -18,6 +18,7 @@ from hessprobe.operators import (
     Deflated,
     DenseOperator,
     LinearOperator,
+    Reordered,
     Shifted,
     aslinearoperator,
 )
@@ -46,6 +47,7 @@ def _block_diagonal_dense(A: Tensor) -> Tensor:
 
 
 Q = torch.linalg.qr(torch.randn(D, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q.T.contiguous()
+ORDER = torch.randperm(D, generator=torch.Generator().manual_seed(2))
 SCALE = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
 A = _sum()
 TOTAL = A.total
@@ -56,6 +58,7 @@ CASES: dict[str, tuple[LinearOperator, Tensor]] = {
     "block": (Block(A, slice(2, 9)), TOTAL[2:9, 2:9]),
     "block diagonal": (BlockDiagonal(A, [slice(0, 5), slice(5, 12)]), _block_diagonal_dense(TOTAL)),
     "congruence": (Congruence(A, SCALE), SCALE[:, None] * TOTAL * SCALE),
+    "reordered": (Reordered(DenseOperator(TOTAL[ORDER][:, ORDER]), ORDER), TOTAL),
     "counted": (Counted(A), TOTAL),
 }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _INPUT, _NUMBERS = "What is measured", "How well"
 # A tolerance relative to a value near zero, which a trace may have, would cost without bound at every transform.
-DEFAULT_PROBES = 64
+DEFAULT_PROBES = 32
 
 Measures = Annotated[
     list[str] | None,

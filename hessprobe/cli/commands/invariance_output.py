@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hessprobe.cli.commands.invariance import Outcome, Request
     from hessprobe.cli.load import Subject
     from hessprobe.invariance import Line
+    from hessprobe.invariance.verdict import Compared
 
 
 def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
@@ -66,7 +68,9 @@ def _row(line: Line, confidence: float) -> dict[str, Any]:
         "after": None if line.after is None else estimate_row(line.after, confidence),
         "difference": None if compared is None else compared.difference,
         "ratio": None if compared is None else compared.ratio,
+        "ratio_error": None if compared is None else compared.ratio_error,
         "difference_error": None if compared is None else {"std_error": compared.error, "bound": compared.bound},
+        "common_probes": None if compared is None else compared.samples,
         "z": None if compared is None else compared.z,
         "verdict": line.verdict,
         "reason": line.reason,
@@ -103,7 +107,7 @@ def _print_table(lines: list[Line], console: Console) -> None:
         "measure",
         f"before {sign} error",
         f"after {sign} error",
-        "ratio",
+        f"ratio {sign} error",
         "z",
         "verdict",
     ]
@@ -123,8 +127,15 @@ def _cells(line: Line, sign: str) -> list[str]:
     compared = line.compared
     # A ratio of determinants has hundreds of digits; the difference of their logarithms says as much.
     logarithmic = line.before.value and line.measure.endswith("logdet")
-    ratio = f"e^{compared.difference:.4g}" if logarithmic else f"{compared.ratio:.5g}"
+    ratio = f"e^{compared.difference:.4g}" if logarithmic else _ratio(compared, sign)
     return [*name, *numbers, ratio, f"{compared.z:.3g}", line.verdict]
+
+
+def _ratio(compared: Compared, sign: str) -> str:
+    # Errors far below what is printed would be noise on the page.
+    if compared.ratio_error < 1e-5 * abs(compared.ratio) or not math.isfinite(compared.ratio_error):
+        return f"{compared.ratio:.5g}"
+    return render.with_error(compared.ratio, compared.ratio_error, sign)
 
 
 def _applied_lines(lines: list[Line]) -> Iterator[str]:

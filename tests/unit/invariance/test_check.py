@@ -16,7 +16,7 @@ from hessprobe.invariance.names import CHANGES, INVARIANT, NOT_MEASURED, UNDECID
 from hessprobe.invariance.own import DENSE_LIMIT, pseudo_logdet
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.verdict import Theory, compare, expected
-from hessprobe.measures import MeasureSettings
+from hessprobe.measures import MeasureSettings, Result
 from hessprobe.objective import EmpiricalRisk, Quadratic
 from hessprobe.objective.copying import risk_of
 from hessprobe.operators import DenseOperator
@@ -138,17 +138,17 @@ def test_permutation_leaves_every_measure():
     torch.testing.assert_close(*spectra, rtol=1e-9, atol=1e-12)
 
 
-def test_errors_before_and_after_are_independent(monkeypatch):
-    from hessprobe.invariance import check
+def test_what_shares_no_probes_has_independent_errors(monkeypatch):
+    from hessprobe.invariance import measured
 
     seeds = []
 
-    def spy(names, risk, settings, report=None):
+    def spy(names, risk, settings, report=None, operator=None):
         seeds.append(settings.seed)
-        return {name: Estimate(1.0) for name in names}
+        return [Result(name, "hessian", Estimate(1.0), "curvature") for name in names]
 
-    monkeypatch.setattr(check, "measure_named", spy)
-    list(check_invariance(dense_risk(), ["trace"], ["permutation"], settings=MeasureSettings(seed=3)))
+    monkeypatch.setattr(measured, "measure_all", spy)
+    list(check_invariance(dense_risk(), ["logdet"], ["permutation"], settings=MeasureSettings(seed=3)))
     assert len(set(seeds)) == 2
 
 
