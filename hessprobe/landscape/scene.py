@@ -89,6 +89,8 @@ def survey(scene: Scene, callback: Report | None = None) -> tuple[Landscape, lis
     )
     if scene.quadratic:
         found = _with_model(found, risk, plane, notes)
+        if batchnorms(risk.module) and risk.batchnorm == "recalibrate":
+            notes.append("the second-order model holds BatchNorm's statistics fixed; the points have their own")
     if scene.directions in ("pca", "line"):
         losses = [float(Objective.loss(each)) for each in (scene.risk, *scene.others)]
         found = found.with_marks(

@@ -20,6 +20,9 @@ from hessprobe.report.figures.fields import NUMBER, entry, floats, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Panels side by side; more go below.
+_ACROSS = 3
+
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
     """Return the figures of a record; see ``dispatch.figures_of``."""
@@ -109,9 +112,12 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
     def draw(figure: Figure) -> None:
         solid = style == "surface" and len(landscape.axes) == 2
         three = {"projection": "3d"} if solid else {}
-        panels: Any = figure.subplots(1, len(landscape.values), squeeze=False, subplot_kw=three)[0]
+        rows, columns = _shape(landscape)
+        panels: Any = figure.subplots(rows, columns, squeeze=False, subplot_kw=three).ravel()
         handles: dict[str, Any] = {}
-        for name, panel in zip(landscape.values, panels, strict=True):
+        for spare in panels[len(landscape.values) :]:
+            spare.remove()
+        for name, panel in zip(landscape.values, panels, strict=False):
             handles |= {handle.get_label(): handle for handle in _panel(figure, panel, landscape, name, style, rho)}
         if handles:
             figure.legend(handles=list(handles.values()), loc="outside lower center", ncol=2)
@@ -123,11 +129,17 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
     return Drawn(f"landscape-{landscape.kind}", heading, _alt(landscape), draw, _size(landscape, style))
 
 
+def _shape(landscape: Landscape) -> tuple[int, int]:
+    """Return rows and columns of panels."""
+    columns = min(len(landscape.values), _ACROSS)
+    return -(-len(landscape.values) // columns), columns
+
+
 def _size(landscape: Landscape, style: str) -> tuple[float, float]:
-    panels = len(landscape.values)
+    rows, columns = _shape(landscape)
     if len(landscape.axes) == 1:
-        return 4.8 * panels, 3.4
-    return (5.6 * panels, 5.0) if style == "surface" else (5.4 * panels, 5.2)
+        return 4.8 * columns, 0.7 + 3.1 * rows
+    return (5.6 * columns, 0.2 + 4.6 * rows) if style == "surface" else (5.4 * columns, 0.6 + 4.6 * rows)
 
 
 def _panel(figure: Figure, panel: Any, landscape: Landscape, name: str, style: str, rho: float | None) -> list[Any]:
@@ -137,12 +149,11 @@ def _panel(figure: Figure, panel: Any, landscape: Landscape, name: str, style: s
         panel.set_axis_off()
         return []
     if len(landscape.axes) == 1:
-        lines.line(panel, landscape, name, rho)
-    elif style == "surface":
+        return lines.line(panel, landscape, name, rho)
+    if style == "surface":
         surfaces.surface(figure, panel, landscape, name)
-    else:
-        return planes.contour(figure, panel, landscape, name, rho)
-    return []
+        return []
+    return planes.contour(figure, panel, landscape, name, rho)
 
 
 def _alt(landscape: Landscape) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 HOLE = "#bbbbbb"
 LEVELS = 21
+# Share of the loss by which the second-order model may be off.
+DEPARTURE = 0.1
 
 
 def scale(values: Floats, name: str) -> tuple[Normalize, Floats, bool]:

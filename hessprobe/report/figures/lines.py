@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Landscape
-from hessprobe.report.figures.landscape_scale import HOLE, axis_label, heading, scale
-from hessprobe.report.figures.style import BLUE, ORANGE, SKY
+from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, heading, scale
+from hessprobe.report.figures.style import BLUE, ORANGE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> None:
-    """Draw one quantity of a line with its second-order model, SAM's ball, holes and checkpoints."""
+def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
+    """Draw one quantity of a line with its second-order model, SAM's ball, holes and checkpoints.
+
+    Returns:
+        Handles of a legend for the whole figure.
+    """
     x, values = landscape.axes[0], landscape.values[name]
     shown = np.where(np.isfinite(values), values, np.nan)
     marker = "o" if len(x) <= 31 else None
-    panel.plot(x, shown, color=BLUE, lw=1.6, marker=marker, ms=2.5, label=TITLES[name], zorder=3)
+    panel.plot(x, shown, color=BLUE, lw=1.6, marker=marker, ms=2.5, zorder=3)
     _, _, logarithmic = scale(shown, name)
     panel.set_yscale("log" if logarithmic else "linear")
     bottom, top = panel.get_ylim()
     model = landscape.quadratic() if name == "loss" else None
     if model is not None:
+        _departure(panel, landscape)
         panel.plot(x, np.where(model > 0, model, np.nan) if logarithmic else model, color="black", lw=1, ls="--",
                    label="second-order model", zorder=2)  # fmt: skip
     if rho is not None and name == "loss":
@@ -42,4 +47,22 @@ def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> Non
     panel.set(xlim=(x[0], x[-1]), ylim=(bottom, top), xlabel=axis_label(landscape, 0), ylabel=TITLES[name])
     panel.set_title(heading(landscape, name))
     panel.grid(alpha=0.3, lw=0.5)
-    panel.legend(frameon=False, fontsize=7.5)
+    handles, _ = panel.get_legend_handles_labels()
+    return handles
+
+
+def _departure(panel: Axes, landscape: Landscape) -> None:
+    """Mark on either side of the center how far the second-order model is within a tenth of the loss."""
+    share, x = landscape.departure(), landscape.axes[0]
+    if share is None or not np.nanmax(share) > DEPARTURE:
+        return
+    # A hole is no point at which the model holds.
+    good = share <= DEPARTURE
+    first = last = landscape.center[0]
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < len(x) - 1 and good[last + 1]:
+        last += 1
+    for number, end in enumerate(x[[first, last]]):
+        panel.axvline(end, color=VERMILION, lw=1.0, ls=":", label=None if number else "model within 10 % of the loss",
+                      zorder=1)  # fmt: skip

@@ -9,15 +9,13 @@ import numpy as np
 
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
-from hessprobe.report.figures.landscape_scale import HOLE, axis_label, bar_ticks, heading, scale
+from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, bar_ticks, heading, scale
 from hessprobe.report.figures.style import DIVERGING, MAP, ORANGE, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-
-_DEPARTURE = 0.1
 
 
 def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
@@ -70,9 +68,9 @@ def _overlays(panel: Axes, landscape: Landscape, levels: Floats, rho: float | No
     if model is not None and share is not None:
         panel.contour(x, y, model.T, levels=levels[2:-1:3], colors="black", linewidths=0.7, linestyles="dashed")
         handles.append(Line2D([], [], color="black", lw=0.8, ls="--", label="second-order model, same levels"))
-        if np.nanmax(share) > _DEPARTURE:
+        if np.nanmax(share) > DEPARTURE:
             masked = np.ma.masked_invalid(share.T)
-            panel.contour(x, y, masked, levels=[_DEPARTURE], colors=VERMILION, linewidths=1.2)
+            panel.contour(x, y, masked, levels=[DEPARTURE], colors=VERMILION, linewidths=1.2)
             handles.append(Line2D([], [], color=VERMILION, lw=1.2, label="model 10 % off the loss"))
     if rho is not None:
         from hessprobe.landscape.geometry import circle

@@ -45,7 +45,7 @@ def surface(figure: Figure, panel: Any, landscape: Landscape, name: str) -> None
     panel.tick_params(labelsize=7, pad=1)
     panel.view_init(elev=32, azim=-55)
     # Labels of three-dimensional axes are not part of the layout: leave room for them.
-    panel.set_box_aspect(None, zoom=0.82)
+    panel.set_box_aspect(None, zoom=0.86)
     panel.set_title(heading(landscape, name))
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=MAP), ax=panel, shrink=0.6, pad=0.08)
     bar.set_label(f"{TITLES[name]}{', log scale' if logarithmic else ''}")

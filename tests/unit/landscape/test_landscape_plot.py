@@ -65,6 +65,35 @@ def test_checkpoints_show_their_true_loss(tmp_path):
     assert "b, true loss" in text_of(line(marks=(("b", (0.5,), 0.35),)), tmp_path)
 
 
+def test_a_line_shows_how_far_its_model_holds():
+    figure = drawn(line(slope=np.zeros(1), bend=np.array([[4.0]])), rho=0.1).figure()
+    (panel,) = figure.axes
+    # 0.1 + 2 x^2 against 0.1 + x^2: at 1/3 the model is half of the loss off.
+    dotted = [each for each in panel.lines if each.get_linestyle() == ":"]
+    assert [each.get_xdata()[0] for each in dotted] == [0.0, 0.0]
+    figure = drawn(line(slope=np.zeros(1), bend=np.array([[2.1]]))).figure()
+    dotted = [each for each in figure.axes[0].lines if each.get_linestyle() == ":"]
+    assert dotted == []  # nowhere a tenth off
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == ["second-order model", "checkpoint"]
+
+
+def test_many_quantities_stand_in_rows_of_three():
+    many = plane()
+    many.values.update({"error": many.values["loss"] / 10, "grad-norm": many.values["loss"]})
+    figure = drawn(many).figure()
+    titles = [each.get_title() for each in figure.axes if each.get_title()]
+    assert titles == ["loss", "smallest Hessian eigenvalue", "error rate", "gradient norm"]
+    assert figure.get_size_inches().tolist() == pytest.approx([3 * 5.4, 0.6 + 2 * 4.6])
+
+
+def test_a_quantity_that_is_finite_nowhere_is_said():
+    lost = plane()
+    lost.values["lambda-min"] = np.full((7, 7), np.nan)
+    assert "smallest Hessian eigenvalue: not finite anywhere" in [
+        each.get_title() for each in drawn(lost).figure().axes
+    ]
+
+
 def test_surface(tmp_path):
     assert "log scale" in text_of(plane(hole=True), tmp_path, style="surface")
 

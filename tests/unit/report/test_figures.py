@@ -201,6 +201,39 @@ def test_curves_of_claims():
     )  # fmt: skip
 
 
+def seen():
+    x = [-1.0, 0.0, 1.0]
+    return {"directions": "random", "axes": [x], "labels": ["a"], "lengths": [1.0], "gram": [[1.0]], "facts": {},
+            "values": {"loss": [2.0, 1.0, None]}, "marks": [],
+            "quadratic": {"slope": [0.0], "bend": [[2.0]]}}  # fmt: skip
+
+
+def test_a_landscape_is_that_of_its_record():
+    (found,) = figures_of(record("landscape", seen()))
+    (panel,) = found.figure().axes
+    assert panel.lines[0].get_xdata().tolist() == [-1.0, 0.0, 1.0]
+    assert panel.lines[0].get_ydata().tolist()[:2] == [2.0, 1.0]
+    assert panel.get_title() == "loss  (1 of 3 points not finite, hatched)"
+    assert found.alt == (
+        "Loss landscape on 3 points (a); 1 at the checkpoint; loss from 1 to 2; 1 points of it are not finite."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": [[-1.0, 0.5, 1.0]]}, "has an axis without 0, the checkpoint"),
+        ({"values": {"loss": [1.0, 2.0]}}, r"has values of 'loss' of shape \(2,\) on axes of \(3,\)"),
+        ({"values": {"los": [1.0, 2.0, 3.0]}}, "values lacks the entry 'loss'"),
+        ({"values": {"loss": [1.0, 2.0, 3.0], "new": [1.0, 2.0, 3.0]}}, "'new', which this hessprobe does not know"),
+        ({"quadratic": {"slope": [0.0]}}, "quadratic lacks the entry 'bend'"),
+    ],
+)
+def test_a_landscape_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(RecordError, match=message):
+        figures_of(record("landscape", {**seen(), **change}))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
