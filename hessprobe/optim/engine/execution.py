@@ -125,7 +125,7 @@ class Execution:
         return result
 
     def _one(self, request: At, one: Pass) -> Evaluation:
-        self._gradients.clear()
+        self._gradients.before_pass()
         first = id(one) not in self._seen
         self._seen.add(id(one))
         with _frozen(self._parameters, request.frozen), replayed(self._random, id(one)):
@@ -282,8 +282,10 @@ class _Mean:
 
 
 def _frozen(parameters: Sequence[Tensor], frozen: Sequence[bool] | None) -> AbstractContextManager[Any]:
+    if frozen is None:
+        return nullcontext()
     stack = ExitStack()
-    for parameter, still in zip(parameters, frozen or [False] * len(parameters), strict=True):
+    for parameter, still in zip(parameters, frozen, strict=True):
         if still:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)

@@ -19,13 +19,22 @@ class Gradients:
     def __init__(self, parameters: Sequence[Tensor], foreach: bool) -> None:
         self._parameters, self._foreach = parameters, foreach
         self._reached = [False] * len(parameters)
+        self._are_none = False
         self._raw: list[Tensor | None] = []
+
+    def before_pass(self) -> None:
+        """Have every ``.grad`` None; ``take`` or ``clear`` follows."""
+        if not self._are_none:
+            self.clear()
+        # The gradient of the pass before is nobody's now, unless the rule has kept it.
+        self._raw, self._are_none = [], False
 
     def clear(self) -> None:
         """Set every ``.grad`` to None."""
         self._raw = []
         for parameter in self._parameters:
             parameter.grad = None
+        self._are_none = True
 
     def take(self, factor: float = 1.0) -> TensorList:
         """Return the gradients times ``factor`` and leave ``.grad`` None.
@@ -34,26 +43,38 @@ class Gradients:
             ValueError: no parameter has a gradient.
             TypeError: a gradient is sparse or complex.
         """
-        self._raw = [parameter.grad for parameter in self._parameters]
-        if all(raw is None for raw in self._raw):
+        raws = [parameter.grad for parameter in self._parameters]
+        if not any(raw is not None for raw in raws):
             raise ValueError(
                 "closure must call backward on the loss; after it no parameter of the optimizer has a gradient. "
                 "Call loss.backward() before 'return loss', and pass the optimizer the parameters of this model."
             )
-        taken = TensorList([self._own(i, raw) for i, raw in enumerate(self._raw)], self._foreach)
-        for parameter in self._parameters:
-            parameter.grad = None
+        taken = TensorList(
+            [
+                raw
+                # Views are DistributedDataParallel's buckets: the next backward writes over them.
+                if raw is not None and raw.layout is torch.strided and raw._base is None and not raw.is_complex()
+                else self._own(i, raw)
+                for i, raw in enumerate(raws)
+            ],
+            self._foreach,
+        )
+        self._reached = [seen or raw is not None for seen, raw in zip(self._reached, raws, strict=True)]
+        self.clear()
+        self._raw = raws
         return taken if factor == 1.0 else taken * factor
 
     def give_back(self) -> None:
         """Undo ``take``: ``.grad`` is what the pass had left there."""
         for parameter, raw in zip(self._parameters, self._raw, strict=True):
             parameter.grad = raw
+        self._are_none = False
 
     def put(self, direction: TensorList) -> None:
         """Set ``.grad`` of every parameter that a pass has reached."""
         for parameter, tensor, reached in zip(self._parameters, direction.tensors, self._reached, strict=True):
             parameter.grad = tensor if reached else None
+        self._are_none = False
 
     def _own(self, index: int, raw: Tensor | None) -> Tensor:
         if raw is None:
@@ -64,6 +85,4 @@ class Gradients:
                 f"gradients must be dense and real; that of parameter {index}, of shape {tuple(raw.shape)}, is {kind}. "
                 "Use sparse=False in the embedding."
             )
-        self._reached[index] = True
-        # Views are DistributedDataParallel's buckets: the next backward writes over them.
-        return raw.clone() if raw._base is not None else raw
+        return raw.clone()

@@ -119,6 +119,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._spans: list[tuple[dict[str, Any], int]] = []
         self._trainable: list[Tensor] = []
         self._draws = 0
+        self._use_foreach = False
         self._fill_groups()
 
     @abstractmethod
@@ -271,6 +272,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._spans = [(group, len(own)) for group, own in members if own]
         self._trainable = [p for p, _ in self._layout]
         self._draws = 0
+        self._use_foreach = prefers_foreach(self._trainable) if self.foreach is None else self.foreach
         if self._rho_schedule is not None:
             for group in self.param_groups:
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
@@ -322,7 +324,7 @@ class SharpnessAware(torch.optim.Optimizer):
         )
 
     def _fused(self) -> bool:
-        return prefers_foreach(self.parameters()) if self.foreach is None else self.foreach
+        return self._use_foreach
 
     # -- shared with the base --------------------------------------------------------------------------------
 

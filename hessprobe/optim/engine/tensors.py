@@ -12,6 +12,8 @@ Scalar = float | Tensor
 # Below this mean size a call per tensor costs more than its arithmetic, and one fused call for all of them wins; above
 # it, on a CPU, the fused call's temporaries cost more than the calls it saves.
 _SMALL = 16_384
+# Below this one, on a CPU, putting the tensors one after the other costs less than a sum for each.
+_TINY = 512
 
 
 class TensorList:
@@ -40,6 +42,10 @@ class TensorList:
         return self._like([a + b for a, b in zip(self.tensors, other.tensors, strict=True)])
 
     def __sub__(self, other: TensorList) -> TensorList:
+        return self.minus(other)
+
+    def minus(self, other: TensorList) -> TensorList:
+        """Return the difference (``-`` by a name that ``torch.compile`` can follow)."""
         if self.foreach:
             return self._like(torch._foreach_sub(self.tensors, other.tensors))
         return self._like([a - b for a, b in zip(self.tensors, other.tensors, strict=True)])
@@ -109,13 +115,15 @@ class TensorList:
 
     def dot(self, other: TensorList) -> Tensor:
         """Return the dot product, 0-dimensional."""
+        if self._is_tiny() and other._is_tiny():
+            return torch.dot(self._joined(), other._joined())
         pairs = zip(self.tensors, other.tensors, strict=True)
         parts = [torch.dot(_wide(a).reshape(-1), _wide(b).reshape(-1)) for a, b in pairs]
         return _total(parts)
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm over all parameters together, 0-dimensional."""
-        total: Tensor = torch.linalg.vector_norm(self.tensor_norms())
+        total: Tensor = torch.linalg.vector_norm(self._joined() if self._is_tiny() else self.tensor_norms())
         return total
 
     def tensor_norms(self) -> Tensor:
@@ -126,7 +134,7 @@ class TensorList:
             norms = list(torch._foreach_norm([_wide(a) for a in self.tensors]))
         else:
             norms = [torch.linalg.vector_norm(_wide(a)) for a in self.tensors]
-        return torch.stack([n.to(norms[0].device) for n in norms])
+        return _stacked(norms)
 
     def unit(self, eps: float = 1e-12) -> TensorList:
         """Return u(v) = v / (norm(v) + eps); the zero vector stays zero."""
@@ -135,7 +143,18 @@ class TensorList:
     def project(self, onto: TensorList) -> TensorList:
         """Return (<self, onto> / norm(onto)^2) onto; zero where ``onto`` is zero."""
         square = onto.dot(onto)
-        return onto * torch.where(square > 0, self.dot(onto) / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0)
+        share = self.dot(onto) / square.clamp_min(torch.finfo(square.dtype).tiny)
+        return onto.times(torch.where(square > 0, share, 0.0))
+
+    def _is_tiny(self) -> bool:
+        if not self.foreach or not self.tensors or torch.compiler.is_compiling():
+            return False
+        if self.tensors[0].device.type != "cpu" or sum(map(Tensor.numel, self.tensors)) > _TINY * len(self.tensors):
+            return False
+        return len({t.dtype for t in self.tensors}) == 1 and len({t.device for t in self.tensors}) == 1
+
+    def _joined(self) -> Tensor:
+        return _wide(torch._C._nn.flatten_dense_tensors(self.tensors))
 
     def _like(self, tensors: Sequence[Tensor]) -> TensorList:
         return TensorList(tensors, self.foreach)
@@ -147,7 +166,7 @@ def prefers_foreach(tensors: Sequence[Tensor]) -> bool:
         return False
     if tensors[0].device.type == "cuda":
         return True
-    return sum(t.numel() for t in tensors) < _SMALL * len(tensors)
+    return sum(map(Tensor.numel, tensors)) < _SMALL * len(tensors)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -155,7 +174,12 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _total(parts: list[Tensor]) -> Tensor:
-    return torch.stack([p.to(parts[0].device) for p in parts]).sum() if parts else torch.zeros(())
+    return _stacked(parts).sum() if parts else torch.zeros(())
+
+
+def _stacked(scalars: list[Tensor]) -> Tensor:
+    device = scalars[0].device
+    return torch.stack([s if s.device == device else s.to(device) for s in scalars])
 
 
 def _is_cheap_to_read(scalar: Tensor) -> bool:

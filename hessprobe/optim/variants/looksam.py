@@ -66,15 +66,15 @@ class LookSAM(SharpnessAware):
 
 def sharp_direction(perturbed: TensorList, gradient: TensorList) -> TensorList:
     """Return u(g_v) for the part g_v of ``perturbed`` orthogonal to ``gradient``; zero where that is rounding alone."""
-    part = perturbed - perturbed.project(gradient)
+    part = perturbed.minus(perturbed.project(gradient))
     size = part.norm()
     rounding = 4 * torch.finfo(part.tensors[0].dtype).eps * perturbed.norm()
     smallest = torch.finfo(size.dtype).tiny
-    return part * torch.where(size > rounding, 1.0 / size.clamp_min(smallest), torch.zeros_like(size))
+    return part.times(torch.where(size > rounding, 1.0 / size.clamp_min(smallest), torch.zeros_like(size)))
 
 
 def with_sharp_part(gradient: TensorList, direction: TensorList | None, alpha: float) -> TensorList:
     """Return g + alpha norm(g) direction, or g before there is a direction."""
     if direction is None:
         return gradient
-    return (direction * (alpha * gradient.norm())).add_(gradient)
+    return direction.times(alpha * gradient.norm()).add_(gradient)

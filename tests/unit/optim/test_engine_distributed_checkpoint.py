@@ -11,8 +11,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from hessprobe.optim import SAM, VaSSO
-from hessprobe.optim.engine import TensorList
+from hessprobe.optim.engine import Displacement, TensorList
 from hessprobe.optim.engine.weights import Weights
+from hessprobe.optim.variants.looksam import sharp_direction, with_sharp_part
 
 X = torch.linspace(-1, 1, 24).view(8, 3)
 Y = torch.arange(8) % 2
@@ -63,23 +64,34 @@ def test_distributed_checkpoint_resumes_exactly(make, base, tmp_path):
     assert resumed.t == optimizer.t == 11
 
 
-def test_the_phases_compile_without_graph_breaks():
-    parameters = [torch.randn(4, 3), torch.randn(4)]
+@pytest.mark.parametrize(
+    ("foreach", "backend"), [(False, "eager"), (True, "eager"), (True, "aot_eager")], ids=["loop", "foreach", "aot"]
+)
+def test_the_phases_compile_without_graph_breaks(foreach: bool, backend: str):
+    """Ascending, restoring, combining gradients as GSAM and LookSAM do; the base step is torch's own."""
+    shapes = [(4, 3), (4,)]
+    parameters, first, second = ([torch.randn(shape) for shape in shapes] for _ in range(3))
 
-    def phases(weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    def phases(
+        weights: list[torch.Tensor], first: list[torch.Tensor], second: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         engine = Weights()
-        engine.bind(weights, foreach=False)
-        direction = TensorList(gradients)
-        engine.displace(direction.unit() * 0.1)
+        engine.bind(weights, foreach=foreach)
+        here, there = TensorList(first, foreach), TensorList(second, foreach)
+        factor = 0.1 / (here.norm() + 1e-12)
+        engine.displace(Displacement(here, [factor] * len(first), is_uniform=True))
         displaced = [w.clone() for w in weights]
+        engine.displace(there.unit().times(0.2))
+        again = [w.clone() for w in weights]
         engine.restore()
-        return displaced
+        surrogate = there.clone().add_(here.minus(here.project(there)), alpha=-0.4)
+        reused = with_sharp_part(surrogate, sharp_direction(there, here), 0.7)
+        return displaced, again, reused.tensors
 
-    gradients = [torch.randn(4, 3), torch.randn(4)]
-    expected = phases([p.clone() for p in parameters], gradients)
-    compiled = torch.compile(phases, fullgraph=True, backend="eager")
+    expected = phases([p.clone() for p in parameters], first, second)
+    compiled = torch.compile(phases, fullgraph=True, backend=backend)
     live = [p.clone() for p in parameters]
-    for a, b in zip(compiled(live, gradients), expected, strict=True):
-        torch.testing.assert_close(a, b)
+    for ours, theirs in zip(compiled(live, first, second), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
     for a, b in zip(live, parameters, strict=True):
         assert torch.equal(a, b)
