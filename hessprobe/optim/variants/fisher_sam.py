@@ -17,8 +17,9 @@ class FisherSAM(SharpnessAware):
         F^{-1} = 1/(1 + eta g^2) by coordinate
         e = rho F^{-1} g/sqrt(g' F^{-1} g),        base step with grad L_B(w + e)
 
-    Two gradients a step. eta = 0 is SAM. There is no code by the authors; this form, with eta inside the denominator,
-    is reconstructed from a public implementation.
+    Two gradients a step. eta = 0 is SAM. There is no code by the authors. Certain: the ellipsoid and the length, which
+    follow from maximising a linear loss over it. Not certain: the form 1/(1 + eta g^2) of the inverse, which is that of
+    two public implementations (by others) and agrees with them.
 
     Args:
         base_optimizer: see ``SharpnessAware``.

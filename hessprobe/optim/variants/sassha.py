@@ -21,7 +21,8 @@ from hessprobe.optim.variants.bsam import decay_rates
 class SASSHA(SharpnessAware):
     """SASSHA: a diagonal Newton method whose gradient and curvature are taken at SAM's displaced weights.
 
-    With e = rho u(g), g_e = grad L(w + e), D = diag of the Hessian at w + e, estimated at steps 1, 1 + every, ...:
+    With e = rho u(g), g_e = grad L(w + e), D = diag of the Hessian at w + e (at w with ``curvature_at="weights"``),
+    estimated at steps 1, 1 + every, ...:
 
         m <- b1 m + (1 - b1) g_e,                         mhat = m/(1 - b1^t)
         h <- b2 h + (1 - b2) abs(D) at those steps,       hhat = h/(1 - b2^tau),     tau = the last of them
@@ -30,7 +31,7 @@ class SASSHA(SharpnessAware):
     The correction takes tau, a number of steps, though h was updated only once every ``every`` steps: that is how the
     authors' code does it, and it makes hhat too small by up to that factor in the beginning. In one point that code
     differs: it puts the weights back before it differentiates a second time, so that its products mix weights at w with
-    activations at w + e; with the two in the right order it takes these very steps.
+    activations at w + e, the Hessian of neither; with the two in the right order it takes these very steps.
 
     D is Hutchinson's estimate with Rademacher probes, from ``hessprobe.estimators.diagonal``; the authors draw one
     probe, here it is at least two. ``step`` must be given ``loss=`` (forward only, with its graph). It owns its update
@@ -47,6 +48,7 @@ class SASSHA(SharpnessAware):
         n_probes: >= 2.
         power: of the curvature, in [0, 1]; 1/2 as in the paper.
         eps_denominator: > 0.
+        curvature_at: ``"displaced"`` weights, w + e, as in the paper, or ``"weights"``, w.
         weight_decay: >= 0, decoupled.
         **engine: see ``SharpnessAware``; ``seed`` is that of the probes.
 
@@ -70,6 +72,7 @@ class SASSHA(SharpnessAware):
         power: float = 0.5,
         eps_denominator: float = 1e-4,
         weight_decay: float = 0.0,
+        curvature_at: str = "displaced",
         **engine: Unpack[EngineOptions],
     ) -> None:
         decay = checks.real("weight_decay", weight_decay, low=0)
@@ -79,6 +82,7 @@ class SASSHA(SharpnessAware):
         self.every = checks.positive_int("every", every)
         self.n_probes = checks.positive_int("n_probes", n_probes, minimum=2)
         self.power = checks.real("power", power, low=0, high=1)
+        self.curvature_at = checks.one_of("curvature_at", curvature_at, ("displaced", "weights"))
         self.eps_denominator = checks.real("eps_denominator", eps_denominator, low=0, low_open=True)
 
     def rule(self) -> Rule:
@@ -90,7 +94,7 @@ class SASSHA(SharpnessAware):
         moment = ((self.recall("moment") or here.gradient.zeros()) * b1).add_(there.gradient, alpha=1 - b1)
         curvature = self.recall("curvature") or here.gradient.zeros()
         if since == 0:
-            measured: Evaluation = yield self._diagonal_at(displacement)
+            measured: Evaluation = yield self._diagonal_at(displacement if self.curvature_at == "displaced" else None)
             curvature = (curvature * b2).add_(measured.result, alpha=1 - b2)
             self.remember("curvature", curvature)
         self.remember("moment", moment)
@@ -98,7 +102,7 @@ class SASSHA(SharpnessAware):
         root = curvature.map(lambda h: (h / corrected).pow(self.power).add_(self.eps_denominator))
         return (moment * (1 / (1 - b1**self.t))) / root
 
-    def _diagonal_at(self, displacement: Displacement) -> Curvature:
+    def _diagonal_at(self, displacement: Displacement | None) -> Curvature:
         source = self.generator()
 
         def measure(operator: LinearOperator) -> TensorList:

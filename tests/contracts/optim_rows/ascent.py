@@ -170,12 +170,6 @@ def c_flat_two_radii(flat: Flat, w: Tensor) -> Tensor:
     return g1 + 0.4 * (g3 - g2)
 
 
-def stable_sam(flat: Flat, w: Tensor) -> Tensor:
-    g = flat.grad(w)
-    gt = flat.grad(w + flat.rho * unit(g))
-    return g.norm() * unit(gt)
-
-
 def noise(flat: Flat, w: Tensor) -> Tensor:
     source = randomness.generator(0, flat.t, 1)
 
@@ -347,7 +341,6 @@ ROWS = [
     ),
     Row("c-flat", "c-flat", c_flat, {"lam": 0.4}, evaluations=4),
     Row("c-flat-two-radii", "c-flat", c_flat_two_radii, {"lam": 0.4, "norm_rho": 0.3}, evaluations=4),
-    Row("stable-sam", "stable-sam", stable_sam, {}),
     Row("rwp", "rwp", rwp, {"alpha": 0.4}, rho=0.1),
     # Two batches: the step's loss is the first one's, and rho = 0 gives the mean of two gradients.
     Row("rwp-two", "rwp", rwp_two_batches, {"shards": 2}, rho=0.1, base_at_rho_zero=False, clean_loss=False),

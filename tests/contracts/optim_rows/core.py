@@ -33,10 +33,23 @@ def vasso(flat: Flat, w: Tensor) -> Tensor:
     return flat.grad(w + flat.rho * unit(d))
 
 
+def stable_sam(flat: Flat, w: Tensor) -> Tensor:
+    g = flat.grad(w)
+    gt = flat.grad(w + flat.rho * unit(g))
+    return g.norm() * unit(gt)
+
+
+def stable_usam(flat: Flat, w: Tensor) -> Tensor:
+    g = flat.grad(w)
+    return g.norm() * unit(flat.grad(w + flat.rho * g))
+
+
 ROWS = [
     Row("sam", "sam", sam, {}),
     Row("gsam", "gsam", gsam, {"alpha": 0.4}),
     Row("wsam-coupled", "wsam", wsam_coupled, {"gamma": 0.8, "decouple": False}),
     Row("wsam", "wsam", wsam_decoupled, {"gamma": 0.8}),
     Row("vasso", "vasso", vasso, {"theta": 0.4}),
+    Row("stable-sam", "stable-sam", stable_sam, {}),
+    Row("stable-usam", "stable-sam", stable_usam, {"normalize": False}, rho=0.3, scale_invariant=False),
 ]

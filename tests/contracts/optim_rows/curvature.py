@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def xsam(
-    steps: int, alpha: float | None = None, every: int = 5, ratio: float = 2.0
+    steps: int, alpha: float | None = None, every: int = 7, ratio: float = 2.0
 ) -> Callable[[Flat, Tensor], Tensor]:
     def spec(flat: Flat, w: Tensor) -> Tensor:
         g, e = flat.grad(w), torch.zeros_like(w)
@@ -27,8 +27,8 @@ def xsam(
             return (torch.sin((1 - a) * psi) * v0 + torch.sin(a * psi) * v1) / torch.sin(psi)
 
         if alpha is None and (flat.t - 1) % every == 0:
-            losses = [float(flat.loss(w + ratio * flat.rho * arc(i / 2))) for i in range(81)]
-            flat.memory["alpha"] = losses.index(max(losses)) / 2
+            losses = [float(flat.loss(w + ratio * flat.rho * arc(i))) for i in range(41)]
+            flat.memory["alpha"] = losses.index(max(losses))
         return g.norm() * arc(flat.memory["alpha"] if alpha is None else alpha)
 
     return spec
@@ -42,14 +42,14 @@ def top(flat: Flat, w: Tensor, every: int) -> Tensor:
 
 
 def eigen_sam(flat: Flat, w: Tensor) -> Tensor:
-    v, h = top(flat, w, 4), unit(flat.grad(w))
+    v, h = top(flat, w, 7), unit(flat.grad(w))
     e = h + 0.3 * torch.sign(flat.grad(w) @ v) * (v - (h @ v) * h)
     return flat.grad(w + flat.rho * e)
 
 
 def x_sam(normalize: bool) -> Callable[[Flat, Tensor], Tensor]:
     def spec(flat: Flat, w: Tensor) -> Tensor:
-        v = top(flat, w, 4)
+        v = top(flat, w, 7)
         ga = flat.grad(w + flat.rho * unit(flat.grad(w)))
         return (unit(ga) if normalize else ga) - 0.5 * (ga @ v) * v
 
@@ -66,8 +66,8 @@ def searching(every: int, grid: int, gradients: int = 2) -> list[int]:
 
 
 # This grid goes round the whole circle, so that the highest loss lies inside it and nothing is said of the cap.
-SEARCH: dict[str, Any] = {"alpha_max": 40.0, "alpha_step": 0.5, "steps_per_epoch": 5}
-TIGHT: dict[str, Any] = {"every": 4, "tol": 1e-13, "max_products": 400}
+SEARCH: dict[str, Any] = {"alpha_max": 40.0, "alpha_step": 1.0, "steps_per_epoch": 7}
+TIGHT: dict[str, Any] = {"every": 7, "tol": 1e-13, "max_products": 400}
 
 ROWS = [
     Row(
@@ -75,7 +75,7 @@ ROWS = [
         "xsam",
         xsam(1),
         SEARCH,
-        evaluations=searching(5, 81),
+        evaluations=searching(7, 41),
         rho=0.3,
         base_at_rho_zero_arguments={"alpha": 1.0},
     ),

@@ -232,13 +232,13 @@ def lightsam_adam(flat: Flat, w: Tensor) -> Step:
     return Step(replace=w - flat.lr * m / v.sqrt())
 
 
-def sassha(flat: Flat, w: Tensor) -> Step:
+def sassha(flat: Flat, w: Tensor, at_weights: bool = False) -> Step:
     m, h = (flat.memory.get(k, torch.zeros_like(w)) for k in ("m", "h"))
     e = flat.rho * unit(flat.grad(w))
     m = 0.8 * m + 0.2 * flat.grad(w + e)
     if flat.t in (1, 6, 11):
         # The same probes; the Hessian is the dense one.
-        dense = flat.hessian(w + e)
+        dense = flat.hessian(w if at_weights else w + e)
         estimate = diagonal(dense, n_probes=3, seed=generator(0, flat.t, 1), method="hutchinson")
         h = 0.9 * h + 0.1 * estimate.values.abs()
         flat.memory["since"] = flat.t
@@ -247,7 +247,19 @@ def sassha(flat: Flat, w: Tensor) -> Step:
     return Step(replace=w * (1 - flat.lr * 0.03) - flat.lr * mhat / (hhat.sqrt() + 1e-2))
 
 
+def sassha_at_weights(flat: Flat, w: Tensor) -> Step:
+    return sassha(flat, w, at_weights=True)
+
+
 AE: dict[str, Any] = {"steps": 30, "delta": 0.7, "lambda1": -1.0, "lambda2": 0.5}
+SASSHA: dict[str, Any] = {
+    "betas": (0.8, 0.9),
+    "every": 5,
+    "n_probes": 3,
+    "eps_denominator": 1e-2,
+    "weight_decay": 0.03,
+    "lr": 0.02,
+}
 SPARSE: dict[str, Any] = {"sparsity": 0.7, "every": 4}
 
 # Rules that own their update are no base optimizer at rho = 0, and their directions are preconditioned, so they do not
@@ -340,11 +352,6 @@ ROWS = [
         rho=0.02,
         **ALONE,
     ),
-    Row(
-        "sassha",
-        "sassha",
-        sassha,
-        {"betas": (0.8, 0.9), "every": 5, "n_probes": 3, "eps_denominator": 1e-2, "weight_decay": 0.03, "lr": 0.02},
-        **ALONE,
-    ),
+    Row("sassha", "sassha", sassha, SASSHA, **ALONE),
+    Row("sassha-weights", "sassha", sassha_at_weights, {**SASSHA, "curvature_at": "weights"}, **ALONE),
 ]
