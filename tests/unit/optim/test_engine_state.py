@@ -30,16 +30,31 @@ def weights(module):
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).clone()
 
 
-class TestBuffers:
-    def network(self, momentum):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, momentum=momentum), nn.Linear(5, 3)).double()
+class BehindTheCounter(nn.SyncBatchNorm):
+    """Writes its statistics as the kernels of several GPUs do: unseen by the version counter of the buffers."""
 
+    def forward(self, x):
+        batch_mean, batch_var = x.mean(0), x.var(0)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.data.lerp_(batch_mean, share)
+            self.running_var.data.lerp_(batch_var, share)
+        return (x - batch_mean) / (batch_var + self.eps).sqrt() * self.weight + self.bias
+
+
+class TestBuffers:
+    def network(self, momentum, layer=nn.BatchNorm1d):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), layer(5, momentum=momentum), nn.Linear(5, 3)).double()
+
+    # SyncBatchNorm takes its means over GPUs; on a CPU, where torch refuses that, its layer is there with one process.
+    @pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.SyncBatchNorm, BehindTheCounter])
     @pytest.mark.parametrize("momentum", [0.1, None])
     @pytest.mark.parametrize("optimizer_class", [SAM, GSAM])
-    def test_statistics_are_updated_once_a_step(self, momentum, optimizer_class):
+    def test_statistics_are_updated_once_a_step(self, momentum, optimizer_class, layer):
         x, y = data()
-        module = self.network(momentum)
+        module = self.network(momentum, layer)
         optimizer = optimizer_class(torch.optim.SGD(module.parameters(), lr=0.3), rho=1.0, model=module)
         for _ in range(4):
             plain = copy.deepcopy(module)
