@@ -18,10 +18,13 @@ FAMILIES = (
     "radius",
     "explicit_bias",
     "determinant",
+    "invariance",
     "wen_ma_li",
     "unified_sam",
     "xsam",
     "functional_sam",
+    "adasam",
+    "sam_on",
     "overparameterization",
     "statistics",
 )

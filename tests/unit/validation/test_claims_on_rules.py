@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hessprobe.optim import SAM, USAM
-from hessprobe.validation.claims import functional_sam, overparameterization, statistics, xsam
+from hessprobe.validation.claims import adasam, functional_sam, overparameterization, sam_on, statistics, xsam
 from hessprobe.validation.dynamics import direction, mean_along, plain_sgd
 from hessprobe.validation.flat_network import Network, teacher_data
 
@@ -108,3 +108,34 @@ def test_gradient_descent_at_rho_0_is_the_class():
     risks = problem.risks(0.0, 5, 0.0, 1)[:, 0]
     assert risks == pytest.approx(problem.parts(0.0, np.arange(6), 0.0)[0], rel=1e-10)
     assert isinstance(USAM(plain_sgd([torch.zeros(1, requires_grad=True)], 0.1), rho=0.0), USAM)
+
+
+def test_another_rho_than_that_of_adasam_is_noticed(monkeypatch):
+    assert adasam.amsgrad().verdict == "holds"
+    assert adasam._class_against_rule().holds
+    right = adasam._rule
+    monkeypatch.setattr(adasam, "_rule", lambda x, noise, state, gamma, rho: right(x, noise, state, gamma, 1.001 * rho))
+    assert not adasam._class_against_rule().holds
+
+
+def test_a_slower_law_than_that_of_adasam_is_noticed(monkeypatch):
+    # E.g. T^-0.4, with an error of 0.3 percent a run.
+    source = np.random.default_rng(0)
+    monkeypatch.setattr(
+        adasam, "_run", lambda b, T, runs: (b**-0.5 * T**-0.4) * (1 + 0.003 * source.standard_normal(runs))
+    )
+    finding = adasam.rate((1000, 4000, 16_000), 32)
+    assert (finding.verdict, finding.worst.label[:5]) == ("fails", "b = 1")
+
+
+def test_sam_on_on_other_parameters_is_noticed(monkeypatch):
+    assert sam_on.ascent().verdict == "holds"
+    monkeypatch.setattr(sam_on, "_owned", lambda model, parameter: parameter.ndim > 1)
+    assert sam_on.ascent().verdict == "fails"
+
+
+def test_training_for_sam_on_reports_a_difference_an_optimizer():
+    finding = sam_on.training(2, 1)
+    assert finding.verdict == "observed"
+    assert len(finding.parts) == 8
+    assert all(0 < part.measured < 1 for part in finding.parts[:1])
