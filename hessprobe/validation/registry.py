@@ -13,6 +13,7 @@ FAMILIES = (
     "estimators_variance",
     "estimators_exact",
     "estimators_coverage",
+    "estimators_agreement",
     "universality",
     "universality_few",
     "radius",
