@@ -47,7 +47,7 @@ def test_a_wrong_partner_fails_too() -> None:
 
 
 def test_a_network_agrees_by_products_and_from_losses(small_network: networks.TrainedNetwork) -> None:
-    finding = agreement.network(128, 0.02)
+    finding = agreement.network(64, 0.02)
     assert not failed(finding)
     assert {part.label.split(",")[0] for part in finding.parts} == {"products", "losses at radius 0.02"}
 
