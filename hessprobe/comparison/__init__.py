@@ -1,5 +1,13 @@
 """Comparison of checkpoints: differences with their own errors, and measures against the generalisation gap.
 
+    settings = MeasureSettings(probes=64)
+    values = {
+        label: {one.measure: one.estimate for one in measure_each(risk, ["trace", "frob"], settings)}
+        for label, risk in risks.items()
+    }
+    for line in compare(values, baseline="sgd"):
+        print(line.measure, line.label, line.verdict, line.difference.estimate.interval())
+
 The names of what can be compared are importable without torch; the rest comes on first use.
 """
 

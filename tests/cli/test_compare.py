@@ -112,6 +112,18 @@ def test_other_data_are_refused_and_named(run, folder, tmp_path):
     assert list(differences(record)) == [("b", "trace")]
 
 
+def test_a_copy_is_named_and_left_out(run, fake, folder, tmp_path):
+    fake()
+    copy = shutil.copy(folder / "a.pt", tmp_path / "copy.pt")
+    done = run("compare", folder / "a.pt", copy, folder / "b.pt", "-m", "trace", *QUICK)
+    assert done.code == 1
+    assert done.err == (
+        f"hessprobe: error: {copy}: holds the same bytes as {folder / 'a.pt'}, from which it cannot differ. "
+        "Leave it out.\n"
+    )
+    assert done.out.count("within error") == 1
+
+
 def test_other_sizes_are_compared_with_a_word_of_caution(run, folder, tmp_path):
     wide = train(tmp_path / "wide.pt", "--model", "mlp:hidden=9")
     done = run("compare", folder / "a.pt", wide, "-m", "trace", "-m", "lambda-max", *QUICK)
