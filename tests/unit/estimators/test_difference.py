@@ -10,9 +10,11 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import effective_rank, frobenius_norm, spectral_sketch, trace
 from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import difference
-from hessprobe.influence import Influence
+from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.krylov import eigsh
+from hessprobe.universal import evaluate
+from hessprobe.universal.catalogue import CATALOGUE
 
 DIM = 60
 A = symmetric(eigenvalues("outliers", DIM))
@@ -88,6 +90,62 @@ def test_scaled_estimates_scale_their_samples():
     whole = difference(traced(A), traced(FAR)).estimate
     assert difference(one, two).estimate.std_error == pytest.approx(0.5 * whole.std_error)
     assert difference(one, two).estimate.value == pytest.approx(-0.5 * whole.value)
+
+
+def test_scaled_norms_scale_pairs_and_batches():
+    def norm(total, shift):
+        # Undeflated outliers: most of the weight is on pairs.
+        parts = torch.stack([total * (1 + 0.2 * b) + shift * torch.eye(DIM).double() for b in range(4)])
+        return frobenius_norm(SumOperator(parts), n_probes=40)
+
+    one, two = norm(A, 0.0), norm(0.9 * A, 0.3)
+    assert one.details["pair_weight"] > 0.5
+    whole, scaled = difference(one, two).estimate, difference(one.scaled(-3.0), two.scaled(-3.0)).estimate
+    assert scaled.std_error == pytest.approx(3 * whole.std_error)
+    assert scaled.errors.data == pytest.approx(3 * whole.errors.data)
+
+
+def rms(pairs, truth):
+    """Return the root mean square of z-scores of differences to the truth."""
+    found = [difference(*pair).estimate for pair in pairs]
+    z = torch.tensor([(one.value - truth) / one.std_error for one in found])
+    return float(z.square().mean().sqrt())
+
+
+def test_spectral_sums_are_paired_chain_by_chain():
+    pair = [symmetric(eigenvalues("indefinite", DIM)), symmetric(eigenvalues("flat", DIM), 9)]
+
+    def logdets(seed):
+        sketches = [spectral_sketch(Plain(m), n_probes=16, steps=12, method="slq", seed=seed) for m in pair]
+        return [sketch.smoothed_logdet(eps=1.0) for sketch in sketches]
+
+    truth = [0.5 * float((torch.linalg.eigvalsh(m).square() + 1).log().sum()) for m in pair]
+    assert 0.75 < rms([logdets(seed) for seed in range(60)], truth[1] - truth[0]) < 1.3
+    found = difference(*logdets(0))
+    assert found.estimate.flags == ()
+    assert found.correlation is not None
+
+
+def test_functionals_of_means_are_paired_draw_by_draw():
+    entry = CATALOGUE["frob"]()
+    pair = [symmetric(eigenvalues("flat", DIM)), symmetric(1.2 * eigenvalues("flat", DIM), 9)]
+    pairs = [[evaluate(entry.measure, Plain(m), n_probes=400, seed=seed) for m in pair] for seed in range(40)]
+    assert 0.75 < rms(pairs, float(pair[1].norm() - pair[0].norm())) < 1.35
+    assert difference(*pairs[0]).estimate.flags == ()
+
+
+def test_the_noise_of_probes_is_taken_out_of_the_data_error():
+    generator = torch.Generator().manual_seed(0)
+    noise, spread = torch.randn(2, 40, 400, generator=generator, dtype=torch.float64)
+    weights, truth = torch.full((400,), 1 / 400, dtype=torch.float64), 0.1 * spread[0]
+    for shared in (True, False):
+        tables = [torch.zeros(40, 400, dtype=torch.float64), noise + truth]
+        pair = [Estimate(0.0, influence=Influence(batches=Batches(weights, table, shared))) for table in tables]
+        found = difference(*pair).estimate.errors.data
+        exact, raw = (infinitesimal_jackknife(weights, each) for each in (truth, (noise + truth).mean(0)))
+        # With the noise of 40 probes it is 1.9 times as large.
+        assert raw > 1.7 * exact
+        assert found == pytest.approx(exact, rel=0.2)
 
 
 def test_effective_ranks_are_paired_by_the_delta_method():
