@@ -50,8 +50,14 @@ def eigenvalues(kind: str, dim: int) -> Tensor:
         kind: of ``SPECTRA``: ten outliers from -3 to 50 over a normal bulk of width 0.15; ``"flat"``, 1 +- 0.3;
             ``"indefinite"``, standard normal; ``"decaying"``, 10 i^(-3/2).
         dim: d, at least 20.
+
+    Raises:
+        ValueError: another name.
     """
-    generator = torch.Generator().manual_seed(11)
+    if kind not in SPECTRA:
+        raise ValueError(f"kind must be one of {', '.join(SPECTRA)}; got {kind!r}. Choose one of them.")
+    # A bulk of its own for each: the same one shifted would be the same test for most estimators.
+    generator = torch.Generator().manual_seed(11 + SPECTRA.index(kind))
     normal = torch.randn(dim, generator=generator, dtype=torch.float64)
     if kind == "outliers":
         values = torch.cat([torch.tensor(_OUTLIERS, dtype=torch.float64), 0.15 * normal[len(_OUTLIERS) :]])
@@ -59,10 +65,8 @@ def eigenvalues(kind: str, dim: int) -> Tensor:
         values = 1.0 + 0.3 * normal.clamp(-2.5, 2.5)
     elif kind == "indefinite":
         values = normal
-    elif kind == "decaying":
-        values = 10.0 * torch.arange(1, dim + 1, dtype=torch.float64) ** -1.5
     else:
-        raise ValueError(f"kind must be one of {', '.join(SPECTRA)}; got {kind!r}. Choose one of them.")
+        values = 10.0 * torch.arange(1, dim + 1, dtype=torch.float64) ** -1.5
     ascending: Tensor = values.sort().values
     return ascending
 

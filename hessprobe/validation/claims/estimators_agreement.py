@@ -155,15 +155,15 @@ CLAIMS = (
         "Trace, Frobenius norm, log-determinant and soft maximum by (phi, psi, mu) and from the Hessian agree with the "
         "dense truth and with each other on analytic objectives.",
         "derived here for the class of Tahmasebi et al. (2024)",
-        partial(analytic, 1024),
-        partial(analytic, 8192),
+        partial(analytic, 512),
+        partial(analytic, 2048),
     ),
     Claim(
         "estimators/agreement-network",
         "The same on a trained network, by products and from losses alone.",
         "derived here for the class of Tahmasebi et al. (2024)",
-        partial(network, 512, 0.02),
-        partial(network, 2048, 0.02),
+        partial(network, 256, 0.02),
+        partial(network, 1024, 0.02),
     ),
     Claim(
         "estimators/soft-maximum",

@@ -154,7 +154,7 @@ CLAIMS = (
         "Hutchinson, deflated, Hutch++ and XTrace estimates of the trace are unbiased.",
         "Hutchinson (1990); Meyer et al. (2021); Epperly, Tropp, Webber (2024)",
         partial(trace_mean, 120),
-        partial(trace_mean, 500),
+        partial(trace_mean, 400),
     ),
     Claim(
         "estimators/frobenius-mean",

@@ -97,7 +97,7 @@ CLAIMS = (
         "Var ||Aw||^2 the same with A^2.",
         "derived here",
         partial(one_probe, 10_000),
-        partial(one_probe, 60_000),
+        partial(one_probe, 40_000),
     ),
     Claim(
         "estimators/fresh-probes",
@@ -105,6 +105,6 @@ CLAIMS = (
         "products between the terms' off-diagonal parts.",
         "derived here",
         partial(fresh_probes, 400),
-        partial(fresh_probes, 2000),
+        partial(fresh_probes, 1500),
     ),
 )

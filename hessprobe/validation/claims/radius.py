@@ -332,7 +332,7 @@ CLAIMS = (
         "radius/from-losses",
         "What evaluate_from_losses estimates is R_rho, with the error it reports.",
         _DERIVED,
-        partial(from_losses, 4000),
-        partial(from_losses, 40_000),
+        partial(from_losses, 2000),
+        partial(from_losses, 10_000),
     ),
 )

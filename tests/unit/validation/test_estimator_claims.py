@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hessprobe import estimators
-from hessprobe.estimate import ErrorParts
+from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.krylov.quadrature import QuadratureRule, gauss
 from hessprobe.probes import ProbeStream
 from hessprobe.validation.claim import Finding
@@ -107,7 +107,7 @@ def test_error_bars_of_the_wrong_size_fail(factor: float) -> None:
     labels = failed(finding)
     assert "reported over real variance, deflated, 20, flat" in labels
     if factor < 1:
-        assert "share of intervals, deflated, 20, flat" in labels
+        assert "with the truth, deflated, 20, flat" in labels
 
 
 def test_a_flagged_interval_claims_nothing() -> None:
@@ -115,10 +115,15 @@ def test_a_flagged_interval_claims_nothing() -> None:
     found = [
         estimators.trace(A, n_probes=8, method="hutchinson", seed=s).with_(flags=("heavy-tailed",)) for s in range(4)
     ]
-    part = estimators_coverage.covered("x", math.inf, found)
+    (part,) = estimators_coverage.covered("x", math.inf, found)
     assert (part.kind, part.measured) == ("observed", 0.0)
-    plain = [one.with_(flags=()) for one in found]
-    assert not estimators_coverage.covered("x", math.inf, plain).holds
+    least, _ = estimators_coverage.covered("x", math.inf, [one.with_(flags=()) for one in found])
+    assert not least.holds
+
+
+def test_intervals_that_never_miss_are_too_wide() -> None:
+    least, missed = estimators_coverage.covered("x", 0.0, 900 * [Estimate(0.5, ErrorParts(probe=1.0))])
+    assert (least.holds, missed.holds) == (True, False)
 
 
 def test_named_matrices_are_what_they_are_called() -> None:
