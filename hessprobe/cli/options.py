@@ -15,6 +15,8 @@ from hessprobe.measures import NAMES, UNIVERSAL
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
 DEFAULT_RTOL = 0.01
 OPERATORS = ("hessian", "ggn", "fisher")
+# The functional part is measured beside the others, not in their place: of itself it says nothing about sharpness.
+ANY_OPERATOR = (*OPERATORS, "functional")
 SPLITS = ("train", "test", "all")
 BATCHNORMS = ("eval", "batch", "recalibrate")
 DTYPES = ("float32", "float64")
@@ -58,6 +60,15 @@ Measures = Annotated[
 ]
 Operator = Annotated[
     str, _option("--operator", metavar="NAME", help="Matrix to measure: hessian, ggn or fisher.", panel=_INPUT)
+]
+AnyOperator = Annotated[
+    str,
+    _option(
+        "--operator",
+        metavar="NAME",
+        help="Matrix to measure: hessian, ggn, fisher, or functional, the Hessian less ggn.",
+        panel=_INPUT,
+    ),
 ]
 Split = Annotated[
     str | None, _option("--split", metavar="NAME", help="Data: train (the default), test or all.", panel=_INPUT)

@@ -13,7 +13,7 @@ from hessprobe import checks, estimators
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
-from hessprobe.hvp import GaussNewton, Hessian
+from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
 from hessprobe.measures.settings import MeasureSettings, Result
@@ -166,7 +166,7 @@ def measure_all(
     settings: MeasureSettings,
     report: Report = lambda event: None,
     *,
-    operator: Hessian | GaussNewton | None = None,
+    operator: Hessian | GaussNewton | FunctionalPart | None = None,
 ) -> Iterator[Result]:
     """Yield one result a name, sharing products between them; results come as they are ready, eigenvalues first.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import Estimate
-from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
 from hessprobe.operators.algebra import Block
@@ -70,7 +70,7 @@ class Session:
         names: Iterable[str],
         report: Report,
         start: Vectors | None = None,
-        operator: Hessian | GaussNewton | None = None,
+        operator: Hessian | GaussNewton | FunctionalPart | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
@@ -268,7 +268,7 @@ class Session:
 
 def make_operator(
     risk: Objective, settings: MeasureSettings, expected_products: int = _FEW_PRODUCTS
-) -> Hessian | GaussNewton:
+) -> Hessian | GaussNewton | FunctionalPart:
     """Return the operator that the settings name."""
     how: dict[str, Any] = {
         "engine": settings.engine,
@@ -279,6 +279,8 @@ def make_operator(
         return Hessian(risk, **how)
     if settings.operator == "ggn":
         return GaussNewton(risk, **how)
+    if settings.operator == "functional":
+        return FunctionalPart(risk, **how)
     return Fisher(risk, seed=settings.seed, **how)
 
 

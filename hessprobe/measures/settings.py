@@ -9,7 +9,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimate import Estimate
 
-OPERATORS = ("hessian", "ggn", "fisher")
+OPERATORS = ("hessian", "ggn", "fisher", "functional")
 
 # Damping where none is given, in units of the eigenvalues; the record says so.
 DEFAULT_SHIFT = 1e-3
@@ -20,7 +20,7 @@ class MeasureSettings:
     """How to measure.
 
     Attributes:
-        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+        operator: ``"hessian"``, ``"ggn"``, ``"fisher"`` or ``"functional"``, the Hessian less ``"ggn"``.
         rtol: the half-width of each interval at ``confidence`` is at most rtol * |value|; ignored with ``probes``.
         probes: fixed number of probes instead, >= 2, or None.
         seed: integer >= 0.

@@ -93,7 +93,7 @@ def measure(
         str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
     ] = None,
     measure: options.Measures = None,
-    operator: options.Operator = "hessian",
+    operator: options.AnyOperator = "hessian",
     split: options.Split = None,
     examples: options.Examples = None,
     params: options.Params = None,
@@ -154,7 +154,7 @@ def check(request: Request) -> None:
     """
     for name in request.names:
         options.choice("--measure", name, (*NAMES, *UNIVERSAL))
-    options.choice("--operator", request.operator, options.OPERATORS)
+    options.choice("--operator", request.operator, options.ANY_OPERATOR)
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
     options.positive("--shift", request.shift)

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 _LINEAR = 1e-3
 # A density this far below its largest value is drawn on the floor.
 _DECADES = 6
-OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
+OPERATORS = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "fisher": "Fisher matrix",
+    "functional": "functional part",
+}
 
 
 def density(row: Mapping[str, Any], where: str) -> Drawn:

@@ -9,7 +9,12 @@ from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.report.numbers import is_exact, row_error
 from hessprobe.report.typography import count, numbers, pretty, seconds
 
-_OPERATORS = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
+_OPERATORS = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "fisher": "Fisher matrix",
+    "functional": "functional part",
+}
 _PHRASES = {
     "lambda-max": "largest eigenvalue of the {}",
     "lambda-min": "smallest eigenvalue of the {}",

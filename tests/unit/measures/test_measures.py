@@ -12,7 +12,7 @@ from stats import assert_agrees
 from torch import Tensor
 
 import hessprobe as hp
-from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures import NAMES, Event, MeasureSettings, Result, measure_all
 from hessprobe.objective import EmpiricalRisk
 
@@ -101,6 +101,20 @@ def test_the_largest_eigenvalue_of_each_layer_is_that_of_its_block(
         assert layer.errors.solver < 0.05 * abs(truth) + 1e-9
         assert layer.value <= results["lambda-max"].estimate.value + layer.errors.solver
         assert layer.matvecs > 0
+
+
+def test_the_functional_part_is_measured_like_any_other_matrix() -> None:
+    risk = nets.mlp((8, 6, 5)).risk()
+    how = MeasureSettings(operator="functional", rtol=0.05, engine="double_backward")
+    found = {each.measure: each for each in measure_all(["lambda-max", "lambda-min", "trace", "frob"], risk, how)}
+    matrix = FunctionalPart(risk).dense()
+    values = torch.linalg.eigvalsh(matrix)
+    assert float(values[0]) < 0 < float(values[-1])
+    norm = float(matrix.norm())
+    for name, truth in (("lambda-max", values[-1]), ("lambda-min", values[0]), ("trace", values.sum())):
+        assert_agrees(found[name].estimate, float(truth), 0.2 * norm)
+    assert_agrees(found["frob"].estimate, norm, 0.1 * norm)
+    assert {each.engine for each in found.values()} == {"double_backward"}
 
 
 def test_arrays(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) -> None:
