@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hessprobe.measures.registry import measure
     from hessprobe.objective import EmpiricalRisk
     from hessprobe.operators import LinearOperator, aslinearoperator
+    from hessprobe.tracking.tracker import SharpnessTracker
     from hessprobe.training.checkpoint import load_checkpoint, save_checkpoint
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "GaussNewton": "hvp",
     "Hessian": "hvp",
     "LinearOperator": "operators",
+    "SharpnessTracker": "tracking",
     "SpectralSketch": "estimators",
     "aslinearoperator": "operators",
     "diagonal": "estimators",
@@ -57,6 +59,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "LinearOperator",
+    "SharpnessTracker",
     "SpectralSketch",
     "aslinearoperator",
     "diagonal",
