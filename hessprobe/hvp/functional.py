@@ -63,6 +63,11 @@ class FunctionalPart(LinearOperator):
         return self.hessian.engine
 
     @property
+    def engines(self) -> tuple[str, str]:
+        """``"auto"`` twice: what suits one of the two matrices need not suit the other."""
+        return "auto", "auto"
+
+    @property
     def engine_note(self) -> str:
         """Which engines run."""
         first, second = self.hessian.engine_note, self.gauss_newton.engine_note

@@ -157,9 +157,14 @@ class GaussNewton(LinearOperator):
         return self.risk.layout.slices
 
     @property
-    def engine(self) -> Engine:
-        """The engine in use; with ``"auto"`` the first access chooses it."""
-        return self._source.engine
+    def engine_name(self) -> str:
+        """The engine in use; ``"auto"`` before the first product."""
+        return self._source.engine.name if self._source.chosen else "auto"
+
+    @property
+    def engines(self) -> tuple[str, str]:
+        """The name of the engine in use, and ``"auto"``: this matrix has no surrogate."""
+        return self.engine_name, "auto"
 
     @property
     def engine_note(self) -> str:

@@ -37,6 +37,7 @@ class Hessian(LinearOperator):
             ``MemoryBudget`` shared with other operators; half of what is free by default.
         expected_products: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
             engine over them.
+        surrogate_engine: of the Gauss-Newton matrix that estimators may use beside this one, as ``engine``.
 
     Raises:
         TypeError: ``risk`` is no objective.
@@ -56,11 +57,13 @@ class Hessian(LinearOperator):
         engine: str = "auto",
         memory: int | MemoryBudget | None = None,
         expected_products: int = EXPECTED_PRODUCTS,
+        surrogate_engine: str = "auto",
     ) -> None:
         self.risk = require_objective("risk", risk)
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_products)
         self._surrogate: GaussNewton | None = None
+        self._surrogate_engine = surrogate_engine
 
     @property
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
@@ -71,6 +74,12 @@ class Hessian(LinearOperator):
     def engine(self) -> Engine:
         """The engine in use; with ``"auto"`` the first access chooses it."""
         return self._source.engine
+
+    @property
+    def engines(self) -> tuple[str, str]:
+        """The names of the engines of this matrix and of its surrogate; ``"auto"`` for one that has made no product."""
+        own = self._source.engine.name if self._source.chosen else "auto"
+        return own, self._surrogate_engine if self._surrogate is None else self._surrogate.engine_name
 
     @property
     def engine_note(self) -> str:
@@ -89,7 +98,10 @@ class Hessian(LinearOperator):
             try:
                 source = self._source
                 self._surrogate = GaussNewton(
-                    self.risk, memory=source.budget, expected_products=source.expected_products
+                    self.risk,
+                    engine=self._surrogate_engine,
+                    memory=source.budget,
+                    expected_products=source.expected_products,
                 )
             except UnsupportedError:
                 return None

@@ -38,16 +38,18 @@ _SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Start:
     """What a neighboring point leaves for the next one to begin from.
 
     Attributes:
         eigenvectors: (k, d) of the extreme eigenvalues, or None.
         directions: (j, d) rough leading eigenvectors, or None.
+        engines: names of the engines of the operator and of its surrogate, where they have been chosen.
     """
 
     eigenvectors: Tensor | None = None
     directions: Tensor | None = None
+    engines: tuple[str, str] = ("auto", "auto")
 
 
 class Session:
@@ -58,8 +60,8 @@ class Session:
         settings: how to measure.
         names: all measures that will be asked for; what they need together is planned from it.
         report: told of progress.
-        start: vectors of a neighboring point; fewer products are needed from there, and the values are the same
-            within their errors.
+        start: left by a neighboring point of the same data; fewer products are needed from there, and the values are
+            the same within their errors.
         operator: the operator of these settings, where it is made already.
     """
 
@@ -69,15 +71,15 @@ class Session:
         settings: MeasureSettings,
         names: Iterable[str],
         report: Report,
-        start: Vectors | None = None,
+        start: Start | None = None,
         operator: Hessian | GaussNewton | FunctionalPart | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
         self._report = report
-        self._start = start or Vectors()
+        self._start = start or Start()
         expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
-        self.A = make_operator(risk, settings, expected) if operator is None else operator
+        self.A = make_operator(risk, settings, expected, self._start.engines) if operator is None else operator
 
     @cached_property
     def eigenpairs(self) -> krylov.Eigenpairs:
@@ -152,16 +154,17 @@ class Session:
         return replace(found, matvecs=found.matvecs + pairs.matvecs)
 
     @property
-    def vectors(self) -> Vectors:
+    def left(self) -> Start:
         """What has been found, for the next point to begin from.
 
         Directions V are passed on as A V, which is known: subspace iteration along the points, for no products at all.
         No estimator is biased by directions that are off, it only needs more probes.
         """
         pairs, found = self.__dict__.get("eigenpairs"), self.__dict__.get("directions")
-        return Vectors(
+        return Start(
             None if pairs is None else pairs.vectors,
             None if found is None else orthonormal_rows(found.image),
+            self.A.engines,
         )
 
     @property
@@ -267,16 +270,19 @@ class Session:
 
 
 def make_operator(
-    risk: Objective, settings: MeasureSettings, expected_products: int = _FEW_PRODUCTS
+    risk: Objective,
+    settings: MeasureSettings,
+    expected_products: int = _FEW_PRODUCTS,
+    engines: tuple[str, str] = ("auto", "auto"),
 ) -> Hessian | GaussNewton | FunctionalPart:
-    """Return the operator that the settings name."""
+    """Return the operator that the settings name; ``engines`` replace the ``"auto"`` of it and of its surrogate."""
     how: dict[str, Any] = {
-        "engine": settings.engine,
+        "engine": engines[0] if settings.engine == "auto" else settings.engine,
         "memory": settings.memory,
         "expected_products": expected_products,
     }
     if settings.operator == "hessian":
-        return Hessian(risk, **how)
+        return Hessian(risk, **how, surrogate_engine=engines[1])
     if settings.operator == "ggn":
         return GaussNewton(risk, **how)
     if settings.operator == "functional":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.measures.registry import results
-from hessprobe.measures.session import Session, Vectors
+from hessprobe.measures.session import Session, Start
 from hessprobe.measures.settings import Event, MeasureSettings, Result
 from hessprobe.objective.base import Objective
 from hessprobe.tracking.names import TRACKED
@@ -76,12 +76,12 @@ def measure_point(
     *,
     step: int,
     rule: StepRule | str = "the optimizer is not known",
-    start: Vectors | None = None,
+    start: Start | None = None,
     report: Callable[[Event], None] = lambda event: None,
     lr: float | None = None,
     epoch: float | None = None,
     scores: Mapping[str, float] | None = None,
-) -> tuple[Point, Vectors, str]:
+) -> tuple[Point, Start]:
     """Measure one point of a run.
 
     Args:
@@ -90,14 +90,14 @@ def measure_point(
         names: in ``names.TRACKED``; the largest eigenvalue is always among what is measured.
         step: steps done, >= 0.
         rule: of the optimizer's step, or why there is none.
-        start: vectors of the point before; fewer products are needed from there.
+        start: what the point before has left; fewer products are needed from there.
         report: told of progress.
         lr: see ``Point``.
         epoch: see ``Point``.
         scores: see ``Point``.
 
     Returns:
-        The point, vectors for the next one to begin from, and the name of the engine that made the products.
+        The point, and what the next one may begin from.
 
     Raises:
         TypeError, ValueError: an argument outside its range.
@@ -124,7 +124,7 @@ def measure_point(
         matvecs=session.matvecs,
         seconds=time.perf_counter() - began,
     )
-    return point, session.vectors, session.A.engine.name
+    return point, session.left
 
 
 def _alignment(gradient: Tensor, norm: float, vectors: Tensor) -> Alignment | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import files
-from hessprobe.measures.session import Vectors
+from hessprobe.measures.session import Start
 
 FORMAT = "hessprobe.track/1"
 _PARTS = ("eigenvectors", "directions")
@@ -29,19 +29,19 @@ def point_key(sha256: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass
 class Store:
-    """Rows of finished checkpoints, and the vectors of the one finished last.
+    """Rows of finished checkpoints, and what the one finished last has left for the next.
 
     Attributes:
         path: an npz file; it need not exist.
         rows: JSON-friendly row by key, see ``point_key``.
         latest: key of the row finished last, or "".
-        vectors: that it left.
+        start: what that one left.
     """
 
     path: Path
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     latest: str = ""
-    vectors: Vectors = field(default_factory=Vectors)
+    start: Start = field(default_factory=Start)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -52,22 +52,25 @@ class Store:
                 if str(content["format"]) != FORMAT:
                     return store
                 rows, latest = json.loads(str(content["rows"])), str(content["latest"])
-                parts = {name: torch.from_numpy(content[name]) for name in _PARTS if name in content.files}
+                parts: dict[str, Any] = {n: torch.from_numpy(content[n]) for n in _PARTS if n in content.files}
+                own, surrogate = json.loads(str(content["engines"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return store
-        store.rows, store.latest, store.vectors = rows, latest, Vectors(**parts)
+        store.rows, store.latest = rows, latest
+        store.start = Start(**parts, engines=(own, surrogate))
         return store
 
-    def add(self, key: str, row: dict[str, Any], vectors: Vectors) -> None:
+    def add(self, key: str, row: dict[str, Any], start: Start) -> None:
         """Keep a finished row, on disk in one atomic step.
 
         Raises:
             OSError: the file cannot be written; the row is kept in memory.
         """
-        self.rows[key], self.latest, self.vectors = row, key, vectors
-        found = {name: getattr(vectors, name) for name in _PARTS}
+        self.rows[key], self.latest, self.start = row, key, start
+        found = {name: getattr(start, name) for name in _PARTS}
         arrays = {name: _numpy(tensor) for name, tensor in found.items() if tensor is not None}
         texts = {"format": FORMAT, "rows": json.dumps(self.rows, allow_nan=False), "latest": key}
+        texts["engines"] = json.dumps(start.engines)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays, **{name: np.array(text) for name, text in texts.items()})
         files.write_atomically(self.path, lambda file: file.write(buffer.getbuffer()))

@@ -14,7 +14,7 @@ from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import NonFiniteError, NumericalWarning
-from hessprobe.measures.session import Vectors
+from hessprobe.measures.session import Start
 from hessprobe.measures.settings import MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.tracking.board import open_writer, write_point
@@ -92,7 +92,7 @@ class SharpnessTracker:
         self.points: list[Point] = []
         self._model, self._loss, self._data, self._params = model, loss, data, params
         self._batchnorm, self._optimizer = batchnorm, optimizer
-        self._vectors, self._engine = Vectors(), self.settings.engine
+        self._start = Start()
         self._checked = False
         self._writer: Any = None
         self._owned = False
@@ -148,13 +148,13 @@ class SharpnessTracker:
             self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
         )
         self._checked, self.device = True, risk.device
-        point, self._vectors, self._engine = measure_point(
+        point, self._start = measure_point(
             risk,
-            dataclasses.replace(self.settings, engine=self._engine),
+            self.settings,
             self.measures,
             step=step,
             rule=self._rule(rate),
-            start=self._vectors,
+            start=self._start,
             lr=rate,
             scores=scores,
         )

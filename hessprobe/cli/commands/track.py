@@ -16,6 +16,7 @@ from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
     from hessprobe.measures import Event, MeasureSettings
+    from hessprobe.measures.session import Start
     from hessprobe.tracking import Snapshot
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -251,7 +252,7 @@ def collect(request: Request, snapshots: list[Snapshot], settings: MeasureSettin
     deciding = _deciding(request, settings)
     keys = [point_key(each.sha256, {**deciding, "step": each.step}) for each in snapshots]
     # What another run or other settings left is of another point, or another number of parameters.
-    begin = store.vectors if store.latest in keys else None
+    begin = store.start if store.latest in keys else None
     worker = _Worker(request, settings, begin)
     with progress_bars() as update:
         for done, (key, snapshot) in enumerate(zip(keys, snapshots, strict=True)):
@@ -266,25 +267,23 @@ def collect(request: Request, snapshots: list[Snapshot], settings: MeasureSettin
             outcome.reused += row is not None
             if row is None:
                 row = worker.measure(snapshot, report)
-                store.add(key, row, worker.vectors)
+                store.add(key, row, worker.start)
             outcome.take(row, snapshot.path)
             update("checkpoints", done + 1, len(snapshots), "")
 
 
 class _Worker:
-    """Measures checkpoint after checkpoint, each from the vectors and with the engine of the one before."""
+    """Measures checkpoint after checkpoint, each from what the one before has left."""
 
-    def __init__(self, request: Request, settings: MeasureSettings, start: Any) -> None:
-        from hessprobe.measures.session import Vectors
+    def __init__(self, request: Request, settings: MeasureSettings, start: Start | None) -> None:
+        from hessprobe.measures.session import Start
 
         self._request, self._settings = request, settings
-        self.vectors = start or Vectors()
+        self.start = start or Start()
         self._first: tuple[str, Any, str] | None = None
 
     def measure(self, snapshot: Snapshot, report: Callable[[Event], None]) -> dict[str, Any]:
         """Return the row of one checkpoint."""
-        import dataclasses
-
         from hessprobe.cli.load import load_subject
         from hessprobe.report.track import point_row
         from hessprobe.tracking import measure_point, rule_of_recipe
@@ -294,19 +293,18 @@ class _Worker:
         self._require_comparable(snapshot, subject)
         lr = request.lr if request.lr is not None else snapshot.lr
         with failures.as_usage():
-            point, self.vectors, engine = measure_point(
+            point, self.start = measure_point(
                 subject.risk,
                 self._settings,
                 request.names,
                 step=snapshot.step,
                 rule=rule_of_recipe(snapshot.recipe, lr, snapshot.rho, snapshot.step),
-                start=self.vectors,
+                start=self.start,
                 report=report,
                 lr=lr,
                 epoch=snapshot.epoch,
                 scores=snapshot.scores,
             )
-        self._settings = dataclasses.replace(self._settings, engine=engine)
         about = {"title": subject.title, "data": subject.data, "device": str(subject.risk.device)}
         return {
             **point_row(point, request.confidence, checkpoint=snapshot.path, sha256=snapshot.sha256),
