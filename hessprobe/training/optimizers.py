@@ -118,6 +118,12 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int)
     # ``steps`` means something else in some rules (XSAM's ascent steps), so it is filled in where it is required only.
     wanted = [key for key in facts if key in known and known[key].default is inspect.Parameter.empty]
     wanted += ["steps"] if recipe.optimizer in _LENGTH_OF_RUN else []
+    given = options.get("steps")
+    if "steps" in wanted and isinstance(given, int) and given < facts["steps"]:
+        raise ValueError(
+            f"steps of {recipe.optimizer} must be at least {facts['steps']}, the length of the run; got {given}. "
+            "Leave it out."
+        )
     options = {**{key: facts[key] for key in wanted}, **options}
     if not entry.standalone:
         return build(_base(recipe, parameters), **options)  # type: ignore[no-any-return]  # a class found by name

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from hessprobe import report
+from hessprobe.cli.commands import train as train_module
 from hessprobe.training import load_checkpoint
 from hessprobe.training import loop as loop_module
 
@@ -176,6 +177,8 @@ def test_every_model_and_kind_of_data_can_be_measured(run, tmp_path, monkeypatch
         (["--lr", "nan"], "lr must be a finite number > 0; got nan."),
         (["--epochs", "-1"], "epochs must be an integer >= 0; got -1."),
         (["--optimizer", "fro-sam"], "got 'fro-sam'. Did you mean 'frob-sam'?"),
+        (["--optimizer", "sam", "--base", "lbfgs"], "--base must be one of sgd, adamw; got 'lbfgs'."),
+        (["--optimizer", "ae-sam", "--optimizer-arg", "steps=3"], "steps of ae-sam must be at least 45, the length of"),
         (["--optimizer", "sam", "--rho", "-1"], "--rho must be a finite number >= 0; got -1.0."),
         (["--optimizer", "sam", "--rho", "nan"], "--rho must be a finite number >= 0; got nan."),
         (["--rho", "0.1"], "--rho must be left out for sgd, which has no radius; got 0.1."),
@@ -216,6 +219,46 @@ def test_diverging_training_fails_with_one_line_and_no_file(run, tmp_path):
     assert "training loss became" in done.err
     assert done.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_nan_at_the_displaced_weights_is_said_to_be_there(run, tmp_path):
+    done = run("train", *SMALL, "--optimizer", "sam", "--rho", "1e30", "--out", tmp_path / "a.pt")
+    assert done.code == 1
+    assert "in epoch 1, step 1: The loss at the displaced weights is nan in step 1, with rho 1e+30" in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("train/dog/1.png", "train/dog/1.png cannot be read as an image (not an image)"),
+        ("test/frog/1.png", "lacks frog"),
+    ],
+)
+def test_wrong_images_are_named(run, tmp_path, broken, message):
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (6, 6)).save(folder / "1.png")
+    path = tmp_path / "images" / broken
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((tmp_path / "images/test/cat/1.png").read_bytes() if "frog" in broken else b"no image")
+    done = run("train", "--data", f"image-folder:{tmp_path}/images", "--out", tmp_path / "a.pt")
+    assert done.code == 1
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "a.pt").exists()
+
+
+def test_a_long_run_without_a_terminal_says_where_it_stands(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "_SILENCE", -1.0)
+    done = run("train", *SMALL, "--epochs", "2", "--out", tmp_path / "a.pt")
+    assert done.code == 0
+    first, second = done.err.splitlines()
+    assert first.startswith("hessprobe: epoch 1 of 2: loss ")
+    assert second.startswith("hessprobe: epoch 2 of 2: loss ")
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_tools
 import sys
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ import typer
 
 from hessprobe.cli import failures, options
 from hessprobe.cli.commands import train_options as given
+
+# Seconds after which a run without a progress bar, in a log, says where it stands.
+_SILENCE = 60.0
 
 if TYPE_CHECKING:
     from hessprobe.training import Recipe, Trained
@@ -172,7 +176,7 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
 
     with failures.as_usage():
         begun = read_state(plan) if resume else None
-    epochs, remark = plan.recipe.epochs, [""]
+    epochs, remark, written = plan.recipe.epochs, [""], [time.monotonic()]
     with progress_bars() as update:
         update("training", begun["epoch"] if begun else 0, epochs, "")
 
@@ -180,6 +184,9 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
             held_out = "" if epoch.test_accuracy is None else f", held out {epoch.test_accuracy:.2%}"
             remark[0] = f"loss {epoch.train_loss:.4g}, accuracy {epoch.train_accuracy:.2%}{held_out}"
             update("training", epoch.epoch, epochs, remark[0])
+            if not sys.stderr.isatty() and time.monotonic() - written[0] > _SILENCE:
+                written[0] = time.monotonic()
+                failures.say(f"epoch {epoch.epoch} of {epochs}: {remark[0]}")
 
         def tick(done: float) -> None:
             update("training", done, epochs, remark[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,20 @@ def _splits(source: str) -> dict[str, Any]:
         ) from error
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    # Without a network it tells of each of its five tries.
+    speaker = logging.getLogger("huggingface_hub")
+    level = speaker.level
+    speaker.setLevel(logging.ERROR)
     try:
         saved = any((Path(source) / each).is_file() for each in _SAVED)
         loaded: Any = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"data 'hf:{source}' cannot be loaded: {reason} Check the name or path.") from error
+        reason = (str(error).splitlines()[0] if str(error) else type(error).__name__).rstrip(".")
+        raise DataError(
+            f"data 'hf:{source}' cannot be loaded: {reason}. Check the name or path; a name needs the network."
+        ) from error
     finally:
+        speaker.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
