@@ -121,23 +121,24 @@ def test_a_failing_second_pass_puts_the_memory_back():
 
 
 def test_a_graph_kept_from_the_first_pass_is_refused_as_after_a_write_in_place():
-    module = nn.Linear(*SHAPE)
-    optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.0), rho=0.1)
-    kept = []
+    weight = nn.Parameter(torch.randn(SHAPE))
+    optimizer = SAM(torch.optim.SGD([weight], lr=0.0), rho=0.1)
+    kept, addresses = [], set()
 
     def closure():
         optimizer.zero_grad()
-        # The input needs a gradient, so the weight is saved for it.
-        loss = module(torch.ones(1, SHAPE[0], requires_grad=True)).square().mean()
+        # The input needs a gradient, so the weight is saved for it: the parameter itself, not a view of its memory.
+        loss = (weight * torch.ones(SHAPE, requires_grad=True)).sum()
         loss.backward(retain_graph=True)
         kept.append(loss)
+        addresses.add(weight.data_ptr())
         if len(kept) == 2:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 kept[0].backward()
         return loss
 
     optimizer.step(closure)
-    assert len(kept) == 2
+    assert len(addresses) == 2
 
 
 def test_copies_and_module_conversions_between_steps():
