@@ -46,7 +46,7 @@ def direction(optimizer: Any, w: nn.Parameter, **options: Any) -> Tensor:
 
 class TestVarianceOfThePerturbedLosses:
     # Var(t) = norm(g)^2/rho^2 + norm(H)_F^2/2 + ..., by Gauss-Hermite quadrature: 65.148 at rho = .1.
-    N = 4_000
+    N = 2_000
 
     def sharpness(self, **options: Any) -> float:
         w = at((0.4, 0.3))
@@ -55,12 +55,12 @@ class TestVarianceOfThePerturbedLosses:
         return float(optimizer.last.extra["sharpness"])
 
     def test_holds_the_gradient_away_from_a_minimum(self):
-        # The sample variance of about normal numbers has relative error sqrt(2/n) = 2.2 %.
-        assert self.sharpness() == pytest.approx(65.148 / 2, rel=0.09)
+        # The sample variance of about normal numbers has relative error sqrt(2/n) = 3.2 %.
+        assert self.sharpness() == pytest.approx(65.148 / 2, rel=0.126)
 
     def test_is_the_frobenius_norm_alone_with_antithetic_directions(self):
-        # t = u'Hu/2 has Var(t) = norm(H)_F^2/2 and kurtosis up to 15: relative error up to sqrt(14/n) = 6 %.
-        assert self.sharpness(antithetic=True) == pytest.approx(8.1778 / 4, rel=0.24)
+        # t = u'Hu/2 has Var(t) = norm(H)_F^2/2 and kurtosis up to 15: relative error up to sqrt(14/n) = 8.4 %.
+        assert self.sharpness(antithetic=True) == pytest.approx(8.1778 / 4, rel=0.335)
 
 
 def test_frob_step_is_the_gradient_of_its_objective():
@@ -98,11 +98,11 @@ def test_trace_sam_with_one_direction_and_weight_1_is_noise_on_the_weights():
 def test_trace_sam_reports_half_the_trace():
     w = at((0.4, 0.3))
     hessian = torch.autograd.functional.hessian(surface, w.detach())
-    optimizer = TraceSAM(sgd(w), 0.01, n=2000, antithetic=True)
+    optimizer = TraceSAM(sgd(w), 0.01, n=800, antithetic=True)
     optimizer.step(closure_of(w))
-    spread = float(hessian.square().sum() / 2 / 2000) ** 0.5
+    spread = float(hessian.square().sum() / 2 / 800) ** 0.5
     assert abs(float(optimizer.last.extra["sharpness"]) - float(hessian.trace()) / 2) < 4 * spread
-    assert spread < 0.03 * float(hessian.trace())
+    assert spread < 0.05 * float(hessian.trace())
 
 
 def test_antithetic_directions_remove_the_gradient_from_det_sam():
@@ -112,12 +112,12 @@ def test_antithetic_directions_remove_the_gradient_from_det_sam():
     values = {}
     for antithetic in (False, True):
         optimizer = DetSAM(
-            sgd(w), 0.05, n=2000, mu="gaussian", width=1.0, convention="paper", log=True, antithetic=antithetic
+            sgd(w), 0.05, n=800, mu="gaussian", width=1.0, convention="paper", log=True, antithetic=antithetic
         )
         optimizer.step(closure_of(w))
         values[antithetic] = float(optimizer.last.extra["sharpness"])
     expected = float(torch.log(determinant))
-    assert abs(values[True] - expected) < 0.08
+    assert abs(values[True] - expected) < 0.08 * (2000 / 800) ** 0.5
     assert abs(values[False] - expected) > 1.0
 
 
