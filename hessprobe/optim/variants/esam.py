@@ -27,7 +27,12 @@ class ESAM(SharpnessAware):
     calling backward. A step takes a gradient with respect to the kept tensors, one on floor(gamma n) examples, and a
     forward pass; the paper's 1.5 to 1.8 gradients. If no tensor is kept, nothing is displaced and the step is a base
     step on all examples, with one gradient (the official code stops with an error).
-    beta = gamma = 1 is SAM. Not to be confused with EfficientSAM, a segmentation model.
+    beta = gamma = 1 is SAM.
+
+    The selection descends on the hardest part of each batch, and wants a lower learning rate than SAM for it. The
+    digits network (20 % wrong labels, batches of 32, momentum 0.9, three seeds) ends at chance in two of three runs
+    with lr 0.1, also with beta = 1, and at 96 to 97 % with lr 0.05, with batches of 128, or with gamma = 1; the rule
+    written out by itself does the same at every seed. Not to be confused with EfficientSAM, a segmentation model.
 
     Args:
         base_optimizer: see ``SharpnessAware``.

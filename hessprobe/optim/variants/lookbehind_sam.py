@@ -24,6 +24,11 @@ class LookbehindSAM(SharpnessAware):
     step and all of them, as the authors' code. The learning-rate schedule sees one step, the base's own step counter k.
     All k gradients are of the step's own batch. ``clip_grad_norm`` bounds each of them.
 
+    A step is k base steps on one batch: the learning rate wants to be lower than SAM's by about that factor. The digits
+    network (20 % wrong labels, batches of 32, momentum 0.9, three seeds) ends at chance in two of three runs with
+    lr 0.1 and k = 5, and at 97.0 to 97.5 % with lr 0.02, where SAM's 95 % with lr 0.1 are passed; the authors' loop
+    written out by itself does the same at every seed.
+
     Args:
         base_optimizer: see ``SharpnessAware``.
         rho: radius >= 0 of each ascent step, or a schedule.

@@ -25,6 +25,11 @@ class LookSAM(SharpnessAware):
     1 + 1/k gradients a step: the second one is really left out in between. One vector of memory. k = 1 is SAM. Where
     g_s is parallel to g up to rounding, g_v counts as zero: scaled up it would be nothing but noise.
 
+    It wants a lower learning rate than SAM: in between, the part used again is alpha times as long as the gradient of
+    the batch, noise included, and points the same way for k - 1 steps. The digits network (20 % wrong labels, batches
+    of 32, momentum 0.9, three seeds) ends at chance or at 73 % with lr 0.1, where SAM reaches 95 %, and at 95 to 96 %
+    with lr 0.02, or with lr 0.1 and no momentum; the formula written out by itself does the same at every seed.
+
     The layer-wise Look-LayerSAM of the same paper is not included.
 
     Args:
