@@ -17,6 +17,7 @@ FAMILIES = (
     "universality",
     "universality_few",
     "radius",
+    "radius_losses",
     "explicit_bias",
     "determinant",
     "invariance",

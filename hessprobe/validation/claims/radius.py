@@ -13,17 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from hessprobe.estimate import Estimate
-from hessprobe.universal import Measure, catalogue, evaluate, evaluate_from_losses, samplers
-from hessprobe.universal.losses import richardson_weights
+from hessprobe.universal import Measure, catalogue, samplers
 from hessprobe.universal.quadrature import rule
-from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, agrees, near
-from hessprobe.validation.dynamics import FunctionObjective, hessian
+from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, near
+from hessprobe.validation.dynamics import hessian
 
 MINIMUM, ASIDE = (0.4, 0.0), (0.4, 0.3)
 _TERMS, _CIRCLE, _RADIUS = 10, 64, 0.5
@@ -251,88 +248,31 @@ def antithetic() -> Finding:
     return _finding([_along(f"{name}, antithetic", name, lines, True, 2) for name in MEASURES])
 
 
-def richardson(draws: int, from_losses: Callable[..., Estimate] = evaluate_from_losses) -> Finding:
-    """evaluate_from_losses at 1, 2, 3 levels against evaluate with the same directions: orders 2, 4, 6."""
-    risk = FunctionObjective(loss, ASIDE)
-    rows = samplers.gaussian().rows(0, draws, samplers.Point(2))
-    lines = Lines.of(ASIDE, rows, torch.full((draws,), 1 / draws, dtype=torch.float64))
-    parts: list[Part] = []
-    series: list[Series] = []
-    for name in ("trace", "squared norm"):
-        measure = MEASURES[name]
-        S = evaluate(measure, risk, n_probes=draws).value
-        c = lines.expansion(measure, True, 8)
-        for levels in (1, 2, 3):
-            errors, expected = [], _extrapolated(c, levels)
-            for rho in (0.4, 0.2, 0.1):
-                value = from_losses(measure, risk, rho, levels=levels, n_probes=draws).value
-                parts.append(follows(f"{name}, {levels} levels", S, expected, 2 * levels, rho, value))
-                errors.append(max(abs(value - S), _EPS))
-            parts.append(slope(f"{name}, {levels} levels", expected, 2 * levels, 0.1, errors[-2:]))
-            series.append(Series.of(f"{name}, {levels} levels", (0.4, 0.2, 0.1), errors))
-    return Finding(tuple(parts), Curve("rho", "|R_rho - S|", tuple(series), log_x=True, log_y=True))
-
-
-def _extrapolated(c: list[float], levels: int) -> list[float]:
-    """Return the coefficients after extrapolation from rho, rho/2, ...: c_j sum_l w_l 2^(-l j)."""
-    weights = richardson_weights([0.5**level for level in range(levels)])
-    return [cj * math.fsum(w * 0.5 ** (level * j) for level, w in enumerate(weights)) for j, cj in enumerate(c)]
-
-
-def from_losses(draws: int, estimate: Callable[..., Estimate] = evaluate_from_losses) -> Finding:
-    """evaluate_from_losses against quadrature of the same R_rho, on and off the minimum, plain and antithetic."""
-    parts: list[Part] = []
-    for place, point in (("on", MINIMUM), ("off", ASIDE)):
-        lines, risk = gaussian_lines(point), FunctionObjective(loss, point)
-        for name, measure in MEASURES.items():
-            for pair in (False, True):
-                if not pair and place == "off" and name == "log-determinant":
-                    # exp(g.u/rho) has no mean that a sample could tell.
-                    continue
-                found = estimate(measure, risk, 0.1, antithetic=pair, n_probes=draws, correct_bias=True)
-                label = f"{name}, {place} the minimum, {'antithetic' if pair else 'plain'}"
-                parts.append(agrees(label, lines.measured(measure, 0.1, pair), found.value, found.std_error))
-    return Finding(tuple(parts))
-
-
-_DERIVED = "derived here for the class of Tahmasebi et al. (2024)"
+DERIVED = "derived here for the class of Tahmasebi et al. (2024)"
 CLAIMS = (
     Claim(
         "radius/on-minimum",
         "At a minimum R_rho - S is of order rho^2 for a symmetric law, plain and antithetic.",
-        _DERIVED,
+        DERIVED,
         on_manifold,
     ),
     Claim(
         "radius/skewed-law",
         "At a minimum a law that is not symmetric leaves an error of order rho, which the antithetic pair removes.",
-        _DERIVED,
+        DERIVED,
         skewed,
     ),
     Claim(
         "radius/off-minimum",
         "Off the minimum R_rho does not tend to S: Var t = ||g||^2/rho^2 + ||H||_F^2/2 + g.grad Tr H + O(rho^2); the "
         "trace alone converges.",
-        _DERIVED,
+        DERIVED,
         off_manifold,
     ),
     Claim(
         "radius/antithetic",
         "With the antithetic pair R_rho - S is of order rho^2 off the minimum too.",
-        _DERIVED,
+        DERIVED,
         antithetic,
-    ),
-    Claim(
-        "radius/richardson",
-        "Extrapolation from L radii rho, rho/2, ... leaves an error of order rho^(2L).",
-        _DERIVED,
-        partial(richardson, 256),
-    ),
-    Claim(
-        "radius/from-losses",
-        "What evaluate_from_losses estimates is R_rho, with the error it reports.",
-        _DERIVED,
-        partial(from_losses, 2000),
-        partial(from_losses, 10_000),
     ),
 )
