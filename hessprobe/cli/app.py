@@ -10,6 +10,7 @@ import typer
 from hessprobe.cli import failures, signals, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
+from hessprobe.cli.commands.demo import demo
 from hessprobe.cli.commands.info import info
 from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
@@ -61,6 +62,7 @@ app.command()(guarded(info))
 app.command()(guarded(bench))
 app.command()(guarded(validate))
 app.command()(guarded(report))
+app.command()(guarded(demo))
 
 
 def main() -> None:

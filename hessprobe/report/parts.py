@@ -40,12 +40,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted by every column."""
+    """A table that can be sorted by every column.
+
+    Attributes:
+        caption: what it is.
+        columns, rows: as many cells in a row as the columns cover.
+        notes: sentences that a reader needs to understand it.
+        remarks: sentences about single rows, folded away.
+    """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     kind: str = field(default="table", init=False)
 
 

@@ -28,15 +28,13 @@ def pictures_of(sources: Sequence[Source]) -> tuple[dict[str, tuple[Picture, ...
     undrawn: dict[str, str] = {}
     for source in sources:
         try:
-            drawn[source.label] = tuple(
-                picture(each, source.id, source.label) for each in figures_of(source.record, source.path.parent)
-            )
+            drawn[source.label] = tuple(picture(each, source) for each in figures_of(source.record, source.path.parent))
         except RecordError as error:
             undrawn[source.label] = str(error)
     return drawn, undrawn
 
 
-def picture(drawn: Drawn, source: str, label: str) -> Picture:
+def picture(drawn: Drawn, source: Source) -> Picture:
     """Return a figure as an image.
 
     An image has no access to the page: whatever stands in its labels, a script in it does not run.
@@ -46,4 +44,5 @@ def picture(drawn: Drawn, source: str, label: str) -> Picture:
         content, kind = drawn.content("png"), "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
     width, height = (round(inches * _PIXELS_PER_INCH) for inches in drawn.size)
-    return Picture(drawn.title, drawn.alt, uri, width, height, source, label)
+    title = f"{drawn.title}: {source.subject}" if source.subject else drawn.title
+    return Picture(title, drawn.alt, uri, width, height, source.id, source.label)

@@ -53,7 +53,7 @@ def sentences(page: Page) -> Iterator[str]:
 
 
 def _said(row: Row) -> str:
-    difference = f"difference {wording.with_error(row)}, {wording.interval(row)}"
+    difference = f"difference {wording.value_texts(row)[0]}, {wording.interval(row)}"
     if row["verdict"] in (WITHIN, UNDECIDED):
         return f"{row['verdict']} in {row['measure']} ({difference})"
     alone = "" if row["stands"] else ", which does not hold for all differences together"
@@ -126,7 +126,7 @@ def _values(page: Page, source: Source) -> Table | None:
         for row in source.rows
     )
     remarks = [f"{row['measure']} of {row['checkpoint']}: {said}" for row in source.rows for said in page.remarks(row)]
-    return Table("The compared values", columns, rows, tuple(dict.fromkeys(remarks)))
+    return Table("The compared values", columns, rows, remarks=tuple(dict.fromkeys(remarks)))
 
 
 def _correlations(source: Source) -> Table | None:

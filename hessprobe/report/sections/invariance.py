@@ -11,18 +11,18 @@ from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import RECORD, number_cell, record_cell, value_cells, value_columns
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import listed, number
+from hessprobe.report.typography import count, listed, number
 
 _TONES = {INVARIANT: "good", CHANGES: "bad", NOT_MEASURED: ""}
 _COLUMNS = (
     Column("transform"),
     Column("strength", "number"),
     Column("measure"),
+    Column("verdict"),
     value_columns("before"),
     value_columns("after"),
     Column("ratio", "number"),
     Column("z", "number"),
-    Column("verdict"),
     Column("outputs moved by", "number"),
     RECORD,
 )
@@ -32,7 +32,7 @@ def build(page: Page) -> Section | None:
     """Return the section, or None without records of ``hessprobe invariance``."""
     sources = page.of("invariance")
     tables = [
-        Table(f"Before and after: {page.data_name(source)}", _COLUMNS, tuple(_rows(source)), tuple(_notes(source)))
+        Table(f"Before and after: {page.data_name(source)}", _COLUMNS, tuple(_rows(source)), *_notes(source))
         for source in sources
         if source.rows
     ]
@@ -70,8 +70,12 @@ def _changed(source: Source, names: list[str]) -> str:
         return f"change {listed(names)}"
     factor, row = max(ratios, key=lambda each: each[0])
     strength = "" if row["strength"] is None else f" {number(row['strength'])}"
-    most = f"most {row['measure']}, by a factor {number(factor, 3)}, under {row['transform']}{strength}"
+    most = f"most {row['measure']}, by a factor {_factor(factor)}, under {row['transform']}{strength}"
     return f"change {listed(names)} ({most})"
+
+
+def _factor(value: float) -> str:
+    return count(value) if 100 <= value < 1e6 else number(value, 3)
 
 
 def _rows(source: Source) -> Iterator[tuple[Cell, ...]]:
@@ -81,11 +85,11 @@ def _rows(source: Source) -> Iterator[tuple[Cell, ...]]:
             Cell(row["transform"], kind="name"),
             number_cell(row["strength"]),
             Cell(row["measure"]),
+            Cell(row["verdict"], kind="verdict", tone=tone),
             *_side(row["before"]),
             *_side(row["after"]),
             _ratio(row),
             number_cell(row["z"], 3),
-            Cell(row["verdict"], kind="verdict", tone=tone),
             number_cell(row["outputs_distance"], 2),
             record_cell(source),
         )
@@ -105,19 +109,17 @@ def _ratio(row: Mapping[str, Any]) -> Cell:
     return number_cell(row["ratio"], 5)
 
 
-def _notes(source: Source) -> Iterator[str]:
+def _notes(source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what a reader needs for the table, and the reasons of its verdicts."""
     levels = dict.fromkeys(wording.level(row[side]) for row in source.rows for side in ("before", "after") if row[side])
-    if levels:
-        yield f"Below each value stands its {listed(list(levels))} interval."
-    for name in dict.fromkeys(row["transform"] for row in source.rows):
-        if name in TRANSFORMS:
-            yield f"{wording.capital(name)}: {TRANSFORMS[name].meaning}."
+    notes = [f"Below each value stands its {listed(list(levels))} interval."] if levels else []
+    kinds = dict.fromkeys(row["transform"] for row in source.rows)
+    notes += [f"{wording.capital(name)}: {TRANSFORMS[name].meaning}." for name in kinds if name in TRANSFORMS]
+    wrong = [row for row in source.rows if row.get("contradicts_theory")]
+    notes += [f"{row['measure']} under {row['transform']} contradicts the theory." for row in wrong]
     found: dict[str, list[str]] = {}
     for row in source.rows:
         if row["reason"]:
             found.setdefault(row["reason"], []).append(f"{row['measure']} under {row['transform']}")
-    for reason, places in found.items():
-        yield f"{listed(list(dict.fromkeys(places)))}: {reason}"
-    for row in source.rows:
-        if row.get("contradicts_theory"):
-            yield f"{row['measure']} under {row['transform']} contradicts the theory."
+    reasons = [f"{listed(list(dict.fromkeys(places)))}: {reason}" for reason, places in found.items()]
+    return tuple(notes), tuple(reasons)

@@ -104,11 +104,16 @@ def _card(page: Page, name: str, matrix: str, found: Sequence[Found]) -> Card:
                 bar if len(found) > 1 else None,
                 source.id,
                 source.label,
-                tuple(page.remarks(row)),
+                tuple(page.remarks(_weakness(row))),
             )
         )
     unit = str(found[0][1]["unit"])
     return Card(wording.capital(wording.measure(name, matrix)), wording.meaning(name), unit, tuple(readings))
+
+
+def _weakness(row: Row) -> Row:
+    # What is weak about a number stands beside it; what was found with it, below the table.
+    return {"measure": "", "flags": row["flags"], "notes": []}
 
 
 def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Table:
@@ -136,7 +141,13 @@ def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Tab
         for (name, matrix), found in groups.items()
         for source, row in found
     )
-    return Table("Every curvature number", columns, rows)
+    remarks = [
+        f"{name} of {page.data_name(source)} [{source.label}]: {said}"
+        for (name, _), found in groups.items()
+        for source, row in found
+        for said in page.remarks(row)
+    ]
+    return Table("Every curvature number", columns, rows, remarks=tuple(remarks))
 
 
 def _layers(page: Page) -> Iterator[Table]:

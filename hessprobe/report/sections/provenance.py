@@ -63,7 +63,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
             yield "evaluated", _joined(data, rest)
     if record.get("seed") is not None:
         yield "seed", str(record["seed"])
-    engines = dict.fromkeys(str(row.get("engine")) for row in source.rows if row.get("engine"))
+    engines = dict.fromkeys(str(row["engine"]).split(" (")[0] for row in source.rows if row.get("engine"))
     if engines:
         yield "engine", "; ".join(engines)
     yield "versions", _joined(machine, [name for name in _MACHINE if name in machine])
@@ -71,7 +71,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
 
 def _joined(entry: Any, names: Any) -> str:
     """Return entries in words: ``name digits, split train``; those that are missing are left out."""
-    known = [(name, entry[name]) for name in names if entry.get(name) is not None]
+    known = [(name, entry[name]) for name in names if entry.get(name) not in (None, [], {})]
     return ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in known)
 
 
@@ -80,4 +80,6 @@ def _text(value: Any) -> str:
         return "(" + ", ".join(f"{key} {_text(one)}" for key, one in value.items()) + ")"
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"

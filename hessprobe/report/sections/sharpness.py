@@ -33,22 +33,25 @@ def build(page: Page) -> Section | None:
     kinds = dict.fromkeys(row["measure"] for source in sources for row in source.rows)
     meanings = tuple(f"{wording.capital(name)}: {MEANINGS[name]}." for name in kinds if name in MEANINGS)
     ratio = "Ratio: value over second order; near 1 as long as the quadratic model holds."
-    notes = (*meanings, ratio, *_remarks(page))
+    notes = (*meanings, ratio)
     blocks = [
         unfinished(sources),
-        Table("Every sharpness number", _columns(interval), rows, notes) if rows else None,
+        Table("Every sharpness number", _columns(interval), rows, notes, tuple(_remarks(page))) if rows else None,
         page.drawn("sharpness"),
     ]
     return section("sharpness", "Sharpness", blocks)
 
 
 def sentences(page: Page) -> Iterator[str]:
-    """Yield the rises of the loss, one sentence a kind and radius, to quote."""
+    """Yield the rises of the loss at the smallest radius, one sentence a kind, to quote; the table has the others."""
     groups: dict[tuple[str, float | None], list[tuple[Source, Mapping[str, Any]]]] = {}
     for source in page.of("sharpness"):
         for row in source.rows:
             groups.setdefault((row["measure"], row.get("rho")), []).append((source, row))
+    smallest = min((rho for _, rho in groups if rho is not None), default=None)
     for (kind, rho), found in groups.items():
+        if rho != smallest and rho is not None:
+            continue
         values = "; ".join(_quoted(page, source, row) for source, row in found)
         colon = ":" if len(found) > 1 else ""
         if rho is None or kind not in _KINDS:
@@ -90,7 +93,7 @@ def _row(page: Page, source: Source, row: Mapping[str, Any], interval: str) -> t
         number_cell(row.get("rho")),
         *value_cells(row),
         interval_cell(row, interval),
-        number_cell(predicted, 6),
+        number_cell(predicted),
         number_cell(row.get("ratio")),
         *(Cell("" if each is None else count(each), each, "number") for each in costs),
         Cell(seconds(row["seconds"]), row["seconds"], "number"),
@@ -100,7 +103,7 @@ def _row(page: Page, source: Source, row: Mapping[str, Any], interval: str) -> t
 
 def _remarks(page: Page) -> list[str]:
     said = [
-        f"{row['measure']}: {remark}"
+        f"{row['measure']} of {page.data_name(source)} [{source.label}]: {remark}"
         for source in page.of("sharpness")
         for row in source.rows
         for remark in page.remarks(row)

@@ -19,11 +19,10 @@ _COLUMNS = (
     Column("epochs", "number"),
     Column("learning rate", "number"),
     Column("radius", "number"),
-    Column("seed", "number"),
     Column("train loss", "number"),
     Column("test loss", "number"),
-    Column("train accuracy", "number"),
-    Column("test accuracy", "number"),
+    Column("train acc.", "number"),
+    Column("test acc.", "number"),
 )
 
 
@@ -69,7 +68,7 @@ def _row(name: str, checkpoint: Mapping[str, Any]) -> tuple[Cell, ...]:
         Cell(_model(checkpoint)),
         Cell(f"{size:,}" if isinstance(size, int) else "", size if isinstance(size, int) else None, "number"),
         Cell(str(recipe.get("optimizer") or checkpoint.get("optimizer") or "")),
-        *(_number(recipe.get(name)) for name in ("epochs", "lr", "rho", "seed")),
+        *(_number(recipe.get(name)) for name in ("epochs", "lr", "rho")),
         *(_number(metrics.get(f"{split}_loss")) for split in ("train", "test")),
         *(_share(metrics.get(f"{split}_accuracy")) for split in ("train", "test")),
     )

@@ -27,6 +27,7 @@ _PHRASES = {
     "effective-rank": "effective rank of the {}",
     "effective-dimension": "effective dimension of the {}",
 }
+_NARROW = "within its last digit"
 _BOUNDS = {"lower bound": "≥\u00a0", "upper bound": "≤\u00a0"}
 
 
@@ -54,7 +55,8 @@ def capital(text: str) -> str:
 def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return value, error and interval of an estimate for print.
 
-    The error is empty where there is none; the interval says ``exact``, ``lower bound``, ... where it has no ends.
+    The error is empty where there is none; the interval says ``exact``, ``lower bound``, ... where it has no ends, and
+    ``within its last digit`` where both would be written like the value.
     """
     low, high = row["interval"]
     value, error, low_text, high_text = numbers(row["value"], row_error(row), low, high)
@@ -64,6 +66,8 @@ def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return shown, "", "none"
     if not error:
         return shown, "", "exact" if is_exact(row) else row["kind"]
+    if low_text == high_text:
+        return shown, error, row["kind"] if bound else _NARROW
     return shown, error, f"{low_text}\u00a0to\u00a0{high_text}"
 
 
@@ -77,7 +81,8 @@ def interval(row: Mapping[str, Any]) -> str:
     """Return ``95 % interval 1.2 to 1.3``, or what stands in place of one."""
     text = value_texts(row)[2]
     if "\u00a0to\u00a0" not in text:
-        return {"exact": "exact up to rounding", "none": "no interval"}.get(text, f"a {text}")
+        narrow = f"{level(row)} interval {_NARROW}"
+        return {"exact": "exact up to rounding", "none": "no interval", _NARROW: narrow}.get(text, f"a {text}")
     return f"{level(row)} interval {text}"
 
 
