@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from oracles import Plain, SumOperator, eigenvalues, symmetric
+from oracles import Plain, eigenvalues, symmetric
 
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import frobenius_norm, trace
@@ -47,9 +47,16 @@ def check(found: list[Difference], truth: float) -> float:
     return float(torch.tensor([one.gain for one in found]).mean())
 
 
-@pytest.mark.parametrize("other", ["similar", "dissimilar"])
 @pytest.mark.parametrize(
-    ("how", "kind"), [("trace", "outliers"), ("deflated norm", "outliers"), ("norm", "indefinite")]
+    ("how", "kind", "other"),
+    [
+        ("trace", "outliers", "similar"),
+        ("trace", "outliers", "dissimilar"),
+        ("deflated norm", "outliers", "similar"),
+        ("deflated norm", "outliers", "dissimilar"),
+        # Pairs of probes carry a part of this one.
+        ("norm", "indefinite", "similar"),
+    ],
 )
 def test_differences_cover(how: str, kind: str, other: str) -> None:
     one, two = estimates(how, kind), estimates(how, f"{kind}/{other}")
@@ -57,14 +64,6 @@ def test_differences_cover(how: str, kind: str, other: str) -> None:
     truth = float(B.trace() - A.trace()) if how == "trace" else float(B.norm() - A.norm())
     gain = check([difference(a, b) for a, b in zip(one, two, strict=True)], truth)
     assert gain > 5 if other == "similar" else 0.9 < gain < 1.2
-
-
-def test_pooled_terms_of_few_passes_cover() -> None:
-    first = torch.stack([symmetric(eigenvalues("outliers", DIM), seed) for seed in range(8)])
-    second = first + 0.1 * torch.stack([symmetric(eigenvalues("flat", DIM), 20 + seed) for seed in range(8)])
-    pair = [SumOperator(m, torch.arange(1.0, 9.0) / 36) for m in (first, second)]
-    found = [difference(*(trace(A, n_probes=3, method="hutchinson", seed=s) for A in pair)) for s in SEEDS]
-    assert check(found, float(pair[1].total.trace() - pair[0].total.trace())) > 3
 
 
 def leading(dense: torch.Tensor, count: int = 10) -> torch.Tensor:

@@ -120,7 +120,7 @@ def test_spectral_sums_are_paired_chain_by_chain():
         return [sketch.smoothed_logdet(eps=1.0) for sketch in sketches]
 
     truth = [0.5 * float((torch.linalg.eigvalsh(m).square() + 1).log().sum()) for m in pair]
-    assert 0.75 < rms([logdets(seed) for seed in range(60)], truth[1] - truth[0]) < 1.3
+    assert 0.75 < rms([logdets(seed) for seed in range(40)], truth[1] - truth[0]) < 1.3
     found = difference(*logdets(0))
     assert found.estimate.flags == ()
     assert found.correlation is not None
@@ -129,7 +129,7 @@ def test_spectral_sums_are_paired_chain_by_chain():
 def test_functionals_of_means_are_paired_draw_by_draw():
     entry = CATALOGUE["frob"]()
     pair = [symmetric(eigenvalues("flat", DIM)), symmetric(1.2 * eigenvalues("flat", DIM), 9)]
-    pairs = [[evaluate(entry.measure, Plain(m), n_probes=400, seed=seed) for m in pair] for seed in range(40)]
+    pairs = [[evaluate(entry.measure, Plain(m), n_probes=150, seed=seed) for m in pair] for seed in range(30)]
     assert 0.75 < rms(pairs, float(pair[1].norm() - pair[0].norm())) < 1.35
     assert difference(*pairs[0]).estimate.flags == ()
 
