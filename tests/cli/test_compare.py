@@ -121,6 +121,13 @@ def test_a_copy_is_named_and_left_out(run, fake, folder, tmp_path):
     assert done.out.count("within error") == 1
 
 
+def test_layouts_of_one_data_set_are_the_same_data(run, fake, folder, tmp_path):
+    fake()
+    other = train(tmp_path / "cnn.pt", "--model", "cnn:widths=2-3")
+    done = run("compare", folder / "a.pt", other, "-m", "trace", *QUICK)
+    assert (done.code, done.err) == (0, "")
+
+
 def test_other_sizes_are_compared_with_a_word_of_caution(run, folder, tmp_path):
     wide = train(tmp_path / "wide.pt", "--model", "mlp:hidden=9")
     done = run("compare", folder / "a.pt", wide, "-m", "trace", "-m", "lambda-max", *QUICK)

@@ -148,7 +148,7 @@ def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
     yield from _multiplicity(record)
     yield from _other_data(differences)
     yield from _pairing(differences)
-    if record["rescaling"] is not None:
+    if differences and record["rescaling"] is not None:
         yield record["rescaling"]["sentence"]
     sizes = {member["label"]: member["dim"] for member in record["checkpoints"] if member["dim"]}
     if len(set(sizes.values())) > 1:

@@ -131,14 +131,15 @@ def collect(request: Request, outcome: Outcome, settings: MeasureSettings) -> No
 
     try:
         with progress_bars() as update:
+
+            def report(event: Event) -> None:
+                if signals.asked():
+                    raise KeyboardInterrupt
+                remark = "" if event.value is None else with_error(event.value, event.std_error)
+                update(event.stage, event.done, event.total, remark)
+
             for index, member in enumerate(outcome.members):
                 update("checkpoints", index, len(outcome.members), member.label)
-
-                def report(event: Event, label: str = member.label) -> None:
-                    if signals.asked():
-                        raise KeyboardInterrupt
-                    remark = "" if event.value is None else with_error(event.value, event.std_error)
-                    update(f"{label}: {event.stage}", event.done, event.total, remark)
 
                 try:
                     _measure(request, outcome, member, settings, report)
@@ -214,10 +215,14 @@ def _require_same_data(outcome: Outcome, data: dict[str, Any]) -> None:
     from hessprobe.errors import DataError
 
     for other in outcome.members:
-        if other.data is not None and other.data["fingerprint"] != data["fingerprint"]:
-            named = data.get("name", "the objective's")
+        if other.data is not None and _content(other.data) != _content(data):
+            here, there = (f"{one.get('name', 'objective')}, {_content(one)[:12]}" for one in (data, other.data))
             raise DataError(
-                f"measures on other data ({named}, {data['fingerprint'][:12]}) than {other.path} "
-                f"({other.data.get('name', 'the objective')}, {other.data['fingerprint'][:12]}), so that differences "
-                "would mix data and weights. Compare those of one data set, or fix the data with --objective."
+                f"measures on other data ({here}) than {other.path} ({there}), so that differences would mix data and "
+                "weights. Compare those of one data set, or fix the data with --objective."
             )
+
+
+def _content(data: dict[str, Any]) -> str:
+    """Return a hash of the data: of the data set, as models take it in several layouts, else of the batches."""
+    return str(data.get("sha256") or data["fingerprint"])

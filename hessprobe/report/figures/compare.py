@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe.comparison.gaps import GAPS
 from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
-from hessprobe.estimate import student_quantile
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, short, spread
 from hessprobe.report.figures.style import BLACK, BLUE, GRAY, PURPLE, SHADE, VERMILION
@@ -70,9 +69,10 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
 
 def _difference(row: Mapping[str, Any], where: str) -> _Difference:
     value, below, above = spread(row, where)
-    level = 0.5 + entry(row, "confidence", (int, float), where) / 2
-    error, solver = entry(row, "independent_std_error", NUMBER, where), entry(row, "errors", dict, where)["solver"]
-    independent = student_quantile(level, math.inf) * (error or 0.0) + (solver or 0.0)
+    error, wide = entry(row, "std_error", NUMBER, where), entry(row, "independent_std_error", NUMBER, where)
+    solver = entry(entry(row, "errors", dict, where), "solver", NUMBER, f"{where} errors,") or 0.0
+    # As many standard errors as the interval has.
+    independent = solver + ((above - solver) / error * wide if error and wide else 0.0)
     measure, checkpoint = entry(row, "measure", str, where), entry(row, "checkpoint", str, where)
     return _Difference(measure, checkpoint, value, below, above, independent, entry(row, "verdict", str, where))
 

@@ -63,7 +63,8 @@ def test_differences_have_a_panel_a_measure_with_intervals_and_the_wider_ones():
     colors = [matplotlib.colors.to_hex(point[0].get_color()) for point in points]
     assert len(set(colors)) == 3
     wide = [line for line in panels[0].lines if line.get_linewidth() == 5]
-    assert wide[0].get_xdata() == pytest.approx([1 - 1.959964, 1 + 1.959964])
+    # Errors of 1 where they are 0.125, and intervals of twice the error.
+    assert wide[0].get_xdata() == pytest.approx([-1.0, 3.0])
     # A number that is not finite is not drawn.
     assert len(panels[1].containers) == 1
     assert "trace of sam +1 ± 0.25 (sharper)" in found["differences"].alt
