@@ -59,7 +59,7 @@ def linear_rate(steps: int, runs: int) -> Finding:
         mean, error = mean_and_error(f.excess(_runs(f, eta, rho, steps, runs)))
         parts.append(agrees(f"mean of {runs} runs, rho {share:g} of the limit", exact[-1], float(mean), float(error)))
         lines.append(Series.of(f"rho {share:g} of the limit", range(steps + 1), exact))
-        lines.append(Series.of("bound" if not share else f"bound, {share:g}", range(steps + 1), bound, dashed=True))
+        lines.append(Series.of(f"bound, rho {share:g} of the limit", range(steps + 1), bound, dashed=True))
     parts.append(_class_against_rule(f, *constants.rate(0.5 * constants.limit)[:1], 0.5 * constants.limit))
     return Finding(tuple(parts), Curve("step", "E f", tuple(lines[:2] + lines[-2:]), log_y=True))
 

@@ -26,39 +26,37 @@ _ROUNDING = 1e-13
 
 def ascent() -> Finding:
     """One step on networks with LayerNorm and BatchNorm: where each tensor is in the second pass, and the step."""
-    parts: list[Part] = []
-    for norm in ("layer", "batch"):
-        for no_norm in (False, True):
-            model, closure = _small(norm)
-            rho = 0.3
-            base = torch.optim.SGD(model.parameters(), lr=1.0)
-            optimizer = SAMON(base, rho=rho, model=model, no_norm=no_norm)
-            chosen = _flat([torch.full_like(p, float(_owned(model, p) != no_norm)) for p in model.parameters()])
-            places: list[Tensor] = []
-            slopes: list[Tensor] = []
+    cases = [(norm, no_norm) for norm in ("layer", "batch") for no_norm in (False, True)]
+    return Finding(tuple(part for case in cases for part in _one_step(*case)))
 
-            def run(model: nn.Module = model, closure: Callable[[], Tensor] = closure) -> Tensor:
-                model.zero_grad()
-                loss = closure()
-                torch.autograd.backward(loss)
-                places.append(_flat([p.detach() for p in model.parameters()]))  # noqa: B023  # used before the next turn
-                slopes.append(_flat([_gradient(p) for p in model.parameters()]))  # noqa: B023
-                return loss
 
-            optimizer.step(run)
-            moved, step = places[1] - places[0], places[0] - _flat([p.detach() for p in model.parameters()])
-            g = slopes[0] * chosen
-            # The optimizer adds its eps to the norm.
-            slack = _ROUNDING + optimizer.eps / float(g.norm())
-            name = f"{norm} norm, {'all but' if no_norm else 'only'} its parameters"
-            parts += [
-                near(f"{name}: largest displacement of others", 0.0, float((moved * (1 - chosen)).abs().max()), 0.0),
-                below(f"{name}: e against rho g_S/||g_S||", slack, _gap(moved, rho * g / g.norm())),
-                below(f"{name}: step against the whole gradient at w + e", _ROUNDING, _gap(step, slopes[1])),
-            ]
-            if not no_norm:
-                parts.append(seen(f"{name}: share of all parameters", float(chosen.mean())))
-    return Finding(tuple(parts))
+def _one_step(norm: str, no_norm: bool) -> list[Part]:
+    (model, closure), rho = _small(norm), 0.3
+    optimizer = SAMON(torch.optim.SGD(model.parameters(), lr=1.0), rho=rho, model=model, no_norm=no_norm)
+    chosen = _flat([torch.full_like(p, float(_owned(model, p) != no_norm)) for p in model.parameters()])
+    places: list[Tensor] = []
+    slopes: list[Tensor] = []
+
+    def run() -> Tensor:
+        model.zero_grad()
+        loss = closure()
+        torch.autograd.backward(loss)
+        places.append(_flat([p.detach() for p in model.parameters()]))
+        slopes.append(_flat([_gradient(p) for p in model.parameters()]))
+        return loss
+
+    optimizer.step(run)
+    moved, step = places[1] - places[0], places[0] - _flat([p.detach() for p in model.parameters()])
+    g = slopes[0] * chosen
+    # The optimizer adds its eps to the norm.
+    slack = _ROUNDING + optimizer.eps / float(g.norm())
+    name = f"{norm} norm, {'all but' if no_norm else 'only'} its parameters"
+    return [
+        near(f"{name}: largest displacement of others", 0.0, float((moved * (1 - chosen)).abs().max()), 0.0),
+        below(f"{name}: e against rho g_S/||g_S||", slack, _gap(moved, rho * g / g.norm())),
+        below(f"{name}: step against the whole gradient at w + e", _ROUNDING, _gap(step, slopes[1])),
+        seen(f"{name}: share of all parameters", float(chosen.mean())),
+    ]
 
 
 def _small(norm: str) -> tuple[nn.Module, Callable[[], Tensor]]:

@@ -7,7 +7,7 @@ import torch
 
 from hessprobe.universal import quadrature
 from hessprobe.validation.claims import determinant, explicit_bias
-from hessprobe.validation.dynamics import relative_gap
+from hessprobe.validation.dynamics import hessian, relative_gap
 from hessprobe.validation.zero_loss import CHANGES, SHARPNESS, minimum, stationary, toy
 
 
@@ -66,3 +66,9 @@ def test_the_whole_line_sees_no_minimum_and_an_interval_does():
     assert determinant._lebesgue(0.0, 0.1, 30.0) == pytest.approx(2.522, abs=5e-4)
     assert determinant._lebesgue(0.0, 0.1, 3.0) == pytest.approx(5.95, abs=5e-3)
     assert determinant._lebesgue(1.0, 0.1, 3.0) == pytest.approx(20.7, abs=5e-2)
+
+
+def test_the_top_eigenvector_is_that_of_the_hessian():
+    x = torch.tensor([0.4, 0.3, -0.2, 0.1], dtype=torch.float64)
+    H, v = hessian(toy, x), explicit_bias._top(x)
+    assert torch.allclose(H @ v, torch.linalg.eigvalsh(H)[-1] * v, atol=1e-13)
