@@ -138,7 +138,8 @@ def represent(
         f: maps the eigenvalues, fp64 (d,) descending, to a number; continuous, of torch operations.
         d: dimension, >= 1.
         mode: ``"exact"`` integrals from a dense matrix, or ``"monte-carlo"``.
-        scale: bound on ||H||_2, > 0.
+        scale: bound on ||H||_2, > 0. A draw of exp(-s t) has a variance only where I + 2 s H > 0: for a standard error
+            to trust with ``"monte-carlo"``, take at least 1.6 times the norm.
         m: nodes, d by default. With m < d the e_j beyond m are taken as 0, which is exact for matrices of rank <= m (f
             sees d - m zeros) and uncontrolled for others; with m > d the system is solved by least squares. For sums
             over the eigenvalues see ``represent_sum``, which needs few nodes at any d.
@@ -174,6 +175,7 @@ def represent_sum(
     scale: float = 1.0,
     m: int = 8,
     low: float | None = None,
+    exact_at_zero: bool = False,
 ) -> Representation:
     """Return (phi, psi, mu) with S(H) near sum_i f(l_i), from m nodes at any dimension d.
 
@@ -189,6 +191,8 @@ def represent_sum(
         scale: bound on ||H||_2, > 0.
         m: nodes, >= 1.
         low: lower bound of the spectrum, -scale by default.
+        exact_at_zero: fix a_0 = f(0), so that eigenvalues at 0, where most of a network's are, add no error. The
+            largest error of the fit, and with it ``error_bound``, may grow.
 
     Raises:
         TypeError, ValueError: an argument outside its range; f not elementwise or not finite there.
@@ -200,7 +204,10 @@ def represent_sum(
     angles = (torch.arange(_FIT_POINTS, dtype=torch.float64) + 0.5) * (math.pi / _FIT_POINTS)
     x = (scale + floor) / 2 + (scale - floor) / 2 * torch.cos(angles)
     basis = _log_basis(nodes * reach, x)
-    solution = torch.linalg.lstsq(basis, _images(f, x)[:, None], driver="gelsd").solution[:, 0]
+    if exact_at_zero:
+        basis, solution = basis[:, 1:], _fixed_at_zero(f, basis[:, 1:], x, floor)
+    else:
+        solution = torch.linalg.lstsq(basis, _images(f, x)[:, None], driver="gelsd").solution[:, 0]
     grid = torch.linspace(floor, scale, _CHECK_POINTS, dtype=torch.float64)
     worst = float((_log_basis(nodes * reach, grid) @ solution - _images(f, grid)).abs().max())
 
@@ -249,6 +256,15 @@ def _roots(symmetric: Tensor) -> Tensor:
         raise NonFiniteError("E psi must be positive and finite; got 0, nan or inf. Draw more, or lower scale=.")
     roots: Tensor = torch.linalg.eigvals(companion).real
     return roots
+
+
+def _fixed_at_zero(f: Callable[[Tensor], Tensor], logs: Tensor, x: Tensor, low: float) -> Tensor:
+    """Return f(0) and the least-squares coefficients of f - f(0) in the logarithms, which are 0 at 0."""
+    if not low <= 0:
+        raise ValueError(f"low must be <= 0 where exact_at_zero; got {low:g}. Leave exact_at_zero out.")
+    constant = _images(f, torch.zeros(1, dtype=torch.float64))
+    rest: Tensor = torch.linalg.lstsq(logs, (_images(f, x) - constant)[:, None], driver="gelsd").solution[:, 0]
+    return torch.cat([constant, rest])
 
 
 def _log_basis(nodes: Tensor, x: Tensor) -> Tensor:

@@ -124,6 +124,18 @@ def test_sums_of_kinked_functions_converge_slowly_and_say_so() -> None:
     assert one_sided.error_bound < both.error_bound
 
 
+def test_a_fit_that_is_exact_at_zero_gives_a_spectrum_of_zeros_its_sum() -> None:
+    values = torch.cat([torch.zeros(200), torch.tensor([1.0, 0.6, -0.3])]).double()
+    free, fixed = (represent_sum(torch.abs, 203, m=6, exact_at_zero=flag) for flag in (False, True))
+    gaps = [abs(one.evaluate(symmetric(values)).value - 1.9) for one in (free, fixed)]
+    assert gaps[1] < 0.1 * gaps[0]
+    assert fixed.error_bound is not None
+    assert gaps[1] <= fixed.error_bound
+    zero = torch.zeros(203, 203, dtype=torch.float64)
+    shifted = represent_sum(lambda x: (x - 0.5).abs(), 203, m=6, exact_at_zero=True)
+    assert shifted.evaluate(zero).value == pytest.approx(203 * 0.5, rel=1e-12)
+
+
 def test_nodes_are_distinct_and_never_zero() -> None:
     for count in range(1, 14):
         nodes = chebyshev_nodes(count)
@@ -141,6 +153,11 @@ def test_nodes_are_distinct_and_never_zero() -> None:
         (lambda: represent(lambda e: e[0], 3, "mc"), ValueError, "mode must be one of exact, monte-carlo; got 'mc'"),
         (lambda: represent(lambda e: e[0], 3, scale=0), ValueError, "scale must be a finite number > 0"),
         (lambda: represent_sum(torch.log, 3), ValueError, "f must be finite on"),
+        (
+            lambda: represent_sum(torch.log, 3, low=0.1, exact_at_zero=True),
+            ValueError,
+            "low must be <= 0 where exact_at_zero; got 0.1",
+        ),
         (lambda: represent_sum(lambda x: x.sum(), 3), TypeError, "f must map a tensor elementwise"),
         (
             lambda: represent(lambda e: e[0], 2).evaluate(torch.eye(3).double()),
