@@ -105,7 +105,6 @@ CLAIMS = (
         "a trained network.",
         DERIVED,
         partial(reported_truncation, 48),
-        partial(reported_truncation, 256),
     ),
     Claim(
         "radius/from-losses",
