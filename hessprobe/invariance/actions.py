@@ -34,7 +34,7 @@ class Touch:
         """Return the tensor times c^power; ``factors`` (n,) fp64."""
         if self.axis is None:
             return tensor * float(factors[0]) ** self.power
-        labels = self._labels(tensor)
+        labels = self.unit_labels(tensor)
         along = factors.to(tensor.device)[labels.clamp_min(0)] ** self.power
         along = torch.where(labels == _UNTOUCHED, torch.ones_like(along), along)
         return tensor * self._spread(along, tensor).to(tensor.dtype)
@@ -43,13 +43,14 @@ class Touch:
         """Return the tensor with the entries of unit ``order[i]`` in the place of those of unit i."""
         if self.axis is None:
             raise ValueError(f"axis must be given to permute {self.name}; got None. Name the axis of the units.")
-        labels = self._labels(tensor)
+        labels = self.unit_labels(tensor)
         where = torch.arange(len(labels), device=labels.device)
         for unit, other in enumerate(order.tolist()):
             where[labels == unit] = torch.nonzero(labels == other)[:, 0]
         return tensor.index_select(self.axis, where)
 
-    def _labels(self, tensor: Tensor) -> Tensor:
+    def unit_labels(self, tensor: Tensor) -> Tensor:
+        """Return the unit of each entry of the axis, -1 for entries that stay."""
         if self.labels is not None:
             return self.labels.to(tensor.device)
         return torch.arange(tensor.shape[self.axis or 0], device=tensor.device)
@@ -89,9 +90,13 @@ class Site:
             order = torch.randperm(self.size, generator=generator)
             if bool((order == torch.arange(self.size)).all()):
                 order = order.roll(1)
-            return self._applied(state, lambda touch, tensor: touch.permuted(tensor, order))
+            return self.reordered(state, order)
         factors = self.factors(strength, generator, turn)
         return self._applied(state, lambda touch, tensor: touch.scaled(tensor, factors))
+
+    def reordered(self, state: State, order: Tensor) -> State:
+        """Return the state with unit ``order[i]`` in the place of unit i; ``order`` (n,)."""
+        return self._applied(state, lambda touch, tensor: touch.permuted(tensor, order))
 
     def factors(self, strength: float, generator: torch.Generator, turn: int = 0) -> Tensor:
         """Return c (n,) fp64: s or 1/s for one unit; else s^e with random exponents e of mean 0 and max |e| = 1.

@@ -2,176 +2,108 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.objective.modes import evaluation
+from hessprobe.invariance.actions import Site, State, Touch
+from hessprobe.invariance.run import Runner
+from hessprobe.invariance.sites import Found, find_sites
+from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.copying import state_of
 
 _ROUNDS = 100
-# Permuted sums are rounded in another order; more than this share of the outputs is another function.
-_TOLERANCE = 1e-3
-
-_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (_BatchNorm, nn.LayerNorm)
 _ADVICE = "Leave the matching out: the straight line between the networks as they are needs none."
 
 
-@dataclass
-class _Layer:
-    """A weight layer and the normalization layers between it and the next."""
+def match(target: EmpiricalRisk, other: EmpiricalRisk) -> tuple[State, dict[str, int]]:
+    """Return the tensors of ``other`` with its hidden units in the order that is nearest to ``target``.
 
-    name: str
-    weight: nn.Module
-    norms: list[str] = field(default_factory=list)
-
-
-def match(target: nn.Module, module: nn.Module, inputs: Any) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the state of ``module`` with its hidden neurons in the order that is nearest to ``target``.
-
-    Weight matching: coordinate descent on the sum over layers of <W_l(target), P_l W_l P_{l-1}^T>; each P_l is a linear
-    assignment problem given its neighbors. For chains of linear and convolution layers with BatchNorm or LayerNorm
-    between them (MLPs, CNNs); that the function is unchanged is checked on ``inputs``, which is how a residual network,
-    whose layers are no chain, is found out.
+    Weight matching: coordinate descent on the sum over tensors of <W(target), P W(other)>. A permutation P_l acts on
+    all tensors that make or take the units l: of a hidden layer, of the heads' common width, of a residual stream with
+    everything that writes to it and reads from it. Where that is possible is found by running the network
+    (``invariance.find_sites``), each place verified by its outputs. Given the other permutations each one is a linear
+    assignment problem.
 
     Args:
-        target: the network to come near to.
-        module: of the same architecture; it is not changed.
-        inputs: a batch that ``module`` takes as its only argument.
+        target: the risk of the network to come near to.
+        other: of a network of the same architecture; its module is not changed.
 
     Returns:
-        The permuted state_dict, and how many neurons moved in each hidden layer.
+        Parameters and buffers after the permutations, and how many units moved at each place.
 
     Raises:
-        UnsupportedError: the network is no such chain.
+        UnsupportedError: the network has no units that can be reordered, or theta leaves parameters out.
 
     References:
         Ainsworth, Hayase, Srinivasa (2023), "Git Re-Basin: merging models modulo permutation symmetries".
     """
-    chain = _chain(module)
-    there = {name: tensor.detach().double() for name, tensor in target.state_dict().items()}
-    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    backward = [torch.arange(_rows(layer)).flip(0) for layer in chain[:-1]]
-    _require_unchanged(module, _permuted(state, chain, backward), inputs)
-    orders = [torch.arange(len(order)) for order in backward]
-    here = {name: tensor.double() for name, tensor in state.items()}
+    parameters = {name for name, _ in other.module.named_parameters()}
+    left = sorted(parameters - set(other.layout.names))
+    if left:
+        raise UnsupportedError(
+            f"Neurons cannot be matched: {left[0]!r} is not among the parameters of the line, but belongs to neurons "
+            f"that are. Take all parameters. {_ADVICE}"
+        )
+    found = find_sites(other)
+    sites = found.of("permutation")
+    if not sites:
+        raise UnsupportedError(f"Neurons cannot be matched: {_reason(found)}. {_ADVICE}")
+    there, here = (Runner.of(risk).state() for risk in (target, other))
+    orders = [torch.arange(site.size) for site in sites]
     for _ in range(_ROUNDS):
-        before = [order.clone() for order in orders]
-        for index in range(len(orders)):
-            orders[index] = _assign(there, here, chain, orders, index)
+        before = list(orders)
+        for index, site in enumerate(sites):
+            rest = [(each, order) for i, (each, order) in enumerate(zip(sites, orders, strict=True)) if i != index]
+            orders[index] = _assigned(site, there, _reordered(here, rest), parameters)
         if all(torch.equal(a, b) for a, b in zip(orders, before, strict=True)):
             break
+    matched = _reordered(here, list(zip(sites, orders, strict=True)))
+    _require_unchanged(other, here, matched)
     moved = {
-        layer.name: int((order != torch.arange(len(order))).sum()) for layer, order in zip(chain, orders, strict=False)
+        site.where: int((order != torch.arange(site.size)).sum()) for site, order in zip(sites, orders, strict=True)
     }
-    return _permuted(state, chain, orders), moved
+    return {name: matched[name] for name in state_of(other)}, moved
 
 
-def _chain(module: nn.Module) -> list[_Layer]:
-    chain: list[_Layer] = []
-    for name, layer in module.named_modules():
-        own = list(layer.parameters(recurse=False))
-        if isinstance(layer, _WEIGHTS):
-            if getattr(layer, "groups", 1) != 1:
-                raise UnsupportedError(f"Neurons cannot be matched: {name!r} is a grouped convolution. {_ADVICE}")
-            chain.append(_Layer(name, layer))
-        elif isinstance(layer, _NORMS):
-            if not chain:
-                raise UnsupportedError(f"Neurons cannot be matched: {name!r} normalizes the inputs. {_ADVICE}")
-            chain[-1].norms.append(name)
-        elif own:
-            raise UnsupportedError(
-                f"Neurons cannot be matched: {name or 'the model'!r} is a {type(layer).__name__}, but only chains of "
-                f"linear, convolution, BatchNorm and LayerNorm layers are supported. {_ADVICE}"
-            )
-    for before, after in itertools.pairwise(chain):
-        if _columns(after) % _rows(before):
-            raise UnsupportedError(
-                f"Neurons cannot be matched: {after.name!r} takes {_columns(after)} inputs and {before.name!r} gives "
-                f"{_rows(before)}, so that one does not follow the other (a residual network?). {_ADVICE}"
-            )
-    if len(chain) < 2:
-        raise UnsupportedError(f"Neurons cannot be matched: the network has no hidden layer. {_ADVICE}")
-    return chain
+def _reason(found: Found) -> str:
+    skipped = [f"{skip.where}: {skip.reason}" for skip in found.skips if skip.kind == "permutation"]
+    return skipped[0] if skipped else "the network has no hidden layer whose units could be reordered"
 
 
-def _rows(layer: _Layer) -> int:
-    return int(layer.weight.weight.shape[0])  # type: ignore[index]  # weight layers have weights
+def _reordered(state: State, pairs: list[tuple[Site, Tensor]]) -> State:
+    for site, order in pairs:
+        state = site.reordered(state, order)
+    return state
 
 
-def _columns(layer: _Layer) -> int:
-    return int(layer.weight.weight.shape[1])  # type: ignore[index]  # weight layers have weights
-
-
-def _by_input(weight: Tensor, count: int) -> Tensor:
-    """Return a weight as (inputs, everything else); a flattened image gives each channel several columns."""
-    return weight.reshape(len(weight), count, -1).movedim(1, 0).reshape(count, -1)
-
-
-def _reordered_columns(weight: Tensor, order: Tensor) -> Tensor:
-    parts = weight.reshape(len(weight), len(order), -1)
-    return parts[:, order.to(weight.device)].reshape(weight.shape)
-
-
-def _per_neuron(layer: _Layer, state: dict[str, Tensor]) -> list[str]:
-    names = [f"{layer.name}.bias"]
-    parts = ("weight", "bias", "running_mean", "running_var")
-    names += [f"{norm}.{part}" for norm in layer.norms for part in parts]
-    return [name for name in names if name in state]
-
-
-def _permuted(state: dict[str, Tensor], chain: list[_Layer], orders: list[Tensor]) -> dict[str, Tensor]:
-    """Return the state with neuron ``orders[l][i]`` of layer l at place i."""
-    out = dict(state)
-    for index, order in enumerate(orders):
-        layer, after = chain[index], f"{chain[index + 1].name}.weight"
-        for name in (f"{layer.name}.weight", *_per_neuron(layer, state)):
-            out[name] = out[name][order.to(out[name].device)]
-        out[after] = _reordered_columns(out[after], order)
-    return out
-
-
-def _assign(
-    there: dict[str, Tensor], here: dict[str, Tensor], chain: list[_Layer], orders: list[Tensor], index: int
-) -> Tensor:
-    layer, after = chain[index], f"{chain[index + 1].name}.weight"
-    own = here[f"{layer.name}.weight"]
-    if index > 0:
-        own = _reordered_columns(own, orders[index - 1])
-    count = _rows(layer)
-    gain = there[f"{layer.name}.weight"].reshape(count, -1) @ own.reshape(count, -1).T
-    for name in _per_neuron(layer, here):
+def _assigned(site: Site, there: State, here: State, parameters: set[str]) -> Tensor:
+    """Return the order of the units of one place that is nearest, all else being as it is in ``here``."""
+    gain = torch.zeros(site.size, site.size, dtype=torch.float64)
+    for touch in site.touches:
         # Statistics are not weights; in the objective they would count with units of their own.
-        if not name.endswith(("running_mean", "running_var")):
-            gain = gain + torch.outer(there[name], here[name])
-    following = here[after]
-    if index + 1 < len(orders):
-        following = following[orders[index + 1].to(following.device)]
-    gain = gain + _by_input(there[after], count) @ _by_input(following, count).T
-    _, columns = linear_sum_assignment(gain.cpu().numpy(), maximize=True)
+        if touch.name in parameters:
+            first, second = (_by_unit(touch, state[touch.name], site.size) for state in (there, here))
+            gain += (first @ second.T).cpu()
+    _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
     return torch.from_numpy(columns)
 
 
-def _require_unchanged(module: nn.Module, state: dict[str, Tensor], inputs: Any) -> None:
-    other = copy.deepcopy(module)
-    parameter = next(module.parameters())
-    with evaluation([module, other], device=parameter.device), torch.no_grad():
-        outputs = module(inputs)
-        try:
-            other.load_state_dict(state)
-            changed = other(inputs)
-            off = float((changed - outputs).abs().max() / outputs.abs().max())
-        except RuntimeError:
-            off = float("inf")
-    if not off <= _TOLERANCE:
+def _by_unit(touch: Touch, tensor: Tensor, count: int) -> Tensor:
+    """Return a tensor as (units, everything that belongs to one), fp64."""
+    rows = tensor.detach().double().movedim(touch.axis or 0, 0)
+    labels = touch.unit_labels(tensor)
+    # A flattened image gives each channel several entries, in the same order for each.
+    return torch.stack([rows[labels == unit].reshape(-1) for unit in range(count)])
+
+
+def _require_unchanged(other: EmpiricalRisk, before: State, after: State) -> None:
+    runner = Runner.of(other)
+    off = runner.distance(before, after, few=True)
+    # Each place was verified by itself.
+    if not off <= 10 * runner.tolerance:
         raise UnsupportedError(
-            "Neurons cannot be matched: permuting the hidden layers changes what the network computes, so that its "
-            f"layers are no chain (a residual network?). {_ADVICE}"
+            f"Neurons cannot be matched: all permutations together move the outputs by {off:.1e} of the largest. "
+            f"{_ADVICE}"
         )

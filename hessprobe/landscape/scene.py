@@ -19,7 +19,7 @@ from hessprobe.landscape.grid import digest, evaluate
 from hessprobe.landscape.names import RHO, SIZE, SPAN
 from hessprobe.landscape.plane import Plane
 from hessprobe.landscape.result import Landscape, Store
-from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
+from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective
 from hessprobe.objective.modes import batchnorms
 from hessprobe.vectors import require_same
@@ -143,10 +143,7 @@ def _plane(scene: Scene, notes: list[str]) -> Plane:
 
 def _matched(scene: Scene, index: int, notes: list[str]) -> Tensor:
     other = scene.others[index]
-    with scene.risk.evaluating():
-        term = next(scene.risk.terms())
-    inputs = term.inputs if isinstance(term, EmpiricalBatch) else None
-    state, moved = matching.match(scene.risk.module, other.module, inputs)
+    state, moved = matching.match(scene.risk, other)
     theta = other.layout.join(state[name] for name in other.layout.names)
     before, after = (float((each - scene.risk.theta).double().norm()) for each in (other.theta, theta))
     notes.append(

@@ -1,16 +1,16 @@
-"""Matching of hidden neurons: permutations are found again, the function stays, other networks are refused."""
+"""Matching of hidden units: permutations are found again, the function stays, other networks are refused."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
 from torch import nn
 
 from hessprobe.errors import UnsupportedError
+from hessprobe.invariance import find_sites
 from hessprobe.landscape import match
-from hessprobe.landscape.matching import _chain, _permuted
+from hessprobe.objective import EmpiricalRisk
+from hessprobe.training.models import build_model
 
 
 def mlp():
@@ -24,72 +24,62 @@ def cnn():
     )  # fmt: skip
 
 
-def randomized(module):
-    generator = torch.Generator().manual_seed(0)
+def resnet():
+    return build_model("resnet", {"blocks": 1, "width": 4, "in_channels": 1, "n_classes": 3, "stages": 2}, seed=0)
+
+
+CASES = {"mlp": (mlp, (7, 4)), "cnn": (cnn, (3, 1, 6, 6)), "resnet": (resnet, (3, 1, 6, 6))}
+
+
+def risk_of(name, seed=0, state=None, **options):
+    make, shape = CASES[name]
+    module = make().double()
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
-    return module.double().eval()
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3 * (tensor.ndim > 1) + 0.1)
+    if state is not None:
+        module.load_state_dict({key: state[key] for key in module.state_dict()})
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return EmpiricalRisk(module, nn.CrossEntropyLoss(), [(x, torch.arange(len(x)) % 3)], **options)
 
 
-@pytest.mark.parametrize(("make", "shape"), [(mlp, (7, 4)), (cnn, (3, 1, 6, 6))])
-def test_a_permuted_network_is_put_back(make, shape):
-    target = randomized(make())
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    chain = _chain(target)
-    orders = [
-        torch.randperm(len(layer.weight.weight), generator=torch.Generator().manual_seed(2)) for layer in chain[:-1]
-    ]
-    shuffled = copy.deepcopy(target)
-    shuffled.load_state_dict(_permuted(target.state_dict(), chain, orders))
-    assert not torch.equal(shuffled[0].weight, target[0].weight)
-    assert torch.allclose(shuffled(x), target(x))
-    before = copy.deepcopy(shuffled.state_dict())
-    state, moved = match(target, shuffled, x)
-    assert all(torch.equal(state[name], tensor) for name, tensor in target.state_dict().items())
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_permuted_network_is_put_back(name):
+    target = risk_of(name)
+    state, generator = dict(target.module.state_dict()), torch.Generator().manual_seed(2)
+    sites = find_sites(target).of("permutation")
+    # Of a residual network both the streams and what lies inside the blocks.
+    assert len(sites) == {"mlp": 2, "cnn": 2, "resnet": 4}[name]
+    for site in sites:
+        state = site.move(state, 1.0, generator)
+    shuffled = risk_of(name, state=state)
+    assert float((shuffled.theta - target.theta).norm()) > 0.1
+    assert float(shuffled.loss()) == pytest.approx(float(target.loss()), rel=1e-12)
+    before = {key: tensor.clone() for key, tensor in shuffled.module.state_dict().items()}
+    found, moved = match(target, shuffled)
+    assert found.keys() == target.module.state_dict().keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in target.module.state_dict().items())
     assert sum(moved.values()) > 0
-    assert all(torch.equal(shuffled.state_dict()[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(shuffled.module.state_dict()[key], tensor) for key, tensor in before.items())
 
 
-def test_matching_keeps_the_function_and_comes_nearer():
-    one, two = randomized(mlp()), mlp().double().eval()
-    x = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    state, _ = match(one, two, x)
-    near = copy.deepcopy(two)
-    near.load_state_dict(state)
-    assert torch.allclose(near(x), two(x))
-
-    def distance(module):
-        return sum(
-            float((a - b).detach().square().sum()) for a, b in zip(one.parameters(), module.parameters(), strict=True)
-        )
-
-    assert distance(near) < distance(two)
+@pytest.mark.parametrize("name", list(CASES))
+def test_matching_keeps_the_function_and_comes_nearer(name):
+    one, two = risk_of(name), risk_of(name, seed=1)
+    found, _ = match(one, two)
+    near = risk_of(name, state=found)
+    assert float(near.loss()) == pytest.approx(float(two.loss()), rel=1e-10)
+    assert float((near.theta - one.theta).norm()) < float((two.theta - one.theta).norm())
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.last(x + self.second(self.first(x).relu()))
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (Residual(), "permuting the hidden layers changes what the network computes, so that its layers are no chain"),
-        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 3)), "'0' is a grouped convolution."),
-        (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), "'0' normalizes the inputs."),
-        (nn.Sequential(nn.Linear(4, 2), nn.PReLU()), "'1' is a PReLU, but only chains of linear, convolution, "),
-        (nn.Sequential(nn.Linear(4, 2)), "the network has no hidden layer."),
-        (nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 2)), "'1' takes 4 inputs and '0' gives 3"),
-    ],
-)
-def test_what_cannot_be_matched_says_so(module, message):
-    with pytest.raises(UnsupportedError, match=r"^Neurons cannot be matched: ") as caught:
-        match(module, copy.deepcopy(module), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
-    assert message in str(caught.value)
-    assert "Leave the matching out" in str(caught.value)
+def test_what_cannot_be_matched_says_so():
+    module = nn.Linear(4, 3).double()
+    data = [(torch.ones(2, 4, dtype=torch.float64), torch.tensor([0, 1]))]
+    risk = EmpiricalRisk(module, nn.CrossEntropyLoss(), data)
+    with pytest.raises(UnsupportedError, match=r"^Neurons cannot be matched: .* Leave the matching out"):
+        match(risk, risk)
+    part = risk_of("mlp", params=["0.*"])
+    with pytest.raises(UnsupportedError, match=r"'1\.bias' is not among the parameters of the line"):
+        match(part, part)
