@@ -10,6 +10,7 @@ from hessprobe import report
 from hessprobe.cli.commands import train as train_module
 from hessprobe.training import load_checkpoint
 from hessprobe.training import loop as loop_module
+from hessprobe.training.recipe_file import shipped
 
 
 def test_training_writes_a_checkpoint_and_says_how_good_it_is(run, tmp_path):
@@ -61,6 +62,17 @@ def test_recipe_is_read_and_options_go_over_it(run, tmp_path):
         "b": ["gsam", 0.3, 2, 0.05, 2, {"alpha": 0.1}],
         "c": ["sam", 0.05, 2, 0.05, 2, {}],
     }
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_starts(run, tmp_path, name):
+    smaller = [] if name == "digits" else ["--data", "synthetic:n=20,n_classes=2,side=8,channels=3"]
+    smaller += ["--model", "resnet18:width=4"] if name == "cifar10-paper" else []
+    done = run("train", "--recipe", name, *smaller, "--epochs", "2", "--out", tmp_path / "a.pt")
+    assert done.code == 0, done.err
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.model_name == {"digits": "mlp", "cifar10-quick": "resnet", "cifar10-paper": "resnet18"}[name]
+    assert len(loaded.metrics["loss_history"]) == 2
 
 
 def test_noise_and_trajectory_are_said(run, tmp_path):

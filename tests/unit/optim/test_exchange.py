@@ -141,6 +141,25 @@ def test_a_graph_kept_from_the_first_pass_is_refused_as_after_a_write_in_place()
     assert len(addresses) == 2
 
 
+def test_a_compiled_module_sees_the_displaced_weights():
+    ends = []
+    for run in (lambda module: module, lambda module: torch.compile(module, backend="eager", fullgraph=True)):
+        module = layer()
+        forward, x = run(module), torch.linspace(-1, 1, 4 * SHAPE[1]).view(4, -1)
+        optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.1), rho=0.5)
+
+        def closure(module=module, forward=forward, x=x):
+            module.zero_grad()
+            loss = forward(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        ends.append(module.weight.detach())
+    assert torch.equal(*ends)
+
+
 def test_copies_and_module_conversions_between_steps():
     module = layer()
     optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), rho=0.1)
