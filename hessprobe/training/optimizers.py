@@ -75,6 +75,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: names the nearest one; or one that the recipe sets in another way; or any, for a plain optimizer.
+        TypeError: something else where true or false is wanted.
     """
     if name in BASES:
         if arguments:
@@ -83,11 +84,15 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
                 "Choose a sharpness-aware optimizer."
             )
         return
-    known = [key for key in _parameters(name) if key not in _RESERVED]
-    for key in arguments:
+    parameters = _parameters(name)
+    known = [key for key in parameters if key not in _RESERVED]
+    for key, value in arguments.items():
         if key in _RESERVED:
             raise ValueError(f"optimizer_args must not hold {key}, which the recipe itself sets; got it. Set it there.")
         checks.one_of(f"argument of optimizer {name!r}", key, known)
+        # Any text would count as true.
+        if isinstance(parameters[key].default, bool) and not isinstance(value, bool):
+            raise TypeError(f"argument {key} of optimizer {name!r} must be true or false; got {value!r}.")
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int) -> torch.optim.Optimizer:

@@ -195,6 +195,7 @@ def test_every_model_and_kind_of_data_can_be_measured(run, tmp_path, monkeypatch
         (["--optimizer", "sam", "--rho", "nan"], "--rho must be a finite number >= 0; got nan."),
         (["--rho", "0.1"], "--rho must be left out for sgd, which has no radius; got 0.1."),
         (["--optimizer", "gsam", "--optimizer-arg", "alpa=1"], "got 'alpa'. Did you mean 'alpha'?"),
+        (["--optimizer", "frob-sam", "--optimizer-arg", "antithetic=no"], "must be true or false; got 'no'."),
         (["--optimizer", "gsam", "--optimizer-arg", "alpha"], "--optimizer-arg must be KEY=VALUE; got 'alpha'."),
         (["--label-noise", "1.5"], "--label-noise must be a number in [0, 1]; got 1.5."),
         (["--subset", "0"], "--subset must be a number in (0, 1]; got 0.0."),
