@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.double_backward import DoubleBackward
-from hessprobe.hvp.engine import Product
+from hessprobe.hvp.engine import LossFunction, Product
 from hessprobe.hvp.verification import require_own_gradient, require_symmetric
 from hessprobe.objective import EmpiricalRisk
 
@@ -32,6 +32,27 @@ def test_an_interpolating_network_with_kinks_passes(steps: int) -> None:
         with risk.evaluating():
             require_own_gradient(batch, risk.theta)
             require_symmetric(DoubleBackward()(batch, risk.theta), risk.theta)
+
+
+def test_kinks_that_agree_at_two_steps_by_accident_are_no_cut() -> None:
+    """A piecewise linear loss whose slope misses 5 % at both steps, as a trained ReLU network's did; not between."""
+    places = torch.tensor([0.0, 1e-6, 6.25e-6, 2.5e-5, 1e-4], dtype=torch.float64)
+
+    def loss(ratio: float) -> LossFunction:
+        values = places * torch.tensor([1.0, 1.0, 0.95, ratio, 0.95], dtype=torch.float64)
+
+        def piecewise(theta: Tensor) -> Tensor:
+            x = theta[0] - 1
+            k = int(torch.searchsorted(places, x.detach().abs(), right=True).clamp(1, 4))
+            slope = (values[k] - values[k - 1]) / (places[k] - places[k - 1])
+            return 1 + x.sign() * values[k - 1] + slope * (x - x.sign() * places[k - 1])
+
+        return piecewise
+
+    theta = torch.ones(1, dtype=torch.float64)
+    require_own_gradient(loss(1.1), theta)
+    with pytest.raises(UnsupportedError, match="is not its slope"):
+        require_own_gradient(loss(0.95), theta)
 
 
 def test_a_product_that_is_not_symmetric_is_refused() -> None:
