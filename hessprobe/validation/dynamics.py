@@ -115,17 +115,6 @@ def mean_and_error(runs: Array) -> tuple[Array, Array]:
     return runs.mean(0), runs.std(0, ddof=1) / math.sqrt(len(runs))
 
 
-def mean_along(series: Array, batches: int = 20) -> tuple[Array, Array]:
-    """Return mean and standard error of a stationary run over its first axis, from the means of consecutive batches.
-
-    Args:
-        series: (steps, ...).
-        batches: each to be long against the time over which the run forgets.
-    """
-    length = len(series) // batches
-    return mean_and_error(series[len(series) - batches * length :].reshape(batches, length, *series.shape[1:]).mean(1))
-
-
 def relative_gap(one: Any, other: Any) -> float:
     """Return max |one - other| / max |other|."""
     first, second = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)

@@ -45,17 +45,14 @@ class Network:
         return values
 
 
-def teacher_data(network: Network, count: int, seed: int, *, flip: float = 0.0) -> tuple[Tensor, Tensor]:
+def teacher_data(network: Network, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return Gaussian inputs (n, widths[0]) and the classes (n,) that random weights of the network give them.
 
     Args:
         network: the teacher.
         count: n.
         seed: of weights and inputs.
-        flip: share of labels drawn anew, in [0, 1].
     """
     source = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, network.widths[0], generator=source, dtype=torch.float64)
-    labels = network.outputs(3.0 * network.start(seed + 1), inputs).argmax(1)
-    drawn = torch.randint(0, network.widths[-1], (count,), generator=source)
-    return inputs, torch.where(torch.rand(count, generator=source) < flip, drawn, labels)
+    return inputs, network.outputs(3.0 * network.start(seed + 1), inputs).argmax(1)
