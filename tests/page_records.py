@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+TRACKED = {"run_dir": ["runs/run"], "operator": "hessian"}
 ENVIRONMENT = {
     "hessprobe": "0.1.0",
     "torch": "2.13.0",
@@ -196,7 +197,7 @@ def everything():
         ),
         "landscape": record("landscape", [plane()], files={"points": "sgd.npz"}, notes=["the plane is random"]),
         "compare": compared(),
-        "track": record("track", [point(0, 1.5), point(45, 9.0), point(90, 6.0)], checkpoint=None),
+        "track": record("track", [point(0, 1.5), point(45, 9.0), point(90, 6.0)], checkpoint=None, arguments=TRACKED),
         "validate": record(
             "validate", [claim(), claim("unified/path", "fails")], checkpoint="", data=None, arguments={"pattern": None}
         ),

@@ -154,4 +154,6 @@ def _checkpoint(source: Source) -> str:
     checkpoint = source.record.get("checkpoint")
     if isinstance(checkpoint, Mapping):
         return str(checkpoint.get("path") or "")
-    return str(source.record["arguments"].get("objective") or "")
+    arguments = source.record["arguments"]
+    run = arguments.get("run_dir")
+    return str(arguments.get("objective") or (run[0] if isinstance(run, list) and run else ""))

@@ -83,7 +83,7 @@ def _differences(source: Source) -> Table | None:
             *value_cells(row),
             interval_cell(row, interval),
             _verdict(row),
-            number_cell(row.get("independent_std_error"), 2),
+            number_cell(row.get("independent_std_error") or None, 2),
             record_cell(source),
         )
         for row in found

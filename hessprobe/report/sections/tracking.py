@@ -58,7 +58,7 @@ def _table(source: Source) -> Table:
         Column("step", "number"),
         Column("epoch", "number"),
         *(value_columns(name) for name in names),
-        Column("2 / learning rate", "number"),
+        Column("stable up to", "number"),
         Column("loss", "number"),
         *(Column(name.replace("_", " "), "number") for name in scores),
         Column("products", "number"),

@@ -341,7 +341,8 @@ def test_a_run_is_told_from_beginning_to_end(page):
     assert "the largest is 9.0000 (95 % interval 8.9980 to 9.0020) at step 45" in said
     (table,) = root.one("section", id="tracking").all("table")
     assert len(list(table.one("tbody").all("tr"))) == 3
-    assert "2 / learning rate" in table.text
+    assert "stable up to" in table.text
+    assert table.one("caption").text == "Every checkpoint: run"
 
 
 def test_claims_that_fail_are_named(page):
