@@ -71,7 +71,8 @@ def _section(row: Mapping[str, Any], figures: Mapping[str, str]) -> list[str]:
     lines += ["| comparison | predicted | measured | std. error | score |", "|---|---:|---:|---:|---:|"]
     for part in row["parts"]:
         shown = cells({**part, "claim": part["label"], "verdict": "", "seconds": 0.0})
-        lines.append("| " + " | ".join(shown[:5]) + " |")
+        # A norm in a label would end the cell.
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in shown[:5]) + " |")
     if row["note"]:
         lines += ["", row["note"]]
     if row["claim"] in figures:
