@@ -163,7 +163,7 @@ def how_small(hidden: int) -> Finding:
         ("lambda_max by represent", _SUMS, [_truncated(values, m) for m in _SUMS]),
     ]
     parts = [
-        seen(f"relative error, {label}, m {sizes[k]}", gaps[k]) for label, sizes, gaps in errors for k in (1, 3, -1)
+        seen(f"relative error, {label}, m {sizes[k]}", gaps[k]) for label, sizes, gaps in errors for k in (4, 1, 3)
     ]
     cost = _sampling_cost(values)
     parts += cost
