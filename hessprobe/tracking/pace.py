@@ -16,21 +16,26 @@ class Pace:
     Time is split into training (all that passes outside ``spend``) and measuring. The first measurement due is always
     taken, since nobody knows yet what one costs; each later one only where
 
-        spent + cost of the last one <= budget * training time,
+        spent + expected cost <= budget * training time,
 
-    so that the share is kept again from the second on, and over the whole run.
+    the expected cost being that of the last one, or 0 for the second: the first one also paid for what is imported and
+    prepared once. The share is therefore kept at the end of all but the first two, and a run that ends before these are
+    earned goes beyond it.
 
     Attributes:
         every: steps between two that are due, >= 1.
         budget: share b of the training time that measuring may take, 0 < b <= 1; None sets no bound.
         clock: seconds.
+        spent: seconds spent on measuring.
+        expected: cost of the next measurement; None before the first.
+        skipped: due measurements that the budget forbade.
     """
 
     every: int = 1
     budget: float | None = None
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
-    last: float | None = None
+    expected: float | None = None
     skipped: int = 0
     _began: float | None = field(default=None, repr=False)
 
@@ -50,15 +55,15 @@ class Pace:
         self.begin()
         if step % self.every:
             return False
-        if self.budget is None or self.last is None:
+        if self.budget is None or self.expected is None:
             return True
         trained = self.clock() - (self._began or 0.0) - self.spent
-        if self.spent + self.last <= self.budget * trained:
+        if self.spent + self.expected <= self.budget * trained:
             return True
         self.skipped += 1
         return False
 
     def spend(self, seconds: float) -> None:
         """Book what a measurement has cost."""
-        self.last = seconds
+        self.expected = 0.0 if self.expected is None else seconds
         self.spent += seconds

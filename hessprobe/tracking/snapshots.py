@@ -83,10 +83,10 @@ def find_snapshots(paths: Sequence[str | Path], *, plain: bool = False) -> tuple
         found, notes = _recorded(chosen, strict=given or not files[0].is_dir(), several=given)
     if len(found) < 2:
         where = ", ".join(map(str, files))
-        count = "none" if not found else f"one, {found[0].path}"
+        count = f"none in {where}" if not found else f"one, {found[0].path}"
         raise ValueError(
-            f"checkpoints must be at least two of one run; got {count} in {where}. Train with --save-every, "
-            "or measure a single one with hessprobe measure."
+            f"checkpoints must be at least two of one run; got {count}. Train with --save-every, or measure a single "
+            "one with hessprobe measure."
         )
     return sorted(found, key=lambda each: each.step), notes
 

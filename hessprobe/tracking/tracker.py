@@ -14,6 +14,7 @@ from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import NonFiniteError, NumericalWarning
+from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.session import Start
 from hessprobe.measures.settings import MeasureSettings
 from hessprobe.objective import EmpiricalRisk
@@ -51,9 +52,11 @@ class SharpnessTracker:
         optimizer: for the learning rate and the threshold of stability; None leaves the threshold out, unless ``step``
             is told a rate.
         writer: a ``SummaryWriter`` of TensorBoard, or the folder for one.
+        engine: of the products, see ``hvp.Hessian``. The default needs no preparation; ``"auto"`` times all of them at
+            the first point, which pays where many points follow.
         params: which parameters, as for ``EmpiricalRisk``.
         batchnorm: as for ``EmpiricalRisk``.
-        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``engine``, ``memory``).
+        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``memory``).
 
     Attributes:
         points: what has been measured, in order.
@@ -76,6 +79,7 @@ class SharpnessTracker:
         seed: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
         writer: Any = None,
+        engine: str = "double_backward",
         params: Any = None,
         batchnorm: str = "eval",
         **settings: Any,
@@ -87,12 +91,13 @@ class SharpnessTracker:
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
         self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
-        self.settings = MeasureSettings(k=k, rtol=rtol, seed=seed, **settings)
+        self.settings = MeasureSettings(k=k, rtol=rtol, seed=seed, engine=engine, **settings)
         self.pace = Pace(every, budget)
         self.points: list[Point] = []
         self._model, self._loss, self._data, self._params = model, loss, data, params
         self._batchnorm, self._optimizer = batchnorm, optimizer
-        self._start = Start()
+        surrogate = checks.one_of("engine", engine, ("auto", *hessian.ENGINES))
+        self._start = Start(engines=("auto", surrogate if surrogate in gauss_newton.ENGINES else "auto"))
         self._checked = False
         self._writer: Any = None
         self._owned = False

@@ -207,6 +207,10 @@ def test_runs_that_do_not_belong_together(run, sgd, sam, tmp_path):
         (["{}", "--out", "f.jpg"], "--out must end in .png, .svg, .pdf; got 'f.jpg'."),
         (["{}", "--k", "0"], "--k must be an integer >= 1; got 0."),
         (["{}", "missing.pt"], "RUN_DIR must exist; got 'missing.pt'."),
+        (
+            ["empty", "empty"],
+            "RUN_DIR must be one folder, or the files of one run; got the folder 'empty' among others.",
+        ),
         (["empty"], "checkpoints must be at least two of one run; got none in "),
     ],
 )

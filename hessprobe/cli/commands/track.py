@@ -124,7 +124,7 @@ def track(
     run_dir: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_DIR...",
+            metavar="RUN_DIR",
             help="A folder of checkpoints of one run, the --out of hessprobe train --save-every, or the files.",
         ),
     ],
@@ -237,9 +237,14 @@ def check(request: Request) -> None:
     check_source(request)
     if Path(request.figure).suffix.lower() not in _FORMATS:
         raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
-    for path in request.run_dir:
-        if not Path(path).exists() and len(request.run_dir) > 1:
+    for path in request.run_dir if len(request.run_dir) > 1 else ():
+        if not Path(path).exists():
             raise failures.UsageError(f"RUN_DIR must exist; got {path!r}. Check the path.")
+        if Path(path).is_dir():
+            raise failures.UsageError(
+                f"RUN_DIR must be one folder, or the files of one run; got the folder {path!r} among others. "
+                "Track one run at a time."
+            )
     options.check_outputs(out=request.figure, json=request.json, csv=request.csv)
 
 
