@@ -171,7 +171,9 @@ class Session:
     def matvecs(self) -> float:
         """Products behind everything found so far, each counted once."""
         known = self.__dict__
-        parts = [known[name].matvecs for name in ("eigenpairs", "smallest", "trace", "directions") if name in known]
+        # Of an indefinite matrix both ends come from one run.
+        own = ("eigenpairs", "trace", "directions", *(("smallest",) if self.A.psd else ()))
+        parts = [known[name].matvecs for name in own if name in known]
         parts += [known[name].matvecs - self._shared for name in ("frobenius", "sketch") if name in known]
         return float(sum(parts))
 
