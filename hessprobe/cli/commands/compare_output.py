@@ -187,7 +187,8 @@ def _other_data(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         texts = [f"{name} of {', '.join(labels)}" for name, labels in lost.items()]
         yield f"on other data of this kind these differences might vanish (jackknife over batches): {'; '.join(texts)}"
     elif known:
-        yield f"all {len(known)} differences are also beyond what other data of this kind would change (jackknife)"
+        which = "the difference is" if len(known) == 1 else f"all {len(known)} differences are"
+        yield f"{which} also beyond what other data of this kind would change (jackknife over batches)"
 
 
 def _pairing(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
