@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
-from hessprobe.estimators.budget import required_samples, upper_std
+from hessprobe.estimators.budget import joint_df, required_samples, upper_std
 from hessprobe.estimators.deflate import block_rows
 from hessprobe.influence import Influence
 from hessprobe.operators import LinearOperator
@@ -153,13 +153,19 @@ def estimate_after(name: str, before: Probed, after: Probed, all_probes: int, co
     function = PAIRED[name][0]
     here, there = (probed.rows(PILOT, PILOT + count) for probed in (before, after))
     everything = before.rows(PILOT, PILOT + all_probes)
-    shares = _influence(function, everything) / all_probes
-    shares[:count] += (_influence(function, there) - _influence(function, here)) / count
-    error = math.sqrt(float(shares.square().sum()) * count / (count - 1))
-    if not error < direct.std_error:
+    old, new = _influence(function, here), _influence(function, there)
+    # By what the same probes say of all three: a few of them may all be near the mean by chance.
+    if not float((new - old).norm()) < min(float(old.norm()), float(new.norm())):
         return direct
+    changes = (new - old) / count
+    known = _influence(function, everything) / all_probes
+    shares = known.clone()
+    shares[:count] += changes
+    error = math.sqrt(float(shares.square().sum()) * count / (count - 1))
+    df = joint_df((float(known.norm()), all_probes - 1.0), (float(changes.norm()), count - 1.0))
     value = _value(function, everything) + _value(function, there) - _value(function, here)
-    return direct.with_(value=value, errors=ErrorParts(probe=error), method="common probes, value before + change")
+    method = "common probes, value before + change"
+    return direct.with_(value=value, errors=ErrorParts(probe=error), df=df, method=method, influence=None)
 
 
 def probes_for_tolerance(names: list[str], probed: Probed, rtol: float, confidence: float) -> int:
