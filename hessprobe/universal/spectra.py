@@ -8,6 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Distance of nodes in units of the width of the saddle point; how much of the natural bend the paths that are tried
+# have, with their nodes on either side. A weak outlier beside many small eigenvalues asks for straight, long paths.
+_STEP = 0.06
+_PATHS = ((1.0, 400), (0.1, 1600), (0.01, 6400), (0.001, 25600))
+# Largest modulus off the saddle point, relative to that at it, and at the ends of a path.
+_PEAK, _END = 1.0 + 1e-6, 1e-13
+# Nodes of a path that are evaluated together.
+_CHUNK = 2048
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -64,26 +73,67 @@ def sphere_moments(spectrum: Spectrum, count: int) -> list[float]:
 
 
 def log_sphere_exponential(spectrum: Spectrum, rate: float) -> float:
-    """Return log E exp(rate u^T H u) for u uniform on the unit sphere, rate > 0.
+    r"""Return log E exp(rate u^T H u) for u uniform on the unit sphere, rate > 0.
 
-    The series of the exponential in the moments, eigenvalues counted from the smallest: all terms are positive, and
-    their logarithms are summed.
+    The integral over the sphere as an inverse Laplace transform, with weights w_i of the eigenvalues of sum d,
+
+        E = Gamma(d/2) / (2 pi i) INT exp(K(s)) ds,      K(s) = s - 1/2 sum_i w_i log(s - rate lambda_i),
+
+    by the trapezoidal rule on a parabola through the saddle point of K right of all singularities. It converges
+    geometrically, and takes about the same time whatever rate and d: the series in the moments takes rate^2 steps. nan
+    where no path that is tried stays below the saddle point.
+
+    References:
+        Kume, Wood (2005), "Saddlepoint approximations for the Bingham and Fisher-Bingham normalising constants";
+        Trefethen, Weideman (2014), "The exponentially convergent trapezoidal rule", section 15.
     """
-    low = float(spectrum.values.min())
-    span = float(spectrum.values.max()) - low
-    reach = rate * span
-    if reach == 0.0:
-        return rate * low
-    unit = Spectrum((spectrum.values - low) / span, spectrum.weights)
-    count = int(reach + 12 * math.sqrt(reach) + 40)
-    # Weights that correct moments may be negative; their sums of powers hardly ever are.
-    powers = torch.tensor([max(unit.power_sum(j), 1e-300) for j in range(1, count + 1)], dtype=torch.float64).log()
-    logs = torch.zeros(count + 1, dtype=torch.float64)
-    for p in range(1, count + 1):
-        terms = _log_factors(p, unit.dim) + powers[:p] + logs[:p].flip(0)
-        logs[p] = torch.logsumexp(terms, 0) - math.log(2 * p)
-    order = torch.arange(count + 1, dtype=torch.float64)
-    return rate * low + float(torch.logsumexp(order * math.log(reach) - torch.lgamma(order + 1) + logs, 0))
+    poles, weights = rate * spectrum.values, spectrum.weights
+    top = float(poles.max())
+    # From the largest: where rate is large, differences from it are what counts.
+    gaps = top - poles
+    saddle = _saddle(gaps, weights)
+    second, third = (float((weights / (saddle + gaps) ** power).sum()) for power in (2, 3))
+    width = 1 / math.sqrt(0.5 * second)
+    # The path of steepest descent bends by the third derivative over six times the second to the power 3/2.
+    natural = third * width**3 / 6
+    integral = math.nan
+    for share, nodes in _PATHS:
+        integral = _along_path(saddle + gaps, weights, width, share * natural, nodes)
+        if math.isfinite(integral):
+            break
+    at_saddle = saddle - 0.5 * spectrum.total((saddle + gaps).log())
+    return top + math.lgamma(spectrum.dim / 2) + at_saddle + math.log(integral / (2 * math.pi))
+
+
+def _along_path(distances: Tensor, weights: Tensor, width: float, bend: float, nodes: int) -> float:
+    """Return INT exp(K(s) - K(saddle)) ds / i along a parabola; nan where the path rises or ends too early."""
+    y = torch.arange(nodes + 1, dtype=torch.float64) * _STEP
+    shift = width * torch.complex(-bend * y.square(), y)
+    direction = width * torch.complex(torch.ones_like(y), 2 * bend * y)
+    logs = [(torch.log1p(part[:, None] / distances) * weights).sum(1) for part in torch.split(shift, _CHUNK)]
+    exponent = shift - 0.5 * torch.cat(logs)
+    heights = exponent.real
+    if not (float(heights.max()) <= math.log(_PEAK) and float(heights[-1]) < math.log(_END)):
+        return math.nan
+    # The other half of the path is the conjugate.
+    values = (exponent.exp() * direction).real
+    total = 2 * float(values.sum()) - float(values[0])
+    return total * _STEP if total > 0 else math.nan
+
+
+def _saddle(gaps: Tensor, weights: Tensor) -> float:
+    """Return the z > 0 with 1/2 sum_i w_i / (z + gap_i) = 1, by bisection of its logarithm."""
+
+    def slope(z: float) -> float:
+        return 0.5 * float((weights / (z + gaps)).sum())
+
+    low, high = 1e-12, 1.0
+    while slope(high) > 1:
+        high *= 2
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) > 1 else (low, middle)
+    return math.sqrt(low * high)
 
 
 def _log_factors(p: int, dim: float) -> Tensor:
