@@ -10,11 +10,12 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy import special
 from torch import Tensor
 
 from hessprobe import estimators, krylov
 from hessprobe.errors import NonFiniteError, NumericalWarning
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.measures.names import UNIVERSAL_PREFIX
@@ -32,6 +33,8 @@ _PILOT, _MOST = 64, 2048
 _DISAGREEMENT = 4.0
 # The sweep behind spectral sums: polynomials of degree 4 and functions that are smooth on the scale of the spectrum.
 _CHAINS, _STEPS, _DEFLATED = 16, 24, 16
+# Measures whose exponent comes from the shift.
+_SHIFTED = frozenset({"logdet", "det", "log-exp"})
 # Richardson levels of an evaluation from losses.
 _LEVELS = 2
 # Where nodes are put that correct the first two moments, relative to the Frobenius norm: third moments hardly change.
@@ -66,15 +69,18 @@ class UniversalWork:
         """Return the measure ``universal:NAME``.
 
         Raises:
-            ValueError: a setting that the measure cannot honour.
+            ValueError: a setting that the measure cannot honour, or a matrix that is not definite enough for it.
+            NonFiniteError: a product or an expectation is not finite.
         """
         short = name.removeprefix(UNIVERSAL_PREFIX)
         self._require_honoured(name)
         entry, notes = self._entry(short)
         reference = self._reference(short, entry)
-        estimate = self._estimate(entry)
+        if short in ("logdet", "det") and math.isnan(reference.value):
+            raise ValueError(self._indefinite(name))
+        estimate = self._estimate(name, entry)
         z = agreement(estimate, reference)
-        if abs(z) > _DISAGREEMENT:
+        if abs(z) > _disagreement(estimate):
             estimate = estimate.with_(flags=(*estimate.flags, "disagrees-with-hessian"))
         arrays = {"hessian_based": _vector(reference.value, reference.std_error)}
         if math.isfinite(z):
@@ -91,6 +97,15 @@ class UniversalWork:
                 f"radius must be None for operator={settings.operator!r}; got {settings.radius:g}. "
                 f"Losses know the Hessian only: measure {name} with operator='hessian', or by products."
             )
+
+    def _indefinite(self, name: str) -> str:
+        """Say why E exp(-t) diverges: a Ritz value is never below the smallest eigenvalue."""
+        low = self.sketch.ritz_range()[0]
+        return (
+            f"shift must be above -lambda_min for {name}, which needs a positive definite I + A/shift; got "
+            f"{self.shift:g}, and an eigenvalue of at most {low:.4g}, with which E exp(-t) diverges. Leave shift out "
+            "for one that is large enough, or measure a positive semidefinite operator."
+        )
 
     def _entry(self, short: str) -> tuple[Catalogued, tuple[str, ...]]:
         if short in ("logdet", "det"):
@@ -168,7 +183,16 @@ class UniversalWork:
             A, n_probes=_CHAINS, steps=min(_STEPS, max(A.dim, 2)), deflate=pairs, seed=seed, data_error=False
         )
 
-    def _estimate(self, entry: Catalogued) -> Estimate:
+    def _estimate(self, name: str, entry: Catalogued) -> Estimate:
+        try:
+            return self._evaluated(entry)
+        except NonFiniteError as error:
+            if entry.name in _SHIFTED and self.session.settings.shift is not None:
+                shift = self.session.settings.shift
+                raise NonFiniteError(f"{error} For {name} that is a shift above {shift:g}.") from error
+            raise
+
+    def _evaluated(self, entry: Catalogued) -> Estimate:
         session, measure = self.session, entry.measure
         seed = session.settings.seed
         before = self._products
@@ -301,6 +325,13 @@ def _with_moments(spectrum: Spectrum, trace: float, norm: float) -> Spectrum:
     nodes = torch.tensor([-step, 0.0, step], dtype=torch.float64)
     weights = torch.tensor([down, -up - down, up], dtype=torch.float64)
     return Spectrum(torch.cat([spectrum.values, nodes]), torch.cat([spectrum.weights, weights]))
+
+
+def _disagreement(estimate: Estimate) -> float:
+    """Return the z-score that leaves out what 4 standard errors of a normal law do, for the estimate's df."""
+    if estimate.std_error == 0.0 or not estimate.df > 0:
+        return _DISAGREEMENT
+    return student_quantile(float(special.ndtr(_DISAGREEMENT)), estimate.df)
 
 
 def _compared(entry: Catalogued, reference: Estimate, z: float) -> str:

@@ -30,6 +30,8 @@ AVERAGE, RESTART, PILOT, NOISE = 0, 1, 2, 3
 # A rise of the loss must be this many times the rounding of a loss.
 _RESOLVED = 10.0
 _NOISE_POINTS = 2
+# No loss is worth asking for beyond; its square is still a number in every dtype but half precision.
+_WIDEST = 1e6
 
 
 class Neighborhood:
@@ -255,4 +257,4 @@ def radii_of(rho: float | list[float] | tuple[float, ...]) -> list[float]:
     given = list(rho) if isinstance(rho, list | tuple) else [rho]
     if not given:
         raise ValueError("rho must hold at least one radius; got none. Pass a number > 0.")
-    return [checks.real("rho", one, low=0, low_open=True, hint="A radius is a length.") for one in given]
+    return [checks.real("rho", one, low=0, low_open=True, high=_WIDEST, hint="A radius is a length.") for one in given]

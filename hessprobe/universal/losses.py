@@ -83,7 +83,7 @@ def evaluate_from_losses(
     """
     started = time.perf_counter()
     require_objective("risk", risk)
-    rho = checks.real("rho", rho, low=0, low_open=True)
+    rho = checks.real("rho", rho, low=0, low_open=True, high=_WIDEST, hint="||rho u|| is about rho sqrt(d).")
     levels = checks.positive_int("levels", levels)
     count, number = draws(measure, n_probes), checks.resolve_seed(seed)
     at, spent = (point, 0.0) if point is not None else find_point(measure.mu, Hessian(risk), risk, number)

@@ -15,7 +15,7 @@ from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.influence import Influence
 from hessprobe.universal.definition import Measure
-from hessprobe.universal.tails import LIMIT, effective_size, tail_shape
+from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size, spread_df
 
 # Groups that the jackknife leaves out one at a time; it is exact for quadratic phi at any number.
 _GROUPS = 256
@@ -38,7 +38,7 @@ class PlugIn:
         bias: jackknife estimate of E value - S, or None where phi is not defined on some part of the sample.
         jackknife_error: standard error by the jackknife, which does not linearise; None as above.
         effective: effective number of draws behind the least supported component of psi; n where psi changes sign.
-        shape: of the tail of the influences, see ``tails``; None for few draws.
+        df: degrees of freedom of the error, see ``tails.spread_df``: few where few draws carry it.
         heavy: True where the last two, or infinite influences, say that error and value are not to be trusted.
         influence: (n,) grad phi . (psi - mean), mass included; None for one draw.
     """
@@ -48,7 +48,7 @@ class PlugIn:
     bias: float | None
     jackknife_error: float | None
     effective: float
-    shape: float | None
+    df: float
     heavy: bool
     influence: Tensor | None = None
 
@@ -59,14 +59,14 @@ def plug_in(measure: Measure, samples: Tensor, mass: float = 1.0) -> PlugIn:
     mean = samples.mean(0)
     value, slope = measure.value(mass * mean)
     if n == 1:
-        return PlugIn(value, 0.0, None, None, 1.0, None, False)
+        return PlugIn(value, 0.0, None, None, 1.0, 0.0, False)
     influence = _influence(samples - mean, mass * slope)
     error = float((influence.square().sum() / (n * (n - 1))).sqrt())
     bias, jackknife_error = jackknife(lambda rows: measure.values(mass * rows), samples, value)
-    effective, shape = _support(samples), tail_shape(influence)
+    effective, df = _support(samples), spread_df(influence)
     heavy = effective < min(_FEW, n / 4) or not math.isfinite(error)
-    heavy = heavy or (shape is not None and shape > LIMIT)
-    return PlugIn(value, error, bias, jackknife_error, effective, shape, heavy, influence)
+    heavy = heavy or df < min(FEW_DF_ONE if samples.shape[1] == 1 else FEW_DF, n / 8)
+    return PlugIn(value, error, bias, jackknife_error, effective, df, heavy, influence)
 
 
 def jackknife(values: Callable[[Tensor], Tensor], samples: Tensor, whole: float) -> tuple[float | None, float | None]:
@@ -139,12 +139,11 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
         "bias_corrected": correct,
         "jackknife_std_error": found.jackknife_error,
         "effective_samples": found.effective,
-        "tail_shape": found.shape,
     }
     return Estimate(
         value=found.value - (float(found.bias or 0.0) if correct else 0.0),
         errors=ErrorParts(probe=0.0 if fixed else found.std_error, solver=more.pop("solver", 0.0)),
-        df=math.inf if fixed else max(draws - 1, 0),
+        df=math.inf if fixed else found.df,
         samples=0 if fixed else draws,
         kind="exact" if fixed else "estimate",
         flags=flags,
@@ -166,12 +165,10 @@ def _support(samples: Tensor) -> float:
 
 
 def _heavy_words(found: PlugIn, name: str, draws: int) -> str:
-    slow = found.shape is not None and found.shape > LIMIT
-    shape = f", and the tail falls like x^(-{1 / float(found.shape or 1):.2g})" if slow else ""
     return (
-        f"{name}: few of the {draws} draws carry the mean of psi (about {found.effective:.3g} effective ones{shape}), "
-        "so value and error are not to be trusted. Take a narrower mu, a smaller exponent, or the estimate from the "
-        "Hessian."
+        f"{name}: few of the {draws} draws carry the mean of psi (about {found.effective:.3g} effective ones) or its "
+        f"error ({found.df:.2g} degrees of freedom), so value and error are not to be trusted. Draw more, take a "
+        "narrower mu or a smaller exponent, or the estimate from the Hessian."
     )
 
 

@@ -117,9 +117,10 @@ def evaluate(
 
     Returns:
         The estimate; ``std_error`` by the delta method. ``details``: ``bias`` (jackknife; None where phi is not defined
-        on part of the sample), ``bias_corrected``, ``jackknife_std_error``, ``effective_samples``, ``tail_shape``.
-        Flags: ``"heavy-tailed-mean"``: few draws carry the mean, as for exp(-t) away from a narrow mu, and value and
-        error are not to be trusted; ``"plug-in-bias"``: the bias is over half the standard error, and uncorrected.
+        on part of the sample), ``bias_corrected``, ``jackknife_std_error``, ``effective_samples``. ``df`` is below
+        n - 1 where few draws carry the error. Flags: ``"heavy-tailed-mean"``: few draws carry the mean or its error, as
+        for exp(-t) away from a narrow mu, and neither is to be trusted; ``"plug-in-bias"``: the bias is over half the
+        standard error, and uncorrected.
 
     Raises:
         TypeError, ValueError: an argument outside its range, phi or psi of the wrong shape, an mu that needs more of

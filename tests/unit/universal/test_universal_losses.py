@@ -230,8 +230,8 @@ def test_a_linear_loss_has_no_usable_radius() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rho": 0.0}, "rho must be a finite number > 0; got 0.0"),
-        ({"rho": math.nan}, "rho must be a finite number > 0; got nan"),
+        ({"rho": 0.0}, "rho must be a number in .0, 1e.06.; got 0.0"),
+        ({"rho": math.nan}, "rho must be a number in .0, 1e.06.; got nan"),
         ({"levels": 0}, "levels must be an integer >= 1; got 0"),
         ({"n_probes": 1}, "n_probes must be an integer >= 2; got 1"),
     ],

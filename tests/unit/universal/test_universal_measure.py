@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError, NumericalWarning
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.objective.analytic import Quadratic
 from hessprobe.operators import LinearOperator, aslinearoperator
 from hessprobe.universal import Forms, Measure, Point, agreement, catalogue, evaluate, samplers
 from hessprobe.universal.plugin import jackknife, plug_in
-from hessprobe.universal.tails import effective_size, tail_shape
+from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size, spread_df
 
 H = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype=torch.float64)
 GAUSS = samplers.gaussian()
@@ -269,13 +269,45 @@ def test_effective_size() -> None:
     assert effective_size(torch.tensor([1e300] + [1e-300] * 9, dtype=torch.float64)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("shape", "tolerance"), [(0.0, 0.12), (0.25, 0.15), (0.5, 0.15), (1.0, 0.2)])
-def test_tail_shape_of_pareto_numbers(shape: float, tolerance: float) -> None:
-    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    numbers = -torch.log(uniform) if shape == 0 else (uniform**-shape - 1) / shape
-    found = tail_shape(numbers)
-    assert found == pytest.approx(shape, abs=tolerance)
-    assert tail_shape(numbers[:20]) is None
+@pytest.mark.parametrize(("kurtosis", "law"), [(3.0, "normal"), (9.0, "exponential"), (1.8, "uniform")])
+def test_degrees_of_freedom_of_a_variance(kurtosis: float, law: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    n = 40_000
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    drawn = {
+        "normal": torch.randn(n, generator=generator, dtype=torch.float64),
+        "exponential": -torch.log(uniform),
+        "uniform": uniform,
+    }[law]
+    assert spread_df(3 * drawn - 7) == pytest.approx(min(2 * n / (kurtosis - 1), n - 1), rel=0.08)
+
+
+def test_degrees_of_freedom_by_hand() -> None:
+    assert spread_df(torch.tensor([1.0, -1.0, 1.0, -1.0])) == 3.0
+    assert spread_df(torch.full((5,), 2.0)) == 4.0
+    # One number of 100 differs: kurtosis 98.01 + 1 / 99 - ..., so that 2 n / (k - 1) is just above 2.
+    lonely = torch.zeros(100, dtype=torch.float64)
+    lonely[0] = 1e200
+    p = 0.01
+    assert spread_df(lonely) == pytest.approx(200 / ((1 - 3 * p * (1 - p)) / (p * (1 - p)) - 1), rel=1e-9)
+
+
+def test_cumulants_of_a_broad_spectrum_are_not_called_heavy_and_those_of_one_eigenvalue_are() -> None:
+    generator = torch.Generator().manual_seed(2)
+    measure, heavy, inside = catalogue.cumulant(3).measure, [], 0
+    for _ in range(60):
+        t = 0.5 * torch.randn(1000, 50, generator=generator, dtype=torch.float64).square().sum(1)
+        found = plug_in(measure, measure.samples(t))
+        assert found.bias is not None
+        heavy.append(found.heavy)
+        inside += abs(found.value - found.bias - 50) < student_quantile(0.975, found.df) * found.std_error
+    assert sum(heavy) <= 2
+    assert inside >= 52
+    t = 5.0 * torch.randn(60, 1000, generator=generator, dtype=torch.float64).square()
+    fourth = catalogue.cumulant(4).measure
+    alone = [plug_in(fourth, fourth.samples(row)) for row in t]
+    assert sum(one.heavy for one in alone) >= 30
+    assert sorted(one.df for one in alone)[30] < FEW_DF
 
 
 def test_heavy_tails_are_said() -> None:
@@ -284,7 +316,7 @@ def test_heavy_tails_are_said() -> None:
     with pytest.warns(NumericalWarning, match="logdet: few of the 4000 draws carry the mean of psi"):
         estimate = evaluate(catalogue.logdet(1.0).measure, diag, n_probes=4000, correct_bias=True)
     assert "heavy-tailed-mean" in estimate.flags
-    assert estimate.details["tail_shape"] > 0.6
+    assert estimate.df < FEW_DF_ONE
     # A wide positive spectrum: weights are bounded, but a handful carries them.
     steep = torch.diag(torch.full((40,), 30.0)).double()
     with pytest.warns(NumericalWarning, match="effective ones"):
