@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.invariance.actions import Site, Touch
+from hessprobe.invariance.groups import Dense, is_dense
 from hessprobe.invariance.trace import Call, Graph, Value
 
 
@@ -39,10 +40,11 @@ class _Rows:
     weight: str
     bias: str | None
     heads: Tensor
+    axis: int
 
     def touches(self, power: int) -> list[Touch]:
-        names = [name for name in (self.weight, self.bias) if name is not None]
-        return [Touch(name, power, 0, self.heads) for name in names]
+        bias = [] if self.bias is None else [Touch(self.bias, power, 0, self.heads)]
+        return [Touch(self.weight, power, self.axis, self.heads), *bias]
 
 
 def attention_sites(graph: Graph) -> tuple[list[Site], list[Skip]]:
@@ -71,10 +73,10 @@ def _query_key(graph: Graph, call: Call) -> Site:
 
 def _value_output(graph: Graph, call: Call) -> Site:
     rows = _projection(graph, call, call.argument(2, "value"))
-    weight, heads = _output(graph, call)
+    weight, axis, heads = _output(graph, call)
     if int(heads.max()) != int(rows.heads.max()):
         raise _NotFound("values and outputs have different numbers of heads")
-    return _site("vo-rescaling", call.scope, [*rows.touches(1), Touch(weight, -1, 1, heads)])
+    return _site("vo-rescaling", call.scope, [*rows.touches(1), Touch(weight, -1, axis, heads)])
 
 
 def _site(kind: str, scope: str, touches: Sequence[Touch]) -> Site:
@@ -88,16 +90,19 @@ def _projection(graph: Graph, attention: Call, argument: Any) -> _Rows:
     """Follow an argument of attention back to the linear layer that makes it, then send row numbers forward."""
     value = attention.source(argument)
     chain: list[tuple[Call, int]] = []
-    while isinstance(value, tuple) and graph.made_by(value).name != "linear":
+    while isinstance(value, tuple) and not is_dense(graph.made_by(value)):
         call = graph.made_by(value)
-        if len(set(call.values)) != 1 or call.parameters:
+        # A cache of keys and values that holds nothing yet is joined to them.
+        made = {each for each in call.values if graph.shapes[each].numel() > 0}
+        if len(made) != 1 or call.parameters:
             raise _NotFound(f"{call.described} stands between its projection and attention")
         chain.append((call, value[1]))
-        value = call.values[0]
+        (value,) = made
     if not isinstance(value, tuple):
         raise _NotFound("no linear layer makes its queries, keys and values")
     linear = graph.made_by(value)
-    weight, bias = linear.source(linear.argument(1, "weight")), linear.source(linear.argument(2, "bias"))
+    layer = Dense.of(linear)
+    weight, bias = linear.source(layer.weight), linear.source(layer.bias)
     if not isinstance(weight, str) or any(graph.uses[name] > 1 for name in linear.parameters):
         raise _NotFound(f"the weight of {linear.described} is shared or computed")
     numbers = _numbers(linear.outputs[0])
@@ -105,7 +110,7 @@ def _projection(graph: Graph, attention: Call, argument: Any) -> _Rows:
         numbers = _sent(call, value, numbers, place)
         value = (call.index, place)
     heads = _heads_of_rows(numbers, linear.outputs[0].shape[-1])
-    return _Rows(weight, bias if isinstance(bias, str) else None, heads)
+    return _Rows(weight, bias if isinstance(bias, str) else None, heads, layer.out_axis)
 
 
 def _heads_of_rows(numbers: Tensor, count: int) -> Tensor:
@@ -120,7 +125,7 @@ def _heads_of_rows(numbers: Tensor, count: int) -> Tensor:
     return heads
 
 
-def _output(graph: Graph, attention: Call) -> tuple[str, Tensor]:
+def _output(graph: Graph, attention: Call) -> tuple[str, int, Tensor]:
     """Follow the result of attention to the linear layer that takes it; head numbers arrive at its columns."""
     value: Value = (attention.index, 0)
     result = attention.outputs[0]
@@ -134,17 +139,18 @@ def _output(graph: Graph, attention: Call) -> tuple[str, Tensor]:
         if len(users) != 1 or value in graph.results:
             raise _NotFound("its result goes to several places")
         call = users[0]
-        if call.name == "linear":
+        if is_dense(call):
             break
         if len(set(call.values)) != 1 or call.parameters:
             raise _NotFound(f"{call.described} stands between attention and its output layer")
         numbers = _sent(call, value, numbers, 0)
         value = (call.index, 0)
-    weight = call.source(call.argument(1, "weight"))
+    layer = Dense.of(call)
+    weight = call.source(layer.weight)
     rows = numbers.reshape(-1, numbers.shape[-1])
     if not isinstance(weight, str) or graph.uses[weight] > 1 or not bool((rows == rows[0]).all()):
         raise _NotFound(f"the columns of {call.described} do not belong to heads")
-    return weight, rows[0].long() - 1
+    return weight, layer.in_axis, rows[0].long() - 1
 
 
 def _numbers(like: Tensor) -> Tensor:

@@ -24,6 +24,36 @@ _MIXED = "attention mixes it (see qk-rescaling and vo-rescaling)"
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A call that computes x W + b: which argument is what, and along which axis of W its outputs lie.
+
+    Attributes:
+        input, weight, bias: the arguments.
+        out_axis, in_axis: of the weight.
+    """
+
+    input: Any
+    weight: Any
+    bias: Any
+    out_axis: int = 0
+    in_axis: int = 1
+
+    @classmethod
+    def of(cls, call: Call) -> Dense:
+        """Return the parts of a linear layer, a convolution, or ``addmm(b, x, W)`` (``transformers.Conv1D``)."""
+        if call.name == "addmm":
+            return cls(
+                call.argument(1, "mat1"), call.argument(2, "mat2"), call.argument(0, "input"), out_axis=1, in_axis=0
+            )
+        return cls(call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias"))
+
+
+def is_dense(call: Call) -> bool:
+    """Return whether a call is x W + b for all units together; ``addmm`` with factors is not."""
+    return call.name == "linear" or (call.name == "addmm" and not {"alpha", "beta"} & set(call.kwargs))
+
+
+@dataclass(frozen=True)
 class Part:
     """One tensor that follows the factor of a class.
 
@@ -137,7 +167,7 @@ class Grouping:
             # As a part, so that the group is seen and what was left out can be said.
             self._part(shared[0], 1, None, (call.index, 0), -1, "makes")
             self._fix_all(call, f"{shared[0]} is used more than once")
-        elif call.name in _WEIGHTED:
+        elif call.name in _WEIGHTED or is_dense(call):
             self._weighted(call)
         elif call.name == "embedding":
             self._embedding(call)
@@ -151,18 +181,19 @@ class Grouping:
             self._other(call)
 
     def _weighted(self, call: Call) -> None:
-        source, weight = call.source(call.argument(0, "input")), call.source(call.argument(1, "weight"))
-        bias, out, channel = call.argument(2, "bias"), (call.index, 0), _WEIGHTED[call.name]
+        layer = Dense.of(call)
+        source, weight, bias = call.source(layer.input), call.source(layer.weight), layer.bias
+        out, channel = (call.index, 0), _WEIGHTED.get(call.name, -1)
         if not isinstance(weight, str) or (bias is not None and not isinstance(call.source(bias), str)):
             self._fix_all(call, f"the weight of {call.described} is computed, not a parameter")
             return
-        self._part(weight, 1, 0, out, channel, "makes")
+        self._part(weight, 1, layer.out_axis, out, channel, "makes")
         if bias is not None:
             self._part(str(call.source(bias)), 1, 0, out, channel, "makes")
         if isinstance(source, tuple):
-            self._part(weight, -1, 1, source, channel, "takes")
+            self._part(weight, -1, layer.in_axis, source, channel, "takes")
             groups = call.argument(6, "groups") or 1
-            if call.name != "linear" and groups != 1:
+            if call.name in _WEIGHTED and call.name != "linear" and groups != 1:
                 self._whole(source, f"{call.described} is a grouped convolution")
 
     def _embedding(self, call: Call) -> None:

@@ -113,6 +113,39 @@ def test_gpt_with_tied_embeddings():
     assert "gpt.tokens.weight is used more than once" in {skip.reason for skip in found.skips}
 
 
+class Transposed(nn.Module):
+    """A dense layer that stores its weight (in, out), as GPT-2 of ``transformers`` does."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width, out) / 3), nn.Parameter(torch.randn(out))
+
+    def forward(self, x):
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], self.bias.shape[0])
+
+
+def test_weights_stored_the_other_way_round_and_an_empty_cache():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.all, self.out, self.up, self.down = (Transposed(*each) for each in ((6, 18), (6, 6), (6, 8), (8, 3)))
+
+        def forward(self, x):
+            parts = [part.view(*x.shape[:2], 3, 2).transpose(1, 2) for part in self.all(x).split(6, dim=2)]
+            query, key, value = (torch.cat([x.new_zeros(4, 3, 0, 2), part], 2) for part in parts)
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+            mixed = self.out(mixed.transpose(1, 2).reshape(x.shape))
+            return self.down(torch.relu(self.up(mixed))).mean(1)
+
+    torch.manual_seed(0)
+    risk = classify(Net().double(), torch.randn(4, 5, 6).double(), 3)
+    kinds = ("layer-rescaling", "unit-rescaling", "permutation", "qk-rescaling", "vo-rescaling")
+    found = require_preserved(risk, kinds=kinds)
+    assert {site.size for site in found.of("qk-rescaling") + found.of("vo-rescaling")} == {3}
+    assert ("unit-rescaling", "up -> down") in kinds_at(risk)
+
+
 def test_residual_stream_is_scaled_as_a_whole():
     torch.manual_seed(0)
     net = build_model("resnet", {"blocks": 1, "width": 2, "stages": 2, "in_channels": 1, "n_classes": 3}).double()
