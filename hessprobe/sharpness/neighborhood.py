@@ -34,6 +34,19 @@ _NOISE_POINTS = 2
 _WIDEST = 1e6
 
 
+class UnresolvedRadius(ValueError):
+    """A radius at which the rise of the loss drowns in the rounding of losses.
+
+    Args:
+        message: what to do instead.
+        rho: the radius.
+    """
+
+    def __init__(self, message: str, rho: float) -> None:
+        super().__init__(message)
+        self.rho = rho
+
+
 class Neighborhood:
     """L(w + C u) - L(w) for u around 0, with gradient C g and Hessian C H C; everything asked of it is counted.
 
@@ -217,7 +230,7 @@ class Neighborhood:
             second: the curvature's part.
 
         Raises:
-            ValueError: names the smallest radius, of a doubling sequence, at which it would not.
+            UnresolvedRadius: names the smallest radius, of a doubling sequence, at which it would not.
         """
         limit = _RESOLVED * self.noise
         if abs(change) >= limit or (first == 0.0 and second == 0.0):
@@ -229,9 +242,10 @@ class Neighborhood:
             factor *= 2.0
         dtype = str(self.risk.dtype).removeprefix("torch.")
         least = f"at least about {wider:.2g} in {dtype}" if math.isfinite(wider) else "larger than anything useful"
-        raise ValueError(
+        raise UnresolvedRadius(
             f"rho must be {least}; got {rho:.3g}, where the rise of a loss of {abs(self.here):.3g} drowns in its "
-            "rounding. Take a larger rho or float64."
+            "rounding. Take a larger rho or float64.",
+            rho,
         )
 
     def _losses_at(self, points: list[Tensor]) -> Tensor:

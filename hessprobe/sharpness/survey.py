@@ -12,7 +12,7 @@ from hessprobe.sharpness.ascent import ascent_direction
 from hessprobe.sharpness.average import average_direction
 from hessprobe.sharpness.flatness import fisher_rao_norm, relative_flatness
 from hessprobe.sharpness.names import KINDS, POINTWISE
-from hessprobe.sharpness.neighborhood import Neighborhood
+from hessprobe.sharpness.neighborhood import Neighborhood, UnresolvedRadius
 from hessprobe.sharpness.result import Cost, Sharpness
 from hessprobe.sharpness.subsets import m_sharpness
 from hessprobe.sharpness.worst import worst_direction
@@ -76,20 +76,30 @@ def survey(near: Neighborhood, plan: Plan) -> Iterator[Reading]:
     """Yield the readings, kind by kind, each radius in the order given.
 
     Raises:
-        ValueError: an argument outside its range; a radius at which losses drown in rounding.
+        ValueError: an argument outside its range.
+        UnresolvedRadius: a radius at which losses drown in rounding; after everything else has been measured.
         UnsupportedError: a kind that this risk does not have.
         NonFiniteError: a loss, gradient or product that is not finite.
     """
+    late = None
     for kind in plan.kinds:
         if kind in POINTWISE:
             yield _pointwise(near, kind, plan)
             continue
-        for one in _radial(near, kind, plan):
+        radii, found = list(plan.radii), None
+        while radii and found is None:
+            try:
+                found = _radial(near, kind, radii, plan)
+            except UnresolvedRadius as error:
+                late = late or error
+                radii = [radius for radius in radii if radius > error.rho]
+        for one in found or ():
             yield Reading(kind, one.estimate, one, one.cost, notes=_notes(one), engine=_engine(near))
+    if late is not None:
+        raise late
 
 
-def _radial(near: Neighborhood, kind: str, plan: Plan) -> list[Sharpness]:
-    radii = list(plan.radii)
+def _radial(near: Neighborhood, kind: str, radii: list[float], plan: Plan) -> list[Sharpness]:
     if kind == "average":
         return average_direction(near, radii, n_probes=plan.probes, rtol=plan.rtol, confidence=plan.confidence)
     if plan.m is not None:

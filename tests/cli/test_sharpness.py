@@ -132,6 +132,22 @@ def test_a_radius_that_drowns_keeps_what_came_before(run, digits_checkpoint, tmp
     assert record["errors"][0].startswith("--rho must be at least")
 
 
+def test_a_radius_that_drowns_does_not_cost_the_others(run, digits_checkpoint, tmp_path):
+    target = tmp_path / "r.json"
+    done = run("sharpness", digits_checkpoint, *QUICK, "--rho", "0.1", "--rho", "1e-12", "--diagnostics",
+               "--json", target)  # fmt: skip
+    assert done.code == 1
+    assert re.search(r"error: --rho must be at least about \S+ in float32; got 1e-12", done.err)
+    record = report.read_record(target)
+    assert [(row["measure"], row["rho"]) for row in record["results"]] == [
+        ("worst", 0.1),
+        ("ascent", 0.1),
+        ("average", 0.1),
+    ]
+    assert record["diagnostics"]["alignment"]["rho"] == 0.1
+    assert record["flags"] == ["failed"]
+
+
 def test_interruption_keeps_and_writes_what_is_known(run, digits_checkpoint, tmp_path, monkeypatch):
     def interrupted(near, radii, **_):
         near.report("average", sharpness.average.Progress(3, 8, 0.5, 0.1))

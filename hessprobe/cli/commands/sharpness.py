@@ -278,6 +278,7 @@ def collect(request: Request, subject: Subject, engine: str) -> Outcome:
     from hessprobe.cli.progress import progress_bars
     from hessprobe.cli.render import with_error
     from hessprobe.sharpness import Neighborhood, diagnose
+    from hessprobe.sharpness.neighborhood import UnresolvedRadius
     from hessprobe.sharpness.survey import survey
 
     outcome = Outcome()
@@ -292,8 +293,12 @@ def collect(request: Request, subject: Subject, engine: str) -> Outcome:
                 update(stage, state.done, finite(state.total), "" if value is None else with_error(value, error))
 
             near = Neighborhood(subject.risk, callback=report, **_place(request, engine))
-            for reading in survey(near, _plan(request)):
-                outcome.readings.append(reading)
+            try:
+                for reading in survey(near, _plan(request)):
+                    outcome.readings.append(reading)
+            except UnresolvedRadius as error:
+                # What is left can be measured all the same.
+                outcome.failure = error
             if request.diagnostics:
                 given = {"rtol": request.rtol, "k": request.k, "rho_max": request.rho_max}
                 chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
