@@ -48,8 +48,12 @@ class Own:
 
 OWN: dict[str, Own] = {
     "adaptive-lambda-max": Own("loss", "largest eigenvalue of diag|w| H diag|w|"),
-    "adaptive-trace": Own("loss", "trace of diag|w| H diag|w|"),
-    "adaptive-frob": Own("loss", "Frobenius norm of diag|w| H diag|w|"),
+    "adaptive-trace": Own(
+        "loss", "trace of diag|w| H diag|w|: mean of u^T H u over u = w * z, a product measure that moves with w"
+    ),
+    "adaptive-frob": Own(
+        "loss", "Frobenius norm of diag|w| H diag|w|: from the variance of u^T H u, u = w * z, z ~ N(0, I)"
+    ),
     "pseudo-logdet": Own("nats", "sum of log |eigenvalue| over the eigenvalues of H that are not zero to rounding"),
 }
 

@@ -19,6 +19,12 @@ from hessprobe.sharpness.worst import worst_direction
 
 # Value over prediction outside of which a remark says so.
 _HOLDS = (0.5, 2.0)
+# A kink at distance x along a direction adds about rho - x to the rise: near the smallest radius that meets one this is
+# far more than curvature tells, and it falls behind rho^2 as rho grows. Higher orders go the other way.
+_WHY = (
+    "where the ratio grows with rho, losses see higher orders; where it is largest at small rho and falls, they see "
+    "the nearest kinks of ReLU, which no product sees"
+)
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,7 @@ def _notes(one: Sharpness) -> tuple[str, ...]:
         notes.append(f"second order: {one.predicted.formula}")
     ratio = one.model_ratio
     if ratio is not None and not _HOLDS[0] <= ratio <= _HOLDS[1]:
-        notes.append(
-            f"rho {one.rho:g}: the second-order model does not hold there; losses see higher orders and the kinks of "
-            "ReLU, products do not"
-        )
+        notes.append(f"rho {one.rho:g}: the second-order model does not hold there; {_WHY}")
     return tuple(notes)
 
 
