@@ -77,7 +77,7 @@ def _overlays(panel: Axes, landscape: Landscape, levels: Floats, rho: float | No
 
         ring = circle(landscape.gram, rho)
         panel.plot(ring[:, 0], ring[:, 1], color=SKY, lw=1.4)
-        small = np.abs(ring).max() < 0.02 * (x[-1] - x[0])
+        small = np.abs(ring).max() < 0.012 * (x[-1] - x[0])
         where = " (inside the star)" if small else ""
         handles.append(Line2D([], [], color=SKY, lw=1.4, label=f"SAM's ball, $\\rho$ = {rho:g}{where}"))
     return handles

@@ -102,7 +102,7 @@ def _density(panel: Any, grid: Floats, curve: Floats, nodes: Floats, weights: Fl
     # The outliers that smoothing hides: one tick a Ritz value of weight above a millionth.
     shown = nodes[weights > 1e-6 * weights.max()]
     panel.plot(shown, np.full(len(shown), 0.02), "|", color=VERMILION, ms=6, mew=0.6, label="Ritz values",
-               transform=panel.get_xaxis_transform(), zorder=4)  # fmt: skip
+               transform=panel.get_xaxis_transform(), zorder=4, rasterized=True)  # fmt: skip
     panel.set(yscale="log", ylim=(top * 10.0**-_DECADES, 3 * top))
     panel.grid()
 
