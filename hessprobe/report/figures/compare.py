@@ -31,6 +31,8 @@ _MARKS = {
 _NAMED = 12
 # Width of a letter and height of a line of such a name, as shares of a panel.
 _LETTER, _LINE = 0.022, 0.06
+# Room beside the outermost points, as a share of their distance.
+_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _cloud(panel: Any, points: Sequence[_Point]) -> None:
             offset = (4 if right else -4, 2 if up else -7)
             where = {"xytext": offset, "textcoords": "offset points", "ha": "left" if right else "right"}
             panel.annotate(one.checkpoint, (one.gap, one.value), fontsize=6, **where)
-    panel.margins(x=0.1, y=0.12)
+    panel.margins(x=_MARGIN, y=0.12)
     panel.locator_params(nbins=5)
     panel.grid()
 
@@ -190,7 +192,8 @@ def _sides(points: Sequence[_Point]) -> list[tuple[bool, bool]]:
         for right, up in ((inward, True), (inward, False), (not inward, True), (not inward, False)):
             left = across if right else across - length
             places[right, up] = (left, left + length, height + (_LINE if up else -_LINE) / 2)
-        free = (key for key, box in places.items() if not any(_overlap(box, other) for other in taken))
+        inside = {key: box for key, box in places.items() if box[0] >= -_MARGIN and box[1] <= 1 + _MARGIN}
+        free = (key for key, box in inside.items() if not any(_overlap(box, other) for other in taken))
         best = next(free, (inward, True))
         taken.append(places[best])
         chosen.append(best)
