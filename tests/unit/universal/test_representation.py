@@ -10,6 +10,7 @@ import torch
 from oracles import symmetric
 from torch import Tensor
 
+from hessprobe.errors import NumericalWarning
 from hessprobe.universal import represent, represent_sum
 from hessprobe.universal.representation import chebyshev_nodes
 
@@ -79,7 +80,9 @@ def test_monte_carlo_with_an_honest_error(dim: int) -> None:
 
 def test_monte_carlo_mode_evaluates_from_directions() -> None:
     matrix = symmetric(spread(2))
-    found = represent(lambda e: e[0], 2, "monte-carlo").evaluate(matrix, n_probes=4000, seed=1)
+    # A node at -0.8 / ||H|| makes exp(0.8 t / ||H||), whose mean exists and whose variance does not.
+    with pytest.warns(NumericalWarning, match="few of the 4000 draws carry the mean of psi"):
+        found = represent(lambda e: e[0], 2, "monte-carlo").evaluate(matrix, n_probes=4000, seed=1)
     assert (found.matvecs, found.kind) == (4000, "estimate")
     assert abs(found.value - 0.97) < 4 * found.std_error < 0.4
     assert found.details["condition"] == pytest.approx(1.77, abs=0.01)
