@@ -103,7 +103,7 @@ class Request:
 def compare(
     ckpts: Annotated[
         list[str],
-        typer.Argument(metavar="CKPT...", help="Two checkpoints or more, or a folder of them."),
+        typer.Argument(metavar="CKPT", help="Two checkpoints or more, or a folder of them."),
     ],
     measure: Measures = None,
     baseline: Baseline = None,

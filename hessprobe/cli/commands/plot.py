@@ -18,7 +18,7 @@ _TOGETHER = "side-by-side"
 
 
 def plot(
-    records: Annotated[list[str], typer.Argument(metavar="RECORD...", help="JSON records of any commands.")],
+    records: Annotated[list[str], typer.Argument(metavar="RECORD", help="JSON records of any commands.")],
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="FOLDER", help="Where the figures go; beside each record by default."),

@@ -21,7 +21,7 @@ _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 def report(
     records: Annotated[
         list[str],
-        typer.Argument(metavar="RECORD|DIR...", help="Records (--json of other commands), or folders that hold them."),
+        typer.Argument(metavar="RECORD|DIR", help="Records (--json of other commands), or folders that hold them."),
     ],
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="The page to write.")] = "report.html",
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What stands above it.")] = "Curvature report",
