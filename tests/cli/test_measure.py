@@ -72,7 +72,10 @@ def test_options_reach_risk_and_settings(run, digits_checkpoint, monkeypatch):
     [
         (["-m", "frobb"], "--measure must be one of lambda-max, "),
         (["-m", "frobb"], "got 'frobb'. Did you mean 'frob'?"),
-        (["--operator", "gnn"], "--operator must be one of hessian, ggn, fisher; got 'gnn'. Did you mean 'ggn'?"),
+        (
+            ["--operator", "gnn"],
+            "--operator must be one of hessian, ggn, fisher, functional; got 'gnn'. Did you mean 'ggn'?",
+        ),
         (["--split", "tset"], "--split must be one of train, test, all; got 'tset'. Did you mean 'test'?"),
         (["--batchnorm", "evl"], "--batchnorm must be one of eval, batch, recalibrate; got 'evl'."),
         (["--dtype", "float16"], "--dtype must be one of float32, float64; got 'float16'."),

@@ -84,12 +84,12 @@ def test_pooled_terms_cover_with_few_passes(passes: int) -> None:
     check(found, float(A.total.trace()))
 
 
-@pytest.mark.parametrize("kind", ["flat", "outliers"])
-def test_a_pilot_chosen_size_covers(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "rtol"), [("flat", 0.01), ("outliers", 0.005)])
+def test_a_pilot_chosen_size_covers(kind: str, rtol: float) -> None:
     matrix = symmetric(eigenvalues(kind, 100))
     A = SumOperator(torch.stack([matrix] * 3))
     rows = leading(matrix)
-    found = [trace(A, rtol=0.005, method="hutchinson", deflate=rows, seed=s) for s in SEEDS]
+    found = [trace(A, rtol=rtol, method="hutchinson", deflate=rows, seed=s) for s in SEEDS]
     check(found, float(matrix.trace()))
     missed = sum("tolerance-missed" in estimate.flags for estimate in found) / len(found)
     assert missed < 0.25

@@ -12,7 +12,6 @@ from page_records import claim, compared, estimate, everything, invariant, measu
 
 from hessprobe.report import html
 from hessprobe.report.parts import Picture
-from hessprobe.report.sections.measures import bars
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import gather
 
@@ -386,16 +385,6 @@ def test_lines_have_no_second_axis(tmp_path):
     )
     page = a_page(tmp_path, a=record("landscape", [row]))
     assert "On the 3 random line through sgd.pt the loss goes from 1 to 3" in parsed(html.render(page)).text
-
-
-def test_bars_share_a_scale_that_holds_zero():
-    rows = [estimate(4.0, 0.5), estimate(-1.0, 0.0), estimate(1.0) | {"value": None}]
-    first, second, third = bars(rows)
-    # From -1 to 5: a unit is a sixth.
-    assert (first.zero, first.value, first.low, first.high) == pytest.approx((16.667, 83.333, 66.667, 100.0), abs=1e-3)
-    assert (second.zero, second.value) == pytest.approx((16.667, 0.0), abs=1e-3)
-    assert third is None
-    assert bars([estimate(0.0, 0.0)]) == [None]
 
 
 def test_share_of_layers(tmp_path):
