@@ -79,7 +79,7 @@ def test_record_of_the_page_goes_to_stdout_alone(run, folder, tmp_path):
             2,
             "--out must be another file than the records",
         ),
-        ([], 2, "RECORD|DIR... must be given; got none."),
+        ([], 2, "RECORD|DIR must be given; got none."),
     ],
 )
 def test_wrong_input(run, folder, tmp_path, words, code, message):
