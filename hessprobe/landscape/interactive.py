@@ -53,11 +53,13 @@ def write_html(landscape: Landscape, path: str | Path, *, title: str = "") -> Pa
     figure.update_layout(
         title={"text": title},
         scene={"xaxis": {"title": {"text": landscape.labels[0]}}, "yaxis": {"title": {"text": landscape.labels[1]}},
-               "zaxis": {"title": {"text": _axis(landscape, names[0])}}, "aspectmode": "cube"},
+               "zaxis": {"title": {"text": _axis(landscape, names[0])}}, "aspectmode": "cube",
+               # Far enough away that the titles of the axes are inside the frame.
+               "camera": {"eye": {"x": 1.75, "y": 1.75, "z": 1.2}}},
         margin={"l": 0, "r": 0, "b": 0, "t": 60},
         updatemenus=_menu(landscape, names) if len(names) > 1 else [],
     )  # fmt: skip
-    text = figure.to_html(full_html=True, include_plotlyjs=True, div_id="hessprobe-landscape")
+    text = figure.to_html(full_html=True, include_plotlyjs=True, div_id="hessprobe-landscape", default_height="95vh")
     files.write_atomically(target, lambda file: file.write(text.encode()))
     return target
 
