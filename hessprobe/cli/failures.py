@@ -79,6 +79,30 @@ def fail(error: Exception, debug: bool) -> None:
     raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
 
 
+def ended_by(error: BaseException) -> BaseException:
+    """Return what ended the work: the user's wish to leave, also where foreign code made something else of it."""
+    return KeyboardInterrupt() if signals.asked() else error
+
+
+def leave(failure: BaseException | None, debug: bool) -> None:
+    """Leave with the exit code of what ended the work early, once everything known is written; None goes on.
+
+    Raises:
+        typer.Exit: something did.
+    """
+    if isinstance(failure, KeyboardInterrupt):
+        raise typer.Exit(INTERRUPTED)
+    if isinstance(failure, Exception):
+        fail(failure, debug)
+
+
+def entries(failure: BaseException | None) -> dict[str, list[str] | None]:
+    """Return the ``flags`` and ``errors`` of a record whose work ended with ``failure``, or with nothing."""
+    if failure is None or isinstance(failure, KeyboardInterrupt):
+        return {"flags": [] if failure is None else ["interrupted"], "errors": None}
+    return {"flags": ["failed"], "errors": [one_line(failure)]}
+
+
 def say(message: str) -> None:
     """Print one line on stderr."""
     print(f"hessprobe: {message}", file=sys.stderr)

@@ -47,7 +47,6 @@ class _Row:
 
 def record_of(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
     """Return the record of a run."""
-    broken = outcome.failure is not None and not outcome.interrupted
     unfinished = outcome.failure is not None
     partial = [
         {"stage": stage, "done": state.done, "total": state.total, "value": state.value, "std_error": state.std_error}
@@ -61,8 +60,7 @@ def record_of(request: Request, subject: Subject, outcome: Outcome) -> dict[str,
         device=subject.risk.device,
         checkpoint=subject.checkpoint,
         data=subject.data,
-        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
-        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        **failures.entries(outcome.failure),
         partial=partial if unfinished else None,
         diagnostics=None if outcome.diagnostics is None else _diagnostics_entry(outcome.diagnostics, request),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hessprobe.cli import options
+from hessprobe.cli.failures import as_usage
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Source
+    from hessprobe.measures import MeasureSettings
 
 _CHOICES = {"split": options.SPLITS, "batchnorm": options.BATCHNORMS, "dtype": options.DTYPES}
 _SMALLEST = {"examples": 1, "batch_size": 1, "seed": 0}
@@ -49,6 +51,43 @@ def source_of(request: Asked, checkpoint: str | None) -> Source:
     alike = ("objective", "model", "data", "split", "examples", "batch_size", "batchnorm", "seed", "device", "dtype")
     given = {name: getattr(request, name) for name in alike}
     return Source(checkpoint=checkpoint, params=tuple(request.params or ()), **given)
+
+
+class Measured(Asked, Protocol):
+    """The options of a command that measures; see ``hessprobe.cli.options``."""
+
+    @property
+    def operator(self) -> str: ...  # noqa: D102  # a field
+    @property
+    def engine(self) -> str: ...  # noqa: D102  # a field
+    @property
+    def seed(self) -> int: ...  # noqa: D102  # a field
+    @property
+    def confidence(self) -> float: ...  # noqa: D102  # a field
+
+
+def settings_of(request: Measured, **size: Any) -> MeasureSettings:
+    """Return how to measure, as the options describe it.
+
+    Args:
+        request: the options.
+        size: what else ``MeasureSettings`` takes: how many probes, to what tolerance, with what damping.
+
+    Raises:
+        UsageError: the operator has no such engine, or a number is outside its range.
+    """
+    from hessprobe.measures import MeasureSettings
+
+    engine = engine_of(request.engine, request.operator)
+    with as_usage():
+        return MeasureSettings(
+            operator=request.operator,
+            seed=request.seed,
+            engine=engine,
+            memory=options.parse_memory(request.memory),
+            confidence=request.confidence,
+            **size,
+        )
 
 
 def engine_of(name: str, operator: str = "hessian") -> str:

@@ -10,7 +10,7 @@ import typer
 
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.commands.compare_work import Outcome, collect, members_of
-from hessprobe.cli.source import check_source, engine_of
+from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 from hessprobe.measures import UNIVERSAL
 
@@ -148,10 +148,7 @@ def run(request: Request) -> None:
 
     with signals.shielded():
         publish(request, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
     for sentence in outcome.broken:
         failures.say(f"error: {sentence}")
     if outcome.broken:
@@ -177,16 +174,4 @@ def check(request: Request) -> None:
 
 
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.measures import MeasureSettings
-
-    engine = engine_of(request.engine, request.operator)
-    with failures.as_usage():
-        return MeasureSettings(
-            operator=request.operator,
-            probes=request.probes,
-            seed=request.seed,
-            engine=engine,
-            memory=options.parse_memory(request.memory),
-            confidence=request.confidence,
-            shift=request.shift,
-        )
+    return settings_of(request, probes=request.probes, shift=request.shift)

@@ -148,7 +148,7 @@ def collect(request: Request, outcome: Outcome, settings: MeasureSettings) -> No
                         raise
                     member.failures.append(f"{member.path}: {failures.one_line(error).removeprefix(member.path + ' ')}")
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
 
 
 def _measure(request: Request, outcome: Outcome, member: Member, settings: MeasureSettings, report: Any) -> None:

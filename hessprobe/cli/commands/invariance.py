@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hessprobe.cli import failures, options, signals
-from hessprobe.cli.source import check_source, engine_of, source_of
+from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.invariance import DEFAULT_MEASURES, DEFAULT_STRENGTHS, MEASURES, TRANSFORMS
 
 if TYPE_CHECKING:
@@ -174,10 +174,7 @@ def run(request: Request) -> None:
 
     with signals.shielded():
         publish(request, subject, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
 
 
 def check(request: Request) -> None:
@@ -240,21 +237,9 @@ def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Ou
             ):
                 outcome.lines.append(line)
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
     return outcome
 
 
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.measures import MeasureSettings
-
-    engine = engine_of(request.engine, request.operator)
-    with failures.as_usage():
-        return MeasureSettings(
-            operator=request.operator,
-            **cast(dict[str, Any], request.size),
-            seed=request.seed,
-            engine=engine,
-            memory=options.parse_memory(request.memory),
-            confidence=request.confidence,
-            shift=request.shift,
-        )
+    return settings_of(request, shift=request.shift, **request.size)

@@ -34,7 +34,6 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
 
 
 def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
-    broken = outcome.failure is not None and not outcome.interrupted
     found = outcome.found
     arguments = {**asdict(request), "measure": list(request.names), "strength": list(request.strengths)}
     return report.build_record(
@@ -47,8 +46,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, A
         data=subject.data,
         sites=None if found is None else [_site(site) for site in found.sites],
         skipped=None if found is None else [asdict(skip) for skip in found.skips],
-        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
-        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        **failures.entries(outcome.failure),
     )
 
 

@@ -238,10 +238,7 @@ def run(request: Request) -> None:
 
     with signals.shielded():
         publish(request, subject, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
 
 
 def check(request: Request) -> None:
@@ -323,7 +320,7 @@ def collect(request: Request, subject: Subject, others: list[Subject]) -> Outcom
             outcome.landscape, notes = scene.survey(_scene(request, subject, others), report)
             outcome.notes += notes
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
     return outcome
 
 

@@ -85,7 +85,6 @@ def _not_finite(values: Any) -> Any:
 def _record(request: Request, subject: Subject, outcome: Outcome, files: dict[str, str]) -> dict[str, Any]:
     from hessprobe import report
 
-    broken = outcome.failure is not None and not outcome.interrupted
     return report.build_record(
         "landscape",
         [] if outcome.landscape is None else [_row(outcome.landscape)],
@@ -96,8 +95,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome, files: dict[st
         data=subject.data,
         files=files,
         notes=outcome.notes,
-        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
-        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        **failures.entries(outcome.failure),
     )
 
 

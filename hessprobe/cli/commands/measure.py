@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
-from hessprobe.cli.source import check_source, engine_of, source_of
+from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.measures import NAMES, UNIVERSAL
 
 if TYPE_CHECKING:
@@ -140,10 +140,7 @@ def run(request: Request) -> None:
     outcome = collect(request, subject, settings)
     with signals.shielded():
         publish(request, subject, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
 
 
 def check(request: Request) -> None:
@@ -213,7 +210,7 @@ def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Ou
             for result in measure_all(request.names, subject.risk, settings, report):
                 outcome.results.append(result)
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
     return outcome
 
 
@@ -239,7 +236,6 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
 def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dict[str, Any]]) -> dict[str, Any]:
     from hessprobe import report
 
-    broken = outcome.failure is not None and not outcome.interrupted
     unfinished = outcome.failure is not None
     return report.build_record(
         "measure",
@@ -249,8 +245,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dic
         device=subject.risk.device,
         checkpoint=subject.checkpoint,
         data=subject.data,
-        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
-        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        **failures.entries(outcome.failure),
         partial=[_event_row(event) for event in outcome.latest.values()] if unfinished else None,
     )
 
@@ -295,20 +290,12 @@ def _print_unfinished(outcome: Outcome, console: Console) -> None:
 
 
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.measures import MeasureSettings
-
-    engine = engine_of(request.engine, request.operator)
-    with failures.as_usage():
-        return MeasureSettings(
-            operator=request.operator,
-            rtol=request.tolerance,
-            probes=request.probes,
-            seed=request.seed,
-            per_layer=request.per_layer,
-            engine=engine,
-            memory=options.parse_memory(request.memory),
-            confidence=request.confidence,
-            **({} if request.k is None else {"k": request.k}),
-            shift=request.shift,
-            radius=request.radius,
-        )
+    return settings_of(
+        request,
+        rtol=request.tolerance,
+        probes=request.probes,
+        per_layer=request.per_layer,
+        shift=request.shift,
+        radius=request.radius,
+        **({} if request.k is None else {"k": request.k}),
+    )

@@ -204,10 +204,7 @@ def run(request: Request) -> None:
     outcome = collect(request, subject, engine)
     with signals.shielded():
         publish(request, subject, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
 
 
 def check(request: Request) -> None:
@@ -304,7 +301,7 @@ def collect(request: Request, subject: Subject, engine: str) -> Outcome:
                 chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
                 outcome.diagnostics = diagnose(near, request.radii[0], **chosen)
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
     return outcome
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
-from hessprobe.cli.source import check_source, engine_of, source_of
+from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 
 if TYPE_CHECKING:
@@ -209,15 +209,12 @@ def run(request: Request) -> None:
     try:
         collect(request, snapshots, settings, outcome)
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = KeyboardInterrupt() if signals.asked() else error
+        outcome.failure = failures.ended_by(error)
     from hessprobe.cli.commands.track_output import publish
 
     with signals.shielded():
         publish(request, outcome)
-    if outcome.interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
-    if isinstance(outcome.failure, Exception):
-        failures.fail(outcome.failure, request.debug)
+    failures.leave(outcome.failure, request.debug)
 
 
 def check(request: Request) -> None:
@@ -340,16 +337,5 @@ def _deciding(request: Request, settings: MeasureSettings) -> dict[str, Any]:
 
 
 def _settings(request: Request) -> MeasureSettings:
-    from hessprobe.measures import MeasureSettings
-
-    with failures.as_usage():
-        return MeasureSettings(
-            operator=request.operator,
-            rtol=RTOL if request.rtol is None else request.rtol,
-            probes=request.probes,
-            seed=request.seed,
-            engine=engine_of(request.engine, request.operator),
-            memory=options.parse_memory(request.memory),
-            confidence=request.confidence,
-            k=request.k or 1,
-        )
+    rtol = RTOL if request.rtol is None else request.rtol
+    return settings_of(request, rtol=rtol, probes=request.probes, k=request.k or 1)

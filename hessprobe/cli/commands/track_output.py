@@ -117,7 +117,6 @@ def _edge_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _record(request: Request, outcome: Outcome) -> dict[str, Any]:
     from hessprobe import report
 
-    broken = outcome.failure is not None and not outcome.interrupted
     return report.build_record(
         "track",
         outcome.rows,
@@ -127,8 +126,7 @@ def _record(request: Request, outcome: Outcome) -> dict[str, Any]:
         data=outcome.data,
         files={"points": request.store, **({"figure": request.figure} if outcome.rows else {})},
         notes=[*outcome.notes, *_edge_notes(outcome.rows)],
-        flags=["interrupted"] if outcome.interrupted else ["failed"] if broken else [],
-        errors=[failures.one_line(outcome.failure)] if broken and outcome.failure is not None else None,
+        **failures.entries(outcome.failure),
     )
 
 
