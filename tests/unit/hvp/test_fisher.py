@@ -51,12 +51,14 @@ def test_empirical_counts_tokens_as_examples() -> None:
 def test_the_sampled_fisher_is_the_gauss_newton_matrix_on_average(name: str) -> None:
     risk = nets.CASES[name]().risk()
     expected = nets.full_gauss_newton(risk)
-    v = torch.randn(1, risk.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    truth = float((v @ expected * v).sum())
-    draws = torch.tensor([float(Fisher(risk, seed=s, engine="double_backward").quadratic_forms(v)) for s in range(300)])
+    # Sixteen vectors at once: a draw costs little more, and the forms of one draw are only weakly correlated.
+    V = torch.randn(16, risk.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    truth = float(((V @ expected) * V).sum())
+    fishers = [Fisher(risk, seed=seed, engine="double_backward") for seed in range(80)]
+    draws = torch.tensor([float(F.quadratic_forms(V).sum()) for F in fishers])
     error = float(draws.std() / len(draws) ** 0.5)
     assert abs(float(draws.mean()) - truth) < 4 * error
-    assert 4 * error < 0.35 * truth
+    assert 4 * error < 0.2 * truth
 
 
 def test_draws_are_the_same_for_every_product_and_differ_with_the_seed() -> None:
