@@ -82,19 +82,19 @@ class ProbeStream:
 
     def probe(self, index: int, term: int = 0) -> Tensor:
         """Return probe ``index`` (>= 0) of term ``term`` (>= 0), shape (d,)."""
-        source = random_source(self.seed, self.stream, index, term)
-        if self.law == "rademacher":
-            return self._signs(source)
-        normal = torch.from_numpy(source.standard_normal(self.dim))
-        if self.law == "sphere":
-            normal *= math.sqrt(self.dim) / normal.norm()
-        return normal.to(device=self.device, dtype=self.dtype)
+        return self.block(index, index + 1, term)[0]
 
     def block(self, start: int, stop: int, term: int = 0) -> Tensor:
         """Return probes ``start .. stop - 1`` of one term as rows, shape (stop - start, d)."""
-        rows = torch.empty(stop - start, self.dim, dtype=self.dtype, device=self.device)
-        for row, index in enumerate(range(start, stop)):
-            rows[row] = self.probe(index, term)
+        sources = [random_source(self.seed, self.stream, index, term) for index in range(start, stop)]
+        if self.law == "rademacher":
+            return self._signs(sources)
+        rows = torch.empty(len(sources), self.dim, dtype=self.dtype, device=self.device)
+        for row, source in zip(rows, sources, strict=True):
+            normal = torch.from_numpy(source.standard_normal(self.dim))
+            if self.law == "sphere":
+                normal *= math.sqrt(self.dim) / normal.norm()
+            row.copy_(normal)
         return rows
 
     def blocks(self, count: int, size: int) -> Iterator[Tensor]:
@@ -102,9 +102,18 @@ class ProbeStream:
         for start in range(0, count, size):
             yield self.block(start, min(start + size, count))
 
-    def _signs(self, generator: np.random.Generator) -> Tensor:
-        # One bit a sign: the device receives d/8 bytes and unpacks them there.
-        packed = torch.frombuffer(bytearray(generator.bytes((self.dim + 7) // 8)), dtype=torch.uint8)
-        packed = packed.to(self.device)
-        bits = (packed[:, None] >> _BITS.to(packed.device)) & 1
-        return bits.flatten()[: self.dim].to(self.dtype).mul_(2).sub_(1)
+    def _signs(self, sources: list[np.random.Generator]) -> Tensor:
+        # One bit a sign, from the lowest of each byte on; a device receives d/8 bytes a probe and unpacks them there.
+        size = (self.dim + 7) // 8
+        packed = np.frombuffer(bytearray().join(source.bytes(size) for source in sources), dtype=np.uint8)
+        packed = packed.reshape(len(sources), size)
+        if torch.device(self.device).type == "cpu":
+            bits = torch.from_numpy(np.unpackbits(packed, axis=1, count=self.dim, bitorder="little"))
+        else:
+            bits = _unpacked(torch.from_numpy(packed).to(self.device))[:, : self.dim]
+        return bits.to(self.dtype).mul_(2).sub_(1)
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """Return the bits of uint8 (rows, n) as (rows, 8 n) of 0 and 1, the lowest of each byte first."""
+    return ((packed[..., None] >> _BITS.to(packed.device)) & 1).flatten(1)

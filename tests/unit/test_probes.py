@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hessprobe.probes import LAWS, STREAMS, ProbeStream
+from hessprobe.probes import LAWS, STREAMS, ProbeStream, _unpacked
 
 
 @given(st.sampled_from(LAWS), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 5), st.integers(1, 6))
@@ -23,6 +24,12 @@ def test_second_moments_are_the_identity(law: str) -> None:
     moment = probes.T @ probes / len(probes)
     torch.testing.assert_close(moment, torch.eye(6, dtype=torch.float64), atol=0.03, rtol=0)
     assert float(probes.mean(0).abs().max()) < 0.025
+
+
+def test_signs_are_unpacked_on_a_device_as_they_are_here() -> None:
+    packed = torch.arange(256, dtype=torch.uint8).reshape(8, 32)
+    expected = np.unpackbits(packed.numpy(), axis=1, bitorder="little")
+    assert torch.equal(_unpacked(packed), torch.from_numpy(expected))
 
 
 def test_laws() -> None:
