@@ -29,8 +29,9 @@ from hessprobe.vectors import row_dots
 # costs time, never correctness.
 _TOLERANCE = {torch.float64: 1e-6}
 
-# Blocks that are shared out to both ways before one is chosen, and the rows of each that go to a way, at most.
-_TRIALS, _TRIAL_ROWS = 2, 4
+# Blocks that are shared out to both ways before one is chosen, and the rows of each that go to a way, at most; how many
+# of the last times count, and how many blocks are timed before a choice is final.
+_TRIALS, _TRIAL_ROWS, _RECENT, _SETTLED = 2, 4, 3, 16
 
 
 class Linearized:
@@ -128,7 +129,8 @@ class Blocks:
 
     Together is faster where a single vector leaves the machine idle, slower where the tangents of many leave the cache
     or a convolution becomes a grouped one. The first blocks are shared out to both ways and timed; no work is done
-    twice for it.
+    twice for it. Whole blocks are larger than those of the trial and may leave the cache where these did not, so that
+    together is timed for some blocks more, and given up where it turns out slower.
     """
 
     def __init__(self) -> None:
@@ -138,18 +140,18 @@ class Blocks:
     @property
     def together(self) -> bool | None:
         """Whether together is faster; None while that is not known."""
-        return min(self._together) < min(self._singly) if len(self._together) >= _TRIALS else None
+        return min(self._together[-_RECENT:]) < min(self._singly) if len(self._together) >= _TRIALS else None
 
     def apply(self, singly: Callable[[Tensor], Tensor], jointly: Callable[[Tensor], Tensor], V: Tensor) -> Tensor:
         """Return the product of the rows of ``V`` (k, d)."""
         half = min(len(V) // 2, _TRIAL_ROWS)
-        if self.together or (self.together is None and half > 1):
-            if self.together:
-                return jointly(V)
-            first = _timed(singly, V[:half], self._singly)
-            second = _timed(jointly, V[half : 2 * half], self._together)
-            return torch.cat([first, second, *([] if len(V) == 2 * half else [singly(V[2 * half :])])])
-        return singly(V)
+        if len(V) == 1 or self.together is False or (self.together is None and half < 2):
+            return singly(V)
+        if self.together:
+            return _timed(jointly, V, self._together) if len(self._together) < _SETTLED else jointly(V)
+        first = _timed(singly, V[:half], self._singly)
+        second = _timed(jointly, V[half : 2 * half], self._together)
+        return torch.cat([first, second, *([] if len(V) == 2 * half else [singly(V[2 * half :])])])
 
 
 def _timed(way: Callable[[Tensor], Tensor], V: Tensor, seconds: list[float]) -> Tensor:

@@ -233,6 +233,26 @@ def test_blocks_are_taken_the_way_that_was_faster_on_the_first_ones(
     assert calls == [("singly", 1), ("singly", 3), *trial, (faster, 9), (faster, 2)]
 
 
+def test_blocks_are_no_longer_taken_together_where_whole_ones_turn_out_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, jointly = [0.0], []
+    monkeypatch.setattr(engine_module, "device_clock", lambda _: now[0])
+
+    def one_by_one(V: Tensor) -> Tensor:
+        now[0] += 2 * len(V)
+        return V
+
+    def together(V: Tensor) -> Tensor:
+        jointly.append(len(V))
+        now[0] += len(V) * (1 if len(V) <= 4 else 3)  # more than four leave the cache
+        return V
+
+    blocks = engine_module.Blocks()
+    for _ in range(8):
+        blocks.apply(one_by_one, together, torch.randn(8, 2))
+    assert jointly == [4, 4, 8, 8, 8]
+    assert blocks.together is False
+
+
 def test_weight_gradients_accumulate_inside_the_matrix_product() -> None:
     risk = nets.mlp().risk()
     engine = Linearized()
