@@ -56,8 +56,20 @@ def track_record(tracker: SharpnessTracker, confidence: float = 0.95) -> dict[st
         arguments=tracker.settings_dict(),
         seed=tracker.settings.seed,
         device=device or torch.device("cpu"),
-        notes=[f"{tracker.skipped} due measurements were left out to keep the cost budget"] if tracker.skipped else [],
+        notes=_budget_notes(tracker),
     )
+
+
+def _budget_notes(tracker: SharpnessTracker) -> list[str]:
+    pace, notes = tracker.pace, []
+    if pace.skipped:
+        notes.append(f"{pace.skipped} due measurements were left out to keep the cost budget")
+    if pace.budget is not None and pace.share > pace.budget:
+        notes.append(
+            f"measuring took {pace.spent:.3g} s, {100 * pace.share:.3g} % of the training's time where "
+            f"{100 * pace.budget:.3g} % was asked for: the last point has not been earned yet"
+        )
+    return notes
 
 
 def write_track(path: str | Path, tracker: SharpnessTracker, confidence: float = 0.95) -> None:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hessprobe import checks
+
+# How many measurements back the dearest is looked for: costs differ from point to point.
+_RECENT = 3
 
 
 @dataclass
 class Pace:
     """Decides at each step whether a measurement is due and within the budget.
 
-    Time is split into training (all that passes outside ``spend``) and measuring. The first measurement due is always
-    taken, since nobody knows yet what one costs; each later one only where
+    Time is split into measuring (what is booked by ``spend``) and training (all else that passes, such as validation).
+    With S the seconds spent on measuring, T those of the training and b the budget, a due measurement is taken
 
-        spent + expected cost <= budget * training time,
+    - at once, where none has been finished yet and S <= b T: nobody knows what one costs before;
+    - later only where S + expected <= b T, the expected cost being that of the dearest of the last three, in measured
+      seconds. The first counts in full in S, but in the expected cost of the second only: it also pays for what is
+      imported and prepared once. One that does not fit is left out, and the next due one is looked at again; so one
+      that is dearer than the whole budget so far waits until the training has earned it.
 
-    the expected cost being that of the last one, or 0 for the second: the first one also paid for what is imported and
-    prepared once. The share is therefore kept at the end of all but the first two, and a run that ends before these are
-    earned goes beyond it.
+    What is promised: right after every measurement but the first, S <= b T, if it cost no more than was expected; if it
+    cost more, S is beyond b T by no more than the difference, and nothing is measured again until that is earned. The
+    share of the whole run is smaller still: S / (S + T) <= b / (1 + b). A run that ends before the first measurement is
+    earned, T < S / b, ends above its budget.
 
     Attributes:
         every: steps between two that are due, >= 1.
         budget: share b of the training time that measuring may take, 0 < b <= 1; None sets no bound.
         clock: seconds.
-        spent: seconds spent on measuring.
-        expected: cost of the next measurement; None before the first.
+        spent: S, of all measurements, also of those that failed or were asked for beside the pace.
+        recent: cost in seconds of the last few that were finished.
         skipped: due measurements that the budget forbade.
     """
 
@@ -35,8 +45,10 @@ class Pace:
     budget: float | None = None
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
-    expected: float | None = None
+    recent: tuple[float, ...] = ()
     skipped: int = 0
+    _finished: int = field(default=0, repr=False)
+    _carried: float = field(default=0.0, repr=False)
     _began: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +56,24 @@ class Pace:
         if self.budget is not None:
             hint = "0.05 lets measuring take 5 % of the training's time."
             checks.real("budget", self.budget, low=0, low_open=True, high=1, hint=hint)
+
+    @property
+    def expected(self) -> float | None:
+        """Seconds that the next measurement is expected to cost; None before the first."""
+        return max(self.recent) if self.recent else None
+
+    @property
+    def trained(self) -> float:
+        """T: seconds of training since the clock was started, and before the run was last stopped."""
+        if self._began is None:
+            return self._carried
+        return self._carried + self.clock() - self._began
+
+    @property
+    def share(self) -> float:
+        """S / T so far; nan before any time has passed."""
+        trained = self.trained
+        return self.spent / trained if trained > 0 else math.nan
 
     def begin(self) -> None:
         """Start the clock of the training, where it does not run yet."""
@@ -55,15 +85,36 @@ class Pace:
         self.begin()
         if step % self.every:
             return False
-        if self.budget is None or self.expected is None:
-            return True
-        trained = self.clock() - (self._began or 0.0) - self.spent
-        if self.spent + self.expected <= self.budget * trained:
+        if self.budget is None or self.spent + (self.expected or 0.0) <= self.budget * self.trained:
             return True
         self.skipped += 1
         return False
 
-    def spend(self, seconds: float) -> None:
-        """Book what a measurement has cost."""
-        self.expected = 0.0 if self.expected is None else seconds
+    def spend(self, seconds: float, *, finished: bool = True) -> None:
+        """Book what a measurement has cost, of which the clock of the training knows nothing.
+
+        Args:
+            seconds: of the measurement, right after it.
+            finished: False for one that failed: its time counts, but says little about the cost of the next.
+        """
+        if self._began is not None:
+            self._began += seconds
         self.spent += seconds
+        if finished:
+            # The first one's cost, of imports too, goes as soon as there is another.
+            kept = () if self._finished == 1 else self.recent
+            self.recent = (*kept, seconds)[-_RECENT:]
+            self._finished += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the times so far as plain numbers."""
+        numbers = {"trained": self.trained, "spent": self.spent, "skipped": self.skipped, "finished": self._finished}
+        return {**numbers, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; the time between saving and now is no training."""
+        self._carried, self.spent = float(state["trained"]), float(state["spent"])
+        self.skipped, self._finished = int(state["skipped"]), int(state["finished"])
+        self.recent = tuple(map(float, state["recent"]))
+        if self._began is not None:
+            self._began = self.clock()

@@ -44,7 +44,11 @@ class SharpnessTracker:
         data: batches as for ``EmpiricalRisk``, the same ones each time (a list; not a loader that shuffles). The more
             examples, the dearer a point: a few hundred to a few thousand usually do.
         every: steps between two points, >= 1.
-        budget: share of the training's time in (0, 1] that measuring may take, see ``Pace``; None sets no bound.
+        budget: share b of the training's time in (0, 1] that measuring may take, in seconds, not products; None sets
+            no bound. The first due measurement is always taken. Each later one waits for a due step at which it fits,
+            seconds spent + expected cost <= b * seconds of training, where the dearest of the last three says what to
+            expect. So the share is at most b after every measurement but the first that costs no more than that, and
+            at most that of the whole run; a run that is too short to earn its first one ends above. See ``Pace``.
         measures: names in ``tracking.names.TRACKED``; the largest eigenvalue is always measured.
         k: number of largest eigenvalues, >= 1.
         rtol: half-width of the intervals of trace and Frobenius norm, relative to the value, in (0, 1).
@@ -140,33 +144,22 @@ class SharpnessTracker:
             return None
 
     def measure(self, step: int, *, lr: float | None = None, **scores: float) -> Point:
-        """Measure now, whatever ``every`` and the budget say; see ``step``."""
+        """Measure now, whatever ``every`` and the budget say; see ``step``. The time counts as spent."""
         if self.points and step <= self.points[-1].step:
             raise ValueError(
                 f"step must be more than at the last point, {self.points[-1].step}; got {step}. "
                 "Count steps over all epochs."
             )
         self.pace.begin()
-        began = self.pace.clock()
-        rate = self._rate() if lr is None else float(lr)
-        risk = EmpiricalRisk(
-            self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
-        )
-        self._checked, self.device = True, risk.device
-        point, self._start = measure_point(
-            risk,
-            self.settings,
-            self.measures,
-            step=step,
-            rule=self._rule(rate),
-            start=self._start,
-            lr=rate,
-            scores=scores,
-        )
-        self.points.append(point)
-        if self._writer is not None:
-            write_point(self._writer, point)
-        self.pace.spend(self.pace.clock() - began)
+        _settle(self._model)
+        began, done = self.pace.clock(), len(self.points)
+        try:
+            point = self._measured(step, self._rate() if lr is None else float(lr), scores)
+            self.points.append(point)
+            if self._writer is not None:
+                write_point(self._writer, point)
+        finally:
+            self.pace.spend(self.pace.clock() - began, finished=len(self.points) > done)
         return point
 
     def rows(self) -> list[dict[str, Any]]:
@@ -197,6 +190,23 @@ class SharpnessTracker:
         """Close it."""
         self.close()
 
+    def _measured(self, step: int, rate: float | None, scores: Mapping[str, float]) -> Point:
+        risk = EmpiricalRisk(
+            self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
+        )
+        self._checked, self.device = True, risk.device
+        point, self._start = measure_point(
+            risk,
+            self.settings,
+            self.measures,
+            step=step,
+            rule=self._rule(rate),
+            start=self._start,
+            lr=rate,
+            scores=scores,
+        )
+        return point
+
     def _rate(self) -> float | None:
         if self._optimizer is None:
             return None
@@ -208,6 +218,13 @@ class SharpnessTracker:
         if lr is None:
             return "the learning rate is not known"
         return StepRule(lr) if lr > 0 else "the learning rate is 0"
+
+
+def _settle(model: nn.Module) -> None:
+    """Wait for what the training has left on the device, so that it is not counted as measuring."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _row(point: Point) -> dict[str, Any]:

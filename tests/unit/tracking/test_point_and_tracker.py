@@ -1,4 +1,4 @@
-"""Points against dense oracles and single measurements; the tracker's pace, its bit-identity, and what it refuses."""
+"""Points against dense oracles and single measurements; the tracker's bit-identity, and what it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from hessprobe.objective import EmpiricalRisk
 from hessprobe.optim import SAM
 from hessprobe.report.track import track_record, write_track
 from hessprobe.tracking import SharpnessTracker, StepRule, measure_point
-from hessprobe.tracking.pace import Pace
 
 SETTINGS = MeasureSettings(engine="double_backward", rtol=0.05, k=2)
 
@@ -195,37 +194,6 @@ def test_a_tracker_measures_the_weights_of_its_step():
     row = tracker.rows()[0]
     assert row["lambda-max"] == tracker.points[0].values["lambda-max"]
     assert row["train_accuracy"] == 0.5
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_the_budget_is_a_share_of_the_training_time():
-    clock = Clock()
-    pace = Pace(every=2, budget=0.1, clock=clock)
-    pace.begin()
-    measured = []
-    for step in range(1, 101):
-        clock.now += 1.0
-        if pace.wants(step):
-            measured.append(step)
-            clock.now += 2.0
-            pace.spend(2.0)
-    # 2 s each within 0.1 s a step: the second when the first is earned, later ones when they themselves are.
-    assert measured == [2, 20, 60, 80, 100]
-    assert pace.skipped == 45
-    assert pace.spent <= 0.1 * 100
-
-
-def test_without_a_budget_every_due_step_is_measured():
-    pace = Pace(every=3, clock=Clock())
-    assert [step for step in range(10) if pace.wants(step)] == [0, 3, 6, 9]
-    assert pace.skipped == 0
 
 
 def test_a_diverged_step_is_left_out_with_a_warning():
