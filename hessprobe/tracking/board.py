@@ -11,11 +11,12 @@ from hessprobe.tracking.point import Point
 PREFIX = "hessprobe"
 
 
-def open_writer(target: Any) -> tuple[Any, bool]:
+def open_writer(target: Any, purge_step: int | None = None) -> tuple[Any, bool]:
     """Return a writer, and whether it was made here and is to be closed here.
 
     Args:
         target: a ``SummaryWriter`` (or anything with ``add_scalar(tag, value, step)``), or the folder for a new one.
+        purge_step: what earlier files in the folder hold from this step on is no longer shown.
 
     Raises:
         TypeError: neither.
@@ -34,7 +35,7 @@ def open_writer(target: Any) -> tuple[Any, bool]:
         raise UnsupportedError(
             "Writing for TensorBoard needs the package tensorboard. Run pip install 'hessprobe[tracking]'."
         ) from error
-    return SummaryWriter(str(target)), True
+    return SummaryWriter(str(target), purge_step=purge_step), True
 
 
 def scalars(point: Point) -> dict[str, float]:

@@ -38,38 +38,70 @@ class SharpnessCallback(Callback):
         trainer = Trainer(callbacks=[SharpnessCallback(nn.CrossEntropyLoss(), batches, every=50, budget=0.05)])
 
     Every point goes to the trainer's loggers. Learning rate and threshold are those of the first optimizer. On several
-    ranks the first one measures.
+    ranks the first one measures. Lightning's checkpoints hold its state, and ``fit(ckpt_path=...)`` goes on from there.
 
     Args:
         loss: as for ``EmpiricalRisk``.
         data: fixed batches, as for ``SharpnessTracker``.
         part: dotted name of the submodule to measure, for a module whose own ``forward`` is not the network; the module
             itself by default.
+        name: tells callbacks on the same ``part`` of one trainer apart in a checkpoint.
+        vectors: whether checkpoints hold the vectors that the next point begins from, see ``state_dict``.
         options: further arguments of ``SharpnessTracker``.
 
     Attributes:
         tracker: with its points; None before the training starts, and on all ranks but the first.
 
     Raises:
-        TypeError, ValueError: (when training starts) an argument outside its range.
+        TypeError, ValueError: (when training starts) an argument outside its range, or a state that does not fit.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Any] | None, data: Any, *, part: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Any] | None,
+        data: Any,
+        *,
+        part: str = "",
+        name: str = "",
+        vectors: bool = True,
+        **options: Any,
+    ) -> None:
         self.tracker: SharpnessTracker | None = None
         self._loss, self._data, self._part, self._options = loss, data, part, options
+        self._name, self._vectors = name, vectors
+        self._loaded: dict[str, Any] | None = None
+        self._resumes = True
         self._lr: float | None = None
         self._seen = -1
 
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep the state."""
+        return str(self._generate_state_key(part=self._part, name=self._name))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tracker's state, empty where this rank has no tracker."""
+        if self._loaded is not None:
+            return self._loaded
+        return {} if self.tracker is None else self.tracker.state_dict(vectors=self._vectors)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """Note whether the checkpoint is loaded to train on: validating one must not turn the track back."""
+        self._resumes = bool(trainer.state.fn == "fit")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state until the training starts, which then goes on from it."""
+        self._loaded = state_dict if self._resumes else self._loaded
+
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Make the tracker."""
-        if not trainer.is_global_zero or self.tracker is not None:
+        """Make the tracker, anew where a checkpoint was loaded: the module may be another one, too."""
+        loaded, self._loaded = self._loaded, None
+        if not trainer.is_global_zero or (self.tracker is not None and loaded is None):
             return
-        try:
-            model = pl_module.get_submodule(self._part)
-        except AttributeError as error:
-            raise ValueError(f"part must name a submodule; got {self._part!r}. {error}.") from error
-        optimizer = trainer.optimizers[0] if trainer.optimizers else None
-        self.tracker = SharpnessTracker(model, self._loss, self._data, optimizer=_bare(optimizer), **self._options)
+        self.tracker = self._tracker(trainer, pl_module)
+        if loaded is not None:
+            self.tracker.load_state_dict(loaded)
+        self._seen = int(trainer.global_step) if loaded is not None else -1
         self.tracker.pace.begin()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: nn.Module, optimizer: Any) -> None:
@@ -91,6 +123,14 @@ class SharpnessCallback(Callback):
         """Close what the tracker opened."""
         if self.tracker is not None:
             self.tracker.close()
+
+    def _tracker(self, trainer: Any, pl_module: nn.Module) -> SharpnessTracker:
+        try:
+            model = pl_module.get_submodule(self._part)
+        except AttributeError as error:
+            raise ValueError(f"part must name a submodule; got {self._part!r}. {error}.") from error
+        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        return SharpnessTracker(model, self._loss, self._data, optimizer=_bare(optimizer), **self._options)
 
 
 def _bare(optimizer: Any) -> Any:

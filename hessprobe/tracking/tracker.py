@@ -18,11 +18,17 @@ from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.session import Start
 from hessprobe.measures.settings import MeasureSettings
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.modes import unwrap
+from hessprobe.objective.selection import select_parameters
 from hessprobe.tracking.board import open_writer, write_point
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
+from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
+
+# What may differ between a state and the tracker that loads it: when it measures and how products are made.
+_FREE = ("every", "budget", "engine", "memory")
 
 
 class SharpnessTracker:
@@ -37,6 +43,9 @@ class SharpnessTracker:
     The training is left bit-identical: weights, buffers, gradients, modes and the random states are as if no tracker
     were there. The model is measured in evaluation mode, also where it is called under ``model.train()``. Each point
     begins from the eigenvectors of the one before, and all points share their probes.
+
+    ``state_dict`` goes into a checkpoint of the training; a tracker made anew that loads it gives the points that an
+    uninterrupted run would have given.
 
     Args:
         model: any module; wrappers of DDP and ``torch.compile`` are taken off. Under DDP, step on one rank only.
@@ -64,6 +73,7 @@ class SharpnessTracker:
 
     Attributes:
         points: what has been measured, in order.
+        pace: times spent, see ``Pace``.
 
     Raises:
         TypeError, ValueError: an argument outside its range, or a model without trainable parameters.
@@ -103,8 +113,7 @@ class SharpnessTracker:
         surrogate = checks.one_of("engine", engine, ("auto", *hessian.ENGINES))
         self._start = Start(engines=("auto", surrogate if surrogate in gauss_newton.ENGINES else "auto"))
         self._checked = False
-        self._writer: Any = None
-        self._owned = False
+        self._target, self._writer, self._owned = writer, None, False
         if writer is not None:
             self._writer, self._owned = open_writer(writer)
         self.device: torch.device | None = None
@@ -123,7 +132,7 @@ class SharpnessTracker:
             scores: further numbers to keep with the point, e.g. ``train_accuracy=0.97``.
 
         Returns:
-            The new point, or None where nothing was measured.
+            The new point, or None where nothing was measured: not due, or not within the budget.
 
         Raises:
             TypeError, ValueError: an argument outside its range, or data that do not fit.
@@ -150,17 +159,58 @@ class SharpnessTracker:
                 f"step must be more than at the last point, {self.points[-1].step}; got {step}. "
                 "Count steps over all epochs."
             )
+        numbers = {name: _number(name, value) for name, value in scores.items()}
         self.pace.begin()
         _settle(self._model)
         began, done = self.pace.clock(), len(self.points)
         try:
-            point = self._measured(step, self._rate() if lr is None else float(lr), scores)
+            point = self._measured(step, self._rate() if lr is None else float(lr), numbers)
             self.points.append(point)
             if self._writer is not None:
                 write_point(self._writer, point)
         finally:
             self.pace.spend(self.pace.clock() - began, finished=len(self.points) > done)
         return point
+
+    def state_dict(self, *, vectors: bool = True) -> dict[str, Any]:
+        """Return all that a tracker needs to go on from here, as plain tensors, numbers and strings.
+
+        ``torch.load(weights_only=True)`` reads it. Model, data and optimizer are not in it.
+
+        Args:
+            vectors: with those from which the next point begins: k and, for the Frobenius norm, 16 more of the model's
+                size. Without them the next point costs more products and differs within its errors.
+        """
+        start = self._start if vectors else Start(engines=self._start.engines)
+        return {
+            "format": FORMAT,
+            "settings": self._deciding(),
+            "points": packed(self.points),
+            "pace": self.pace.state_dict(),
+            "start": packed(start),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state_dict``, with its points, vectors and times in place of one's own.
+
+        ``every``, ``budget``, ``engine`` and ``memory`` may differ from then. A folder given as ``writer`` shows each
+        step once, also where the stopped run had gone further.
+
+        Raises:
+            ValueError: no such state, or one of other settings or another number of parameters; the tracker is as it
+                was.
+        """
+        self._require_own(state)
+        points, start = unpacked(list(state["points"])), unpacked(state["start"])
+        chosen = select_parameters(unwrap(self._model), self._params)
+        dim, found = sum(parameter.numel() for parameter in chosen.values()), width(start)
+        if found not in (None, dim):
+            raise ValueError(f"state must be of {dim} parameters; got {found}. Load that of the same model.")
+        self.pace.load_state_dict(state["pace"])
+        self.points, self._start = points, placed(start, next(iter(chosen.values())).device)
+        if self._owned and self._writer is not None:
+            self._writer.close()
+            self._writer, _ = open_writer(self._target, points[-1].step + 1 if points else 0)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the points as flat dictionaries, e.g. for ``pandas.DataFrame``.
@@ -207,6 +257,20 @@ class SharpnessTracker:
         )
         return point
 
+    def _deciding(self) -> dict[str, Any]:
+        return {key: value for key, value in self.settings_dict().items() if key not in _FREE}
+
+    def _require_own(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            raise ValueError(f"state must be what state_dict returned ({FORMAT}); got {_kind(state)}.")
+        then = state["settings"]
+        for key, value in self._deciding().items():
+            if then.get(key) != value:
+                raise ValueError(
+                    f"state must be of a tracker with the same settings; got one with {key}={then.get(key)!r}, not "
+                    f"{value!r}. Make the tracker with that, or begin a track of its own."
+                )
+
     def _rate(self) -> float | None:
         if self._optimizer is None:
             return None
@@ -225,6 +289,17 @@ def _settle(model: nn.Module) -> None:
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}. Pass plain scores.") from error
+
+
+def _kind(state: Any) -> str:
+    return f"format {state.get('format')!r}" if isinstance(state, Mapping) else type(state).__name__
 
 
 def _row(point: Point) -> dict[str, Any]:
