@@ -24,6 +24,7 @@ from hessprobe.tracking.board import open_writer, write_point
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
+from hessprobe.tracking.ranks import measures_here, require_whole
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
 from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
 
@@ -47,8 +48,13 @@ class SharpnessTracker:
     ``state_dict`` goes into a checkpoint of the training; a tracker made anew that loads it gives the points that an
     uninterrupted run would have given.
 
+    Under DDP, give it the wrapped module and call ``step`` on every rank: the first rank measures and the others return
+    None at once. Measuring makes no collective call, so that no rank can hang in it; the others wait for the first one
+    at their next all-reduce, and the time-out of the process group must be longer than one measurement. Given the bare
+    module, every rank that steps measures, each on its own data.
+
     Args:
-        model: any module; wrappers of DDP and ``torch.compile`` are taken off. Under DDP, step on one rank only.
+        model: any module; wrappers of DDP and ``torch.compile`` are taken off. One sharded by FSDP is refused.
         loss: as for ``EmpiricalRisk``; None for a model that returns ``.loss``.
         data: batches as for ``EmpiricalRisk``, the same ones each time (a list; not a loader that shuffles). The more
             examples, the dearer a point: a few hundred to a few thousand usually do.
@@ -72,11 +78,12 @@ class SharpnessTracker:
         settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``memory``).
 
     Attributes:
-        points: what has been measured, in order.
+        points: what has been measured, in order; none on the ranks of DDP that do not measure.
         pace: times spent, see ``Pace``.
 
     Raises:
         TypeError, ValueError: an argument outside its range, or a model without trainable parameters.
+        UnsupportedError: a model sharded over ranks.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class SharpnessTracker:
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}. Pass the network itself.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("model must have trainable parameters; got none. Set requires_grad on those to measure.")
+        require_whole(model)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
         self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
@@ -113,8 +121,9 @@ class SharpnessTracker:
         surrogate = checks.one_of("engine", engine, ("auto", *hessian.ENGINES))
         self._start = Start(engines=("auto", surrogate if surrogate in gauss_newton.ENGINES else "auto"))
         self._checked = False
+        self._here = measures_here(model)
         self._target, self._writer, self._owned = writer, None, False
-        if writer is not None:
+        if writer is not None and self._here:
             self._writer, self._owned = open_writer(writer)
         self.device: torch.device | None = None
 
@@ -132,7 +141,7 @@ class SharpnessTracker:
             scores: further numbers to keep with the point, e.g. ``train_accuracy=0.97``.
 
         Returns:
-            The new point, or None where nothing was measured: not due, or not within the budget.
+            The new point, or None where nothing was measured: not due, not within the budget, not on this rank.
 
         Raises:
             TypeError, ValueError: an argument outside its range, or data that do not fit.
@@ -144,7 +153,7 @@ class SharpnessTracker:
         checks.positive_int("step", step, minimum=0)
         if lr is not None:
             checks.real("lr", lr, low=0, hint="Pass the rate of this step.")
-        if not self.pace.wants(step):
+        if not self._here or not self.pace.wants(step):
             return None
         try:
             return self.measure(step, lr=lr, **scores)
@@ -153,7 +162,7 @@ class SharpnessTracker:
             return None
 
     def measure(self, step: int, *, lr: float | None = None, **scores: float) -> Point:
-        """Measure now, whatever ``every`` and the budget say; see ``step``. The time counts as spent."""
+        """Measure now, whatever ``every``, the budget and the rank say; see ``step``. The time counts as spent."""
         if self.points and step <= self.points[-1].step:
             raise ValueError(
                 f"step must be more than at the last point, {self.points[-1].step}; got {step}. "
@@ -194,7 +203,7 @@ class SharpnessTracker:
         """Go on from a ``state_dict``, with its points, vectors and times in place of one's own.
 
         ``every``, ``budget``, ``engine`` and ``memory`` may differ from then. A folder given as ``writer`` shows each
-        step once, also where the stopped run had gone further.
+        step once, also where the stopped run had gone further. Ranks of DDP that do not measure keep nothing.
 
         Raises:
             ValueError: no such state, or one of other settings or another number of parameters; the tracker is as it
@@ -206,6 +215,8 @@ class SharpnessTracker:
         dim, found = sum(parameter.numel() for parameter in chosen.values()), width(start)
         if found not in (None, dim):
             raise ValueError(f"state must be of {dim} parameters; got {found}. Load that of the same model.")
+        if not self._here:
+            return
         self.pace.load_state_dict(state["pace"])
         self.points, self._start = points, placed(start, next(iter(chosen.values())).device)
         if self._owned and self._writer is not None:
