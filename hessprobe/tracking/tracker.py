@@ -62,8 +62,9 @@ class SharpnessTracker:
         budget: share b of the training's time in (0, 1] that measuring may take, in seconds, not products; None sets
             no bound. The first due measurement is always taken. Each later one waits for a due step at which it fits,
             seconds spent + expected cost <= b * seconds of training, where the dearest of the last three says what to
-            expect. So the share is at most b after every measurement but the first that costs no more than that, and
-            at most that of the whole run; a run that is too short to earn its first one ends above. See ``Pace``.
+            expect. So right after every measurement but the first the share is at most b, if that one cost no more
+            than expected; what it cost beyond is earned before the next. A run too short to earn its last one ends
+            above b, by no more than that. See ``Pace``.
         measures: names in ``tracking.names.TRACKED``; the largest eigenvalue is always measured.
         k: number of largest eigenvalues, >= 1.
         rtol: half-width of the intervals of trace and Frobenius norm, relative to the value, in (0, 1).
@@ -120,8 +121,7 @@ class SharpnessTracker:
         self._batchnorm, self._optimizer = batchnorm, optimizer
         surrogate = checks.one_of("engine", engine, ("auto", *hessian.ENGINES))
         self._start = Start(engines=("auto", surrogate if surrogate in gauss_newton.ENGINES else "auto"))
-        self._checked = False
-        self._here = measures_here(model)
+        self._checked, self._here = False, measures_here(model)
         self._target, self._writer, self._owned = writer, None, False
         if writer is not None and self._here:
             self._writer, self._owned = open_writer(writer)
@@ -184,7 +184,8 @@ class SharpnessTracker:
     def state_dict(self, *, vectors: bool = True) -> dict[str, Any]:
         """Return all that a tracker needs to go on from here, as plain tensors, numbers and strings.
 
-        ``torch.load(weights_only=True)`` reads it. Model, data and optimizer are not in it.
+        ``torch.load(weights_only=True)`` reads it. Model, data and optimizer are not in it. Under DDP save that of the
+        first rank, and load it on all.
 
         Args:
             vectors: with those from which the next point begins: k and, for the Frobenius norm, 16 more of the model's
