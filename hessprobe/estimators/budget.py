@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scipy import special
+from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import NumericalWarning
@@ -185,6 +186,44 @@ def joint_df(*parts: tuple[float, float]) -> float:
     """Return the degrees of freedom of the sum of independent errors, given as (standard error, df) (Satterthwaite)."""
     spread = sum(error**4 / df for error, df in parts if error > 0)
     return sum(error**2 for error, _ in parts) ** 2 / spread if spread > 0 else min(df for _, df in parts)
+
+
+def dependent_df(*parts: tuple[float, float]) -> float:
+    """Return the degrees of freedom of sqrt(sum_k s_k^2) where the variances may have been measured together.
+
+    s_k^2 known to df_k degrees of freedom has the standard deviation s_k^2 sqrt(2 / df_k); those of variances that
+    the same probes measure add up at most, where those of independent ones add in squares (``joint_df``):
+
+        df = (sum_k s_k^2)^2 / (sum_k s_k^2 / sqrt(df_k))^2,
+
+    which lies between the smallest and the largest df_k.
+
+    Args:
+        *parts: (standard error, degrees of freedom) each, at least one error positive.
+    """
+    spread = sum(error**2 / math.sqrt(df) for error, df in parts)
+    return (sum(error**2 for error, _ in parts) / spread) ** 2
+
+
+def spread_df(values: Tensor) -> float:
+    """Return the degrees of freedom behind the sample variance of ``values`` (n,), n >= 2: at most n - 1.
+
+    With the sample kurtosis k the variance of n numbers has relative variance (k - 1) / n, which is that of chi-square
+    with 2 n / (k - 1) degrees of freedom. It is n for normal numbers, and stays near 2 however many are drawn where
+    the law has no variance, as then one number carries the sum of squares.
+
+    References:
+        Satterthwaite (1946), "An approximate distribution of estimates of variance components"; Box (1953),
+        "Non-normality and tests on variances".
+    """
+    n = len(values)
+    deviations = values.double() - values.double().mean()
+    size = deviations.abs().max()
+    if not float(size) > 0:
+        return n - 1.0
+    squares = (deviations / size).square()
+    excess = float(n * squares.square().sum() / squares.sum() ** 2) - 1.0
+    return min(2 * n / excess, n - 1.0) if excess > 0 else n - 1.0
 
 
 def settled(estimate: Estimate, asked: Goal, wanted: int, used: int) -> Estimate:

@@ -9,12 +9,23 @@ estimator of tr(B - A), of variance 2 ||offdiag(B - A)||_F^2 / n for Rademacher 
 have 2 (||offdiag A||_F^2 + ||offdiag B||_F^2) / n. Solver bounds add up. The data error is that of the difference too:
 the jackknife over batches of x^B_b - x^A_b, as both operators saw the same batches.
 
+The degrees of freedom are n - 1. Where pairs carry a part they are those of the spread of the differences: for n
+samples of kurtosis k, 2 n / (k - 1) and at most n - 1 (``spread_df``), half of that for the pairs; the same probes
+tell both variances, so that these may err together (``dependent_df``).
+
+Few large eigenvalues make the samples of a norm resemble chi-square with few degrees of freedom: where no probe sees
+them well, value and error are too small together, and nothing in the samples says so. Such differences carry the flag
+``"heavy-tailed"`` of the estimates. Nominal 95 % intervals of differences of norms without deflation covered, over
+4,000 seeds with 10, 20 and 40 probes, 94 to 96 % on flat and indefinite spectra, 92 to 95 % with ten outliers, and
+88 %, 90 % and 92 % for eigenvalues that fall as i^-1.5: deflate there.
+
 Where the samples of an estimate are not known, nor whether the errors are independent, the standard errors add up:
 |Cov| <= s_A s_B.
 
 References:
     Glasserman, Yao (1992), "Some guidelines and guarantees for common random numbers".
     Efron (1982) on the jackknife.
+    Satterthwaite (1946), "An approximate distribution of estimates of variance components".
 """
 
 from __future__ import annotations
@@ -27,12 +38,13 @@ import torch
 from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators.budget import joint_df
+from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
 from hessprobe.estimators.linear import data_error, without_noise
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 
 _BOUNDS = ("lower bound", "upper bound")
+_HEAVY = "heavy-tailed"
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,8 @@ class Difference:
 
     Attributes:
         estimate: its value and error. Flags: ``"not-paired"``: the samples do not match or are not known, and the
-            standard errors were added; ``"bound"``: one of the two is only a bound.
+            standard errors were added; ``"bound"``: one of the two is only a bound; ``"heavy-tailed"``: one of them
+            carries this flag, and intervals cover less often than they say.
         correlation: of the two sampling errors, in [-1, 1]; None where nothing was sampled, or not in pairs.
         independent: the standard error that probes of their own would give.
     """
@@ -67,7 +80,8 @@ def difference(baseline: Estimate, other: Estimate) -> Difference:
     """
     independent = math.hypot(baseline.std_error, other.std_error)
     pair = _pair(baseline, other)
-    flags = ("bound",) if baseline.kind in _BOUNDS or other.kind in _BOUNDS else ()
+    flags: tuple[str, ...] = ("bound",) if baseline.kind in _BOUNDS or other.kind in _BOUNDS else ()
+    flags += (_HEAVY,) if _HEAVY in baseline.flags + other.flags else ()
     correlation = None
     if independent == 0.0:
         probe, df = 0.0, math.inf
@@ -108,28 +122,34 @@ def _pair(baseline: Estimate, other: Estimate) -> tuple[Influence, Influence] | 
     return first, second
 
 
-def _minus(baseline: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[Tensor]:
+def _minus(baseline: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return other - baseline stream by stream; a stream that one of them lacks stands for itself."""
     names = [*baseline, *(name for name in other if name not in baseline)]
-    return [other.get(name, torch.zeros(1, dtype=torch.float64)) - baseline.get(name, 0.0) for name in names]
+    return {name: other.get(name, torch.zeros(1, dtype=torch.float64)) - baseline.get(name, 0.0) for name in names}
 
 
-def _spread(rows: list[Tensor], pairs: list[Tensor]) -> tuple[float, float]:
-    """Return the standard error and its degrees of freedom (Welch-Satterthwaite)."""
+def _spread(rows: Mapping[str, Tensor], pairs: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return the standard error and its degrees of freedom, see the head of this file."""
     parts: list[tuple[float, float]] = []
-    for stream in rows:
+    for name, stream in rows.items():
         count = stream.shape[1]
-        parts += [(math.sqrt(float(variance) / count), count - 1.0) for variance in stream.var(1)]
-    for stream in pairs:
-        # The m pairs of about sqrt(2 m) probes know a variance to half as many degrees of freedom.
-        df = max(math.sqrt(2 * len(stream)) / 2, 1.0)
-        parts.append((math.sqrt(float(stream.square().mean()) / len(stream)), df))
+        terms = [(math.sqrt(float(row.var()) / count), count - 1.0) for row in stream]
+        if name in pairs:
+            terms = [_with_pairs(stream, math.hypot(*(error for error, _ in terms)), pairs[name])]
+        parts += terms
     error = math.hypot(*(part for part, _ in parts))
     return error, joint_df(*parts) if error > 0 else math.inf
 
 
+def _with_pairs(stream: Tensor, error: float, pairs: Tensor) -> tuple[float, float]:
+    """Return error and degrees of freedom of rows and the pairs of the same probes together."""
+    more, df = math.sqrt(float(pairs.square().mean()) / len(pairs)), spread_df(stream.sum(0))
+    total = math.hypot(error, more)
+    return total, dependent_df((error, df), (more, df / 2)) if total > 0 else df
+
+
 def _correlation(one: Influence, two: Influence, error: float) -> float | None:
-    first, second = (_spread(list(each.rows.values()), list(each.pairs.values()))[0] for each in (one, two))
+    first, second = (_spread(each.rows, each.pairs)[0] for each in (one, two))
     if first == 0.0 or second == 0.0:
         return None
     return max(-1.0, min(1.0, (first**2 + second**2 - error**2) / (2 * first * second)))

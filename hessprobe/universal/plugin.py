@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.budget import spread_df
 from hessprobe.influence import Influence
 from hessprobe.universal.definition import Measure
-from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size, spread_df
+from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size
 
 # Groups that the jackknife leaves out one at a time; it is exact for quadratic phi at any number.
 _GROUPS = 256
@@ -38,7 +39,7 @@ class PlugIn:
         bias: jackknife estimate of E value - S, or None where phi is not defined on some part of the sample.
         jackknife_error: standard error by the jackknife, which does not linearise; None as above.
         effective: effective number of draws behind the least supported component of psi; n where psi changes sign.
-        df: degrees of freedom of the error, see ``tails.spread_df``: few where few draws carry it.
+        df: degrees of freedom of the error, see ``spread_df``: few where few draws carry it.
         heavy: True where the last two, or infinite influences, say that error and value are not to be trusted.
         influence: (n,) grad phi . (psi - mean), mass included; None for one draw.
     """

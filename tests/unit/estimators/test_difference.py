@@ -71,6 +71,31 @@ def test_a_matrix_does_not_differ_from_itself():
         assert found.correlation == pytest.approx(1.0)
 
 
+def test_degrees_of_freedom_of_rows_and_pairs_by_hand():
+    # Deviations (3, -1, -1, -1): kurtosis 4 (81 + 3) / 12^2 = 7/3, df = min(2 * 4 / (4/3), 3) = 3; s^2 / n = 4 / 4 = 1.
+    rows, pairs = torch.tensor([[3.0, -1, -1, -1]]).double(), torch.full((6,), math.sqrt(12.0)).double()
+    one = Estimate(5.0, ErrorParts(1.0), influence=Influence({"f": 0 * rows}, {"f": 0 * pairs}))
+    two = Estimate(6.0, ErrorParts(1.0), influence=Influence({"f": rows}, {"f": pairs}))
+    found = difference(one, two).estimate
+    assert found.std_error == pytest.approx(math.sqrt(1 + 12 / 6))
+    assert found.df == pytest.approx((1 + 2) ** 2 / (1 / math.sqrt(3) + 2 / math.sqrt(1.5)) ** 2)
+    # One sample in 25 that stands out: kurtosis 25 (24^4 + 24) / (24^2 + 24)^2 = 23.04..., so few degrees of freedom.
+    lonely = torch.zeros(1, 25).double()
+    lonely[0, 7] = 1.0
+    wide = Influence({"f": lonely}, {"f": torch.zeros(300).double()})
+    still = Influence({"f": 0 * lonely}, {"f": torch.zeros(300).double()})
+    found = difference(one.with_(influence=still), two.with_(influence=wide)).estimate
+    assert found.df == pytest.approx(50 / (25 * (24**4 + 24) / 600**2 - 1))
+
+
+def test_a_heavy_tailed_estimate_makes_a_heavy_tailed_difference():
+    heavy = frobenius_norm(Plain(symmetric(eigenvalues("decaying", DIM))), n_probes=16)
+    flat = frobenius_norm(Plain(FAR), n_probes=16)
+    assert "heavy-tailed" in heavy.flags
+    assert difference(heavy, flat).estimate.flags == difference(flat, heavy).estimate.flags == ("heavy-tailed",)
+    assert difference(flat, flat).estimate.flags == ()
+
+
 def test_twice_a_matrix_differs_by_the_value_and_its_error():
     for measured in (traced, lambda m: frobenius_norm(Plain(m), n_probes=48)):
         one, two = measured(A), measured(2 * A)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
+from hessprobe.estimators.budget import spread_df
 from hessprobe.objective.analytic import Quadratic
 from hessprobe.operators import LinearOperator, aslinearoperator
 from hessprobe.universal import Forms, Measure, Point, agreement, catalogue, evaluate, samplers
 from hessprobe.universal.plugin import jackknife, plug_in
-from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size, spread_df
+from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size
 
 H = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype=torch.float64)
 GAUSS = samplers.gaussian()
