@@ -45,7 +45,8 @@ class Estimate:
     """A number with its error and its cost.
 
     The interval is that of the number for the given data set: ``value -+ (t * errors.probe + errors.solver)`` with
-    ``t`` the Student quantile at ``df`` degrees of freedom, cut to ``support``. The sampling error of the data,
+    ``t`` the Student quantile at ``df`` degrees of freedom, cut to ``support``; that of a norm has unequal arms, see
+    ``known_square``. The sampling error of the data,
     ``errors.data``, is a statement about other data sets and widens the interval only when asked for.
 
     Attributes:
@@ -63,6 +64,10 @@ class Estimate:
         details: further named results (per-layer values, arrays), JSON-friendly or tensors.
         influence: the samples behind ``errors.probe``, for the difference to another estimate from the same probes;
             None for an exact path and where the method has none.
+        known_square: of a norm F = sqrt(K + x) with x > 0 from random probes: K >= 0; None for other quantities. The
+            error of x is about proportional to x, or rises faster, so that a low value comes with a short error bar;
+            the interval is formed for x^(-1/2), which undoes this. With r = t * errors.probe * F / x, the relative
+            half-width of sqrt(x), sqrt(x) lies between sqrt(x) / (1 + r) and sqrt(x) (1 + r min(1 / (1 - r), 2)).
     """
 
     value: float
@@ -78,6 +83,7 @@ class Estimate:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     influence: Influence | None = field(default=None, repr=False, compare=False)
+    known_square: float | None = None
 
     @property
     def std_error(self) -> float:
@@ -95,10 +101,14 @@ class Estimate:
             ValueError: ``confidence`` outside (0, 1), or ``include_data`` where the data error is unknown.
         """
         half = self.half_width(confidence, include_data=include_data)
-        return max(self.value - half, self.support[0]), min(self.value + half, self.support[1])
+        low, high = self.value - half, self.value + half
+        if self.known_square is not None and self.errors.probe > 0 and not include_data and math.isfinite(half):
+            low, high = _norm_ends(self.value, self.known_square, half - self.errors.solver)
+            low, high = low - self.errors.solver, high + self.errors.solver
+        return max(low, self.support[0]), min(high, self.support[1])
 
     def half_width(self, confidence: float = 0.95, *, include_data: bool = False) -> float:
-        """Return half the width of the uncut interval; see ``interval``."""
+        """Return half the width of the uncut interval; of a norm, to first order in it. See ``interval``."""
         confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
         probe = self.errors.probe
         if include_data:
@@ -137,8 +147,19 @@ class Estimate:
             bracket=bracket,  # type: ignore[arg-type]  # two sorted floats
             kind=kind if factor < 0 else self.kind,
             influence=None if self.influence is None else self.influence.scaled(factor),
+            known_square=self.known_square * factor**2 if self.known_square is not None and factor > 0 else None,
         )
 
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{self.value:.6g} (95% interval {low:.6g} to {high:.6g}, {self.matvecs:g} products, {self.method})"
+
+
+def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:
+    """Return the ends of the interval of sqrt(known + x); see ``Estimate.known_square``."""
+    x = norm**2 - known
+    if not x > 0:
+        return norm - half, norm + half
+    r = half * norm / x
+    up = r * (1 / (1 - r) if r < 0.5 else 2.0)
+    return math.sqrt(known + x / (1 + r) ** 2), math.sqrt(known + x * (1 + up) ** 2)

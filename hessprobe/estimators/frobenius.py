@@ -77,8 +77,9 @@ def frobenius_norm(
         The estimate. ``errors.data`` is the standard error from batches being a sample: the influence of batch b on
         F is <A, A_b> / F, estimated from the same products on a random subset of coordinates. ``details``: ``blocks``
         {name: {value, std_error}} with ||A[block, :]||_F^2, ``trace`` {value, std_error} from the same probes,
-        ``pair_weight``, ``deflated``, ``pilot``. Flag ``"heavy-tailed"``: few eigenvalues carry the probes' part, and
-        nominal 95 % intervals cover only some 89 to 94 %; deflate.
+        ``pair_weight``, ``deflated``, ``pilot``. Flag ``"heavy-tailed"``: few eigenvalues carry the probes' part, so
+        that nearly all misses of the interval are values too low; over 4,000 seeds with 10, 20 and 40 probes it covered
+        93 to 96 % there (94 to 96 % else), but its differences cover 88 to 95 %; deflate.
 
     Raises:
         ValueError: an argument outside its range.
@@ -242,6 +243,7 @@ def _run(request: _Request, count: int, deflated: Deflation | None, details: dic
         flags=flags,
         details=more,
         influence=_influence(samples, combined, deflated, norm) if norm else None,
+        known_square=0.0 if deflated is None else deflated.squared_norm,
     )
 
 

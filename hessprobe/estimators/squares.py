@@ -14,10 +14,25 @@ variances. Writing Var f for the variance of one f_i,
 
 which follows from E (w^T u)^4 = 3 |u|^4, or less for the others. Both are estimated from the f_i alone: a weight that
 looked at the p_ij would follow their errors and bias the average. Pairs win once n exceeds about 2 (1 + 2 F2^2 / Var
-f), that is early on outlier spectra and never on flat ones. To allow for the estimated weight, the degrees of freedom
-go from n - 1 down to half of it as R takes over.
+f), that is early on outlier spectra and never on flat ones. Var f is known to 2 n / (k - 1) degrees of freedom, at
+most n - 1, from the kurtosis k of the f_i (``budget.spread_df``); to allow for the estimated weight, they go down to
+half of this as R takes over.
 
-The norm is the square root; its error is that of F2 over 2 F (delta method).
+The norm is the square root; its error is that of F2 over 2 F (delta method). Its interval has unequal arms. With
+Gaussian probes f = sum_i l_i^2 z_i^2 has mean m = F2, variance s^2 = 2 sum_i l_i^4 and third cumulant
+kappa = 8 sum_i l_i^6. As sample mean and variance have the covariance kappa / n, s goes with the mean as m^c,
+
+    c = kappa m / (2 s^4) = sum_i l_i^6 sum_i l_i^2 / (sum_i l_i^4)^2 >= 1:
+
+a low value comes with a short error bar, and a symmetric interval misses on that side. The term in z^2 by which
+Student's ratio differs from a normal z, -kappa z^2 / (3 s^3 sqrt(n)), vanishes for the power m^(-q), q = 4 c / 3 - 1.
+On the four spectra of the tests c is 1.14 to 1.54; the interval is that of m^(-1/2), which is right for c = 9/8, see
+``Estimate.known_square``.
+
+References:
+    Hall (1992), "On the removal of skewness by transformation".
+    Johnson (1978), "Modified t tests and confidence intervals for asymmetrical populations".
+    Satterthwaite (1946), "An approximate distribution of estimates of variance components".
 """
 
 from __future__ import annotations
@@ -29,7 +44,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.estimators.budget import Callback, Progress
+from hessprobe.estimators.budget import Callback, Progress, spread_df
 from hessprobe.estimators.deflate import CoordinateSample, Deflation, block_rows, blocks_of, project
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
@@ -120,7 +135,8 @@ def combine_squares(squares: Tensor, pairs: list[Pairs]) -> Combined:
     count = len(squares)
     mean, single = float(squares.mean()), float(squares.var())
     moment, n_pairs = 2 * mean**2 + single, sum(p.size * (p.size - 1) / 2 for p in pairs)
-    alone = Combined(mean, single / count, count - 1.0, 0.0, single, moment)
+    df = spread_df(squares)
+    alone = Combined(mean, single / count, df, 0.0, single, moment)
     if n_pairs == 0.0 or single == 0.0:
         return alone
     parts = torch.split(squares, [p.size for p in pairs])
@@ -131,7 +147,7 @@ def combine_squares(squares: Tensor, pairs: list[Pairs]) -> Combined:
     value = (1 - weight) * mean + weight * remainder
     if not value > 0:
         return alone
-    return Combined(value, weight * var_pairs, (count - 1) * (1 - weight / 2), weight, single, moment)
+    return Combined(value, weight * var_pairs, df * (1 - weight / 2), weight, single, moment)
 
 
 def expected_variance(measured: Combined, count: int, group: int) -> float:

@@ -47,12 +47,18 @@ def frob() -> Catalogued:
     """Return ||H||_F = sqrt(2 Var t), u ~ N(0, I); only a Gaussian will do, see ``powers``.
 
     For other laws of independent entries, moments m2, m4, 2 Var t = m2^2 ||H||_F^2 + (m4 - 3 m2^2) sum_i H_ii^2 / 2.
+
+    From n draws it is low by F (k + 3) / (8 n), k = 3 + 12 sum_i l_i^4 / F^4 the kurtosis of t: 1/(2 n) as the variance
+    is taken about the sample mean, (k - 1) / (8 n) by the root (delta method). ``correct_bias`` takes this off. The
+    standard error, F sqrt((k - 1) / (4 n)), comes out small where the value is low, so (value - F) / std_error is
+    skewed: below -2.5 in 4 % to 12 % of samples of 64, above 2.5 in less than 0.5 %. The interval allows for it.
     """
     measure = Measure(
         lambda s: (2 * (s[1] - s[0] ** 2)).clamp_min(_TINY).sqrt(),
         powers(2),
         samplers.gaussian(),
         name="frob",
+        norm=True,
     )
     return _entry("frob", measure, lambda spectrum: math.sqrt(spectrum.power_sum(2)))
 

@@ -30,6 +30,7 @@ class Measure:
         c: factor in t, not 0; 1/2 makes t the second-order change of the loss along u.
         name: for messages and records.
         minimum: fewest draws that phi makes sense of (two for a variance).
+        norm: True where S is the root of a sampled positive number; its interval is that of a norm, with unequal arms.
 
     Raises:
         TypeError, ValueError: phi or psi is no function, mu no ``Sampler``, c is 0 or not finite.
@@ -44,6 +45,7 @@ class Measure:
     c: float = 0.5
     name: str = "measure"
     minimum: int = 2
+    norm: bool = False
 
     def __post_init__(self) -> None:
         for label, value in (("phi", self.phi), ("psi", self.psi)):

@@ -101,6 +101,7 @@ def evaluate_from_losses(
         name=measure.name,
         draws=count,
         fixed=measure.mu.fixed,
+        known_square=0.0 if measure.norm else None,
         matvecs=spent,
         solver=rounding + _truncation(by_radius, radii),
         method=f"losses/{measure.mu.name}" + ("+antithetic" if antithetic else "") + ("+richardson" * (levels > 1)),

@@ -150,6 +150,7 @@ def evaluate(
         name=measure.name,
         draws=count,
         fixed=measure.mu.fixed,
+        known_square=0.0 if measure.norm else None,
         matvecs=forms.matvecs - before + spent,
         method=f"products/{measure.mu.name}",
         seconds=time.perf_counter() - started,

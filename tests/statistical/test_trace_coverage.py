@@ -76,6 +76,13 @@ def test_deflated_norm_covers(kind: str) -> None:
     check(found, float(matrix.norm()))
 
 
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_norm_covers_without_deflation_on_both_sides(kind: str) -> None:
+    matrix = symmetric(eigenvalues(kind, 60))
+    found = [frobenius_norm(Plain(matrix), n_probes=20, seed=s) for s in SEEDS]
+    check(found, float(matrix.norm()))
+
+
 @pytest.mark.parametrize("passes", [2, 4])
 def test_pooled_terms_cover_with_few_passes(passes: int) -> None:
     matrices = torch.stack([symmetric(eigenvalues("outliers", 60), seed) for seed in range(12)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from scipy import stats
 
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 
 
 def test_the_interval_is_student_t_plus_solver() -> None:
@@ -15,6 +17,25 @@ def test_the_interval_is_student_t_plus_solver() -> None:
     wide = estimate.half_width(0.9, include_data=True)
     assert wide == pytest.approx(stats.t.ppf(0.95, 7) * 5**0.5 + 0.5)
     assert estimate.std_error == 1.0
+
+
+def test_a_norm_has_the_interval_of_its_reciprocal() -> None:
+    t = student_quantile(0.975, 10)
+    whole = Estimate(8.0, ErrorParts(probe=0.25 * 8 / t), df=10, known_square=0.0)
+    assert whole.interval() == pytest.approx((8 / 1.25, 8 / 0.75))
+    assert 1 / whole.interval()[0] - 1 / 8 == pytest.approx(1 / 8 - 1 / whole.interval()[1])
+    assert whole.half_width() == pytest.approx(2.0)
+    # 13^2 = 12^2 + 5^2: the sampled part alone is 5 -+ 0.2 * 5, whatever is known, and 13 ds / 5 is the error of 5.
+    part = Estimate(13.0, ErrorParts(probe=0.2 * 5 * 5 / 13 / t), df=10, known_square=144.0)
+    assert part.interval() == pytest.approx((math.hypot(12, 5 / 1.2), math.hypot(12, 5 / 0.8)))
+    assert part.scaled(2).interval() == pytest.approx([2 * end for end in part.interval()])
+    assert part.scaled(-1).interval() == pytest.approx((-13 - part.half_width(), -13 + part.half_width()))
+    # Wide ones stay finite, and a statement about the data is symmetric as before.
+    assert whole.with_(errors=ErrorParts(probe=8 / t)).interval() == pytest.approx((4.0, 24.0))
+    wide = whole.with_(errors=ErrorParts(probe=0.3 / t, data=0.4 / t, solver=0.1))
+    assert wide.interval(include_data=True) == pytest.approx((7.4, 8.6))
+    assert wide.interval() == pytest.approx((8 / (1 + 0.3 / 8) - 0.1, 8 / (1 - 0.3 / 8) + 0.1))
+    assert Estimate(3.0, ErrorParts(probe=1.0), df=0.0, known_square=0.0, support=(0, math.inf)).interval()[0] == 0
 
 
 def test_the_interval_is_cut_to_what_is_possible() -> None:

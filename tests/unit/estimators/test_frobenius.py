@@ -68,7 +68,9 @@ def test_pair_products_are_combined_as_derived() -> None:
     assert found.weight == pytest.approx(weight)
     assert found.value == pytest.approx((1 - weight) * float(mean) + weight * float(remainder))
     assert found.variance == pytest.approx(float(var_single * var_pairs / (var_single + var_pairs)))
-    assert found.df == pytest.approx(6 * (1 - weight / 2))
+    kurtosis = float((f - mean).pow(4).mean() / (f - mean).square().mean() ** 2)
+    assert 2 * 7 / (kurtosis - 1) < 6
+    assert found.df == pytest.approx(2 * 7 / (kurtosis - 1) * (1 - weight / 2))
     assert expected_variance(found, 7, 100) == pytest.approx(found.variance)
     assert expected_variance(found, 70, 10) < found.variance / 10
     inside = [p[i, j] for i, j in pairs if (i < 3) == (j < 3)]
