@@ -46,8 +46,8 @@ class Estimate:
 
     The interval is that of the number for the given data set: ``value -+ (t * errors.probe + errors.solver)`` with
     ``t`` the Student quantile at ``df`` degrees of freedom, cut to ``support``; that of a norm has unequal arms, see
-    ``known_square``. The sampling error of the data,
-    ``errors.data``, is a statement about other data sets and widens the interval only when asked for.
+    ``known_square``. The sampling error of the data, ``errors.data``, is a statement about other data sets and widens
+    the interval only when asked for.
 
     Attributes:
         value: the estimate, in the unit of the measured quantity.
@@ -147,7 +147,7 @@ class Estimate:
             bracket=bracket,  # type: ignore[arg-type]  # two sorted floats
             kind=kind if factor < 0 else self.kind,
             influence=None if self.influence is None else self.influence.scaled(factor),
-            known_square=self.known_square * factor**2 if self.known_square is not None and factor > 0 else None,
+            known_square=self.known_square * factor * factor if self.known_square is not None and factor > 0 else None,
         )
 
     def __str__(self) -> str:
@@ -157,9 +157,10 @@ class Estimate:
 
 def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:
     """Return the ends of the interval of sqrt(known + x); see ``Estimate.known_square``."""
-    x = norm**2 - known
-    if not x > 0:
+    share = (math.sqrt(known) / norm) ** 2 if norm > 0 else 1.0
+    sampled = 1 - share
+    if not sampled > 0:
         return norm - half, norm + half
-    r = half * norm / x
+    r = half / norm / sampled
     up = r * (1 / (1 - r) if r < 0.5 else 2.0)
-    return math.sqrt(known + x / (1 + r) ** 2), math.sqrt(known + x * (1 + up) ** 2)
+    return norm * math.sqrt(share + sampled / (1 + r) ** 2), norm * math.sqrt(share + sampled * (1 + up) ** 2)

@@ -51,7 +51,9 @@ def frob() -> Catalogued:
     From n draws it is low by F (k + 3) / (8 n), k = 3 + 12 sum_i l_i^4 / F^4 the kurtosis of t: 1/(2 n) as the variance
     is taken about the sample mean, (k - 1) / (8 n) by the root (delta method). ``correct_bias`` takes this off. The
     standard error, F sqrt((k - 1) / (4 n)), comes out small where the value is low, so (value - F) / std_error is
-    skewed: below -2.5 in 4 % to 12 % of samples of 64, above 2.5 in less than 0.5 %. The interval allows for it.
+    skewed: below -2.5 in 4 % to 12 % of samples of 64, above 2.5 in less than 0.5 %. The interval allows for it
+    (``Estimate.known_square``): it covered 91 to 95 % from 64 draws and 95 % from 256 (1,500 seeds, 30 dimensions), and
+    85 % and 91 % from 16 and 64 on a small network. Flag ``"few-probes"`` below 64 draws.
     """
     measure = Measure(
         lambda s: (2 * (s[1] - s[0] ** 2)).clamp_min(_TINY).sqrt(),
@@ -64,7 +66,11 @@ def frob() -> Catalogued:
 
 
 def cumulant(k: int) -> Catalogued:
-    """Return Tr H^k = 2 kappa_k / (k - 1)!, kappa_k the k-th cumulant of t, u ~ N(0, I), 1 <= k <= 8."""
+    """Return Tr H^k = 2 kappa_k / (k - 1)!, kappa_k the k-th cumulant of t, u ~ N(0, I), 1 <= k <= 8.
+
+    Its samples are skewed from k = 2 on: a low value has a short error bar. Nominal 95 % intervals of Tr H^3 from 16,
+    64 and 256 draws covered 72, 82 and 90 % (500 seeds, 30 eigenvalues of 1 -+ 0.3); ``correct_bias`` leaves no bias.
+    """
     order = checks.positive_int("k", k)
     if order > _MOST_CUMULANTS:
         raise ValueError(
@@ -181,7 +187,13 @@ def soft_max(p: int = 4) -> Catalogued:
 
 
 def log_exp(b: float) -> Catalogued:
-    """Return (2/b) log E e^{bt}, u on the unit sphere: tends to lambda_max as b > 0 grows, slowly."""
+    """Return (2/b) log E e^{bt}, u on the unit sphere: tends to lambda_max as b > 0 grows, slowly.
+
+    Where b lambda_max is large the mean of e^{bt} is carried by directions that no draw comes near. At
+    b lambda_max = 60 in 30 dimensions values from 16 to 256 draws lay 0.7 to 1.2 of their standard deviations below the
+    truth after ``correct_bias``, and 28 to 39 % of intervals covered, flagged ``"heavy-tailed-mean"`` in 58 to 99 % of
+    runs.
+    """
     rate = checks.real("b", b, low=0, low_open=True)
 
     def closed(spectrum: Spectrum) -> float:

@@ -22,6 +22,8 @@ from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size
 _GROUPS = 256
 # Fewer effective draws than this make a mean of weights, and its error, a matter of luck.
 _FEW = 30.0
+# From fewer draws than this nominal 95 % intervals of a norm covered 82 to 95 %, often without another sign of it.
+_FEW_FOR_NORM = 64
 # The bias counts as visible from this share of the standard error.
 _VISIBLE = 0.5
 
@@ -128,6 +130,8 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
     if found.heavy:
         flags += ("heavy-tailed-mean",)
         _warn(_heavy_words(found, name, draws))
+    if more.get("known_square") is not None and found.std_error > 0 and draws < _FEW_FOR_NORM:
+        flags += ("few-probes",)
     visible = found.bias is not None and abs(found.bias) > _VISIBLE * found.std_error and draws > 1
     if visible and not correct_bias and abs(float(found.bias or 0.0)) > 1e-12 * abs(found.value):
         flags += ("plug-in-bias",)

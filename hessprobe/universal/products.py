@@ -120,7 +120,7 @@ def evaluate(
         on part of the sample), ``bias_corrected``, ``jackknife_std_error``, ``effective_samples``. ``df`` is below
         n - 1 where few draws carry the error. Flags: ``"heavy-tailed-mean"``: few draws carry the mean or its error, as
         for exp(-t) away from a narrow mu, and neither is to be trusted; ``"plug-in-bias"``: the bias is over half the
-        standard error, and uncorrected.
+        standard error, and uncorrected; ``"few-probes"``: fewer than 64 draws for a norm.
 
     Raises:
         TypeError, ValueError: an argument outside its range, phi or psi of the wrong shape, an mu that needs more of
@@ -128,7 +128,7 @@ def evaluate(
         NonFiniteError: an expectation, phi of it, or a product is not finite.
 
     Warns:
-        NumericalWarning: with each flag.
+        NumericalWarning: with each of the first two flags.
     """
     started = time.perf_counter()
     if not isinstance(measure, Measure):

@@ -30,6 +30,10 @@ def test_a_norm_has_the_interval_of_its_reciprocal() -> None:
     assert part.interval() == pytest.approx((math.hypot(12, 5 / 1.2), math.hypot(12, 5 / 0.8)))
     assert part.scaled(2).interval() == pytest.approx([2 * end for end in part.interval()])
     assert part.scaled(-1).interval() == pytest.approx((-13 - part.half_width(), -13 + part.half_width()))
+    assert whole.scaled(1e200).interval() == pytest.approx((8e200 / 1.25, 8e200 / 0.75))
+    # Nothing sampled that is positive: a value corrected below zero, or one below what is known.
+    for odd in (whole.with_(value=-1.0), whole.with_(known_square=65.0)):
+        assert odd.interval() == pytest.approx((odd.value - 2, odd.value + 2))
     # Wide ones stay finite, and a statement about the data is symmetric as before.
     assert whole.with_(errors=ErrorParts(probe=8 / t)).interval() == pytest.approx((4.0, 24.0))
     wide = whole.with_(errors=ErrorParts(probe=0.3 / t, data=0.4 / t, solver=0.1))

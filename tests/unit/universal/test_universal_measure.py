@@ -283,6 +283,16 @@ def test_degrees_of_freedom_of_a_variance(kurtosis: float, law: str) -> None:
     assert spread_df(3 * drawn - 7) == pytest.approx(min(2 * n / (kurtosis - 1), n - 1), rel=0.08)
 
 
+def test_a_norm_from_few_draws_says_so() -> None:
+    A = torch.diag(torch.linspace(0.5, 1.5, 50).double())
+    few, enough = (evaluate(catalogue.frob().measure, A, n_probes=n, correct_bias=True) for n in (63, 64))
+    assert (few.flags, enough.flags) == (("few-probes",), ())
+    assert evaluate(catalogue.trace().measure, A, n_probes=8).flags == ()
+    # The interval is that of the reciprocal: nothing of a sampled norm is known.
+    low, high = enough.interval()
+    assert 1 / low - 1 / enough.value == pytest.approx(1 / enough.value - 1 / high)
+
+
 def test_degrees_of_freedom_by_hand() -> None:
     assert spread_df(torch.tensor([1.0, -1.0, 1.0, -1.0])) == 3.0
     assert spread_df(torch.full((5,), 2.0)) == 4.0
