@@ -5,6 +5,8 @@ Bad arguments raise the built-in ``ValueError`` and ``TypeError``; what is here 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class HessprobeError(Exception):
     """Base of every error that hessprobe raises about the work, not about an argument."""
@@ -44,6 +46,18 @@ class UnsupportedError(HessprobeError):
 
 class MemoryBudgetError(HessprobeError):
     """The computation does not fit the memory it was given; the message names what would fit."""
+
+
+class LostRunsError(HessprobeError):
+    """Some of several runs died or broke; the others went on to their ends.
+
+    Attributes:
+        finished: what the others returned.
+    """
+
+    def __init__(self, message: str, finished: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.finished = list(finished)
 
 
 class NumericalWarning(UserWarning):

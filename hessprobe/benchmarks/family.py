@@ -7,14 +7,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hessprobe.errors import HessprobeError
+from hessprobe.benchmarks.processes import Outcome, run_apart
+from hessprobe.errors import HessprobeError, LostRunsError
 from hessprobe.measures import MeasureSettings, measure_all
 from hessprobe.optim import available
 from hessprobe.optim.engine import SharpnessAware
@@ -89,17 +89,45 @@ def compare_optimizers(
         epochs: passes over the data.
         jobs: processes of one thread each.
         report: told of every finished run, how many are done, of how many.
+
+    Returns:
+        The runs, in the order of the names.
+
+    Raises:
+        LostRunsError: once all others are finished, where processes died or broke.
     """
     tasks = [(name, seed, epochs) for name in names for seed in seeds]
-    done = []
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(train_and_measure, *task) for task in tasks]
-        for future in as_completed(futures):
-            result = future.result()
-            done.append(result)
-            report(result, len(done), len(tasks))
+    done: list[TrainedOptimizer] = []
+    lost: list[Outcome] = []
+
+    def finished(outcome: Outcome) -> None:
+        if outcome.failure:
+            lost.append(outcome)
+            return
+        done.append(outcome.result)
+        report(outcome.result, len(done) + len(lost), len(tasks))
+
+    run_apart(_train_on_one_thread, tasks, jobs=jobs, finished=finished)
     order = {name: index for index, name in enumerate(names)}
-    return sorted(done, key=lambda one: (order[one.optimizer], one.seed))
+    done.sort(key=lambda one: (order[one.optimizer], one.seed))
+    if lost:
+        raise _lost(lost, done)
+    return done
+
+
+def _lost(lost: Sequence[Outcome], done: Sequence[TrainedOptimizer]) -> LostRunsError:
+    ends = [f"the run of {one.task[0]}, seed {one.task[1]}, {one.failure}" for one in lost]
+    kept = f"{len(done)} of {len(lost) + len(done)} runs were finished"
+    error = LostRunsError(f"{'; '.join(ends)}; {kept}.", done)
+    for one in lost:
+        if one.details:
+            error.add_note(one.details)
+    return error
+
+
+def _train_on_one_thread(name: str, seed: int, epochs: int) -> TrainedOptimizer:
+    torch.set_num_threads(1)
+    return train_and_measure(name, seed, epochs)
 
 
 def train_and_measure(name: str, seed: int, epochs: int) -> TrainedOptimizer:
