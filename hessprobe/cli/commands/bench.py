@@ -51,7 +51,7 @@ def bench(
         from hessprobe.cli.commands import bench_suites
 
         request = bench_suites.Request(suite, rounds, tuple(optimizer or ()), seeds, jobs, json, markdown)
-        bench_suites.run(request)
+        bench_suites.run(request, debug)
         return
     names = tuple(dict.fromkeys(case or _NAMES))
     for name in names:
@@ -74,13 +74,12 @@ def bench(
     left = ", ".join(name for name in names if name not in finished)
     if isinstance(failure, KeyboardInterrupt):
         failures.say(f"interrupted; not timed: {left}")
-        raise typer.Exit(failures.INTERRUPTED)
-    failures.fail(failure, debug)
+    failures.leave(failure, debug)
 
 
 def _timed(
     names: Sequence[str], cases: Mapping[str, Case], rounds: int, device: Any
-) -> tuple[list[dict[str, Any]], Exception | KeyboardInterrupt | None]:
+) -> tuple[list[dict[str, Any]], BaseException | None]:
     """Return the figures of the cases that were timed to their end, and what ended the work early."""
     from hessprobe.benchmarks import time_products
     from hessprobe.cli.progress import status_line
@@ -91,7 +90,7 @@ def _timed(
             for name in names:
                 rows += [each.row() for each in time_products(cases[name], rounds=rounds, device=device, report=report)]
     except (KeyboardInterrupt, Exception) as error:
-        return rows, error
+        return rows, failures.ended_by(error)
     return rows, None
 
 

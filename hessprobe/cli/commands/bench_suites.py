@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import typer
-
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.commands import bench_tables
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,34 +26,42 @@ class Request:
     markdown: str | None
 
 
-def run(request: Request) -> None:
-    """Time or train as asked; what was finished before an interruption is written all the same."""
-    options.at_least("--rounds", request.rounds, 2)
-    options.at_least("--seeds", request.seeds, 1)
-    options.at_least("--jobs", request.jobs, 1)
-    options.check_outputs(json=request.json, markdown=request.markdown)
+def run(request: Request, debug: bool) -> None:
+    """Time or train as asked; what was finished before something ended the work is shown and written all the same."""
+    _check(request)
 
     from hessprobe.cli.progress import status_line
 
     work = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}[request.suite]
-    rows: list[dict[str, Any]] = []
-    interrupted = False
-    with status_line() as report:
-        try:
-            title, table = work(request, rows, report)
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        failures.say(
-            f"interrupted after {len(rows)} results" + (f"; they are in {request.json}" if request.json else "")
-        )
+    rows: Rows = []
+    failure: BaseException | None = None
+    try:
+        with status_line() as report:
+            work(request, rows, report)
+    except (KeyboardInterrupt, Exception) as error:
+        failure = failures.ended_by(error)
     with signals.shielded():
-        _publish(request, rows, "" if interrupted else f"# {title}\n\n{table}", interrupted)
-    if interrupted:
-        raise typer.Exit(failures.INTERRUPTED)
+        _publish(request, rows, failure)
+    if isinstance(failure, KeyboardInterrupt):
+        where = f"; what is known is in {request.json}" if request.json not in (None, "-") else ""
+        failures.say(f"interrupted after {bench_tables.count(rows)} results{where}")
+    failures.leave(failure, debug)
 
 
-def _steps(request: Request, rows: list[dict[str, Any]], report: Callable[[str], None]) -> tuple[str, str]:
+def _check(request: Request) -> None:
+    options.at_least("--rounds", request.rounds, 2)
+    options.at_least("--seeds", request.seeds, 1)
+    options.at_least("--jobs", request.jobs, 1)
+    options.check_outputs(json=request.json, markdown=request.markdown)
+    if request.suite == "optimizers":
+        from hessprobe.benchmarks import family
+
+        known = tuple(family.optimizer_names())
+        for name in request.optimizers:
+            options.choice("--optimizer", name, known)
+
+
+def _steps(request: Request, rows: Rows, report: Callable[[str], None]) -> None:
     from hessprobe.benchmarks import optimizers
 
     for name in optimizers.SHAPES:
@@ -60,89 +69,57 @@ def _steps(request: Request, rows: list[dict[str, Any]], report: Callable[[str],
         rows += [timing.row() for timing in optimizers.time_shapes(name, rounds=request.rounds)]
     report(optimizers.NETWORK)
     rows += [timing.row() for timing in optimizers.time_network(rounds=request.rounds)]
-    return "Time of a SAM step", _steps_table(rows, optimizers.NETWORK)
 
 
-def _steps_table(rows: Sequence[dict[str, Any]], network: str) -> str:
-    contestants = list(dict.fromkeys(row["contestant"] for row in rows if row["case"] != network))
-    cases = list(dict.fromkeys(row["case"] for row in rows if row["case"] != network))
-    cell = {(row["case"], row["contestant"]): f"{row['milliseconds']:.1f} ({row['ratio']:.2f})" for row in rows}
-    lines = ["Milliseconds (ratio to the fastest other package, same round), gradients given:", ""]
-    lines += ["| tensors | " + " | ".join(contestants) + " |", "|---" + "|---:" * len(contestants) + "|"]
-    lines += [f"| {case} | " + " | ".join(cell[case, one] for one in contestants) + " |" for case in cases]
-    whole = [row for row in rows if row["case"] == network]
-    lines += ["", f"{network}, milliseconds a step (ratio to two gradients and one SGD step, same round):", ""]
-    lines += ["| " + " | ".join(row["contestant"] for row in whole) + " |", "|---:" * len(whole) + "|"]
-    lines += ["| " + " | ".join(f"{row['milliseconds']:.0f} ({row['ratio']:.3f})" for row in whole) + " |"]
-    return "\n".join(lines) + "\n"
-
-
-def _optimizers(request: Request, rows: list[dict[str, Any]], report: Callable[[str], None]) -> tuple[str, str]:
+def _optimizers(request: Request, rows: Rows, report: Callable[[str], None]) -> None:
     from hessprobe.benchmarks import family
 
-    known = tuple(family.optimizer_names())
-    names = list(request.optimizers or known)
-    for name in names:
-        options.choice("--optimizer", name, known)
+    names = list(dict.fromkeys(request.optimizers)) or family.optimizer_names()
     report("timing steps")
     times = family.time_optimizers(names, rounds=request.rounds)
+    timed = {name: {"time_of_a_step": times[name][0], "time_quartiles": times[name][1:]} for name in names}
 
     def finished(run: family.TrainedOptimizer, done: int, total: int) -> None:
-        rows.append(
-            {**run.row(), "time_of_a_step": times[run.optimizer][0], "time_quartiles": times[run.optimizer][1:]}
-        )
+        rows.append({**run.row(), **timed[run.optimizer]})
         report(f"{done} of {total}: {run.optimizer}, seed {run.seed}")
 
-    special = ", ".join(f"{name} {value}" for name, value in family.SETTINGS.items())
-    runs = family.compare_optimizers(names, seeds=range(request.seeds), jobs=request.jobs, report=finished)
-    head = (
-        f"Digits MLP with LayerNorm, 30 epochs, batch 32, {family.LABEL_NOISE:.0%} of the training labels "
-        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {request.seeds} seeds: mean ± "
-        "standard error of the mean. Test accuracy on true labels; curvature of the training loss, each estimate to "
-        f"1 %. Time of a step: median ratio to SGD, interleaved, one process. Not at their defaults: {special}.\n\n"
-        "Made by `hessprobe bench --suite optimizers --markdown FILE`.\n\n"
-    )
-    return "Every optimizer on noisy digits", head + family.family_table(runs, times)
+    try:
+        family.compare_optimizers(names, seeds=range(request.seeds), jobs=request.jobs, report=finished)
+    finally:
+        order = {name: index for index, name in enumerate(names)}
+        rows.sort(key=lambda row: (order[row["optimizer"]], row["seed"]))
+        trained = {row["optimizer"] for row in rows}
+        rows += [{"optimizer": name, "seed": None, **timed[name]} for name in names if name not in trained]
 
 
-def _landscapes(request: Request, rows: list[dict[str, Any]], report: Callable[[str], None]) -> tuple[str, str]:
+def _landscapes(request: Request, rows: Rows, report: Callable[[str], None]) -> None:
     from hessprobe.benchmarks import landscapes
 
     for case in landscapes.CASES.values():
         rows += [timing.row() for timing in landscapes.time_planes(case, rounds=request.rounds, report=report)]
-    lines = [
-        "| network | contestant | seconds a plane | ms a point | ratio | quartiles |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {landscapes.CASES[row['case']].title} | {row['contestant']} | {row['seconds']:.2f} | "
-        f"{row['milliseconds']:.2f} | {row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
-        for row in rows
-    ]
-    size = landscapes.SIZE
-    sizes = "; ".join(f"{case.title}: {case.size} x {case.size} points" for case in landscapes.CASES.values())
-    lines += [
-        "",
-        f"A plane of {size} x {size} points, the loss at each; ratio to as many plain forward passes under no_grad, "
-        f"medians over {request.rounds} interleaved rounds. hessprobe includes making the directions and choosing how "
-        f"many points a pass holds. Timed were ({sizes}); the rest of the plane is the time of a point once more.",
-    ]
-    return "Time of a loss landscape", "\n".join(lines) + "\n"
 
 
-def _publish(request: Request, rows: list[dict[str, Any]], text: str, interrupted: bool) -> None:
+def _publish(request: Request, rows: Rows, failure: BaseException | None) -> None:
     import torch
 
     from hessprobe import files, report
 
-    flags = ["interrupted"] if interrupted else None
     record = report.build_record(
-        "bench", [], arguments=asdict(request), seed=0, device=torch.device("cpu"), timings=rows, flags=flags
+        "bench",
+        [],
+        arguments=asdict(request),
+        seed=0,
+        device=torch.device("cpu"),
+        timings=rows,
+        **failures.entries(failure),
     )
     machine = record["environment"]
-    footer = f"\ntorch {machine['torch']}, {machine['threads']} threads, {machine['device']}.\n" if text else ""
+    text = ""
+    if rows:
+        text = bench_tables.page(request, rows, incomplete=failure is not None)
+        text += f"\ntorch {machine['torch']}, {machine['threads']} threads, {machine['device']}.\n"
     if request.markdown is not None and text:
-        files.write_atomically(request.markdown, lambda stream: stream.write((text + footer).encode()))
+        files.write_atomically(request.markdown, lambda stream: stream.write(text.encode()))
     if request.json is not None and request.json != "-":
         report.write_record(request.json, record)
-    sys.stdout.write(report.to_json(record) if request.json == "-" else text + footer)
+    sys.stdout.write(report.to_json(record) if request.json == "-" else text)

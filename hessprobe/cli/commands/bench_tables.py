@@ -1,0 +1,86 @@
+"""The Markdown tables of ``hessprobe bench --suite ...``, made from the rows of its record, few or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hessprobe.cli.commands.bench_suites import Request
+
+_Row = dict[str, Any]
+
+
+def count(rows: Sequence[_Row]) -> int:
+    """Return how many results the rows hold; an optimizer that was timed and not yet trained is none."""
+    return sum(row.get("seed", 0) is not None for row in rows)
+
+
+def page(request: Request, rows: Sequence[_Row], *, incomplete: bool) -> str:
+    """Return title and table of the suite, and a word that it is not all where it is not."""
+    title, table = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}[request.suite](request, rows)
+    note = "Not complete: these were finished.\n\n" if incomplete else ""
+    return f"# {title}\n\n{note}{table}"
+
+
+def _steps(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:  # noqa: ARG001  # as the others
+    from hessprobe.benchmarks.optimizers import NETWORK
+
+    contestants = list(dict.fromkeys(row["contestant"] for row in rows if row["case"] != NETWORK))
+    cases = list(dict.fromkeys(row["case"] for row in rows if row["case"] != NETWORK))
+    cell = {(row["case"], row["contestant"]): f"{row['milliseconds']:.1f} ({row['ratio']:.2f})" for row in rows}
+    lines = ["Milliseconds (ratio to the fastest other package, same round), gradients given:", ""]
+    lines += ["| tensors | " + " | ".join(contestants) + " |", "|---" + "|---:" * len(contestants) + "|"]
+    lines += [f"| {case} | " + " | ".join(cell[case, one] for one in contestants) + " |" for case in cases]
+    whole = [row for row in rows if row["case"] == NETWORK]
+    if whole:
+        lines += ["", f"{NETWORK}, milliseconds a step (ratio to two gradients and one SGD step, same round):", ""]
+        lines += ["| " + " | ".join(row["contestant"] for row in whole) + " |", "|---:" * len(whole) + "|"]
+        lines += ["| " + " | ".join(f"{row['milliseconds']:.0f} ({row['ratio']:.3f})" for row in whole) + " |"]
+    return "Time of a SAM step", "\n".join(lines) + "\n"
+
+
+def _optimizers(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
+    from hessprobe.benchmarks import family
+
+    special = ", ".join(f"{name} {value}" for name, value in family.SETTINGS.items())
+    head = (
+        f"Digits MLP with LayerNorm, 30 epochs, batch 32, {family.LABEL_NOISE:.0%} of the training labels "
+        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {request.seeds} seeds: mean ± "
+        "standard error of the mean. Test accuracy on true labels; curvature of the training loss, each estimate to "
+        f"1 %. Time of a step: median ratio to SGD, interleaved, one process. Not at their defaults: {special}.\n\n"
+        "Made by `hessprobe bench --suite optimizers --markdown FILE`.\n\n"
+    )
+    names = [field.name for field in fields(family.TrainedOptimizer)]
+    trained = [row for row in rows if row["seed"] is not None]
+    runs = [family.TrainedOptimizer(**{name: row[name] for name in names}) for row in trained]
+    times = {row["optimizer"]: (row["time_of_a_step"], *row["time_quartiles"]) for row in rows}
+    table = family.family_table(runs, times)
+    for row in rows:
+        if row["seed"] is None:
+            table += f"| {row['optimizer']} | not finished | | | | {row['time_of_a_step']:.2f} |\n"
+    return "Every optimizer on noisy digits", head + table
+
+
+def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
+    from hessprobe.benchmarks import landscapes
+
+    lines = [
+        "| network | contestant | seconds a plane | ms a point | ratio | quartiles |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {landscapes.CASES[row['case']].title} | {row['contestant']} | {row['seconds']:.2f} | "
+        f"{row['milliseconds']:.2f} | {row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
+        for row in rows
+    ]
+    size = landscapes.SIZE
+    sizes = "; ".join(f"{case.title}: {case.size} x {case.size} points" for case in landscapes.CASES.values())
+    lines += [
+        "",
+        f"A plane of {size} x {size} points, the loss at each; ratio to as many plain forward passes under no_grad, "
+        f"medians over {request.rounds} interleaved rounds. hessprobe includes making the directions and choosing how "
+        f"many points a pass holds. Timed were ({sizes}); the rest of the plane is the time of a point once more.",
+    ]
+    return "Time of a loss landscape", "\n".join(lines) + "\n"

@@ -1,0 +1,120 @@
+"""``hessprobe bench --suite`` that ends early: what is known is shown and written, and no process is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hessprobe import report
+from hessprobe.benchmarks import family, landscapes, optimizers
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start the suite of optimizers on the stand-in, and wait until ``jobs`` runs that do not end are under way."""
+    processes = []
+
+    def start(jobs):
+        names = ["sgd", "sam", "asam", "gsam"]
+        options = [word for name in names for word in ("--optimizer", name)]
+        files = ["--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")]
+        command = [sys.executable, str(HERE / "fake_runs.py"), "bench", "--suite", "optimizers", "--seeds", "1"]
+        process = subprocess.Popen(
+            [*command, "--jobs", str(jobs), *options, *files],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=HERE.parent.parent,
+            start_new_session=True,
+        )
+        processes.append(process)
+        # The last of them has begun because sgd was finished.
+        lines = [process.stderr.readline().split() for _ in range(jobs)]
+        assert all(line[0] == "ready" for line in lines), lines
+        return process, [int(line[1]) for line in lines]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "number", "to_all", "code"),
+    [(2, signal.SIGTERM, False, 143), (2, signal.SIGINT, True, 130), (1, signal.SIGTERM, True, 143)],
+)
+def test_a_signal_writes_what_is_finished_and_leaves_no_process(started, tmp_path, jobs, number, to_all, code):
+    process, children = started(jobs)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    # Reads until the last process that holds the pipes has ended; the runs under way would take a minute.
+    out, err = process.communicate(timeout=10)
+    said = f"hessprobe: interrupted after 1 results; what is known is in {tmp_path / 'o.json'}\n"
+    assert (process.returncode, err) == (code, said)
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    assert "| sgd | 91.000 ± 0.000 |" in out
+    assert "| gsam | not finished | | | | 1.00 |" in out
+    assert (tmp_path / "o.md").read_text() == out
+    record = report.read_record(tmp_path / "o.json")
+    assert record["flags"] == ["interrupted"]
+    rows = [(row["optimizer"], row["seed"]) for row in record["timings"]]
+    assert rows == [("sgd", 0), ("sam", None), ("asam", None), ("gsam", None)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_killed_is_named_and_the_others_are_kept(run, monkeypatch, tmp_path, jobs):
+    import fake_runs
+
+    monkeypatch.setattr(family, "time_optimizers", fake_runs.time_optimizers)
+    monkeypatch.setattr(family, "train_and_measure", fake_runs.train_and_measure)
+    chosen = ("--optimizer", fake_runs.LOST, "--optimizer", "sgd", "--seeds", 2, "--jobs", jobs)
+    done = run("bench", "--suite", "optimizers", *chosen, "--json", tmp_path / "o.json")
+    killed = "was killed by SIGKILL, as happens where memory runs out"
+    sentence = f"the run of adamw, seed 0, {killed}; the run of adamw, seed 1, {killed}; 2 of 4 runs were finished."
+    assert (done.code, done.err) == (1, f"hessprobe: error: {sentence}\n")
+    assert "| sgd | 91.000 ± 0.000 | 2.50 ± 0.50 |" in done.out
+    record = report.read_record(tmp_path / "o.json")
+    assert (record["flags"], record["errors"]) == (["failed"], [sentence])
+    assert [(row["optimizer"], row["seed"]) for row in record["timings"]] == [("sgd", 0), ("sgd", 1), ("adamw", None)]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Suites in one process, of which the last part ends by the given exception."""
+
+    def configure(error):
+        def ends(*_, **__):
+            raise error
+
+        plane = landscapes.PlaneTiming("digits", "hessprobe", 1.0, 2.0, 1.5, 1.4, 1.6, 2, 9)
+        monkeypatch.setattr(optimizers, "SHAPES", {"3 x (4)": (3, (4,))})
+        monkeypatch.setattr(optimizers, "time_network", ends)
+        monkeypatch.setattr(landscapes, "time_planes", lambda case, **_: [plane] if case.name == "digits" else ends())
+
+    return configure
+
+
+@pytest.mark.parametrize(("suite", "shown"), [("steps", "| 3 x (4) | "), ("landscapes", "| hessprobe | 1.00 | 2.00 |")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("rounds must be fewer; got 2.")])
+def test_what_ends_the_other_suites_keeps_what_they_timed(run, stopped, tmp_path, suite, shown, error):
+    stopped(error)
+    done = run("bench", "--suite", suite, "--rounds", 2, "--json", tmp_path / "s.json", "--markdown", tmp_path / "s.md")
+    record = report.read_record(tmp_path / "s.json")
+    assert len(record["timings"]) >= 1
+    assert shown in done.out
+    assert (tmp_path / "s.md").read_text() == done.out
+    if isinstance(error, KeyboardInterrupt):
+        assert (done.code, record["flags"]) == (130, ["interrupted"])
+        assert done.err.startswith("hessprobe: interrupted after ")
+    else:
+        assert (done.code, record["flags"]) == (1, ["failed"])
+        assert done.err == "hessprobe: error: --rounds must be fewer; got 2.\n"
