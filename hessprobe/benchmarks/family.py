@@ -108,8 +108,7 @@ def compare_optimizers(
         report(outcome.result, len(done) + len(lost), len(tasks))
 
     run_apart(_train_on_one_thread, tasks, jobs=jobs, finished=finished)
-    order = {name: index for index, name in enumerate(names)}
-    done.sort(key=lambda one: (order[one.optimizer], one.seed))
+    done.sort(key=lambda one: (names.index(one.optimizer), one.seed))
     if lost:
         raise _lost(lost, done)
     return done
