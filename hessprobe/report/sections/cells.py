@@ -45,6 +45,33 @@ def cost_cells(row: Mapping[str, Any]) -> tuple[Cell, Cell]:
     return Cell(count(found), found, "number"), Cell(seconds(time), time, "number")
 
 
+def estimate_columns(interval: str) -> tuple[Column, ...]:
+    """Return the columns that follow measure and checkpoint wherever results stand in a table: see ``estimate_cells``.
+
+    Args:
+        interval: header of the intervals, from ``interval_name``.
+    """
+    return (
+        value_columns(),
+        Column(interval, "number"),
+        Column("products", "number"),
+        Column("time", "number"),
+        Column("method"),
+        RECORD,
+    )
+
+
+def estimate_cells(row: Mapping[str, Any], source: Source, interval: str) -> tuple[Cell, ...]:
+    """Return the cells of ``estimate_columns``: value, error, interval, cost, method, record."""
+    return (
+        *value_cells(row),
+        interval_cell(row, interval),
+        *cost_cells(row),
+        Cell(row["method"], kind="code"),
+        record_cell(source),
+    )
+
+
 def number_cell(value: float | None, digits: int = 4) -> Cell:
     """Return a number; empty where there is none."""
     return Cell("" if value is None else number(value, digits), value, "number")

@@ -10,7 +10,8 @@ from hessprobe.report.parts import Block, Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
-    cost_cells,
+    estimate_cells,
+    estimate_columns,
     interval_cell,
     interval_name,
     number_cell,
@@ -103,25 +104,12 @@ def _values(page: Page, source: Source) -> Table | None:
     if not source.rows:
         return None
     interval = interval_name(source.rows)
-    columns = (
-        Column("measure"),
-        Column("checkpoint"),
-        value_columns(),
-        Column(interval, "number"),
-        Column("products", "number"),
-        Column("time", "number"),
-        Column("method"),
-        RECORD,
-    )
+    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval))
     rows = tuple(
         (
             Cell(row["measure"], kind="name"),
             Cell(row["checkpoint"]),
-            *value_cells(row),
-            interval_cell(row, interval),
-            *cost_cells(row),
-            Cell(row["method"], kind="code"),
-            record_cell(source),
+            *estimate_cells(row, source, interval),
         )
         for row in source.rows
     )

@@ -11,11 +11,10 @@ from hessprobe.measures.names import NAMES
 from hessprobe.report.parts import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
-    RECORD,
-    cost_cells,
+    estimate_cells,
+    estimate_columns,
     interval_cell,
     interval_name,
-    record_cell,
     value_cells,
     value_columns,
 )
@@ -118,25 +117,12 @@ def _weakness(row: Row) -> Row:
 
 def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Table:
     interval = interval_name([row for found in groups.values() for _, row in found])
-    columns = (
-        Column("measure"),
-        Column("checkpoint"),
-        value_columns(),
-        Column(interval, "number"),
-        Column("products", "number"),
-        Column("time", "number"),
-        Column("method"),
-        RECORD,
-    )
+    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval))
     rows = tuple(
         (
             Cell(name if matrix == "hessian" else f"{name}, {wording.operator(matrix)}", kind="name"),
             Cell(page.data_name(source)),
-            *value_cells(row),
-            interval_cell(row, interval),
-            *cost_cells(row),
-            Cell(row["method"], kind="code"),
-            record_cell(source),
+            *estimate_cells(row, source, interval),
         )
         for (name, matrix), found in groups.items()
         for source, row in found
