@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hessprobe import files
 from hessprobe.report.parts import Section
@@ -29,6 +30,9 @@ from hessprobe.report.sections import (
 from hessprobe.report.sections.page import Page
 from hessprobe.report.typography import listed, moment, plural
 
+# Words and options that are short enough to stay on one line; none of it is special in HTML.
+_HYPHENATED = re.compile(r"(?<![\w&#;-])(?=[\w-]{3,16}(?![\w-]))(?:--)?\w+(?:-\w+)*")
+_JOINT = re.compile(r"[+/]")
 _SECTIONS = (
     measures.headlines,
     summary.build,
@@ -63,6 +67,7 @@ def render(page: Page, title: str = "Curvature report") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"unbroken": unbroken, "breakable": breakable}
     return environment.get_template("report.html").render(
         title=title,
         subtitle=_subtitle(page),
@@ -73,6 +78,16 @@ def render(page: Page, title: str = "Curvature report") -> str:
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
     )
+
+
+def unbroken(text: str) -> Markup:
+    """Return a text, escaped, whose short words and options do not break at their hyphens: ``--rtol``."""
+    return Markup(_HYPHENATED.sub(_whole, str(escape(text))))
+
+
+def breakable(text: str) -> Markup:
+    """Return a name, escaped, that may be broken behind every plus and slash: ``hutchinson+blocks+surrogate``."""
+    return Markup(_JOINT.sub(lambda found: f"{found[0]}<wbr>", str(escape(text))))
 
 
 def sections(page: Page) -> list[Section]:
@@ -102,6 +117,10 @@ def _subtitle(page: Page) -> str:
 
 def _version(record: Mapping[str, Any]) -> str:
     return str(record["environment"].get("hessprobe", "of an unknown version"))
+
+
+def _whole(found: re.Match[str]) -> str:
+    return f'<span class="whole">{found[0]}</span>' if "-" in found[0] else found[0]
 
 
 def _packaged(name: str) -> str:

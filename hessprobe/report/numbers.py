@@ -84,5 +84,7 @@ def _error_text(error: float | None, scale: int, place: int) -> str:
     if not math.isfinite(error):
         return plain(error)
     fixed, scientific = f"{error:.{max(-place, 0)}f}", f"{error:.1e}"
+    if _FIXED_FROM <= scale < _FIXED_TO and _FIXED_FROM <= _exponent(error) < min(place, 0):
+        return f"{error:#.2g}"
     readable = _FIXED_FROM <= scale < _FIXED_TO and _exponent(error) >= place
     return fixed if readable and len(fixed) <= len(scientific) else scientific

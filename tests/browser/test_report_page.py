@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from page_records import everything, invariant, measured, record, write
+from page_records import TRACKED, estimate, everything, invariant, measured, point, record, sharp, write
 
 from hessprobe.cli.commands.report import page_of
 from hessprobe.report import html, sources
+from hessprobe.report.sections.page import Page
 
 ATTACK = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
 
@@ -17,6 +18,35 @@ ATTACK = "</script><script>window.hit = 1</script><img src=x onerror='window.hit
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     html.write(folder / "report.html", page_of(sources.gather(write(folder, **everything()))))
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory):
+    """A page whose tables hold the widest that measurements give: small numbers, small errors, long names."""
+    folder = tmp_path_factory.mktemp("full")
+    near, tight = estimate(0.610721, 4.7e-6), {"probe": 0.0, "data": None, "solver": 7.6e-10}
+    sharpness = [
+        sharp(kind, 9.3228e-4, errors=tight, interval=[9.32279e-4, 9.32281e-4])
+        for kind in ("worst", "ascent", "average")
+    ]
+    transforms = [
+        invariant(name, "undecided (error too large)", before=near, after=near, z=-34800.0, transform="layer-rescaling")
+        for name in ("lambda-max", "adaptive-trace")
+    ]
+    scores = {"train_accuracy": 0.98, "test_accuracy": 0.96, "train_loss": 0.0942, "test_loss": 0.11}
+    run = [point(step, 1.0, scores=scores) for step in (0, 45, 4500)]
+    for row in run:
+        row["measures"] |= {name: measured(name, 0.633785, 4.8e-6) for name in ("lambda-max", "frob")}
+    named = {"checkpoint": "runs/sharpness-aware.pt"}
+    records = everything() | {
+        "measure_sam": record("measure", [measured(method="hutchinson+blocks+surrogate"), measured("frob")], **named),
+        "sharpness": record("sharpness", sharpness, **named),
+        "invariance": record("invariance", transforms, **named),
+        "track": record("track", run, checkpoint=None, arguments=TRACKED),
+    }
+    records["sharpness"]["data"] |= {"split": "test", "examples": 364}
+    html.write(folder / "report.html", Page(sources.gather(write(folder, **records))))
     return folder / "report.html"
 
 
@@ -160,6 +190,25 @@ def test_narrow_screens_scroll_tables_and_not_the_page(browser, report, width):
     assert wide or width >= 768
     assert browser.run("return [...document.querySelectorAll('.scroll')].every(b => b.tabIndex === 0)")
     browser.picture(f"width-{width}")
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_no_table_is_wider_than_its_box_on_a_desktop(browser, full, width):
+    browser.open(full, width=width)
+    boxes = browser.run(
+        "return [...document.querySelectorAll('.scroll')].map(b =>"
+        " [b.querySelector('caption').innerText, b.scrollWidth - b.clientWidth])"
+    )
+    assert len(boxes) >= 9
+    assert [box for box in boxes if box[1] > 0] == []
+
+
+def test_short_words_are_not_broken_at_their_hyphens(browser, full):
+    browser.open(full, width=360, height=740)
+    count = "return [...document.querySelectorAll('.whole')].map(n => [n.innerText, n.getClientRects().length])"
+    lines = browser.run(count)
+    assert "lambda-max" in dict(lines)
+    assert [word for word, pieces in lines if pieces > 1] == []
 
 
 def test_prints_in_light_colors_with_nothing_cut(browser, report):

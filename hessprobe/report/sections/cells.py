@@ -8,10 +8,11 @@ from typing import Any
 from hessprobe.report.parts import Cell, Column
 from hessprobe.report.sections import wording
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import count, number, seconds
+from hessprobe.report.typography import count, listed, number, seconds, steady
 
 RECORD = Column("record")
 _INTERVAL = "interval"
+_UNITS = {"curvature": "curvature (loss per squared parameter)"}
 
 
 def value_columns(name: str = "value") -> Column:
@@ -25,6 +26,19 @@ def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
         return Cell("", kind="number"), Cell("", kind="error")
     value, error, _ = wording.value_texts(row)
     return Cell(value, row["value"], "number"), Cell(f"± {error}" if error else "", row["std_error"], "error")
+
+
+def stacked_cell(row: Mapping[str, Any] | None) -> Cell:
+    """Return value and error in one cell, their interval below them, for tables that have no room for more columns."""
+    if row is None:
+        return Cell("", kind="number")
+    return Cell(wording.with_error(row), row["value"], "number", note=wording.value_texts(row)[2])
+
+
+def below(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the sentence that says what stands below the values of stacked cells, or nothing without any."""
+    levels = list(dict.fromkeys(wording.level(row) for row in rows))
+    return [f"Below each value stands its {listed(levels)} interval."] if levels else []
 
 
 def interval_name(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -75,6 +89,22 @@ def estimate_cells(row: Mapping[str, Any], source: Source, interval: str) -> tup
 def number_cell(value: float | None, digits: int = 4) -> Cell:
     """Return a number; empty where there is none."""
     return Cell("" if value is None else number(value, digits), value, "number")
+
+
+def steady_cell(value: float | None, error: float | None = None, digits: int = 4) -> Cell:
+    """Return a number to the digit that its error leaves, or always to as many digits; empty where there is none."""
+    return Cell("" if value is None else steady(value, error, digits), value, "number")
+
+
+def units_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in one sentence the units of the measures in a table, or nothing where they are not known."""
+    units: dict[str, list[str]] = {}
+    for row in rows:
+        names = units.setdefault(str(row.get("unit") or ""), [])
+        if row["measure"] not in names:
+            names.append(str(row["measure"]))
+    known = [f"{_UNITS.get(unit, unit)} for {listed(names)}" for unit, names in units.items() if unit]
+    return [f"Units: {'; '.join(known)}."] if known else []
 
 
 def record_cell(source: Source) -> Cell:

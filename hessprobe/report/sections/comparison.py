@@ -16,6 +16,7 @@ from hessprobe.report.sections.cells import (
     interval_name,
     number_cell,
     record_cell,
+    units_note,
     value_cells,
     value_columns,
 )
@@ -114,7 +115,7 @@ def _values(page: Page, source: Source) -> Table | None:
         for row in source.rows
     )
     remarks = [f"{row['measure']} of {row['checkpoint']}: {said}" for row in source.rows for said in page.remarks(row)]
-    return Table("The compared values", columns, rows, remarks=tuple(dict.fromkeys(remarks)))
+    return Table("The compared values", columns, rows, tuple(units_note(source.rows)), tuple(dict.fromkeys(remarks)))
 
 
 def _correlations(source: Source) -> Table | None:

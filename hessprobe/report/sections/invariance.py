@@ -8,19 +8,18 @@ from typing import Any
 from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, NOT_MEASURED, TRANSFORMS
 from hessprobe.report.parts import Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
-from hessprobe.report.sections.cells import RECORD, number_cell, record_cell, value_cells, value_columns
+from hessprobe.report.sections.cells import RECORD, below, number_cell, record_cell, stacked_cell, steady_cell
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import count, listed, number
+from hessprobe.report.typography import count, listed, number, steady
 
 _TONES = {INVARIANT: "good", CHANGES: "bad", NOT_MEASURED: ""}
 _COLUMNS = (
     Column("transform"),
-    Column("strength", "number"),
     Column("measure"),
     Column("verdict"),
-    value_columns("before"),
-    value_columns("after"),
+    Column("before ± error", "number"),
+    Column("after ± error", "number"),
     Column("ratio", "number"),
     Column("z", "number"),
     Column("outputs moved by", "number"),
@@ -82,12 +81,11 @@ def _rows(source: Source) -> Iterator[tuple[Cell, ...]]:
     for row in source.rows:
         tone = "bad" if row.get("contradicts_theory") else _TONES.get(row["verdict"], "weak")
         yield (
-            Cell(row["transform"], kind="name"),
-            number_cell(row["strength"]),
+            _transform(row),
             Cell(row["measure"]),
-            Cell(row["verdict"], kind="verdict", tone=tone),
-            *_side(row["before"]),
-            *_side(row["after"]),
+            _verdict(row["verdict"], tone),
+            stacked_cell(row["before"]),
+            stacked_cell(row["after"]),
             _ratio(row),
             number_cell(row["z"], 3),
             number_cell(row["outputs_distance"], 2),
@@ -95,24 +93,32 @@ def _rows(source: Source) -> Iterator[tuple[Cell, ...]]:
         )
 
 
-def _side(estimate: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
-    value, error = value_cells(estimate)
-    if estimate is None:
-        return value, error
-    return Cell(value.text, value.sort, value.kind, note=wording.value_texts(estimate)[2]), error
+def _transform(row: Mapping[str, Any]) -> Cell:
+    if row["strength"] is None:
+        return Cell(row["transform"], kind="name")
+    strength = number(row["strength"])
+    # Sorted by strength within the transform.
+    return Cell(row["transform"], f"{row['transform']} {row['strength']}", "name", note=f"strength {strength}")
+
+
+def _verdict(said: str, tone: str) -> Cell:
+    """Return a verdict, with what stands in brackets behind it on a line of its own."""
+    word, _, why = said.partition(" (")
+    return Cell(word, said, "verdict", note=why.removesuffix(")"), tone=tone)
 
 
 def _ratio(row: Mapping[str, Any]) -> Cell:
     # A ratio of determinants has hundreds of digits; the difference of their logarithms says as much.
     if row["measure"] in LOGARITHMIC and row["difference"] is not None:
-        return Cell(f"e^{number(row['difference'])}", row["difference"], "number")
-    return number_cell(row["ratio"], 5)
+        error = (row["difference_error"] or {}).get("std_error")
+        return Cell(f"exp({steady(row['difference'], error)})", row["difference"], "number")
+    return steady_cell(row["ratio"], row.get("ratio_error"), 5)
 
 
 def _notes(source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a reader needs for the table, and the reasons of its verdicts."""
-    levels = dict.fromkeys(wording.level(row[side]) for row in source.rows for side in ("before", "after") if row[side])
-    notes = [f"Below each value stands its {listed(list(levels))} interval."] if levels else []
+    notes = below([row[side] for row in source.rows for side in ("before", "after") if row[side]])
+    notes.append("Ratio: after over before. z: their difference over its standard error.")
     kinds = dict.fromkeys(row["transform"] for row in source.rows)
     notes += [f"{wording.capital(name)}: {TRANSFORMS[name].meaning}." for name in kinds if name in TRANSFORMS]
     wrong = [row for row in source.rows if row.get("contradicts_theory")]

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from hessprobe.report.parts import Cell, Column, Section, Table, section
-from hessprobe.report.sections.cells import RECORD, number_cell, record_cell
+from hessprobe.report.sections.cells import RECORD, record_cell, steady_cell
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
@@ -65,9 +65,9 @@ def _row(page: Page, source: Source, row: Mapping[str, Any]) -> tuple[Cell, ...]
         Cell(page.data_name(source), kind="name"),
         Cell(row["directions"]),
         Cell(_points(row), _size(row), "number"),
-        number_cell(center, 6),
-        number_cell(least, 6),
-        number_cell(largest, 6),
+        steady_cell(center),
+        steady_cell(least),
+        steady_cell(largest),
         Cell(f"{holes:,}", holes, "number"),
         Cell("" if trusted is None else percent(trusted), trusted, "number"),
         record_cell(source),

@@ -15,6 +15,7 @@ from hessprobe.report.sections.cells import (
     estimate_columns,
     interval_cell,
     interval_name,
+    units_note,
     value_cells,
     value_columns,
 )
@@ -116,7 +117,8 @@ def _weakness(row: Row) -> Row:
 
 
 def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Table:
-    interval = interval_name([row for found in groups.values() for _, row in found])
+    shown = [row for found in groups.values() for _, row in found]
+    interval = interval_name(shown)
     columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval))
     rows = tuple(
         (
@@ -133,7 +135,7 @@ def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Tab
         for source, row in found
         for said in page.remarks(row)
     ]
-    return Table("Every curvature number", columns, rows, remarks=tuple(remarks))
+    return Table("Every curvature number", columns, rows, tuple(units_note(shown)), tuple(remarks))
 
 
 def _layers(page: Page) -> Iterator[Table]:

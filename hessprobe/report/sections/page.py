@@ -84,4 +84,4 @@ def _data(source: Source) -> str:
     data = part(source.record, "data")
     if not data:
         return ""
-    return ", ".join(str(data[name]) for name in ("split", "examples") if data.get(name) is not None)
+    return ",\u00a0".join(str(data[name]) for name in ("split", "examples") if data.get(name) is not None)

@@ -9,34 +9,46 @@ from hessprobe.report.parts import Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
-    interval_cell,
-    interval_name,
+    below,
     number_cell,
     record_cell,
-    value_cells,
-    value_columns,
+    stacked_cell,
+    steady_cell,
 )
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import count, number, seconds
+from hessprobe.report.typography import count, number, seconds, steady
 from hessprobe.sharpness.names import MEANINGS
 
 _KINDS = {"worst": "in the worst direction", "ascent": "along the gradient", "average": "in a random direction"}
+_COLUMNS = (
+    Column("sharpness"),
+    Column("checkpoint"),
+    Column("radius", "number"),
+    Column("value ± error", "number"),
+    Column("second order", "number"),
+    Column("ratio", "number"),
+    Column("losses", "number"),
+    Column("gradients", "number"),
+    Column("products", "number"),
+    Column("time", "number"),
+    RECORD,
+)
 
 
 def build(page: Page) -> Section | None:
     """Return the section, or None without records of ``hessprobe sharpness``."""
     sources = page.of("sharpness")
-    interval = interval_name([row for source in sources for row in source.rows])
-    rows = tuple(_row(page, source, row, interval) for source in sources for row in source.rows)
+    rows = tuple(_row(page, source, row) for source in sources for row in source.rows)
     kinds = dict.fromkeys(row["measure"] for source in sources for row in source.rows)
     meanings = tuple(f"{wording.capital(name)}: {MEANINGS[name]}." for name in kinds if name in MEANINGS)
     ratio = "Ratio: value over second order; near 1 as long as the quadratic model holds."
-    notes = (*meanings, ratio)
+    units = "Unit: that of the loss."
+    notes = (*below([row for source in sources for row in source.rows]), units, *meanings, ratio)
     blocks = [
         unfinished(sources),
-        Table("Every sharpness number", _columns(interval), rows, notes, tuple(_remarks(page))) if rows else None,
+        Table("Every sharpness number", _COLUMNS, rows, notes, tuple(_remarks(page))) if rows else None,
         page.drawn("sharpness"),
     ]
     return section("sharpness", "Sharpness", blocks)
@@ -62,39 +74,21 @@ def sentences(page: Page) -> Iterator[str]:
 
 def _quoted(page: Page, source: Source, row: Mapping[str, Any]) -> str:
     ratio = row.get("ratio")
-    model = "" if ratio is None else f", {number(ratio, 3)} times the second-order prediction,"
+    model = "" if ratio is None else f", {steady(ratio, digits=3)} times the second-order prediction,"
     return f"{wording.quoted(row)}{model} at {page.data_name(source)} [{source.label}]"
 
 
-def _columns(interval: str) -> tuple[Column, ...]:
-    return (
-        Column("sharpness"),
-        Column("checkpoint"),
-        Column("radius", "number"),
-        value_columns(),
-        Column(interval, "number"),
-        Column("second order", "number"),
-        Column("ratio", "number"),
-        Column("losses", "number"),
-        Column("gradients", "number"),
-        Column("products", "number"),
-        Column("time", "number"),
-        RECORD,
-    )
-
-
-def _row(page: Page, source: Source, row: Mapping[str, Any], interval: str) -> tuple[Cell, ...]:
+def _row(page: Page, source: Source, row: Mapping[str, Any]) -> tuple[Cell, ...]:
     name = row["measure"] if row.get("m") is None else f"{row['measure']}, m = {row['m']}"
-    predicted, spent = part(row, "predicted").get("value"), part(row, "cost")
+    predicted, spent = part(row, "predicted"), part(row, "cost")
     costs = [spent.get(kind) for kind in ("losses", "gradients", "products")]
     return (
         Cell(str(name), kind="name"),
         Cell(page.data_name(source)),
         number_cell(row.get("rho")),
-        *value_cells(row),
-        interval_cell(row, interval),
-        number_cell(predicted),
-        number_cell(row.get("ratio")),
+        stacked_cell(row),
+        steady_cell(predicted.get("value"), predicted.get("std_error")),
+        steady_cell(row.get("ratio")),
         *(Cell("" if each is None else count(each), each, "number") for each in costs),
         Cell(seconds(row["seconds"]), row["seconds"], "number"),
         record_cell(source),

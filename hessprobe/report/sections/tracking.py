@@ -7,11 +7,20 @@ from typing import Any
 
 from hessprobe.report.parts import Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
-from hessprobe.report.sections.cells import RECORD, cost_cells, number_cell, record_cell, value_cells, value_columns
+from hessprobe.report.sections.cells import (
+    RECORD,
+    below,
+    cost_cells,
+    number_cell,
+    record_cell,
+    stacked_cell,
+    steady_cell,
+    units_note,
+)
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import count, number, plural
+from hessprobe.report.typography import count, number, plural, share, steady
 
 Row = Mapping[str, Any]
 
@@ -53,38 +62,55 @@ def _measures(rows: Sequence[Row]) -> list[str]:
 
 def _table(source: Source) -> Table:
     names = _measures(source.rows)
-    scores = list(dict.fromkeys(str(name) for row in source.rows for name in part(row, "scores")))
+    scores = _scores(source.rows)
     columns = (
         Column("step", "number"),
-        Column("epoch", "number"),
-        *(value_columns(name) for name in names),
+        *(Column(f"{name} ± error", "number") for name in names),
         Column("stable up to", "number"),
         Column("loss", "number"),
-        *(Column(name.replace("_", " "), "number") for name in scores),
-        Column("products", "number"),
+        *(Column(heading, "number") for heading in scores),
         Column("time", "number"),
         RECORD,
     )
     rows = tuple(tuple(_cells(source, row, names, scores)) for row in source.rows)
-    levels = dict.fromkeys(wording.level(found) for row in source.rows for found in row["measures"].values())
-    notes = [f"Below each value stands its {' or '.join(levels)} interval."] if levels else []
+    found = [{"measure": name} | one for row in source.rows for name, one in row["measures"].items()]
+    notes = [*below(found), *units_note(found)]
+    notes.append("Stable up to: the largest eigenvalue of a quadratic on which these steps are stable.")
     notes += [str(note) for note in source.record.get("notes") or ()]
     return Table(f"Every checkpoint: {source.name}", columns, rows, tuple(notes))
 
 
-def _cells(source: Source, row: Row, names: Sequence[str], scores: Sequence[str]) -> Iterator[Cell]:
-    yield Cell(count(row["step"]), row["step"], "number")
-    yield number_cell(row["epoch"])
+def _cells(source: Source, row: Row, names: Sequence[str], scores: Mapping[str, tuple[str, ...]]) -> Iterator[Cell]:
+    epoch = "" if row["epoch"] is None else f"epoch {number(row['epoch'])}"
+    yield Cell(count(row["step"]), row["step"], "number", note=epoch)
     for name in names:
-        found = row["measures"].get(name)
-        value, error = value_cells(found)
-        note = "" if found is None else wording.value_texts(found)[2]
-        yield Cell(value.text, value.sort, value.kind, note=note)
-        yield error
-    yield number_cell(part(row, "edge").get("plain"))
-    yield number_cell(row.get("loss"))
-    for name in scores:
-        score = part(row, "scores").get(name)
-        yield Cell("" if score is None else number(score), score, "number")
-    yield from cost_cells(row)
+        yield stacked_cell(row["measures"].get(name))
+    yield number_cell(part(row, "edge").get("plain"), 3)
+    yield steady_cell(row.get("loss"))
+    yield from (_score(row, names) for names in scores.values())
+    products, time = cost_cells(row)
+    yield Cell(time.text, time.sort, "number", note=f"{products.text} products")
     yield record_cell(source)
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """Return the scores in each column by its header: what is known of training and of test data shares one."""
+    names = list(dict.fromkeys(str(name) for row in rows for name in part(row, "scores")))
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        split, _, kind = name.partition("_")
+        pair = (f"train_{kind}", f"test_{kind}")
+        if split in ("train", "test") and all(each in names for each in pair):
+            found[f"{kind}: train, below it test"] = pair
+        else:
+            found[name.replace("_", " ")] = (name,)
+    return found
+
+
+def _score(row: Row, names: tuple[str, ...]) -> Cell:
+    values = [part(row, "scores").get(name) for name in names]
+    texts = [
+        "" if value is None else share(value) if name.endswith("accuracy") else steady(value)
+        for name, value in zip(names, values, strict=True)
+    ]
+    return Cell(texts[0], values[0], "number", note="".join(texts[1:]))

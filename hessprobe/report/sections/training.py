@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.report.parts import Cell, Column, Section, Table, section
-from hessprobe.report.sections.cells import number_cell
+from hessprobe.report.sections.cells import number_cell, steady_cell
 from hessprobe.report.sections.page import Page
 from hessprobe.report.shapes import objects, part
-from hessprobe.report.typography import percent
+from hessprobe.report.typography import percent, share
 
 _COLUMNS = (
     Column("checkpoint"),
@@ -69,7 +69,7 @@ def _row(name: str, checkpoint: Mapping[str, Any]) -> tuple[Cell, ...]:
         Cell(f"{size:,}" if isinstance(size, int) else "", size if isinstance(size, int) else None, "number"),
         Cell(str(recipe.get("optimizer") or checkpoint.get("optimizer") or "")),
         *(_number(recipe.get(name)) for name in ("epochs", "lr", "rho")),
-        *(_number(metrics.get(f"{split}_loss")) for split in ("train", "test")),
+        *(_loss(metrics.get(f"{split}_loss")) for split in ("train", "test")),
         *(_share(metrics.get(f"{split}_accuracy")) for split in ("train", "test")),
     )
 
@@ -82,8 +82,12 @@ def _number(value: Any) -> Cell:
     return number_cell(value if _is_number(value) else None)
 
 
+def _loss(value: Any) -> Cell:
+    return steady_cell(value if _is_number(value) else None)
+
+
 def _share(value: Any) -> Cell:
-    return Cell(percent(value), value, "number") if _is_number(value) else Cell("", None, "number")
+    return Cell(share(value), value, "number") if _is_number(value) else Cell("", None, "number")
 
 
 def _is_number(value: Any) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.report.parts import Cell, Column, Section, Table, section
-from hessprobe.report.sections.cells import RECORD, number_cell, record_cell
+from hessprobe.report.sections.cells import RECORD, record_cell
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import number, pretty, seconds
+from hessprobe.report.typography import number, numbers, pretty, seconds
 from hessprobe.validation.table import score_text, summary
 
 _TONES = {"holds": "good", "fails": "bad", "error": "bad"}
@@ -54,12 +54,13 @@ def _row(source: Source, row: Mapping[str, Any]) -> tuple[Cell, ...]:
     broken = row["verdict"] == "error"
     sign = {"bound": "≤\u00a0", "at least": "≥\u00a0"}.get(row.get("kind", ""), "")
     predicted = row.get("predicted")
-    error = row.get("std_error")
+    error, value = row.get("std_error"), row.get("measured")
+    measured, spread, expected = numbers(value, error, predicted) if error else ("", "", "")
     return (
         Cell(row["claim"], kind="name", note=f"{row['statement']} {row['source']}"),
-        Cell("" if predicted is None else sign + number(predicted, 6), predicted, "number"),
-        Cell("", None, "number") if broken else number_cell(row["measured"], 6),
-        Cell("" if error is None else f"± {number(error, 2)}", error, "error"),
+        Cell("" if predicted is None else sign + (expected or number(predicted)), predicted, "number"),
+        Cell("", None, "number") if broken else Cell(measured or number(value), value, "number"),
+        Cell(f"± {spread}" if spread else "", error, "error"),
         Cell(str(row.get("error", "")) if broken else pretty(score_text(row)), row.get("score")),
         Cell(row["verdict"], kind="verdict", tone=_TONES.get(row["verdict"], "")),
         Cell(seconds(row["seconds"]), row["seconds"], "number"),

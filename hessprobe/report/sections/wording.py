@@ -7,7 +7,7 @@ from typing import Any
 
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.report.numbers import is_exact, row_error
-from hessprobe.report.typography import count, numbers, pretty, seconds
+from hessprobe.report.typography import combined, count, joined, numbers, pretty, seconds
 
 _OPERATORS = {
     "hessian": "Hessian",
@@ -27,6 +27,7 @@ _PHRASES = {
     "effective-rank": "effective rank of the {}",
     "effective-dimension": "effective dimension of the {}",
 }
+_TO = "\u00a0to\u00a0"
 _NARROW = "within its last digit"
 _BOUNDS = {"lower bound": "≥\u00a0", "upper bound": "≤\u00a0"}
 
@@ -68,19 +69,22 @@ def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return shown, "", "exact" if is_exact(row) else row["kind"]
     if low_text == high_text:
         return shown, error, row["kind"] if bound else _NARROW
-    return shown, error, f"{low_text}\u00a0to\u00a0{high_text}"
+    return shown, error, joined(low_text, high_text, _TO) or f"{low_text}{_TO}{high_text}"
 
 
 def with_error(row: Mapping[str, Any]) -> str:
-    """Return ``1.234 ± 0.005`` for print."""
+    """Return ``1.234 ± 0.005`` for print, with one power of ten where there is one."""
     value, error, _ = value_texts(row)
+    together = combined(row["value"], row_error(row))
+    if together:
+        return _BOUNDS.get(row["kind"], "") + together
     return f"{value} ± {error}" if error else value
 
 
 def interval(row: Mapping[str, Any]) -> str:
     """Return ``95 % interval 1.2 to 1.3``, or what stands in place of one."""
     text = value_texts(row)[2]
-    if "\u00a0to\u00a0" not in text:
+    if _TO not in text:
         narrow = f"{level(row)} interval {_NARROW}"
         return {"exact": "exact up to rounding", "none": "no interval", _NARROW: narrow}.get(text, f"a {text}")
     return f"{level(row)} interval {text}"
