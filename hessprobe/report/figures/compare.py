@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.comparison.gaps import GAPS
 from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import NUMBER, entry, short, spread
+from hessprobe.report.figures.fields import NUMBER, between, entry, spread
+from hessprobe.report.figures.labels import sides
 from hessprobe.report.figures.style import BLACK, BLUE, GRAY, PURPLE, SHADE, VERMILION
+from hessprobe.report.typography import pretty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +29,8 @@ _MARKS = {
     WITHIN: (GRAY, "o", False),
     UNDECIDED: (GRAY, "x", True),
 }
+# More numbers in a caption are not read; the table has them all.
+_SAID = 6
 # More names beside points cannot be told apart.
 _NAMED = 12
 # Width of a letter and height of a line of such a name, as shares of a panel.
@@ -97,9 +101,12 @@ def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
             panel.set_ylim(len(checkpoints) - 0.5, -0.5)
         _legend(figure, found)
 
-    said = [f"{one.measure} of {one.checkpoint} {_signed(one)} ({one.verdict})" for one in found]
-    more = ", …" if len(said) > 12 else ""
-    alt = f"Differences to {baseline} with their intervals: {', '.join(said[:12])}{more}."
+    said = [f"{one.measure} of {one.checkpoint} {_signed(one)}, {one.verdict}" for one in found]
+    more = "; …" if len(said) > _SAID else ""
+    alt = (
+        f"Each checkpoint's difference to {baseline} with its interval; gray behind it, the wider interval without "
+        f"probes in common. {'; '.join(said[:_SAID])}{more}."
+    )
     names = max(map(len, checkpoints))
     size = (0.8 + 0.075 * names + 2.4 * across, 0.6 + down * (0.85 + 0.24 * len(checkpoints)))
     return Drawn("differences", f"Differences to {baseline}", alt, draw, size)
@@ -149,13 +156,17 @@ def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping
         for panel, row in zip(panels.flat, correlations, strict=False):
             _cloud(panel, points[row["measure"]])
             panel.set_title(f"{row['measure']}\n{_tau(row)}", loc="left", fontsize=8.5)
-            panel.set_xlabel(GAPS[gap], fontsize=8)
+            panel.set_xlabel(_gap(gap), fontsize=8)
         for panel in panels.flat[len(points) :]:
             panel.set_visible(False)
 
     alt = "; ".join(f"{row['measure']}: {_tau(row)} over {row['count']} checkpoints" for row in correlations)
-    title = f"Measures against {GAPS[gap]}"
+    title = f"Measures against {_gap(gap)}"
     return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (0.7 + 2.5 * across, 0.3 + 2.3 * down))
+
+
+def _gap(name: str) -> str:
+    return GAPS[name].replace(" - ", " \u2212 ")
 
 
 def _points(record: Mapping[str, Any], measure: str, gap: str) -> list[_Point]:
@@ -172,7 +183,7 @@ def _cloud(panel: Any, points: Sequence[_Point]) -> None:
     for one in points:
         panel.errorbar(one.gap, one.value, yerr=[[one.below], [one.above]], fmt="o", ms=3.5, color=PURPLE)
     if len(points) <= _NAMED:
-        for one, (right, up) in zip(points, _sides(points), strict=True):
+        for one, (right, up) in zip(points, _placed(points), strict=True):
             offset = (4 if right else -4, 2 if up else -7)
             where = {"xytext": offset, "textcoords": "offset points", "ha": "left" if right else "right"}
             panel.annotate(one.checkpoint, (one.gap, one.value), fontsize=6, **where)
@@ -181,27 +192,9 @@ def _cloud(panel: Any, points: Sequence[_Point]) -> None:
     panel.grid()
 
 
-def _sides(points: Sequence[_Point]) -> list[tuple[bool, bool]]:
-    """Return for every name whether it stands right of its point and above it: inwards, and where none stands yet."""
+def _placed(points: Sequence[_Point]) -> list[tuple[bool, bool]]:
     x, y = _fractions([one.gap for one in points]), _fractions([one.value for one in points])
-    taken: list[tuple[float, float, float]] = []
-    chosen = []
-    for one, across, height in zip(points, x, y, strict=True):
-        inward, length = across <= 0.5, _LETTER * len(one.checkpoint)
-        places = {}
-        for right, up in ((inward, True), (inward, False), (not inward, True), (not inward, False)):
-            left = across if right else across - length
-            places[right, up] = (left, left + length, height + (_LINE if up else -_LINE) / 2)
-        inside = {key: box for key, box in places.items() if box[0] >= -_MARGIN and box[1] <= 1 + _MARGIN}
-        free = (key for key, box in inside.items() if not any(_overlap(box, other) for other in taken))
-        best = next(free, (inward, True))
-        taken.append(places[best])
-        chosen.append(best)
-    return chosen
-
-
-def _overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
-    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < _LINE
+    return sides(x, y, [_LETTER * len(one.checkpoint) for one in points], _LINE, _MARGIN)
 
 
 def _fractions(values: Sequence[float]) -> list[float]:
@@ -212,8 +205,8 @@ def _fractions(values: Sequence[float]) -> list[float]:
 def _tau(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     tau = "nan" if row["tau"] is None else f"{row['tau']:.2f}"
-    return f"τ = {tau} ({low:.2f} to {high:.2f})"
+    return pretty(f"τ = {tau} ({low:.2f} to {high:.2f})")
 
 
 def _signed(one: _Difference) -> str:
-    return f"{'+' if one.value > 0 else ''}{short(one.value)} ± {short(max(one.below, one.above))}"
+    return f"{'+' if one.value > 0 else ''}{between(one.value, one.below, one.above)}"

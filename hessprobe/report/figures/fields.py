@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hessprobe.errors import RecordError
 from hessprobe.report.record import require
+from hessprobe.report.typography import joined, numbers, pretty
 
 Floats = NDArray[np.float64]
 NUMBER = (int, float, type(None))
@@ -64,5 +65,12 @@ def spread(part: Mapping[str, Any], where: str) -> tuple[float, float, float]:
 
 
 def short(value: float | None) -> str:
-    """Return a number in few digits."""
-    return "nan" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    """Return a number in few digits, for print: ``−1.2 × 10⁻⁵``."""
+    return "nan" if value is None or not math.isfinite(value) else pretty(f"{value:.4g}")
+
+
+def between(value: float, below: float, above: float) -> str:
+    """Return a value with its interval for print, all to the digit that it leaves: ``1.23 (1.20 to 1.26)``."""
+    reach = max(below, above)
+    text, _, low, high = numbers(value, reach if math.isfinite(reach) else None, value - below, value + above)
+    return f"{text} ({joined(low, high, ' to ') or f'{low} to {high}'})" if reach > 0 else text

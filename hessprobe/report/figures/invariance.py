@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hessprobe.invariance.names import LOGARITHMIC
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, short
 from hessprobe.report.figures.style import BLACK, COLORS, SHADE
+from hessprobe.report.typography import pretty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Decades of change beyond which the axis is cut and an arrow drawn.
 _REACH = 6.0
+# More numbers in a caption are not read; the table has them all.
+_SAID = 4
 # Half of a 95 % interval in standard errors.
 _SIGMAS = 1.96
 # First word of a verdict: marker, and whether it is filled.
@@ -53,12 +57,25 @@ def _change(row: Mapping[str, Any], where: str) -> _Change | None:
     )
     if before is None or after is None or error is None:
         return None
+    if measure in LOGARITHMIC:
+        return _of_logarithms(row, measure, transform, where)
     first, then = (entry(part, "value", NUMBER, f"{where} before and after") for part in (before, after))
     if not first or not then or not then / first > 0:
         return None
     reach = _SIGMAS * (error.get("std_error") or 0.0) + (error.get("bound") or 0.0)
     decades = math.log10(then / first)
     return _Change(measure, transform, decades, reach / (abs(then) * math.log(10)), entry(row, "verdict", str, where))
+
+
+def _of_logarithms(row: Mapping[str, Any], measure: str, transform: str, where: str) -> _Change | None:
+    """Return the ratio of two determinants from their logarithms, whose own ratio says nothing."""
+    first, then = (entry(row[side], "value", NUMBER, f"{where} before and after") for side in ("before", "after"))
+    if first is None or then is None:
+        return None
+    error = row["difference_error"]
+    reach = _SIGMAS * (error.get("std_error") or 0.0) + (error.get("bound") or 0.0)
+    scale = math.log(10)
+    return _Change(measure, transform, (then - first) / scale, reach / scale, entry(row, "verdict", str, where))
 
 
 def _ratios(changes: Sequence[_Change]) -> Drawn:
@@ -76,7 +93,7 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         for change in changes:
             height = measures.index(change.measure) + (transforms.index(change.transform) + 0.5) * step - 0.4
             _point(panel, change, height, colors[change.transform])
-        _legend(figure, colors)
+        _legend(figure, colors, changes)
         panel.set_yticks(range(len(measures)), labels=measures)
         panel.set_ylim(len(measures) - 0.5, -0.5)
         reach = min(max(1.0, *(abs(change.decades) for change in changes)) * 1.15, _REACH)
@@ -85,8 +102,14 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         panel.set_xlabel("after / before")
         panel.grid(axis="x")
 
-    said = [f"{one.measure} under {one.transform} x {_power(one.decades)} ({one.verdict})" for one in changes]
-    alt = f"Value after over value before each transform: {', '.join(said[:12])}{', …' if len(said) > 12 else ''}."
+    logarithms = any(one.measure in LOGARITHMIC for one in changes)
+    determinants = "Of log-determinants, the determinants are compared. " if logarithms else ""
+    most = sorted(changes, key=lambda one: -abs(one.decades))
+    said = [f"{one.measure} under {one.transform} \u00d7 {_power(one.decades)} ({one.verdict})" for one in most]
+    alt = (
+        "Each measure after a transform over the same measure before it; at 1 nothing has changed. "
+        f"{determinants}The most: {', '.join(said[:_SAID])}{', …' if len(said) > _SAID else ''}."
+    )
     size = (6.4, 1.5 + max(0.3, 0.11 * len(transforms)) * len(measures))
     return Drawn("invariance", "What function-preserving transforms change", alt, draw, size)
 
@@ -101,16 +124,19 @@ def _point(panel: Any, change: _Change, height: float, color: str) -> None:
     panel.errorbar(place, height, xerr=error, fmt=marker, ms=4.5, color=color, mfc=color if filled else "white")
 
 
-def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
+def _legend(figure: Figure, colors: Mapping[str, str], changes: Sequence[_Change]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, marker="o", ms=4.5, ls="none", label=name) for name, color in colors.items()]
     handles += [
         Line2D([], [], color=BLACK, mfc=BLACK if filled else "white", marker=marker, ms=4.5, ls="none", label=verdict)
         for verdict, (marker, filled) in _MARKERS.items()
+        if any(change.verdict.startswith(verdict) for change in changes)
     ]
+    if any(abs(change.decades) > _REACH for change in changes):
+        handles.append(Line2D([], [], color=BLACK, marker=">", ms=4.5, ls="none", label="beyond the axis"))
     figure.legend(handles=handles, loc="outside lower center", ncol=3)
 
 
 def _power(decades: float) -> str:
-    return short(10**decades) if abs(decades) < 4 else f"1e{decades:.0f}"
+    return short(10**decades) if abs(decades) < 4 else pretty(f"1e{decades:.0f}").rpartition("\u202f")[2]

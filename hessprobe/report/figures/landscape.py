@@ -121,11 +121,14 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
             handles |= {handle.get_label(): handle for handle in _panel(figure, panel, landscape, name, style, rho)}
         if handles:
             figure.legend(handles=list(handles.values()), loc="outside lower center", ncol=2)
-        if title:
+        if title and len(landscape.values) == 1:
+            panels[0].set_title(f"{title}: {panels[0].get_title()}")
+        elif title:
             figure.suptitle(title, fontsize=10)
 
-    what = "Line through" if len(landscape.axes) == 1 else "Plane through"
-    heading = f"{what} parameter space, directions: {landscape.kind}"
+    what = "Loss" if len(landscape.values) == 1 else "Loss and curvature"
+    shape = "line" if len(landscape.axes) == 1 else "plane"
+    heading = f"{what} on a {shape}" + ("" if landscape.kind == shape else f", directions {landscape.kind}")
     return Drawn(f"landscape-{landscape.kind}", heading, _alt(landscape), draw, _size(landscape, style))
 
 
@@ -157,7 +160,7 @@ def _panel(figure: Figure, panel: Any, landscape: Landscape, name: str, style: s
 
 
 def _alt(landscape: Landscape) -> str:
-    shape = " x ".join(str(len(axis)) for axis in landscape.axes)
+    shape = " \u00d7 ".join(str(len(axis)) for axis in landscape.axes)
     center = short(float(landscape.values["loss"][landscape.center]))
     parts = [f"Loss landscape on {shape} points ({', '.join(landscape.labels)}); {center} at the checkpoint"]
     for name, values in landscape.values.items():

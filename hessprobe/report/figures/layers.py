@@ -10,7 +10,7 @@ import numpy as np
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import entry, short, spread
+from hessprobe.report.figures.fields import between, entry, spread
 from hessprobe.report.figures.spectrum import OPERATORS
 from hessprobe.report.figures.style import COLORS, GRAY, SHADE
 
@@ -105,8 +105,4 @@ def _background(panel: Any, names: Sequence[str]) -> None:
 
 def _words(values: _Bars) -> str:
     top = sorted(values, key=lambda name: -abs(np.nan_to_num(values[name][0])))[:3]
-    return ", ".join(f"{name} {short(values[name][0])} ({_range(*values[name])})" for name in top)
-
-
-def _range(value: float, below: float, above: float) -> str:
-    return f"{short(value - below)} to {short(value + above)}"
+    return ", ".join(f"{name} {between(*values[name])}" for name in top)

@@ -80,6 +80,9 @@ def parts(name: str, bars: Bars) -> Drawn:
             values, below, above = np.array([each.get(quantity, (np.nan,) * 3) for each in bars.values()]).T
             panel.barh(places, values, xerr=np.stack([below, above]), color=COLORS[: len(bars)], height=0.65,
                        error_kw={"lw": 1.0, "capsize": 2.5})  # fmt: skip
+            for place in places[np.isnan(values)]:
+                panel.annotate("not measured", (0.04, place), xycoords=panel.get_yaxis_transform(), va="center",
+                               fontsize=7, color=GRAY)  # fmt: skip
             panel.axvline(0, color=GRAY, lw=0.8)
             panel.set_xlabel(quantity)
             panel.locator_params(axis="x", nbins=4)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
+from hessprobe.report.figures.labels import sides
 from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, bar_ticks, heading, scale
 from hessprobe.report.figures.style import DIVERGING, MAP, ORANGE, PURPLE, SKY, VERMILION
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+
+# Width of a letter and height of a line of a name beside a checkpoint, as shares of the panel.
+_LETTER, _LINE = 0.0145, 0.045
 
 
 def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
@@ -92,7 +97,7 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None) -> list[An
     if landscape.kind == "gradient":
         for (name, place, _), marker, color in zip(landscape.marks, ("^", "D"), (ORANGE, PURPLE), strict=False):
             panel.plot(*place, marker=marker, ms=6, mfc=color, mec="black", mew=0.6, ls="none", zorder=5)
-            handles.append(Line2D([], [], marker=marker, ms=6, mfc=color, mec="black", ls="none", label=name))
+            handles.append(Line2D([], [], marker=marker, ms=6, mfc=color, mec="black", ls="none", label=_greek(name)))
         return handles
     if not landscape.marks:
         return handles
@@ -105,30 +110,45 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None) -> list[An
     return handles
 
 
+def _greek(text: str) -> str:
+    return text.replace("rho", "$\\rho$").replace("alpha*", "$\\alpha^*$")
+
+
 def _mark_checkpoints(panel: Axes, landscape: Landscape, places: Floats, norm: Normalize | None) -> None:
     from matplotlib import colormaps
 
     every = max(1, math.ceil(len(places) / 12))
+    named = [index for index in range(len(places)) if not index % every or index == len(places) - 1]
+    placed = dict(zip(named, _sides(landscape, [landscape.marks[index] for index in named]), strict=True))
     for index, ((name, _, loss), place) in enumerate(zip(landscape.marks, places, strict=True)):
         known = norm is not None and loss is not None and math.isfinite(loss)
         color = colormaps[MAP](norm(loss)) if known and norm is not None and loss is not None else "white"
         if place.any():
             panel.plot(*place, marker="o", ms=5.5, mfc=color, mec="white", mew=0.9, ls="none", zorder=5)
-        if index % every and index != len(places) - 1:
+        if index not in placed:
             continue
         text = f"{name}: {loss:.3g}" if known else name
-        left = place[0] > landscape.axes[0].mean()
+        right, up = placed[index]
         panel.annotate(
             text,
             place,
             textcoords="offset points",
-            xytext=(-7 if left else 7, 5),
-            ha="right" if left else "left",
+            xytext=(7 if right else -7, 5 if up else -10),
+            ha="left" if right else "right",
             fontsize=7,
             color="white",
             bbox={"boxstyle": "round,pad=0.15", "fc": (0.0, 0.0, 0.0, 0.45), "ec": "none"},
             zorder=7,
         )
+
+
+def _sides(landscape: Landscape, marks: Sequence[tuple[str, Any, float | None]]) -> list[tuple[bool, bool]]:
+    shares = []
+    for axis, values in enumerate(landscape.axes):
+        low, high = float(values[0]), float(values[-1])
+        shares.append([(float(place[axis]) - low) / (high - low) for _, place, _ in marks])
+    lengths = [_LETTER * (len(name) + (0 if loss is None else 8)) for name, _, loss in marks]
+    return sides(shares[0], shares[1], lengths, _LINE, 0.0)
 
 
 def _frame(panel: Any, landscape: Landscape, name: str) -> None:

@@ -17,6 +17,8 @@ from hessprobe.report.figures.style import BLACK, BLUE, COLORS, VERMILION
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Rises further apart than this are not all seen on a linear axis.
+_SPREAD = 30.0
 _Point = tuple[float, tuple[float, float, float], float]
 
 
@@ -67,25 +69,31 @@ def _against_radius(lines: dict[str, list[_Point]]) -> Drawn:
         panel.grid()
 
     known = [
-        f"{label} {short(value)} (second order {short(model)}) at rho {rho:g}"
+        f"{label} {short(value)}{_model(model)} at rho = {rho:g}"
         for label, points in lines.items()
         for rho, (value, _, _), model in points[-1:]
     ]
-    alt = f"Rise of the loss against the radius, with the second-order prediction: {'; '.join(known)}."
+    alt = f"How far the loss rises at radius rho; dashed, what the second-order model predicts: {'; '.join(known)}."
     return Drawn("sharpness", "Sharpness against the radius", alt, draw)
+
+
+def _model(value: float) -> str:
+    return f" (second order {short(value)})" if math.isfinite(value) else ""
 
 
 def _logarithmic(panel: Any, lines: dict[str, list[_Point]]) -> None:
     points = [point for each in lines.values() for point in each]
     numbers = [number for _, (value, _, _), model in points for number in (value, model) if math.isfinite(number)]
     radii = [rho for rho, _, _ in points]
-    if max(radii) > 8 * min(radii):
+    positive = bool(numbers) and min(numbers) > 0
+    apart = positive and max(numbers) > _SPREAD * min(numbers) and len(set(radii)) > 1
+    if max(radii) > 8 * min(radii) or apart:
         panel.set_xscale("log")
         shown = sorted(set(radii))
         step = -(-len(shown) // 8)
         panel.set_xticks(shown[::step], labels=[f"{rho:g}" for rho in shown[::step]])
         panel.minorticks_off()
-        if numbers and min(numbers) > 0:
+        if positive:
             panel.set_yscale("log")
 
 
@@ -102,11 +110,15 @@ def _arc(arc: Mapping[str, Any]) -> Drawn:
         panel.plot(alphas, model, "--", color=BLACK, lw=1.0, label="second-order model")
         panel.axvline(best, color=VERMILION, lw=1.0, label=rf"$\alpha^*$ = {best:g}")
         panel.set(xlabel=r"$\alpha$: 0 the gradient, 1 SAM's gradient", ylabel=f"rise at radius {reach:g}")
+        panel.ticklabel_format(axis="y", scilimits=(-2, 3), useOffset=False, useMathText=True)
         panel.grid()
         panel.legend()
 
     top = short(float(np.nanmax(rises)))
-    alt = f"Rise of the loss along the arc at radius {reach:g}: {top} at the best alpha, {best:g}."
+    alt = (
+        f"How far the loss rises at radius {reach:g} in the directions between the gradient (alpha 0) and SAM's "
+        f"(alpha 1) and beyond: most, {top}, at alpha {best:g}."
+    )
     return Drawn("arc", "Loss along XSAM's arc", alt, draw, (5.0, 3.2))
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import Floats, array, entry, short
+from hessprobe.report.figures.fields import Floats, array, between, entry, short, spread
 from hessprobe.report.figures.style import BLUE, COLORS, GRAY, SKY, VERMILION
+from hessprobe.report.numbers import with_error
+from hessprobe.report.typography import pretty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,11 +58,20 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
 
     matrix = OPERATORS.get(str(row["operator"]), str(row["operator"]))
     alt = (
-        f"Spectral density of the {matrix}, from {short(float(nodes.min()))} to {short(float(nodes.max()))}; "
-        f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} % of the "
-        f"eigenvalues are below 0 ({level:g} % band)."
+        f"Above, how many eigenvalues of the {matrix} lie where, from {short(float(nodes.min()))} to "
+        f"{short(float(nodes.max()))}; below, the share of them below each point: left on a linear axis, right on a "
+        f"logarithmic one. {_negative(row, where)}At 0 the {level:g} % band of the distribution reaches from "
+        f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} %."
     )
     return Drawn(f"density-{row['operator']}", f"Spectral density of the {matrix}", alt, draw, (7.6, 5.0))
+
+
+def _negative(row: Mapping[str, Any], where: str) -> str:
+    """Return the share of negative eigenvalues in a sentence: it is far better known than the curve at 0."""
+    if row.get("unit") != "share" or row.get("value") is None:
+        return ""
+    value, below, above = (100 * each for each in spread(row, where))
+    return f"{between(value, below, above)} % of the eigenvalues are negative. "
 
 
 def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn:
@@ -84,7 +95,9 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
         panels: Any = figure.subplots(1, 2, sharey=True)
         for panel, scale in zip(panels, ("linear", "symlog"), strict=True):
             for (title, (grid, curve, _)), color in zip(curves.items(), COLORS, strict=False):
-                panel.plot(grid, curve, color=color, lw=1.2, label=title)
+                # The first is seen through the others where they agree.
+                dash = "-" if title == next(iter(curves)) else "--"
+                panel.plot(grid, curve, dash, color=color, lw=1.2, label=title)
             panel.set(yscale="log", ylim=(top * 10.0**-_DECADES, 3 * top))
             panel.grid()
             _axis(panel, scale, nodes)
@@ -165,7 +178,8 @@ def eigenvalues(row: Mapping[str, Any], where: str) -> Drawn:
             panel.grid()
 
     matrix = OPERATORS.get(str(row["operator"]), str(row["operator"]))
-    shown = ", ".join(f"{short(v)} ± {e:.1g}" for v, e in zip(values[:6], errors[:6], strict=True))
+    shown = ", ".join(pretty(with_error(float(v), float(e))) for v, e in zip(values[:6], errors[:6], strict=True))
     more = f" and {len(values) - 6} more" if len(values) > 6 else ""
-    alt = f"Extreme eigenvalues of the {matrix}: {shown}{more}; the largest residual is {residuals.max():.2g}."
+    top = pretty(f"{residuals.max():.2g}")
+    alt = f"Extreme eigenvalues of the {matrix}: {shown}{more}; the largest residual is {top}."
     return Drawn(f"eigenvalues-{row['operator']}", f"Extreme eigenvalues of the {matrix}", alt, draw, (5.6, 4.0))

@@ -97,7 +97,7 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         top = _SIGHT * float(np.nanmax(values))
         for line, color, dash, label in (
             (plain, BLACK, "--", formula),
-            (aware, VERMILION, "-.", "the same with SAM's ascent"),
+            (aware, VERMILION, "-.", "with SAM's ascent"),
         ):
             seen = np.where((line <= top) & (line > 0), line, np.nan)
             if np.isfinite(seen).any():
@@ -109,7 +109,9 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
                 )
         _limits(axis, np.concatenate(shown))
         axis.set_ylabel("largest eigenvalue")
-        axis.legend()
+        # Above the panel: the thresholds cross all of it.
+        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncol=2, borderaxespad=0.2, fontsize=6.5,
+                    columnspacing=0.8, handlelength=1.5)  # fmt: skip
 
     return draw
 

@@ -67,7 +67,7 @@ def test_differences_have_a_panel_a_measure_with_intervals_and_the_wider_ones():
     assert wide[0].get_xdata() == pytest.approx([-1.0, 3.0])
     # A number that is not finite is not drawn.
     assert len(panels[1].containers) == 1
-    assert "trace of sam +1 ± 0.25 (sharper)" in found["differences"].alt
+    assert "trace of sam +1.00 (0.75 to 1.25), sharper" in found["differences"].alt
 
 
 def test_gaps_are_scattered_with_error_bars_and_names():
@@ -79,7 +79,7 @@ def test_gaps_are_scattered_with_error_bars_and_names():
     assert [end[1] for end in segment] == pytest.approx([2.5, 3.5])
     assert {text.get_text() for text in panel.texts} == {"sgd", "sam", "asam", "gsam", "usam"}
     assert panel.get_title(loc="left") == "trace\nτ = 0.80 (0.10 to 1.00)"
-    assert panel.get_xlabel() == "test - training loss"
+    assert panel.get_xlabel() == "test \u2212 training loss"
     assert "over 5 checkpoints" in found["gap-loss"].alt
 
 

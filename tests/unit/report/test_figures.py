@@ -59,12 +59,14 @@ def test_a_measurement_gives_density_eigenvalues_and_layers():
     found = by_name(figures_of(measured()))
     assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian"]
     assert found["density-hessian"].alt == (
-        "Spectral density of the Hessian, from -0.9 to 3.9; 10 to 30 % of the eigenvalues are below 0 (90 % band)."
+        "Above, how many eigenvalues of the Hessian lie where, from \u22120.9 to 3.9; below, the share of them below "
+        "each point: left on a linear axis, right on a logarithmic one. At 0 the 90 % band of the distribution reaches "
+        "from 10 to 30 %."
     )
     assert found["eigenvalues-hessian"].alt == (
-        "Extreme eigenvalues of the Hessian: 9 ± 0.1, 4 ± 0.2, -1 ± 0.3; the largest residual is 0.04."
+        "Extreme eigenvalues of the Hessian: 9.00 ± 0.10, 4.00 ± 0.20, \u22121.00 ± 0.30; the largest residual is 0.04."
     )
-    assert "trace: net.0.weight 2 (1.75 to 2.25), net.0.bias 0.5 (0.4 to 0.6)" in found["layers-hessian"].alt
+    assert "trace: net.0.weight 2.00 (1.75 to 2.25), net.0.bias 0.50 (0.40 to 0.60)" in found["layers-hessian"].alt
 
 
 def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
@@ -150,7 +152,15 @@ def test_sharpness_stands_against_the_radius_beside_its_prediction():
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert dashed[0].get_ydata().tolist() == [0.4, 1.5]
     assert axes.get_xlabel() == r"radius $\rho$"
-    assert "worst 2 (second order 1.5) at rho 0.1" in found.alt
+    assert "worst 2 (second order 1.5) at rho = 0.1; worst, m = 16 0.7 at rho = 0.05" in found.alt
+
+
+def test_rises_far_apart_stand_on_logarithmic_axes():
+    rows = [sharp(0.05, 9e-4, 8e-4), sharp(0.2, 0.03, 0.012), sharp(0.05, 7e-7, 7e-7) | {"m": 16}]
+    (found,) = figures_of(record("sharpness", *rows))
+    (axes,) = found.figure().axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.05", "0.2"]
 
 
 def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
@@ -159,7 +169,7 @@ def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
     found = by_name(figures_of(record("sharpness", sharp(0.1, 2.0, 1.0), diagnostics={"arc": arc, "splits": [split]})))
     assert list(found) == ["sharpness", "arc", "operators"]
     assert found["arc"].figure().axes[0].lines[0].get_ydata().tolist() == [0.1, 0.3, 0.2]
-    assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton 4, functional part -1."
+    assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton 4, functional part \u22121."
 
 
 def change(measure, ratio, verdict, before=2.0):
@@ -179,12 +189,15 @@ def test_invariance_shows_after_over_before():
     (found,) = figures_of(record("invariance", *rows))
     (axes,) = found.figure().axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["trace", "chc-trace", "logdet"]
-    assert [bar[0].get_xdata()[0] for bar in axes.containers] == pytest.approx([2.0, 0.0, 1.0])
+    assert [bar[0].get_xdata()[0] for bar in axes.containers] == pytest.approx([2.0, 0.0, -5.82])
     (spans,) = axes.containers[1][2]
     assert np.ptp(spans.get_segments()[0][:, 0]) == pytest.approx(2 * (1.96 * 0.1 + 0.01) / 2 / math.log(10))
     looks = [(bar[0].get_marker(), bar[0].get_markerfacecolor() == "white") for bar in axes.containers]
-    assert looks == [("o", False), ("o", True), ("D", True)]
-    assert "trace under scaling 4 x 100 (changes), chc-trace under scaling 4 x 1 (invariant)" in found.alt
+    assert looks == [("o", False), ("o", True), ("<", True)]
+    assert "trace under scaling 4 \u00d7 100 (changes), chc-trace under scaling 4 \u00d7 1 (invariant)" in found.alt
+    assert "logdet under scaling 4 \u00d7 10⁻¹⁹⁵" in found.alt
+    legend = [text.get_text() for text in found.figure().legends[0].get_texts()]
+    assert legend == ["scaling 4", "changes", "invariant", "undecided", "beyond the axis"]
 
 
 def test_curves_of_claims():
@@ -213,7 +226,7 @@ def test_a_landscape_is_that_of_its_record():
     (panel,) = found.figure().axes
     assert panel.lines[0].get_xdata().tolist() == [-1.0, 0.0, 1.0]
     assert panel.lines[0].get_ydata().tolist()[:2] == [2.0, 1.0]
-    assert panel.get_title() == "loss  (1 of 3 points not finite, hatched)"
+    assert panel.get_title() == "net.pt: loss  (1 of 3 points not finite, hatched)"
     assert found.alt == (
         "Loss landscape on 3 points (a); 1 at the checkpoint; loss from 1 to 2; 1 points of it are not finite."
     )
