@@ -102,10 +102,10 @@ def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
         _legend(figure, found)
 
     said = [f"{one.measure} of {one.checkpoint} {_signed(one)}, {one.verdict}" for one in found]
-    more = "; …" if len(said) > _SAID else ""
+    more = "; …" if len(said) > _SAID else "."
     alt = (
         f"Each checkpoint's difference to {baseline} with its interval; gray behind it, the wider interval without "
-        f"probes in common. {'; '.join(said[:_SAID])}{more}."
+        f"probes in common: {'; '.join(said[:_SAID])}{more}"
     )
     names = max(map(len, checkpoints))
     size = (0.8 + 0.075 * names + 2.4 * across, 0.6 + down * (0.85 + 0.24 * len(checkpoints)))

@@ -105,10 +105,10 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
     logarithms = any(one.measure in LOGARITHMIC for one in changes)
     determinants = "Of log-determinants, the determinants are compared. " if logarithms else ""
     most = sorted(changes, key=lambda one: -abs(one.decades))
-    said = [f"{one.measure} under {one.transform} \u00d7 {_power(one.decades)} ({one.verdict})" for one in most]
+    said = [f"{one.measure} under {one.transform}: \u00d7 {_power(one.decades)} ({one.verdict})" for one in most]
     alt = (
         "Each measure after a transform over the same measure before it; at 1 nothing has changed. "
-        f"{determinants}The most: {', '.join(said[:_SAID])}{', …' if len(said) > _SAID else ''}."
+        f"{determinants}The most: {', '.join(said[:_SAID])}{', …' if len(said) > _SAID else '.'}"
     )
     size = (6.4, 1.5 + max(0.3, 0.11 * len(transforms)) * len(measures))
     return Drawn("invariance", "What function-preserving transforms change", alt, draw, size)

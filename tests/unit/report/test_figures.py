@@ -194,8 +194,8 @@ def test_invariance_shows_after_over_before():
     assert np.ptp(spans.get_segments()[0][:, 0]) == pytest.approx(2 * (1.96 * 0.1 + 0.01) / 2 / math.log(10))
     looks = [(bar[0].get_marker(), bar[0].get_markerfacecolor() == "white") for bar in axes.containers]
     assert looks == [("o", False), ("o", True), ("<", True)]
-    assert "trace under scaling 4 \u00d7 100 (changes), chc-trace under scaling 4 \u00d7 1 (invariant)" in found.alt
-    assert "logdet under scaling 4 \u00d7 10⁻¹⁹⁵" in found.alt
+    assert "trace under scaling 4: \u00d7 100 (changes), chc-trace under scaling 4: \u00d7 1 (invariant)" in found.alt
+    assert "logdet under scaling 4: \u00d7 10⁻¹⁹⁵" in found.alt
     legend = [text.get_text() for text in found.figure().legends[0].get_texts()]
     assert legend == ["scaling 4", "changes", "invariant", "undecided", "beyond the axis"]
 
