@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ class Session:
         self.names = frozenset(names)
         self._report = report
         self._start = start or Start()
+        self._shared_seconds = 0.0
         expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
         self.A = make_operator(risk, settings, expected, self._start.engines) if operator is None else operator
 
@@ -131,6 +133,12 @@ class Session:
     @cached_property
     def directions(self) -> estimators.Deflation | None:
         """Rough leading eigenvectors with their products; they carry most of the variance of what samples the rest."""
+        started = time.perf_counter()
+        found = self._rough_directions()
+        self._shared_seconds = time.perf_counter() - started
+        return found
+
+    def _rough_directions(self) -> estimators.Deflation | None:
         if self._start.directions is not None:
             return estimators.deflation(self.A, self._start.directions, seed=self.settings.seed)
         wanted = _DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED
@@ -200,7 +208,7 @@ class Session:
             callback=self._progress("frob"),
             **self._size(),
         )
-        return estimate.with_(matvecs=estimate.matvecs + self._shared)
+        return estimate.with_(matvecs=estimate.matvecs + self._shared, seconds=estimate.seconds + self._shared_seconds)
 
     @cached_property
     def sketch(self) -> estimators.SpectralSketch:
@@ -214,11 +222,11 @@ class Session:
             callback=self._progress("spectrum"),
             **self._sweep_size(),
         )
-        return replace(sketch, matvecs=sketch.matvecs + self._shared)
+        return replace(sketch, matvecs=sketch.matvecs + self._shared, seconds=sketch.seconds + self._shared_seconds)
 
     @property
     def _shared(self) -> float:
-        """Products behind the directions; every number that rests on them counts them."""
+        """Products behind the directions; every number that rests on them counts them, and their seconds."""
         return 0.0 if self.directions is None else self.directions.matvecs
 
     @cached_property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from typing import Any
 
 import nets
 import pytest
@@ -12,6 +14,7 @@ from stats import assert_agrees
 from torch import Tensor
 
 import hessprobe as hp
+from hessprobe import krylov
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures import NAMES, Event, MeasureSettings, Result, measure_all
 from hessprobe.objective import EmpiricalRisk
@@ -125,6 +128,23 @@ def test_arrays(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) 
     density = results["density"].arrays
     cdf = (torch.linalg.eigvalsh(matrix)[None] <= density["grid"][:, None]).double().mean(1)
     assert bool((density["cdf_band_low"] <= cdf + 1e-9).all() and (cdf <= density["cdf_band_high"] + 1e-9).all())
+
+
+def test_seconds_of_shared_directions_are_those_of_every_number_that_rests_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    risk = nets.mlp((16, 16, 16, 8)).risk()
+    search, clock, passed = krylov.eigsh, time.perf_counter, [0.0]
+
+    def slow(*args: Any, **options: Any) -> krylov.Eigenpairs:
+        passed[0] += 1e6
+        return search(*args, **options)
+
+    monkeypatch.setattr(krylov, "eigsh", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed[0])
+    how = MeasureSettings(probes=8, engine="double_backward")
+    found = [result.estimate.seconds for result in measure_all(["trace", "frob", "density"], risk, how)]
+    assert [seconds > 5e5 for seconds in found] == [False, True, True]
 
 
 def test_products_are_shared() -> None:
