@@ -62,3 +62,7 @@ class LostRunsError(HessprobeError):
 
 class NumericalWarning(UserWarning):
     """A number that is usable but weaker than asked for; the result carries a flag that says the same."""
+
+
+class PlainStepWarning(UserWarning):
+    """A sharpness-aware optimizer that is stepped without a closure, so that its base optimizer trains alone."""

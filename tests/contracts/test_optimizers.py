@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from contracts.optim_rows.problem import is_close
 from contracts.optim_rows.row import Row
 from contracts.optim_rows.table import all_rows
 
+from hessprobe.errors import PlainStepWarning
 from hessprobe.optim import available, registry
 from hessprobe.optim.engine import exchange
 
@@ -263,12 +265,13 @@ def test_groups_added_later_are_filled_in(row: Row):
 
 
 @rows_that(lambda row: not stands_alone(row))
-def test_a_plain_step_is_the_base_step(row: Row):
+def test_a_plain_step_is_the_base_step_and_says_so_once(row: Row):
     module, plain = make_module(), make_module()
     optimizer = build(row, module)
     reference = BASES["sgd"](parameter_groups(plain, row.rho, False))
     for t in (1, 2, 3):
         Closures(module, t).backward()
-        optimizer.step()
+        with pytest.warns(PlainStepWarning, match="is a step of plain SGD") if t == 1 else nullcontext():
+            optimizer.step()
         one_plain_step(reference, plain, t)
     assert torch.equal(flat_weights(module), flat_weights(plain))

@@ -18,6 +18,7 @@ from hessprobe.optim.engine.closures import ClosureKind, Pass, backward_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
+from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach
 from hessprobe.optim.engine.weights import Weights
@@ -82,6 +83,8 @@ class SharpnessAware(torch.optim.Optimizer):
     needs_loss: ClassVar[bool] = False
     vectors: tuple[str, ...] = ()
     numbers: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Whether a closure or a step by hand was ever given, or it was said that none was.
+    rule_in_use: bool = False
     # GradScaler.step then hands over scale and found_inf, which is how its calls are told from a user's own.
     _step_supports_amp_scaling = True
 
@@ -200,7 +203,8 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss; or a list of them, one
-                for each shard of the batch. None takes a plain base step on the present gradients.
+                for each shard of the batch. None takes a plain base step on the present gradients, and warns of it
+                once where the rule has never been used (``PlainStepWarning``).
             loss: forward only, returns the loss with its graph: for rules that evaluate losses or curvature; in place
                 of ``closure`` it is enough by itself.
             scaler: the ``GradScaler`` that the closure scales its loss with; call ``scaler.update()`` after the step.
@@ -211,10 +215,11 @@ class SharpnessAware(torch.optim.Optimizer):
             NonFiniteError: the loss of a pass is nan or infinite (without scaler); the weights are as they were.
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
-        self._refuse_scaler_step(closure)
+        refuse_scaler_step(self, closure)
         if closure is None and loss is None:
-            self._plain_step(clip_grad_norm)
+            plain_step(self, clip_grad_norm)
             return None
+        self.rule_in_use = True
         self.prepare()
         passes = self._passes(closure, loss, scaler)
         run = Execution(self, passes, shard_shares(weights, len(passes)), scaler)
@@ -280,6 +285,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def _manual_step(self) -> ManualStep:
         if self._manual is None:
+            self.rule_in_use = True
             self.prepare()
             self._manual = ManualStep(self)
         return self._manual
@@ -303,25 +309,6 @@ class SharpnessAware(torch.optim.Optimizer):
             raise TypeError(f"closure must be a function or a non-empty list of functions; got {closure!r}.")
         own = None if self.closure_kind == "backward" else scaler
         return [Pass(self.closure_kind, one, loss, own) for one in closures]
-
-    def _plain_step(self, clip_grad_norm: float | None) -> None:
-        self.prepare()
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), clip_grad_norm)
-        self.base_optimizer.step()
-        self.memory.reserve_vectors(self.vectors, self.parameters())
-
-    def _refuse_scaler_step(self, closure: Any) -> None:
-        if getattr(self, "found_inf", None) is None:
-            return
-        for given in ("found_inf", "grad_scale"):
-            self.__dict__.pop(given, None)
-        name = type(self).__name__
-        how = "scaler.step(opt, closure)" if closure is not None else "scaler.step(opt)"
-        raise RuntimeError(
-            f"{name} must be stepped with opt.step(closure, scaler=scaler); got {how}, which would apply scaled "
-            "gradients. Call opt.step(closure, scaler=scaler), then scaler.update()."
-        )
 
     def _fused(self) -> bool:
         return self._use_foreach
