@@ -231,7 +231,7 @@ def _result(session: Session, name: str) -> Result:
 
     estimate, warned = quietly(work)
     found = answer[0]
-    notes = (*found.notes, *warned)
+    notes = (*found.notes, *session.risk.caveats, *warned)
     if not session.A.is_exact:
         estimate = estimate.with_(flags=(*estimate.flags, "finite-differences"))
         notes = (*notes, "finite differences see the kinks of ReLU as curvature; check with an exact engine")

@@ -78,6 +78,7 @@ class Objective(ABC):
         theta: the point at which curvature is measured, flat (d,), detached.
         layout: named tensors inside theta.
         n_terms: number of batches.
+        caveats: what a reader of any number measured on it should know, in sentences.
     """
 
     dim: int
@@ -86,6 +87,7 @@ class Objective(ABC):
     theta: Tensor
     layout: ParameterLayout
     n_terms: int = 1
+    caveats: tuple[str, ...] = ()
 
     @abstractmethod
     def terms(self) -> Iterator[BatchLoss]:

@@ -18,6 +18,7 @@ from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
 from hessprobe.objective import checking, determinism, model_loss, modes, selection, weighting
 from hessprobe.objective.base import Objective
+from hessprobe.objective.notes import Noted, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
@@ -47,8 +48,9 @@ class EmpiricalRisk(Objective):
     Args:
         module: the model; wrappers of ``torch.compile``, ``DataParallel`` and DDP are taken off. The parameters in
             theta and the buffers are copied now: training on does not change this risk.
-        loss: ``(outputs, targets) -> scalar``, a mean over the batch as torch's losses are by default. None for a
-            model that returns ``.loss`` beside ``.logits`` for batches with labels (transformers), or with ``forward``.
+        loss: ``(outputs, targets) -> scalar``, a mean over the batch as torch's losses are by default; those of torch
+            with ``reduction="sum"`` or ``"none"`` are measured as the mean too, which ``notes`` says. None for a model
+            that returns ``.loss`` beside ``.logits`` for batches with labels (transformers), or with ``forward``.
         data: re-iterable of batches, the same ones in the same order each time: ``(inputs, targets)``, where a tuple of
             inputs is passed as arguments and a dict as keyword arguments; dicts, passed as keyword arguments, whose
             labels the loss takes; or whatever ``forward`` takes. NumPy arrays become tensors. Moved to the device of
@@ -68,6 +70,7 @@ class EmpiricalRisk(Objective):
         n_examples: number of examples in all batches.
         n_units: what the loss is divided by (examples or tokens).
         notes: what was changed for the evaluation, in sentences, for records.
+        caveats: those of the notes that every number measured on this risk carries.
 
     Raises:
         TypeError: data that can be read only once or are not batches, parameters of mixed dtypes.
@@ -105,7 +108,7 @@ class EmpiricalRisk(Objective):
         self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
-        self._active, self._attention, self._checkpointed = False, False, False
+        self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
         buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
@@ -122,22 +125,14 @@ class EmpiricalRisk(Objective):
                 self._check()
         self.n_terms = sum(size > 0 for size in self._measured.sizes)
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
+        self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """See the class attributes."""
-        notes = []
-        if self._attention:
-            notes.append("attention switched to the math kernel (the fused kernels have no second derivative)")
-        if self._checkpointed:
-            notes.append("activation checkpointing off (it would differentiate at the module's own parameters)")
+        notes = [*self.caveats, *self._noted.sentences(self.module, self.batchnorm)]
         if self.device.type == "cuda" and self.dtype == torch.float32:
             notes.append(f"TF32 {'on' if self.tf32 else 'off'} in float32 products")
-        if modes.batchnorms(self.module):
-            how = {"eval": "with its running statistics", "batch": "with the statistics of each batch"}
-            notes.append(f"BatchNorm {how.get(self.batchnorm, 'recalibrated on these data, then held fixed')}")
-        if any(getattr(layer, "padding_idx", None) is not None for layer in self.module.modules()):
-            notes.append("rows of padding_idx have their true gradient (torch replaces it by zero)")
         skipped = sum(size == 0 for size in self._measured.sizes)
         if skipped:
             notes.append(f"{skipped} batches without counted targets left out")
@@ -222,7 +217,7 @@ class EmpiricalRisk(Objective):
             batchnorm=self.batchnorm,
             tf32=self.tf32,
             generators=data_tools.generators_of(self._data),
-            on_checkpoint=self._see_checkpoint,
+            on_checkpoint=self._noted.see_checkpoint,
         )
         with state:
             self._active = True
@@ -230,9 +225,6 @@ class EmpiricalRisk(Objective):
                 yield
             finally:
                 self._active = False
-
-    def _see_checkpoint(self) -> None:
-        self._checkpointed = True
 
     def _functional(self, buffers: dict[str, Tensor]) -> FunctionalModel:
         self._buffers = buffers
@@ -351,7 +343,7 @@ class EmpiricalRisk(Objective):
         before = {name: buffer.clone() for name, buffer in self._buffers.items()}
         with torch.no_grad(), determinism.AttentionWatch() as watch:
             first = checking.first_loss(term, self.theta, self.module)
-        self._attention = watch.seen
+        self._noted.attention = watch.seen
         self._require_finite(term, self.theta, first)
         with torch.no_grad():
             second = term(self.theta)

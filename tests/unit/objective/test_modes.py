@@ -120,8 +120,10 @@ def test_eval_uses_running_statistics_and_batch_uses_those_of_the_batch() -> Non
     assert float(evaluated.loss()) == pytest.approx(expected_eval, rel=1e-13)
     assert float(by_batch.loss()) == pytest.approx(expected_batch, rel=1e-13)
     assert abs(expected_eval - expected_batch) > 1e-3
-    assert evaluated.notes == ("BatchNorm with its running statistics",)
-    assert by_batch.notes == ("BatchNorm with the statistics of each batch",)
+    switched = "1 Dropout and 1 BatchNorm modules in train mode measured in evaluation mode"
+    assert evaluated.notes == (switched, "BatchNorm with its running statistics")
+    switched = "1 Dropout module in train mode measured in evaluation mode"
+    assert by_batch.notes == (switched, "BatchNorm with the statistics of each batch")
 
 
 def test_recalibrated_statistics_are_those_of_all_data() -> None:
@@ -135,7 +137,7 @@ def test_recalibrated_statistics_are_those_of_all_data() -> None:
     model.norm.running_mean, model.norm.running_var = mean, variance
     expected = EmpiricalRisk(model, CE, images())
     torch.testing.assert_close(risk.gradient(), expected.gradient(), rtol=1e-12, atol=1e-14)
-    assert risk.notes == ("BatchNorm recalibrated on these data, then held fixed",)
+    assert risk.notes[1:] == ("BatchNorm recalibrated on these data, then held fixed",)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])

@@ -1,0 +1,101 @@
+"""What a risk says of itself: losses that are no mean, modules that were in train mode."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hessprobe as hp
+
+X = torch.linspace(-1, 1, 24, dtype=torch.float64).view(8, 3)
+Y = torch.arange(8) % 2
+PADDED = Y.clone().masked_fill_(torch.arange(8) < 3, -100)
+ONE_HOT = F.one_hot(Y).double()
+
+
+def net(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), *layers, nn.Linear(4, 2)).double()
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "note"),
+    [
+        (nn.CrossEntropyLoss(), Y, None),
+        (
+            nn.CrossEntropyLoss(reduction="sum"),
+            Y,
+            "CrossEntropyLoss(reduction='sum') is measured as the mean over examples: "
+            "the loss and the Hessian of the sum are 8 times as large",
+        ),
+        (
+            functools.partial(F.cross_entropy, reduction="sum"),
+            PADDED,
+            "cross_entropy(reduction='sum') is measured as the mean over counted targets: "
+            "the loss and the Hessian of the sum are 5 times as large",
+        ),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            Y,
+            "CrossEntropyLoss(reduction='none') is measured as the mean over examples",
+        ),
+        (
+            nn.MSELoss(reduction="sum"),
+            ONE_HOT,
+            "MSELoss(reduction='sum') is measured as the mean over examples: "
+            "the loss and the Hessian of the sum are 8 times as large",
+        ),
+        (nn.MSELoss(reduction="none"), ONE_HOT, "MSELoss(reduction='none') is measured as the mean over all elements"),
+    ],
+)
+def test_a_loss_that_is_no_mean_says_so_and_by_what_the_sum_is_larger(loss, targets, note) -> None:
+    model = net().eval()
+    risk = hp.EmpiricalRisk(model, loss, [(X[:5], targets[:5]), (X[5:], targets[5:])])
+    assert risk.caveats == risk.notes == (() if note is None else (note,))
+    assert risk.describe()["notes"] == list(risk.notes)
+    value = hp.measure("lambda-max", risk, engine="double_backward")
+    assert [said for said in value.details["notes"] if "reduction" in said] == list(risk.caveats)
+    if note is not None and "sum" in note:
+        factor = float(note.rpartition(" are ")[2].split()[0])
+        torch.testing.assert_close(risk.loss() * factor, loss(model(X), targets).detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "batchnorm", "note"),
+    [
+        ((nn.Dropout(0.1),), "eval", "1 Dropout module in train mode measured in evaluation mode"),
+        (
+            (nn.Dropout(0.1), nn.BatchNorm1d(4), nn.AlphaDropout(0.2)),
+            "eval",
+            "2 Dropout and 1 BatchNorm modules in train mode measured in evaluation mode",
+        ),
+        ((nn.Dropout(0.1), nn.BatchNorm1d(4)), "batch", "1 Dropout module in train mode measured in evaluation mode"),
+        ((nn.BatchNorm1d(4),), "batch", None),
+        ((nn.Dropout(0.0), nn.Dropout(0.5).eval(), nn.ReLU()), "eval", None),
+    ],
+)
+def test_modules_in_train_mode_are_counted(layers, batchnorm, note) -> None:
+    model = net(*layers)
+    risk = hp.EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)], batchnorm=batchnorm)
+    assert [said for said in risk.notes if "train mode" in said] == ([] if note is None else [note])
+    model.eval()
+    measured = hp.EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)], batchnorm=batchnorm)
+    assert not [said for said in measured.notes if "train mode" in said]
+
+
+def test_modules_that_drop_by_themselves_are_counted() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x, need_weights=False)[0][:, 0, :2]
+
+    torch.manual_seed(0)
+    risk = hp.EmpiricalRisk(Attending(), nn.CrossEntropyLoss(), [(torch.randn(8, 3, 4), Y)])
+    assert risk.notes[0] == "1 Dropout module in train mode measured in evaluation mode"
