@@ -71,6 +71,12 @@ def nearest(value: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def no_argument(owner: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence on an argument that ``owner`` does not have; it names the nearest one, and all."""
+    names = list(known)
+    return f"{owner} has no argument {name!r}.{nearest(name, names)} It takes {', '.join(names)}."
+
+
 def resolve_seed(seed: int | torch.Generator) -> int:
     """Return a non-negative integer seed; a generator gives one by a draw, which advances that generator only.
 

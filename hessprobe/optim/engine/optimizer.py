@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
+from hessprobe.optim.engine.calls import explained
 from hessprobe.optim.engine.closures import ClosureKind, Pass, backward_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.manual import ManualStep
@@ -88,6 +89,12 @@ class SharpnessAware(torch.optim.Optimizer):
     # GradScaler.step then hands over scale and found_inf, which is how its calls are told from a user's own.
     _step_supports_amp_scaling = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]  # of the same signature
+
+    @explained
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,

@@ -321,7 +321,7 @@ class TestRefusals:
     def test_bases(self):
         with pytest.raises(TypeError, match=r"base_optimizer must take its gradients from \.grad; got LBFGS"):
             SAM(torch.optim.LBFGS(network().parameters()))
-        with pytest.raises(TypeError, match=r"base_optimizer must be a constructed torch optimizer; got <class"):
+        with pytest.raises(TypeError, match=r"base_optimizer must be a constructed torch optimizer; got the class SGD"):
             SAM(torch.optim.SGD)
         with pytest.raises(TypeError, match="base_optimizer must be a plain optimizer; got SAM, already"):
             SAM(SAM(sgd(network())))
