@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hessprobe.hvp import Fisher, GaussNewton, Hessian
     from hessprobe.krylov.eigsh import eigsh
     from hessprobe.measures.registry import measure
+    from hessprobe.measures.settings import MeasureSettings
     from hessprobe.objective import EmpiricalRisk
     from hessprobe.operators import LinearOperator, aslinearoperator
     from hessprobe.tracking.tracker import SharpnessTracker
@@ -35,6 +36,7 @@ _HOMES = {
     "GaussNewton": "hvp",
     "Hessian": "hvp",
     "LinearOperator": "operators",
+    "MeasureSettings": "measures",
     "SharpnessTracker": "tracking",
     "SpectralSketch": "estimators",
     "aslinearoperator": "operators",
@@ -59,6 +61,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "LinearOperator",
+    "MeasureSettings",
     "SharpnessTracker",
     "SpectralSketch",
     "aslinearoperator",

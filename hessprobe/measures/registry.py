@@ -16,7 +16,7 @@ from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
-from hessprobe.measures.settings import MeasureSettings, Result
+from hessprobe.measures.settings import MeasureSettings, Result, settings_of
 from hessprobe.objective.base import Objective, require_objective
 
 
@@ -198,12 +198,29 @@ def results(session: Session, names: Sequence[str]) -> Iterator[Result]:
 
 
 def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
-    """Return one registered measure of a risk; keywords as in ``MeasureSettings``.
+    """Return one registered measure of a risk.
+
+    Args:
+        name: in ``NAMES`` or ``UNIVERSAL`` of ``hessprobe.measures``, e.g. ``"trace"``.
+        risk: the objective.
+        settings: the fields of ``MeasureSettings``, where each is told in full:
+
+            operator: ``"hessian"`` (default), ``"ggn"``, ``"fisher"`` or ``"functional"``.
+            rtol: half-width of the interval relative to the value, in (0, 1); 0.01.
+            probes: fixed number of probes in place of ``rtol``, >= 2; None.
+            seed: of the probes, >= 0; 0.
+            per_layer: also one value for every parameter tensor; False.
+            engine: of the products, see ``Hessian``; ``"auto"``.
+            memory: bytes that products may keep; None for half of what is free.
+            confidence: level of the interval, in (0, 1); 0.95.
+            k: eigenpairs an end that are found with the extreme ones, >= 1; 1.
+            shift: damping of logdet and effective-dimension, > 0; None for 1e-3.
+            radius: of universal:* from losses alone, > 0; None for products.
 
     Raises:
-        TypeError, ValueError: unknown name, or a setting outside its range.
+        TypeError, ValueError: unknown name or setting (the message names the nearest), or one outside its range.
     """
-    (result,) = measure_all([name], risk, MeasureSettings(**settings))
+    (result,) = measure_all([name], risk, settings_of("measure", **settings))
     return replace(result.estimate, details={**result.estimate.details, "arrays": result.arrays, "notes": result.notes})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -66,6 +68,24 @@ class MeasureSettings:
     def damping(self) -> float:
         """The shift in use."""
         return DEFAULT_SHIFT if self.shift is None else self.shift
+
+
+def settings_of(owner: str, others: Iterable[str] = (), **given: Any) -> MeasureSettings:
+    """Return the settings that ``owner`` was given as keywords.
+
+    Args:
+        owner: the function or class, for the message.
+        others: further arguments that it has.
+        given: fields of ``MeasureSettings``.
+
+    Raises:
+        TypeError, ValueError: an unknown field (the message names the nearest), or a value outside its range.
+    """
+    known = [each.name for each in fields(MeasureSettings)]
+    for name in given:
+        if name not in known:
+            raise TypeError(checks.no_argument(owner, name, dict.fromkeys((*others, *known))))
+    return MeasureSettings(**given)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from hessprobe import checks
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.session import Start
-from hessprobe.measures.settings import MeasureSettings
+from hessprobe.measures.settings import settings_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.modes import unwrap
 from hessprobe.objective.selection import select_parameters
@@ -114,7 +115,8 @@ class SharpnessTracker:
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
         self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
-        self.settings = MeasureSettings(k=k, rtol=rtol, seed=seed, engine=engine, **settings)
+        own = list(inspect.signature(type(self)).parameters)[:-1]
+        self.settings = settings_of("SharpnessTracker", own, k=k, rtol=rtol, seed=seed, engine=engine, **settings)
         self.pace = Pace(every, budget)
         self.points: list[Point] = []
         self._model, self._loss, self._data, self._params = model, loss, data, params
