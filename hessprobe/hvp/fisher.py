@@ -54,12 +54,14 @@ def Fisher(
         insights and perspectives on the natural gradient method".
     """
     checks.one_of("kind", kind, KINDS)
-    return GaussNewton(
+    matrix = GaussNewton(
         _FisherObjective(require_objective("risk", risk), kind, checks.resolve_seed(seed)),
         engine=engine,
         memory=memory,
         expected_products=expected_products,
     )
+    matrix.name = "Fisher"
+    return matrix
 
 
 class _FisherObjective(Objective):
@@ -69,6 +71,9 @@ class _FisherObjective(Objective):
         self._risk, self._kind, self._seed = risk, kind, seed
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.theta, self.layout, self.n_terms = risk.theta, risk.layout, risk.n_terms
+
+    def __repr__(self) -> str:
+        return f"{self._kind} slopes of {self._risk!r}"
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context of the risk."""

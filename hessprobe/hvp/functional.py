@@ -52,6 +52,9 @@ class FunctionalPart(LinearOperator):
         self._difference = Combination([self.hessian, self.gauss_newton], [1.0, -1.0])
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
 
+    def __repr__(self) -> str:
+        return f"FunctionalPart(dim={self.dim}, engine={self.hessian.engines[0]!r}, risk={self.hessian.risk!r})"
+
     @property
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
         """False where products are finite differences."""

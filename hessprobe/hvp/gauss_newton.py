@@ -133,6 +133,8 @@ class GaussNewton(LinearOperator):
     """
 
     psd = True
+    # What it is called: the Fisher matrix is one of these as well.
+    name = "GaussNewton"
 
     def __init__(
         self,
@@ -150,6 +152,9 @@ class GaussNewton(LinearOperator):
         self._separable = False
         with self._pool.context():
             require_convex(next(iter(risk.terms())), risk.theta)
+
+    def __repr__(self) -> str:
+        return f"{self.name}(dim={self.dim}, engine={self.engine_name!r}, risk={self.risk!r})"
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -65,6 +65,9 @@ class Hessian(LinearOperator):
         self._surrogate: GaussNewton | None = None
         self._surrogate_engine = surrogate_engine
 
+    def __repr__(self) -> str:
+        return f"Hessian(dim={self.dim}, engine={self.engines[0]!r}, risk={self.risk!r})"
+
     @property
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
         """False where products are finite differences."""

@@ -89,6 +89,10 @@ class Objective(ABC):
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        kind, terms = type(self).__name__, self.n_terms
+        return f"{kind}(dim={self.dim}, batches={terms}, dtype={self.dtype}, device={self.device})"
+
     @abstractmethod
     def terms(self) -> Iterator[BatchLoss]:
         """Yield the batches, in the same order at every call. Use inside ``evaluating()``."""

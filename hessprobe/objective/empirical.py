@@ -127,6 +127,13 @@ class EmpiricalRisk(Objective):
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
         self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
 
+    def __repr__(self) -> str:
+        loss, batches = self._rule.name if self._rule else "forward", len(self._measured.sizes)
+        return (
+            f"EmpiricalRisk({type(self.module).__name__}, loss={loss}, dim={self.dim}, examples={self.n_examples}, "
+            f"batches={batches}, dtype={self.dtype}, device={self.device})"
+        )
+
     @property
     def notes(self) -> tuple[str, ...]:
         """See the class attributes."""

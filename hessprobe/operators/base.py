@@ -58,6 +58,9 @@ class LinearOperator(ABC):
     n_terms: int = 1
     is_exact: bool = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self.dim}, dtype={self.dtype}, device={self.device})"
+
     @abstractmethod
     def _matvecs(self, V: Tensor) -> Tensor:
         """Return A v for every row v of ``V`` (k, d), already checked."""

@@ -129,6 +129,14 @@ class SharpnessTracker:
             self._writer, self._owned = open_writer(writer)
         self.device: torch.device | None = None
 
+    def __repr__(self) -> str:
+        model = type(unwrap(self._model)).__name__
+        last = f", last at step {self.points[-1].step}" if self.points else ""
+        return (
+            f"SharpnessTracker({model}, measures={self.measures}, every={self.pace.every}, budget={self.pace.budget}, "
+            f"points={len(self.points)}{last})"
+        )
+
     @property
     def skipped(self) -> int:
         """Due measurements that were left out to keep the budget."""
