@@ -12,7 +12,9 @@ from hessprobe.comparison.gaps import GAPS
 from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, between, entry, spread
-from hessprobe.report.figures.labels import sides
+from hessprobe.report.figures.labels import name as beside
+from hessprobe.report.figures.labels import spread as spread_names
+from hessprobe.report.figures.scales import logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, GRAY, PURPLE, SHADE, VERMILION
 from hessprobe.report.typography import pretty
 
@@ -31,12 +33,14 @@ _MARKS = {
 }
 # More numbers in a caption are not read; the table has them all.
 _SAID = 6
-# More names beside points cannot be told apart.
-_NAMED = 12
-# Width of a letter and height of a line of such a name, as shares of a panel.
-_LETTER, _LINE = 0.022, 0.06
-# Room beside the outermost points, as a share of their distance.
-_MARGIN = 0.1
+# More points cannot be told apart by name or number.
+_NAMED = 24
+# Letters in all that have room beside the points; beyond that numbers stand there, with a key below.
+_LETTERS = 30
+# Names side by side in that key, and height of a line of it in inches.
+_KEYS, _KEY_LINE = 4, 0.16
+# Letters of a key across a panel.
+_ACROSS_PANEL = 42
 
 
 @dataclass(frozen=True)
@@ -150,19 +154,36 @@ def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
 def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping[str, Any]]) -> Drawn:
     points = {row["measure"]: _points(record, str(row["measure"]), gap) for row in correlations}
     down, across = _grid(len(points))
+    names = list(dict.fromkeys(one.checkpoint for each in points.values() for one in each))
+    numbered = len(names) > 1 and sum(map(len, names)) > _LETTERS
+    shown = {name: str(index) if numbered else name for index, name in enumerate(names, 1)}
+    columns = min(_KEYS, max(1, _ACROSS_PANEL * across // (6 + max(map(len, names), default=0))))
 
     def draw(figure: Figure) -> None:
         panels: Any = figure.subplots(down, across, squeeze=False)
         for panel, row in zip(panels.flat, correlations, strict=False):
-            _cloud(panel, points[row["measure"]])
+            _cloud(panel, points[row["measure"]], shown if len(names) <= _NAMED else {})
             panel.set_title(f"{row['measure']}\n{_tau(row)}", loc="left", fontsize=8.5)
             panel.set_xlabel(_gap(gap), fontsize=8)
         for panel in panels.flat[len(points) :]:
             panel.set_visible(False)
+        if numbered and len(names) <= _NAMED:
+            _key(figure, shown, columns)
+        spread_names(figure, GRAY)
 
     alt = "; ".join(f"{row['measure']}: {_tau(row)} over {row['count']} checkpoints" for row in correlations)
     title = f"Measures against {_gap(gap)}"
-    return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (0.7 + 2.5 * across, 0.3 + 2.3 * down))
+    key = _KEY_LINE * -(-len(names) // columns) + 0.1 if numbered and len(names) <= _NAMED else 0.0
+    return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (0.7 + 2.5 * across, 0.3 + 2.3 * down + key))
+
+
+def _key(figure: Figure, shown: Mapping[str, str], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], ls="none", label=f"{number}  {name}") for name, number in shown.items()]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncol=columns, handlelength=0, handletextpad=0, fontsize=7
+    )
 
 
 def _gap(name: str) -> str:
@@ -179,27 +200,17 @@ def _points(record: Mapping[str, Any], measure: str, gap: str) -> list[_Point]:
     return found
 
 
-def _cloud(panel: Any, points: Sequence[_Point]) -> None:
+def _cloud(panel: Any, points: Sequence[_Point], shown: Mapping[str, str]) -> None:
+    """Draw a point a checkpoint with its interval, and beside it what ``shown`` says for its name."""
+    for axis, values in (("x", [one.gap for one in points]), ("y", [one.value for one in points])):
+        if not logarithmic(panel, axis, values):
+            panel.locator_params(axis=axis, nbins=5)
     for one in points:
         panel.errorbar(one.gap, one.value, yerr=[[one.below], [one.above]], fmt="o", ms=3.5, color=PURPLE)
-    if len(points) <= _NAMED:
-        for one, (right, up) in zip(points, _placed(points), strict=True):
-            offset = (4 if right else -4, 2 if up else -7)
-            where = {"xytext": offset, "textcoords": "offset points", "ha": "left" if right else "right"}
-            panel.annotate(one.checkpoint, (one.gap, one.value), fontsize=6, **where)
-    panel.margins(x=_MARGIN, y=0.12)
-    panel.locator_params(nbins=5)
+        if one.checkpoint in shown:
+            beside(panel, (one.gap, one.value), shown[one.checkpoint], fontsize=6)
+    panel.margins(x=0.1, y=0.12)
     panel.grid()
-
-
-def _placed(points: Sequence[_Point]) -> list[tuple[bool, bool]]:
-    x, y = _fractions([one.gap for one in points]), _fractions([one.value for one in points])
-    return sides(x, y, [_LETTER * len(one.checkpoint) for one in points], _LINE, _MARGIN)
-
-
-def _fractions(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
 
 
 def _tau(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from hessprobe import checks
 from hessprobe.errors import RecordError
 from hessprobe.landscape.names import RHO, STYLES, TITLES
 from hessprobe.landscape.result import Landscape
-from hessprobe.report.figures import lines, planes, surfaces
+from hessprobe.report.figures import labels, lines, planes, surfaces
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, floats, short
 
@@ -125,6 +125,7 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
             panels[0].set_title(f"{title}: {panels[0].get_title()}")
         elif title:
             figure.suptitle(title, fontsize=10)
+        labels.spread(figure, "white")
 
     what = "Loss" if len(landscape.values) == 1 else "Loss and curvature"
     shape = "line" if len(landscape.axes) == 1 else "plane"

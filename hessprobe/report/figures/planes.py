@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
-from hessprobe.report.figures.labels import sides
+from hessprobe.report.figures.labels import name as beside
 from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, bar_ticks, heading, scale
 from hessprobe.report.figures.style import DIVERGING, MAP, ORANGE, PURPLE, SKY, VERMILION
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-# Width of a letter and height of a line of a name beside a checkpoint, as shares of the panel.
-_LETTER, _LINE = 0.0145, 0.045
+# A number on a contour is cut within this share of the panel from its frame.
+_BORDER = 0.04
 
 
 def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
@@ -40,6 +39,8 @@ def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: f
     for text in texts:
         text.set_alpha(1.0)
         text.set_path_effects([withStroke(linewidth=1.2, foreground="#222222")])
+        if _at_border(landscape, text.get_position()):
+            text.remove()
     _hatch(panel, landscape, name)
     bar = figure.colorbar(filled, ax=panel, shrink=0.82, pad=0.02)
     bar_ticks(bar, levels, logarithmic)
@@ -48,6 +49,12 @@ def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: f
     handles += _marks(panel, landscape, norm if name == "loss" else None)
     _frame(panel, landscape, name)
     return handles
+
+
+def _at_border(landscape: Landscape, place: tuple[float, float]) -> bool:
+    """Return whether a number on a contour would be cut by the frame."""
+    shares = [(at - axis[0]) / (axis[-1] - axis[0]) for at, axis in zip(place, landscape.axes, strict=True)]
+    return not all(_BORDER < share < 1 - _BORDER for share in shares)
 
 
 def _hatch(panel: Axes, landscape: Landscape, name: str) -> None:
@@ -118,37 +125,15 @@ def _mark_checkpoints(panel: Axes, landscape: Landscape, places: Floats, norm: N
     from matplotlib import colormaps
 
     every = max(1, math.ceil(len(places) / 12))
-    named = [index for index in range(len(places)) if not index % every or index == len(places) - 1]
-    placed = dict(zip(named, _sides(landscape, [landscape.marks[index] for index in named]), strict=True))
+    box = {"boxstyle": "round,pad=0.15", "fc": (0.0, 0.0, 0.0, 0.45), "ec": "none"}
     for index, ((name, _, loss), place) in enumerate(zip(landscape.marks, places, strict=True)):
         known = norm is not None and loss is not None and math.isfinite(loss)
         color = colormaps[MAP](norm(loss)) if known and norm is not None and loss is not None else "white"
         if place.any():
             panel.plot(*place, marker="o", ms=5.5, mfc=color, mec="white", mew=0.9, ls="none", zorder=5)
-        if index not in placed:
-            continue
-        text = f"{name}: {loss:.3g}" if known else name
-        right, up = placed[index]
-        panel.annotate(
-            text,
-            place,
-            textcoords="offset points",
-            xytext=(7 if right else -7, 5 if up else -10),
-            ha="left" if right else "right",
-            fontsize=7,
-            color="white",
-            bbox={"boxstyle": "round,pad=0.15", "fc": (0.0, 0.0, 0.0, 0.45), "ec": "none"},
-            zorder=7,
-        )
-
-
-def _sides(landscape: Landscape, marks: Sequence[tuple[str, Any, float | None]]) -> list[tuple[bool, bool]]:
-    shares = []
-    for axis, values in enumerate(landscape.axes):
-        low, high = float(values[0]), float(values[-1])
-        shares.append([(float(place[axis]) - low) / (high - low) for _, place, _ in marks])
-    lengths = [_LETTER * (len(name) + (0 if loss is None else 8)) for name, _, loss in marks]
-    return sides(shares[0], shares[1], lengths, _LINE, 0.0)
+        if not index % every or index == len(places) - 1:
+            text = f"{name}: {loss:.3g}" if known else name
+            beside(panel, tuple(place), text, fontsize=7, color="white", bbox=box, zorder=7)
 
 
 def _frame(panel: Any, landscape: Landscape, name: str) -> None:

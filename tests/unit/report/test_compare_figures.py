@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import matplotlib.colors
 import pytest
 
@@ -81,6 +83,37 @@ def test_gaps_are_scattered_with_error_bars_and_names():
     assert panel.get_title(loc="left") == "trace\nτ = 0.80 (0.10 to 1.00)"
     assert panel.get_xlabel() == "test \u2212 training loss"
     assert "over 5 checkpoints" in found["gap-loss"].alt
+
+
+def crowded():
+    found = record()
+    names = [f"sam-epoch-{10 * i:04d}" for i in range(8)]
+    values = [0.6, 0.03, 0.019, 0.015, 0.0132, 0.0121, 0.0116, 0.0111]
+    gaps = [0.125, 0.083, 0.085, 0.0865, 0.088, 0.0885, 0.0891, 0.09]
+    found["results"] = [value(name, "trace", number, 0.9 * number) for name, number in zip(names, values, strict=True)]
+    found["results"][1]["interval"][0] = -0.01
+    found["checkpoints"] = [
+        {"label": name, "path": f"{name}.pt", "gaps": {"loss": gap, "accuracy": None}}
+        for name, gap in zip(names, gaps, strict=True)
+    ]
+    found["correlations"] = found["correlations"][:1]
+    return found, names
+
+
+def test_checkpoints_close_together_have_numbers_with_a_key_on_a_logarithmic_axis():
+    known, names = crowded()
+    figure = by_name(figures_of(known))["gap-loss"].figure()
+    (panel,) = figure.axes
+    assert (panel.get_xscale(), panel.get_yscale()) == ("linear", "log")
+    assert [text.get_text() for text in panel.texts] == [str(1 + index) for index in range(8)]
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    (key,) = figure.legends
+    assert [text.get_text() for text in key.get_texts()] == [f"{i}  {name}" for i, name in enumerate(names, 1)]
+    assert not key.get_window_extent().overlaps(panel.get_tightbbox())
+    assert key.get_window_extent().x1 <= figure.bbox.x1
+    # The end of an interval below zero leaves the panel, and does not widen the axis.
+    assert panel.get_ylim()[0] > 1e-4
 
 
 def test_a_record_without_correlations_or_differences_draws_less():
