@@ -11,6 +11,7 @@ import numpy as np
 
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, Floats, array, entry, floats, short, spread
+from hessprobe.report.figures.scales import logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, COLORS, GREEN, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ _NAMES = {
 }
 # Beyond this many times the largest eigenvalue a threshold is out of sight: it goes to infinity with a falling rate.
 _SIGHT = 30.0
-# Beyond this ratio of largest to smallest an axis is logarithmic.
-_DECADE = 8.0
+# Within this many times the largest number shown a threshold is worth the room.
+_REACH = 4.0
 _MANY = 40
 
 _Panel = Callable[[Any], None]
@@ -93,27 +94,46 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         axis.errorbar(steps, values, yerr=reach, color=BLUE, label=r"$\lambda_{\max}$", zorder=3, **_style(len(steps)))
         for index, other in enumerate(others, 2):
             axis.plot(steps, other, color=SKY, lw=0.9, label="further eigenvalues" if index == 2 else None)
-        shown = [values, *others]
-        top = _SIGHT * float(np.nanmax(values))
-        for line, color, dash, label in (
-            (plain, BLACK, "--", formula),
-            (aware, VERMILION, "-.", "with SAM's ascent"),
-        ):
-            seen = np.where((line <= top) & (line > 0), line, np.nan)
-            if np.isfinite(seen).any():
-                shown.append(seen)
-            if np.isfinite(line).any():
+        known = np.concatenate([values, *others])
+        beyond = []
+        # The lower line first: where it widens the axis, the upper one may come into sight.
+        for line, color, dash, label in ((aware, VERMILION, "-.", "with SAM's ascent"), (plain, BLACK, "--", formula)):
+            seen = _seen(line, values, known)
+            if len(seen):
+                known = np.concatenate([known, seen])
                 # Whole, so that it leaves the panel where it goes; the limits below are of what is in sight.
-                axis.plot(
-                    steps, line, color=color, ls=dash, lw=1.1, label=label, marker="_" if len(steps) < 3 else None
-                )
-        _limits(axis, np.concatenate(shown))
+                marker = "_" if len(steps) < 3 else None
+                axis.plot(steps, line, color=color, ls=dash, lw=1.1, label=label, marker=marker)
+            elif np.isfinite(line).any():
+                beyond.append(_bound(label, line))
+        _limits(axis, known)
         axis.set_ylabel("largest eigenvalue")
-        # Above the panel: the thresholds cross all of it.
-        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncol=2, borderaxespad=0.2, fontsize=6.5,
-                    columnspacing=0.8, handlelength=1.5)  # fmt: skip
+        if beyond:
+            axis.annotate("\n".join(beyond), (1.0, 1.0), xycoords="axes fraction", xytext=(0, 2), fontsize=6.5,
+                          textcoords="offset points", ha="right", va="bottom")  # fmt: skip
+        _legend(axis, 3, len(beyond))
 
     return draw
+
+
+def _seen(line: Floats, values: Floats, known: Floats) -> Floats:
+    """Return the part of a threshold that the panel is to show, empty where it is out of sight."""
+    top = max(_SIGHT * float(np.nanmax(values)), _REACH * float(np.nanmax(known)))
+    return line[np.isfinite(line) & (line > 0) & (line <= top)]
+
+
+def _bound(label: str, line: Floats) -> str:
+    """Return in words where a threshold lies that no point of the panel shows."""
+    found = line[np.isfinite(line)]
+    low, high = float(found.min()), float(found.max())
+    sign = "=" if math.isclose(low, high, rel_tol=1e-3) else "\u2265"
+    return f"{label} {sign} {short(float(f'{low:.3g}'))}, above"
+
+
+def _legend(axis: Any, columns: int = 2, lines: int = 0) -> None:
+    """Put the legend above the panel, whose lines cross all of it, and above so many lines of a note."""
+    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncol=columns, borderaxespad=0.2 + 1.4 * lines,
+                fontsize=6.5, columnspacing=0.8, handlelength=1.9)  # fmt: skip
 
 
 def _further(rows: Sequence[Mapping[str, Any]]) -> list[Floats]:
@@ -131,26 +151,11 @@ def _further(rows: Sequence[Mapping[str, Any]]) -> list[Floats]:
 def _limits(axis: Any, numbers: Floats) -> None:
     known = numbers[np.isfinite(numbers)]
     low, high = float(known.min()), float(known.max())
-    if _logarithmic(axis, known):
-        axis.set_ylim(low / 1.3, high * 1.5)
+    if logarithmic(axis, "y", known):
+        axis.set_ylim(low / 1.3, high * 1.3)
     else:
         room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
-        axis.set_ylim(low - room, high + 1.6 * room)
-
-
-def _logarithmic(axis: Any, values: Floats) -> bool:
-    """Make the axis logarithmic, with its numbers written out, where the values are spread over decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    known = values[np.isfinite(values)]
-    if not len(known) or not known.min() > 0 or known.max() <= _DECADE * known.min():
-        return False
-    axis.set_yscale("log")
-    wide = known.max() > 300 * known.min()
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    return True
+        axis.set_ylim(low - room, high + room)
 
 
 def _measure(rows: Sequence[Mapping[str, Any]], steps: Floats, name: str) -> _Panel:
@@ -159,7 +164,7 @@ def _measure(rows: Sequence[Mapping[str, Any]], steps: Floats, name: str) -> _Pa
 
     def draw(axis: Any) -> None:
         axis.errorbar(steps, values, yerr=reach, color=color, **_style(len(steps)))
-        _logarithmic(axis, values)
+        logarithmic(axis, "y", values)
         axis.set_ylabel(_NAMES.get(name, name))
 
     return draw
@@ -174,7 +179,7 @@ def _alignment(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         axis.plot(steps, first, color=BLUE, label=r"$|\cos(g, v_1)|$", **_style(len(steps)))
         if k > 1:
             axis.plot(steps, space, color=SKY, label=f"with the {k} leading", **_style(len(steps)))
-            axis.legend()
+            _legend(axis)
         axis.set(ylim=(-0.03, 1.03), ylabel=r"gradient along $v_1$" if k == 1 else "gradient along eigenvectors")
 
     return draw
@@ -188,8 +193,8 @@ def _loss(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         axis.plot(steps, loss, color=BLUE, label="measured data", **_style(len(steps)))
         if test is not None:
             axis.plot(steps, test, color=VERMILION, label="test", **_style(len(steps)))
-            axis.legend()
-        _logarithmic(axis, loss)
+            _legend(axis)
+        logarithmic(axis, "y", loss)
         axis.set_ylabel("loss")
 
     return draw
@@ -203,7 +208,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
             if values is not None:
                 axis.plot(steps, 100 * values, color=color, label=name, **_style(len(steps)))
         axis.set_ylabel("accuracy (%)")
-        axis.legend(loc="lower right")
+        _legend(axis)
 
     return draw
 
