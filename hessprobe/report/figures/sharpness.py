@@ -12,6 +12,7 @@ import numpy as np
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, floats, short, spread
 from hessprobe.report.figures.operators import parts
+from hessprobe.report.figures.scales import DECADE, logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, COLORS, VERMILION
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # Rises further apart than this are not all seen on a linear axis.
 _SPREAD = 30.0
+# Radii further apart than this are seen on a logarithmic axis.
+_WIDE = 8.0
 _Point = tuple[float, tuple[float, float, float], float]
 
 
@@ -52,21 +55,20 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Point]]:
 
 
 def _against_radius(lines: dict[str, list[_Point]]) -> Drawn:
+    colors = dict(zip(lines, COLORS * len(lines), strict=False))
+    groups = _groups(lines)
+
     def draw(figure: Figure) -> None:
         from matplotlib.lines import Line2D
 
-        panel: Any = figure.subplots()
-        for (label, points), color in zip(lines.items(), COLORS * len(lines), strict=False):
-            radii = [rho for rho, _, _ in points]
-            values, below, above = np.array([each for _, each, _ in points]).T
-            panel.errorbar(radii, values, yerr=np.stack([below, above]), color=color, marker="o", ms=3.5, label=label)
-            panel.plot(radii, [model for _, _, model in points], "--", color=color, lw=1.0, marker="_", ms=5)
-        handles, _ = panel.get_legend_handles_labels()
+        panels: Any = figure.subplots(1, len(groups), squeeze=False)[0]
+        handles: list[Any] = []
+        for panel, group in zip(panels, groups, strict=True):
+            handles += [_line(panel, label, lines[label], colors[label]) for label in group]
+            _axes(panel, [point for label in group for point in lines[label]])
+        panels[0].set_ylabel("rise of the loss")
         handles.append(Line2D([], [], color=BLACK, lw=1.0, ls="--", marker="_", label="second-order prediction"))
-        panel.legend(handles=handles)
-        panel.set(xlabel=r"radius $\rho$", ylabel="rise of the loss")
-        _logarithmic(panel, lines)
-        panel.grid()
+        figure.legend(handles=handles, loc="outside upper center", ncol=4)
 
     known = [
         f"{label} {short(value)}{_model(model)} at rho = {rho:g}"
@@ -74,27 +76,56 @@ def _against_radius(lines: dict[str, list[_Point]]) -> Drawn:
         for rho, (value, _, _), model in points[-1:]
     ]
     alt = f"How far the loss rises at radius rho; dashed, what the second-order model predicts: {'; '.join(known)}."
-    return Drawn("sharpness", "Sharpness against the radius", alt, draw)
+    size = (5.6, 3.6) if len(groups) == 1 else (7.6, 3.4)
+    return Drawn("sharpness", "Sharpness against the radius", alt, draw, size)
+
+
+def _numbers(points: Sequence[_Point]) -> list[float]:
+    return [number for _, (value, _, _), model in points for number in (value, model) if math.isfinite(number)]
+
+
+def _groups(lines: dict[str, list[_Point]]) -> list[list[str]]:
+    """Return what stands in one panel: everything, or apart what a linear axis would flatten to a line at zero."""
+    every = [number for points in lines.values() for number in _numbers(points)]
+    if not every or min(every) > 0:
+        return [list(lines)]
+    sizes = {label: max(map(abs, _numbers(points)), default=0.0) for label, points in lines.items()}
+    small = [label for label, size in sizes.items() if size * _SPREAD < max(sizes.values())]
+    return [[label for label in lines if label not in small], small] if small else [list(lines)]
+
+
+def _line(panel: Any, label: str, points: Sequence[_Point], color: str) -> Any:
+    radii = [rho for rho, _, _ in points]
+    values, below, above = np.array([each for _, each, _ in points]).T
+    panel.plot(radii, [model for _, _, model in points], "--", color=color, lw=1.0, marker="_", ms=7)
+    return panel.errorbar(radii, values, yerr=np.stack([below, above]), color=color, marker="o", ms=3.5, label=label)
 
 
 def _model(value: float) -> str:
     return f" (second order {short(value)})" if math.isfinite(value) else ""
 
 
-def _logarithmic(panel: Any, lines: dict[str, list[_Point]]) -> None:
-    points = [point for each in lines.values() for point in each]
-    numbers = [number for _, (value, _, _), model in points for number in (value, model) if math.isfinite(number)]
-    radii = [rho for rho, _, _ in points]
-    positive = bool(numbers) and min(numbers) > 0
-    apart = positive and max(numbers) > _SPREAD * min(numbers) and len(set(radii)) > 1
-    if max(radii) > 8 * min(radii) or apart:
+def _axes(panel: Any, points: Sequence[_Point]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    numbers, radii = _numbers(points), sorted({rho for rho, _, _ in points})
+    panel.set_xlabel(r"radius $\rho$")
+    panel.grid()
+    wide = radii[-1] > _WIDE * radii[0]
+    if logarithmic(panel, "y", numbers, 1.0 if wide else DECADE):
+        # The end of an interval below zero has no place here: it leaves the panel at the bottom.
+        ends = [value - below for _, (value, below, _), _ in points if value - below > 0]
+        panel.set_ylim(max(min(numbers + ends), min(numbers) / 10) / 1.5, panel.get_ylim()[1])
+    else:
+        panel.ticklabel_format(axis="y", scilimits=(-2, 3), useOffset=False, useMathText=True)
+    if wide or (len(radii) > 1 and panel.get_yscale() == "log"):
         panel.set_xscale("log")
-        shown = sorted(set(radii))
-        step = -(-len(shown) // 8)
-        panel.set_xticks(shown[::step], labels=[f"{rho:g}" for rho in shown[::step]])
-        panel.minorticks_off()
-        if positive:
-            panel.set_yscale("log")
+    if len(radii) == 1:
+        panel.set_xlim(radii[0] * 0.8, radii[0] * 1.2)
+    if len(radii) == 1 or panel.get_xscale() == "log":
+        shown = radii[:: -(-len(radii) // 8)]
+        panel.set_xticks(shown, labels=[f"{rho:g}" for rho in shown])
+        panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _arc(arc: Mapping[str, Any]) -> Drawn:

@@ -143,10 +143,8 @@ def test_sharpness_stands_against_the_radius_beside_its_prediction():
     rows = [sharp(0.1, 2.0, 1.5), sharp(0.05, 0.5, 0.4), row("fisher-rao", 1.0), sharp(0.05, 0.7, None) | {"m": 16}]
     (found,) = figures_of(record("sharpness", *rows))
     (axes,) = found.figure().axes
-    assert [line.get_label() for line in axes.get_legend().get_texts() and axes.containers] == [
-        "worst",
-        "worst, m = 16",
-    ]
+    (legend,) = found.figure().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["worst", "worst, m = 16", "second-order prediction"]
     assert axes.containers[0][0].get_xdata().tolist() == [0.05, 0.1]
     assert axes.containers[0][0].get_ydata().tolist() == [0.5, 2.0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -161,6 +159,27 @@ def test_rises_far_apart_stand_on_logarithmic_axes():
     (axes,) = found.figure().axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.05", "0.2"]
+
+
+def test_rises_far_apart_at_one_radius_are_all_seen():
+    low = sharp(0.05, 2e-7, 8e-7, half=3e-7) | {"m": 16}
+    (found,) = figures_of(record("sharpness", sharp(0.05, 2e-3, 1.7e-3, half=1e-5), low))
+    figure = found.figure()
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    # An interval that reaches below zero leaves the panel at the bottom.
+    assert 1e-8 < axes.get_ylim()[0] < 2e-7
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.05"]
+    figure.draw_without_rendering()
+    assert not figure.legends[0].get_window_extent().overlaps(axes.bbox)
+
+
+def test_a_small_rise_below_zero_has_a_panel_of_its_own():
+    rows = [sharp(0.05, 2e-3, 1.7e-3), sharp(0.05, -1e-7, 8e-7) | {"m": 16}]
+    (found,) = figures_of(record("sharpness", *rows))
+    axes = found.figure().axes
+    assert [one.containers[0].get_label() for one in axes] == ["worst", "worst, m = 16"]
+    assert [one.get_yscale() for one in axes] == ["linear", "linear"]
 
 
 def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
