@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
 # Below this share of the largest eigenvalue the symlog axis is linear: the width of the bulk of a trained network.
 _LINEAR = 1e-3
+# What a symlog axis has beyond the outermost point, as a factor.
+_ROOM = 1.6
 # A density this far below its largest value is drawn on the floor.
 _DECADES = 6
+_BAND = (
+    "The band holds with this confidence at each point, not at all of them at once. It is what the Lanczos steps and "
+    "probes leave open about the share below: wide where the steps are too few to tell crowded eigenvalues apart, as "
+    "near 0."
+)
 OPERATORS = {
     "hessian": "Hessian",
     "ggn": "Gauss-Newton matrix",
@@ -53,15 +60,16 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
             _axis(panels[1, column], scale, nodes)
         panels[0, 0].set_ylabel("density")
         panels[1, 0].set_ylabel("share of eigenvalues below")
-        panels[0, 1].legend(loc="upper right")
-        panels[1, 1].legend(loc="lower right")
+        # Above the panels: curve and band fill them to the corners.
+        handles = [handle for panel in panels[:, 1] for handle in panel.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside upper center", ncol=4, columnspacing=1.2)
 
     matrix = OPERATORS.get(str(row["operator"]), str(row["operator"]))
     alt = (
         f"Above, how many eigenvalues of the {matrix} lie where, from {short(float(nodes.min()))} to "
         f"{short(float(nodes.max()))}; below, the share of them below each point: left on a linear axis, right on a "
         f"logarithmic one. {_negative(row, where)}At 0 the {level:g} % band of the distribution reaches from "
-        f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} %."
+        f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} %. {_BAND}"
     )
     return Drawn(f"density-{row['operator']}", f"Spectral density of the {matrix}", alt, draw, (7.6, 5.0))
 
@@ -102,7 +110,7 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
             panel.grid()
             _axis(panel, scale, nodes)
         panels[0].set_ylabel("density")
-        panels[0].legend(loc="upper right")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncol=len(curves))
 
     ends = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (_, _, n) in curves.items()]
     return Drawn(name, "Spectral densities side by side", f"Spectral densities: {'; '.join(ends)}.", draw, (7.6, 3.2))
@@ -123,7 +131,9 @@ def _density(panel: Any, grid: Floats, curve: Floats, nodes: Floats, weights: Fl
 def _distribution(panel: Any, grid: Floats, cdf: Floats, low: Floats, high: Floats, level: float) -> None:
     # Between two points the function is at least what it is at the left one and at most what it is at the right one.
     places, bottom, top = np.repeat(grid, 2)[1:-1], np.repeat(low[:-1], 2), np.repeat(high[1:], 2)
-    panel.fill_between(places, bottom, top, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band")
+    panel.fill_between(
+        places, bottom, top, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band, at each point"
+    )
     panel.plot(grid, cdf, color=BLUE, lw=1.0, label="distribution function")
     panel.set(ylim=(-0.02, 1.02))
     panel.grid()
@@ -138,7 +148,8 @@ def _axis(panel: Any, scale: str, nodes: Floats) -> None:
     start, stop = math.floor(math.log10(_LINEAR * reach)), math.floor(math.log10(reach))
     threshold = 10.0**start
     panel.set_xscale("symlog", linthresh=threshold)
-    low, high = panel.get_xlim()
+    # The margin of the linear axis is none on this one.
+    low, high = (end * _ROOM if end * side > 0 else end for end, side in zip(panel.get_xlim(), (-1, 1), strict=True))
     decades = [10.0**power for power in range(start, stop + 1, max((stop - start + 1) // 2, 1))]
     ticks = [-each for each in reversed(decades)] + [0.0] + decades
     panel.set_xticks([each for each in ticks if low <= each <= high])
