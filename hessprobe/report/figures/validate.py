@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import entry, floats, short
+from hessprobe.report.figures.scales import logarithmic
 from hessprobe.report.figures.style import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# More lines than these leave a legend no room among them.
+_INSIDE = 4
+# Letters beyond which two columns of a legend below fill the figure, and height of a line of it in inches.
+_LONG, _KEY_LINE = 22, 0.17
+# A logarithmic axis of less than this ratio has one power of ten or none.
+_FEW = 100.0
 
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
@@ -49,6 +59,9 @@ def curve(row: Mapping[str, Any], where: str) -> Drawn:
     titles = {key: entry(found, key, str, where) for key in ("x", "y")}
     scales = {key: "log" if entry(found, f"log_{key}", bool, where) else "linear" for key in ("x", "y")}
 
+    columns = 2 if max((len(label) for label, *_ in lines), default=0) > _LONG else 3
+    key = _KEY_LINE * -(-len(lines) // columns) if len(lines) > _INSIDE else 0.0
+
     def draw(figure: Figure) -> None:
         panel: Any = figure.subplots()
         for (label, x, y, dashed), color in zip(lines, COLORS * len(lines), strict=False):
@@ -56,11 +69,18 @@ def curve(row: Mapping[str, Any], where: str) -> Drawn:
             panel.plot(x, y, "--" if dashed else "-", color=color, label=label, marker=marker, ms=3, lw=1.2)
         panel.set(xlabel=titles["x"], ylabel=titles["y"], title=claim, xscale=scales["x"], yscale=scales["y"])
         panel.grid()
-        if len(lines) > 1:
+        for axis in ("x", "y"):
+            every = np.concatenate([each[1 if axis == "x" else 2] for each in lines])
+            positive = every[every > 0]
+            if scales[axis] == "log" and len(positive) and positive.max() < _FEW * positive.min():
+                logarithmic(panel, axis, positive, 1.0)
+        if len(lines) > _INSIDE:
+            figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncol=columns)
+        elif len(lines) > 1:
             panel.legend()
 
     alt = f"{claim}, {entry(row, 'verdict', str, where)}: {entry(row, 'statement', str, where)}{_compared(row)}"
-    return Drawn(claim.replace("/", "-"), claim, alt, draw, (5.6, 3.4))
+    return Drawn(claim.replace("/", "-"), claim, alt, draw, (5.6, 3.4 + key))
 
 
 def _compared(row: Mapping[str, Any]) -> str:

@@ -241,6 +241,22 @@ def test_curves_of_claims():
     )  # fmt: skip
 
 
+def test_a_curve_of_many_lines_has_its_legend_below():
+    series = [{"label": f"line {i}", "x": [0.05, 0.2], "y": [1.0, 1e3], "dashed": False} for i in range(6)]
+    curve = {"x": "rho", "y": "loss", "series": series, "log_x": True, "log_y": True}
+    (found,) = figures_of(record("validate", {"claim": "a/b", "statement": "x", "verdict": "holds", "curve": curve}))
+    figure = found.figure()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_legend() is None
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= axes.get_tightbbox().y0
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    # Less than two decades are written out, more are powers.
+    ticks = [text.get_text() for text in axes.get_xticklabels() if 0.05 <= text.get_position()[0] <= 0.2]
+    assert ticks == ["0.05", "0.1", "0.2"]
+
+
 def seen():
     x = [-1.0, 0.0, 1.0]
     return {"directions": "random", "axes": [x], "labels": ["a"], "lengths": [1.0], "gram": [[1.0]], "facts": {},
