@@ -97,7 +97,7 @@ def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
         for panel, measure in zip(panels.flat, measures, strict=False):
             _panel(panel, [one for one in found if one.measure == measure], checkpoints)
             panel.set_title(measure, loc="left")
-            panel.set_xlabel(f"difference to {baseline}", fontsize=8)
+        figure.supxlabel(f"difference to {baseline}", fontsize=8)
         for panel in panels.flat[len(measures) :]:
             panel.set_visible(False)
         for panel in panels[:, 0]:
@@ -148,7 +148,7 @@ def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
         face = color if filled else "white"
         handles.append(Line2D([], [], color=color, mfc=face, marker=marker, ms=4.5, ls="none", label=verdict))
     wide = Line2D([], [], color=GRAY, alpha=0.45, lw=5, label="interval with probes of their own")
-    figure.legend(handles=[*handles, wide], loc="outside lower center", ncol=4)
+    figure.legend(handles=[*handles, wide], loc="outside upper center", ncol=4)
 
 
 def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping[str, Any]]) -> Drawn:

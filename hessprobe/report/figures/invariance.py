@@ -86,6 +86,8 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
     step = 0.8 / max(len(transforms), 1)
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         panel: Any = figure.subplots()
         for row in range(0, len(measures), 2):
             panel.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
@@ -96,8 +98,9 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         _legend(figure, colors, changes)
         panel.set_yticks(range(len(measures)), labels=measures)
         panel.set_ylim(len(measures) - 0.5, -0.5)
-        reach = min(max(1.0, *(abs(change.decades) for change in changes)) * 1.15, _REACH)
-        panel.set_xlim(-reach, reach)
+        panel.set_xlim(-_reach([-change.decades for change in changes]), _reach([one.decades for one in changes]))
+        # Whole decades: the numbers between are no round ones.
+        panel.xaxis.set_major_locator(MaxNLocator(9, integer=True))
         panel.xaxis.set_major_formatter(lambda value, _: _power(value))
         panel.set_xlabel("after / before")
         panel.grid(axis="x")
@@ -112,6 +115,11 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
     )
     size = (6.4, 1.5 + max(0.3, 0.11 * len(transforms)) * len(measures))
     return Drawn("invariance", "What function-preserving transforms change", alt, draw, size)
+
+
+def _reach(decades: Sequence[float]) -> float:
+    """Return how far the axis goes to one side: a decade at least, so that a little never looks like much."""
+    return min(max(1.0, 1.1 * max(decades)), _REACH)
 
 
 def _point(panel: Any, change: _Change, height: float, color: str) -> None:

@@ -73,7 +73,7 @@ def places(points: Sequence[Point], sizes: Sequence[Point], frame: Box, texts: S
 
     Names are placed in their order; each takes the first free place on growing rings around its point. Free is what
     lies in the frame and covers no point, no other text, no name placed before, and no line from one of these to its
-    point. A name without a free place stands where it covers least.
+    point; its own line covers none of these either. A name without a free place stands where it covers least.
 
     Args:
         points: to name, in points (1/72 inch).
@@ -88,7 +88,7 @@ def places(points: Sequence[Point], sizes: Sequence[Point], frame: Box, texts: S
         best, least = (point[0], point[1], point[0] + size[0], point[1] + size[1]), math.inf
         for box in _around(point, size):
             covered = _outside(box, frame) + sum(_overlap(box, other) for other in (*marks, *taken))
-            covered += sum(_overlap(step, other) for step in _line(point, box) for other in taken)
+            covered += sum(_overlap(step, other) for step in _line(point, box) for other in (*marks, *taken))
             if covered < least:
                 best, least = box, covered
             if covered == 0:

@@ -72,6 +72,18 @@ def test_differences_have_a_panel_a_measure_with_intervals_and_the_wider_ones():
     assert "trace of sam +1.00 (0.75 to 1.25), sharper" in found["differences"].alt
 
 
+def test_the_baseline_stands_once_below_all_panels_however_long_its_name():
+    known = record()
+    known["baseline"] = "vit-small-imagenet-sam-rho005-seed3-epoch-0020"
+    figure = by_name(figures_of(known))["differences"].figure()
+    figure.draw_without_rendering()
+    below = figure.texts[-1]
+    assert below.get_text() == f"difference to {known['baseline']}"
+    box = below.get_window_extent()
+    others = [figure.legends[0].get_window_extent(), *(panel.get_tightbbox() for panel in figure.axes)]
+    assert not any(box.overlaps(other) for other in others)
+
+
 def test_gaps_are_scattered_with_error_bars_and_names():
     found = by_name(figures_of(record()))
     (panel,) = found["gap-loss"].figure().axes

@@ -223,6 +223,9 @@ def test_invariance_shows_after_over_before():
     assert looks == [("o", False), ("o", True), ("<", True)]
     assert "trace under scaling 4: \u00d7 100 (changes), chc-trace under scaling 4: \u00d7 1 (invariant)" in found.alt
     assert "logdet under scaling 4: \u00d7 10⁻¹⁹⁵" in found.alt
+    # A decade at least to either side, and what is beyond six at the end of the axis.
+    assert axes.get_xlim() == pytest.approx((-6.0, 2.2))
+    assert all(tick == round(tick) for tick in axes.get_xticks())
     legend = [text.get_text() for text in found.figure().legends[0].get_texts()]
     assert legend == ["scaling 4", "changes", "invariant", "undecided", "beyond the axis"]
 
