@@ -111,7 +111,7 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         if beyond:
             axis.annotate("\n".join(beyond), (1.0, 1.0), xycoords="axes fraction", xytext=(0, 2), fontsize=6.5,
                           textcoords="offset points", ha="right", va="bottom")  # fmt: skip
-        _legend(axis, 3, len(beyond))
+        _legend(axis, len(beyond))
 
     return draw
 
@@ -130,10 +130,15 @@ def _bound(label: str, line: Floats) -> str:
     return f"{label} {sign} {short(float(f'{low:.3g}'))}, above"
 
 
-def _legend(axis: Any, columns: int = 2, lines: int = 0) -> None:
+def _legend(axis: Any, lines: int = 0) -> None:
     """Put the legend above the panel, whose lines cross all of it, and above so many lines of a note."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncol=columns, borderaxespad=0.2 + 1.4 * lines,
-                fontsize=6.5, columnspacing=0.8, handlelength=1.9)  # fmt: skip
+    from matplotlib.container import Container
+
+    handles, _ = axis.get_legend_handles_labels()
+    # What was measured before what it is compared with; intervals come last otherwise.
+    handles.sort(key=lambda handle: not isinstance(handle, Container))
+    axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2 + 1.4 * lines,
+                ncol=3 if len(handles) == 3 else 2, fontsize=6.5, columnspacing=0.8, handlelength=1.9)  # fmt: skip
 
 
 def _further(rows: Sequence[Mapping[str, Any]]) -> list[Floats]:

@@ -29,7 +29,7 @@ def entries(panel):
 
 def test_a_threshold_within_reach_of_another_widens_the_axis():
     panel = drawn(point(0, 0.36, 38.0, 9.8), point(1, 0.01, 40.0, 0.9), point(2, 0.01, 4e8, 1500.0)).axes[0]
-    assert entries(panel) == ["with SAM's ascent", "2(1+β)/lr", r"$\lambda_{\max}$"]
+    assert entries(panel) == [r"$\lambda_{\max}$", "with SAM's ascent", "2(1+β)/lr"]
     assert panel.get_yscale() == "log"
     assert 38 < panel.get_ylim()[1] < 100
     assert not panel.texts
@@ -39,7 +39,7 @@ def test_a_threshold_within_reach_of_another_widens_the_axis():
 def test_a_threshold_out_of_sight_is_a_note_and_not_in_the_legend(last, sign):
     figure = drawn(point(0, 0.36, 500.0, 9.8), point(1, 0.3, last, 9.0))
     panel = figure.axes[0]
-    assert entries(panel) == ["with SAM's ascent", r"$\lambda_{\max}$"]
+    assert entries(panel) == [r"$\lambda_{\max}$", "with SAM's ascent"]
     assert panel.get_ylim()[1] < 20
     (note,) = panel.texts
     assert note.get_text() == f"2(1+β)/lr {sign} 500, above"
@@ -58,4 +58,5 @@ def test_legends_stand_outside_of_their_panels():
     for panel in panels:
         box = panel.get_legend().get_window_extent()
         assert box.y0 >= panel.bbox.y1
+        assert box.x1 <= panel.bbox.x1
         assert not any(box.overlaps(other.bbox) for other in figure.axes)
