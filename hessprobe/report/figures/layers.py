@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # More bars are not readable on a page; the largest of the first measure are kept.
 _MOST = 80
+# Letters of a name beside its bar.
+_LONG = 40
 _TITLES = {
     "trace": "trace",
     "frob": "share of the\nsquared Frobenius norm",
@@ -51,7 +53,7 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
             _panel(panel, [values[each] for each in names], color)
             _background(panel, names)
             panel.set_xlabel(_TITLES.get(name, name))
-        panels[0].set_yticks(range(len(names)), labels=[_label(name) for name in names])
+        panels[0].set_yticks(range(len(names)), labels=_labels(names))
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         left = len(first) - len(names)
         if left:
@@ -80,8 +82,16 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _label(name: str) -> str:
-    return name if len(name) <= 40 else f"…{name[-39:]}"
+def _labels(names: Sequence[str]) -> list[str]:
+    """Return names that fit beside the bars and differ: without their common modules, or with the middle left out."""
+    if max(map(len, names)) <= _LONG:
+        return list(names)
+    modules = [name.split(".")[:-1] for name in names]
+    common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False)))
+    own = ["…" * bool(common) + ".".join(name.split(".")[common:]) for name in names]
+    # Blocks are told apart at the front, weight and bias at the end.
+    short = [name if len(name) <= _LONG else f"{name[: _LONG // 2 - 1]}…{name[-_LONG // 2 :]}" for name in own]
+    return short if len(set(short)) == len(short) else own
 
 
 def _panel(panel: Any, values: Sequence[tuple[float, float, float]], color: str) -> None:

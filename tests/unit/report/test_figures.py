@@ -126,6 +126,21 @@ def test_of_many_layers_the_largest_are_drawn_and_counted():
     assert axes.get_yticklabels()[0].get_text() == "l20.weight"
 
 
+def test_long_names_of_layers_differ_where_the_layers_do():
+    names = [f"tower.encoder.blocks.{i}.attention.self.query_key_value.{e}" for i in (0, 1) for e in ("weight", "bias")]
+    (found,) = figures_of(record("measure", row("trace", 3.0, layers={name: layer(1.0, 0.1) for name in names})))
+    (axes,) = found.figure().axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[0] == "…0.attention.self.query_key_value.weight"
+    assert labels[3] == "…1.attention.self.query_key_value.bias"
+    longer = {f"stem.{name}.of.the.whole": layer(1.0, 0.1) for name in [*names, "x"]}
+    (found,) = figures_of(record("measure", row("trace", 3.0, layers=longer)))
+    # Where the middle alone would be the difference, names are whole.
+    labels = [text.get_text() for text in found.figure().axes[0].get_yticklabels()]
+    assert labels[0] == f"…{names[0]}.of.the.whole"
+    assert len(set(labels)) == 5
+
+
 def test_operators_stand_side_by_side():
     hessian = record("measure", row("trace", 3.0), row("lambda-max", 2.0), density_row())
     ggn = record("measure", row("trace", 2.5, operator="ggn"), density_row("ggn", shift=1.0))
