@@ -26,7 +26,7 @@ def deflated_part(
     vectors, and every group's quadratic forms with them are its influences on the deflated eigenvalues.
     """
     k = 0 if basis is None else basis.shape[0]
-    groups = _groups(A, k)
+    groups = group_count(A, k)
     weights = torch.zeros(groups, dtype=torch.float64)
     theta, residuals = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     influence, vectors = torch.zeros(groups, k, dtype=torch.float64), basis
@@ -40,8 +40,16 @@ def deflated_part(
         if groups:
             forms = torch.einsum("ji,gjk,ki->gi", turn, parts, turn).cpu()
             influence = forms / weights[:, None]
+    blank = without_chains(A, lower, theta, residuals if k < A.dim else torch.zeros_like(residuals), weights, influence)
+    return blank, vectors
+
+
+def without_chains(
+    A: LinearOperator, lower: float | None, theta: Tensor, residuals: Tensor, weights: Tensor, influence: Tensor
+) -> SpectralSketch:
+    """Return a sketch of A that knows Ritz values ``theta`` (k,) and has no chains."""
     empty = torch.zeros(0, 0, dtype=torch.float64)
-    blank = SpectralSketch(
+    return SpectralSketch(
         dim=A.dim,
         lower=lower,
         unit=float(torch.finfo(A.dtype).eps),
@@ -50,12 +58,11 @@ def deflated_part(
         betas=empty,
         lengths=torch.zeros(0, dtype=torch.long),
         theta=theta,
-        residuals=residuals if k < A.dim else torch.zeros_like(residuals),
+        residuals=residuals,
         weights=weights,
-        chain_influence=torch.zeros(0, groups, 0, dtype=torch.float64),
+        chain_influence=torch.zeros(0, len(weights), 0, dtype=torch.float64),
         theta_influence=influence,
     )
-    return blank, vectors
 
 
 def influences(A: LinearOperator, run: LanczosRun, groups: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +70,7 @@ def influences(A: LinearOperator, run: LanczosRun, groups: int) -> tuple[Tensor,
     weights = torch.zeros(groups, dtype=torch.float64)
     starts = run.slabs[0][:, 0].contiguous()
     influence = torch.zeros(len(starts), groups, run.alphas.shape[1], dtype=torch.float64)
-    for group, weight, term in _grouped_terms(A, groups):
+    for group, weight, term in grouped_terms(A, groups):
         influence[:, group] += weight * run.coefficients(term.matvecs(starts))
         weights[group] += weight
     return weights, influence / weights[:, None]
@@ -83,7 +90,7 @@ def _compressed(
             weights[group : group + 1] += weight
         return parts, weights, given.image
     image = torch.zeros_like(basis)
-    for group, weight, term in _grouped_terms(A, groups):
+    for group, weight, term in grouped_terms(A, groups):
         product = term.matvecs(basis)
         image.add_(product, alpha=weight)
         parts[group] += weight * gram(basis, product)
@@ -91,11 +98,12 @@ def _compressed(
     return parts, weights, image
 
 
-def _groups(A: LinearOperator, k: int) -> int:
+def group_count(A: LinearOperator, k: int) -> int:
     """Return how many groups of terms are told apart: 0 for one term; bounded by the file and by k x k matrices."""
     return 0 if A.n_terms < 2 else min(A.n_terms, _MAX_GROUPS, max(2, (1 << 25) // max(k * k, 1)))
 
 
-def _grouped_terms(A: LinearOperator, groups: int) -> Iterator[tuple[int, float, LinearOperator]]:
+def grouped_terms(A: LinearOperator, groups: int) -> Iterator[tuple[int, float, LinearOperator]]:
+    """Yield ``(group, weight, term)`` for every term of A, neighbouring terms in one of ``groups`` groups."""
     for index, (weight, term) in enumerate(A.terms()):
         yield index * groups // A.n_terms, weight, term

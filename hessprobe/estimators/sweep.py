@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import MemoryBudgetError
+from hessprobe.errors import MemoryBudgetError, NumericalWarning
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.deflate import Deflation, basis_of
 from hessprobe.estimators.groups import deflated_part, influences
 from hessprobe.estimators.levels import Sizes, best_sizes, short_steps
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.whole import fits, pays, whole_sketch
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.operators import Counted, Deflated, aslinearoperator
@@ -35,8 +37,6 @@ _MAX_STEPS = 256
 # The quadrature error may be this share of the probe error, or of the tolerance, before a sweep ends by itself.
 _SOLVER_SHARE, _TOLERANCE_SHARE = 0.1, 0.2
 _FIRST_CHECK, _CHECK_EVERY = 8, 4
-# Largest dimension at which "auto" asks for the whole matrix where that takes no more products than a sweep.
-_EXACT_DIM = 512
 
 
 def spectral_sketch(
@@ -76,7 +76,8 @@ def spectral_sketch(
         law: ``"sphere"`` (default: projected probes are scaled back to one length, so that a constant f has no
             variance; still unbiased because the law is rotation-invariant), ``"gaussian"`` or ``"rademacher"``.
         method: ``"slq"``; ``"exact"``: d products give the whole matrix and exact answers; ``"auto"``: exact where
-            that takes no more products and d <= 512.
+            sampling would take as many products, within a tenth, d <= 4,096, and the matrices fit ``memory``. That is
+            known before any product, or a pilot tells, whose products (at most d) are then lost; see ``whole``.
         target: the question that ``steps`` and the tolerances refer to; by default the Frobenius norm.
         rtol: the half-width of the ``confidence`` interval of ``target`` shall be at most max(atol, rtol |value|). A
             pilot of 4 chains of its own (8 for other laws than the sphere) decides the number of chains, >= 8, and
@@ -88,8 +89,9 @@ def spectral_sketch(
         lower: a lower bound of the spectrum; 0 is taken for an operator that is positive semidefinite.
         data_error: keep batch influences.
         reorthogonalize: False keeps no bases: 3 vectors a chain, no data error, slower convergence.
-        memory: bytes for the bases of the chains that run together.
-        callback: called after each Lanczos step with ``budget.Progress`` about the target.
+        memory: bytes for the bases of the chains that run together, or for the whole matrix where ``"auto"`` takes it.
+        callback: called after each Lanczos step, or block of products with the whole matrix, with ``budget.Progress``
+            about the target.
 
     Returns:
         The sketch.
@@ -123,13 +125,15 @@ def spectral_sketch(
         full=reorthogonalize,
         memory=checks.positive_int("memory", memory),
         callback=callback,
+        lower=None if known is None else checks.real("lower", known),
+        may_be_whole=method == "auto" and fits(counted, memory),
     )
-    if _whole(method, counted.dim, plan):
-        basis = torch.eye(counted.dim, dtype=counted.dtype, device=counted.device)
-    lower = None if known is None else checks.real("lower", known)
-    given = deflate if isinstance(deflate, Deflation) and basis is deflate.basis else None
-    blank, vectors = deflated_part(counted, basis, lower, given)
-    sketch = blank if len(blank.theta) == counted.dim else _sampled(plan, blank, vectors)
+    if method == "exact" or (plan.may_be_whole and pays(counted.dim, _expected(plan))):
+        sketch = whole_sketch(counted, plan.lower, callback)
+    else:
+        given = deflate if isinstance(deflate, Deflation) and basis is deflate.basis else None
+        blank, vectors = deflated_part(counted, basis, plan.lower, given)
+        sketch = blank if len(blank.theta) == counted.dim else _sampled(plan, blank, vectors)
     return replace(
         sketch, law=law, seed=plan.seed, matvecs=round(counted.matvec_count, 6), seconds=time.perf_counter() - began
     )
@@ -148,38 +152,70 @@ class _Plan:
     full: bool
     memory: int
     callback: budget.Callback | None
+    lower: float | None
+    may_be_whole: bool
 
 
-def _whole(method: str, dim: int, plan: _Plan) -> bool:
-    if method != "auto":
-        return method == "exact"
-    steps = _DEFAULT_STEPS // 2 if plan.adaptive else plan.steps
-    return dim <= min(_EXACT_DIM, (plan.asked.n_probes or 2 * _MINIMUM_PROBES) * steps)
+def _expected(plan: _Plan) -> float:
+    """Return the products of a sweep before any is made: of its pilot and smallest run where a tolerance is given."""
+    steps = _DEFAULT_STEPS // 2 if plan.adaptive else min(plan.steps, plan.operator.dim)
+    return (plan.asked.n_probes or 2 * _MINIMUM_PROBES) * float(steps + plan.data_error)
 
 
 def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
-    """Add the chains: a fixed number, or as many as a pilot of other probes asks for."""
+    """Add the chains: a fixed number, or as many as a pilot of other probes asks for; or take the whole matrix."""
     if plan.asked.n_probes is not None:
-        return _chains(plan, blank, vectors, plan.asked.n_probes, "sketch")
-    pilots = _PILOT_PROBES if plan.law == "sphere" else _MINIMUM_PROBES
-    pilot = _chains(replace(plan, data_error=False), blank, vectors, pilots, "pilot")
-    guess = plan.target(pilot)
+        return _fixed(plan, blank, vectors, plan.asked.n_probes)
+    pilot = _pilot(plan, blank, vectors)
+    wanted, room = _wanted(plan, pilot)
+    count = min(wanted, plan.asked.max_probes)
+    final = replace(plan, steps=pilot.alphas.shape[1], adaptive=False)
+    each = final.steps + plan.data_error
+    sizes = _sizes(final, pilot, count, room) if wanted == count else Sizes(count, 0, 0, float(count * each))
+    if plan.may_be_whole and pays(plan.operator.dim, sizes.cost):
+        return whole_sketch(plan.operator, plan.lower, plan.callback)
+    sketch = _chains(final, blank, vectors, sizes.long, "sketch")
+    if sizes.short:
+        sketch = _with_short(final, sketch, pilot, vectors, sizes)
+    judged = budget.settled(_answer(plan, sketch), plan.asked, wanted, count)
+    return replace(sketch, flags=tuple(f for f in judged.flags if f in ("tolerance-missed", "budget-exhausted")))
+
+
+def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int) -> SpectralSketch:
+    """Run so many chains, or take the whole matrix once they have made d products and need to be longer."""
+    most = max(plan.operator.dim // count - plan.data_error, 2)
+    if not (plan.adaptive and plan.may_be_whole) or most >= plan.steps:
+        return _chains(plan, blank, vectors, count, "sketch")
+    sketch = _chains(replace(plan, steps=most), blank, vectors, count, "sketch")
+    return sketch if sketch.alphas.shape[1] < most else whole_sketch(plan.operator, plan.lower, plan.callback)
+
+
+def _pilot(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
+    count = _PILOT_PROBES if plan.law == "sphere" else _MINIMUM_PROBES
+    # The smallest run with chains of this many steps takes d products.
+    enough = max(-(-plan.operator.dim // _MINIMUM_PROBES), 2)
+    steps = min(plan.steps, enough) if plan.may_be_whole else plan.steps
+    return _chains(replace(plan, data_error=False, steps=steps), blank, vectors, count, "pilot")
+
+
+def _wanted(plan: _Plan, pilot: SpectralSketch) -> tuple[int, float]:
+    """Return how many chains a pilot asks for, and the half-width that is left to the probes."""
+    guess = _answer(plan, pilot)
     half = plan.asked.target(guess.value)
     room = max(half - guess.errors.solver, half / 2)
     std = guess.details.get("probe_std")
     if std is None:
-        std = budget.upper_std(guess.errors.probe * math.sqrt(pilots), guess.df)
-    wanted = _MINIMUM_PROBES if std == 0.0 else plan.asked.max_probes
+        std = budget.upper_std(guess.errors.probe * math.sqrt(pilot.n_probes), guess.df)
     if room > 0 and std > 0:
-        wanted = budget.required_samples(std, room, plan.asked.confidence, minimum=_MINIMUM_PROBES)
-    count = min(wanted, plan.asked.max_probes)
-    final = replace(plan, steps=pilot.alphas.shape[1], adaptive=False)
-    sizes = _sizes(final, pilot, count, room) if wanted == count else Sizes(count, 0, 0, 0.0)
-    sketch = _chains(final, blank, vectors, sizes.long, "sketch")
-    if sizes.short:
-        sketch = _with_short(final, sketch, pilot, vectors, sizes)
-    judged = budget.settled(plan.target(sketch), plan.asked, wanted, count)
-    return replace(sketch, flags=tuple(f for f in judged.flags if f in ("tolerance-missed", "budget-exhausted")))
+        return budget.required_samples(std, room, plan.asked.confidence, minimum=_MINIMUM_PROBES), room
+    return _MINIMUM_PROBES if std == 0.0 else plan.asked.max_probes, room
+
+
+def _answer(plan: _Plan, sketch: SpectralSketch) -> Estimate:
+    """Return the target of a sketch that is not ready; what is weak about it yet is nobody's concern."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        return plan.target(sketch)
 
 
 def _sizes(plan: _Plan, pilot: SpectralSketch, count: int, room: float) -> Sizes:
@@ -187,7 +223,7 @@ def _sizes(plan: _Plan, pilot: SpectralSketch, count: int, room: float) -> Sizes
     measured = {}
     if plan.law == "sphere" and count > _MINIMUM_PROBES and room > 0:
         for steps in short_steps(plan.steps):
-            seen = plan.target(_cut(pilot, pilot, steps)).details
+            seen = _answer(plan, _cut(pilot, pilot, steps)).details
             if seen.get("rest_std") is not None:
                 measured[steps] = (seen["rest_std"], seen["polynomial_std"])
     limits = (_MINIMUM_PROBES, plan.asked.max_probes)
@@ -306,7 +342,7 @@ class _Monitor:
     def __call__(self, run: LanczosRun) -> bool:
         step = run.alphas.shape[1]
         due = step >= _FIRST_CHECK and step % _CHECK_EVERY == 0
-        estimate = self.plan.target(_with_run(self.blank, run, self.blank.weights[:0], None)) if due else None
+        estimate = _answer(self.plan, _with_run(self.blank, run, self.blank.weights[:0], None)) if due else None
         if self.plan.callback is not None:
             value = math.nan if estimate is None else estimate.value
             error = math.inf if estimate is None else estimate.errors.probe
