@@ -15,6 +15,7 @@ from torch import Tensor
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import Estimate
+from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
@@ -31,11 +32,15 @@ _EIGEN_TOL = 1e-3
 # Directions treated exactly by what samples the rest; rough eigenvectors do, as no estimator is biased by them.
 _DEFLATED, _DEFLATED_SWEEP = 16, 96
 _ROUGH_TOL = 0.05
+# Products that the search may make for each of them.
+_SEARCH = 10
 # How much larger than what a neighboring point leads to an eigenvalue must be to be excluded, see ``eigsh``.
 _WARM_MARGIN = 0.5
 # Measures that rest on a sweep of Lanczos chains, and what such a sweep spends.
 _SWEEPS = frozenset({"logdet", "density", "effective-dimension"})
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
+# The least that a sweep for a tolerance is expected to take: chains, those of its pilot among them, and their steps.
+_SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,20 @@ class Session:
         return found
 
     @cached_property
+    def takes_whole(self) -> bool:
+        """True where a sweep is wanted and d products, which answer exactly, are no more than one is expected to take.
+
+        That is the search for leading directions, their products, and the smallest run.
+        """
+        start, chains = self._start.directions, self.settings.probes or _SWEEP_CHAINS
+        found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
+        return bool(self.names & _SWEEPS) and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
+
+    @property
+    def _directions_wanted(self) -> int:
+        return min(_DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED, self.A.dim // 8)
+
+    @cached_property
     def directions(self) -> estimators.Deflation | None:
         """Rough leading eigenvectors with their products; they carry most of the variance of what samples the rest."""
         started = time.perf_counter()
@@ -139,10 +158,11 @@ class Session:
         return found
 
     def _rough_directions(self) -> estimators.Deflation | None:
+        if self.takes_whole:
+            return None
         if self._start.directions is not None:
             return estimators.deflation(self.A, self._start.directions, seed=self.settings.seed)
-        wanted = _DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED
-        count = min(wanted, self.A.dim // 8)
+        count = self._directions_wanted
         if count == 0:
             return None
         with warnings.catch_warnings():
@@ -155,7 +175,7 @@ class Session:
                 tol=_ROUGH_TOL,
                 seed=self.settings.seed,
                 verify=False,
-                max_matvecs=10 * count,
+                max_matvecs=_SEARCH * count,
             )
         self._report(Event("leading directions", pairs.matvecs, pairs.matvecs))
         found = estimators.deflation(self.A, pairs.vectors, seed=self.settings.seed)
@@ -182,7 +202,10 @@ class Session:
         # Of an indefinite matrix both ends come from one run.
         own = ("eigenpairs", "trace", "directions", *(("smallest",) if self.A.psd else ()))
         parts = [known[name].matvecs for name in own if name in known]
-        parts += [known[name].matvecs - self._shared for name in ("frobenius", "sketch") if name in known]
+        sampled = [name for name in ("frobenius", "sketch") if name in known]
+        if self.takes_whole and not self.settings.per_layer:
+            sampled = ["sketch"] if "sketch" in known else []
+        parts += [known[name].matvecs - self._shared for name in sampled]
         return float(sum(parts))
 
     @cached_property
@@ -199,7 +222,9 @@ class Session:
 
     @cached_property
     def frobenius(self) -> Estimate:
-        """||A||_F with its blocks; rough eigenvectors are deflated."""
+        """||A||_F with its blocks; rough eigenvectors are deflated. Where all eigenvalues are known, their norm."""
+        if self.takes_whole and not self.settings.per_layer:
+            return self.sketch.frobenius_norm()
         estimate = estimators.frobenius_norm(
             self.A,
             seed=self.settings.seed,
@@ -217,6 +242,7 @@ class Session:
             self.A,
             deflate=self.directions,
             seed=self.settings.seed,
+            method="exact" if self.takes_whole else "auto",
             confidence=self.settings.confidence,
             target=self._sketch_target(),
             callback=self._progress("spectrum"),
