@@ -29,6 +29,8 @@ _PHRASES = (
         re.compile(r"Deflate leading eigenvectors, loosen the tolerance, or raise max_probes\."),
         "Pass a larger --rtol, or fix the size with --probes.",
     ),
+    (re.compile(r"Raise steps= or shift=\."), "Pass a larger --shift."),
+    (re.compile(r"Raise n_probes=, or give a tolerance \(rtol=\)\."), "Pass more --probes, or a smaller --rtol."),
     (re.compile(r"Use smaller batches, a larger memory budget,"), "Use a smaller --batch-size, a larger --memory,"),
     (re.compile(r"\b([Pp])ass smaller batches"), r"\1ass a smaller --batch-size"),
     (re.compile(r"\b([Uu])se smaller batches"), r"\1se a smaller --batch-size"),
@@ -58,6 +60,8 @@ FLAGS = {
     "heavy-tailed-mean": "few draws carry the mean, so value and interval are not to be trusted",
     "plug-in-bias": "the value is off by a good part of its error, as phi of a mean of few draws is",
     "disagrees-with-hessian": "this and the Hessian-based estimate differ by more than 4 standard errors",
+    "uninformative": "the interval is as wide as all that the number can be; pass a larger --shift, a smaller --rtol, "
+    "or more --probes",
     "few-probes": "few probes were used, so the error itself is uncertain; pass more --probes",
 }
 

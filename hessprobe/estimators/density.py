@@ -14,6 +14,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators import budget
+from hessprobe.estimators.informative import judged
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.estimators.sweep import spectral_sketch
@@ -329,7 +330,7 @@ def _share(sketch: SpectralSketch, low: Tensor, high: Tensor) -> Estimate:
         inner = min(max(value * sketch.dim / free, 0.0), 1.0)
         law = free / sketch.dim * math.sqrt(2 * inner * (1 - inner) / ((free + 2) * count))
         probe = max(law, float(torch.maximum(low.std(), high.std())) / math.sqrt(count))
-    return Estimate(
+    estimate = Estimate(
         value=value,
         errors=ErrorParts(probe, None, half),
         df=count - 1 if count else math.inf,
@@ -339,6 +340,7 @@ def _share(sketch: SpectralSketch, low: Tensor, high: Tensor) -> Estimate:
         kind="estimate" if count else "exact",
         support=(0.0, 1.0),
     )
+    return judged(estimate, share=True)
 
 
 def _nodes(

@@ -11,6 +11,8 @@ which), plus the second-order effect sum_i r_i^2 max_x |(f'(theta_i) - f'(x)) / 
 residual norms r_i. *Data*: A = sum_b c_b A_b is a mean over batches, d tr f(A) = tr f'(A) dA, and f'(A) w is
 |w| Q^T f'(T) e_1, so the influence of batch b is a dot product of f'(T_c) e_1 with Q_c A_b w_c, kept in the sketch.
 
+An answer whose interval says nothing has the flag ``"uninformative"`` and warns, see ``informative``.
+
 References:
     Ubaru, Chen, Saad (2017), "Fast estimation of tr f(A) via stochastic Lanczos quadrature".
     Golub, Meurant (2010), "Matrices, Moments and Quadrature with Applications".
@@ -31,6 +33,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import spectral
+from hessprobe.estimators.informative import judged
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
 from hessprobe.estimators.spectral import ChainValue, SpectralFunction
 from hessprobe.influence import Influence
@@ -146,8 +149,8 @@ class SpectralSketch:
 
     def frobenius_norm(self) -> Estimate:
         """Return ||A||_F; no quadrature error, exact for inexact deflated vectors, error by the delta method."""
-        squared = self.evaluate(spectral.square(), support=(0.0, math.inf), coupling="add")
-        return _root(squared, 2.0)
+        squared = self._answer(spectral.square(), (0.0, math.inf), "add")
+        return judged(_root(squared, 2.0))
 
     def schatten_norm(self, p: float = 1.0) -> Estimate:
         """Return (sum_i |lambda_i|^p)^(1/p), p >= 1 (1: nuclear norm), error by the delta method.
@@ -155,7 +158,7 @@ class SpectralSketch:
         Bracketed for a positive semidefinite operator and for even p; |x|^p is not smooth at 0 otherwise.
         """
         function = spectral.absolute_power(p, self.lower)
-        return _root(self.evaluate(function, support=(0.0, math.inf)), p)
+        return judged(_root(self._answer(function, (0.0, math.inf)), p))
 
     def logdet(self, *, shift: float) -> Estimate:
         """Return log det(A + shift I) for an operator whose spectrum is known, or seen, to lie above -shift.
@@ -234,7 +237,7 @@ class SpectralSketch:
         support: tuple[float, float] = (-math.inf, math.inf),
         coupling: str = "bound",
     ) -> Estimate:
-        """Return tr f(A) for a catalogued function.
+        """Return tr f(A) for a catalogued function, flagged ``"uninformative"`` where its interval says nothing.
 
         Args:
             function: f and what is known about it.
@@ -244,13 +247,19 @@ class SpectralSketch:
 
         Raises:
             ValueError: a Ritz value below the lower bound that the operator claims.
+
+        Warns:
+            NumericalWarning: with the flag, see ``informative``.
         """
+        return judged(self._answer(function, support, coupling))
+
+    def _answer(self, function: SpectralFunction, support: tuple[float, float], coupling: str = "bound") -> Estimate:
         noise = self.noise
         chains = [self._chain_value(function, c, noise) for c in range(self.n_probes)]
         self._check_lower(function, chains)
         squares = self.norms**2
         values = squares * torch.tensor([chain.value for chain in chains], dtype=torch.float64)
-        quadrature = _quadrature_error(squares, chains)
+        quadrature = spectral.mean_quadrature_error(squares, chains)
         fixed = float(function.values(self.theta).sum()) if len(self.theta) else 0.0
         fixed += 2 * float((self.residuals**2).sum()) if coupling == "add" else 0.0
         bend = self._coupling_error(function, chains) if coupling == "bound" else 0.0
@@ -263,7 +272,7 @@ class SpectralSketch:
             values, fixed = values - levels.share * levels.long, fixed + levels.share * levels.short
             probe, df = levels.std_error, levels.df
         data, noisy = self._data_error(function, chains)
-        rate = function.rate_steps(_radius(self.theta, chains)) if function.rate_steps else None
+        rate = function.rate_steps(spectral.radius(self.theta, chains)) if function.rate_steps else None
         flags: tuple[str, ...] = ("few-probes",) if 0 < self.n_probes < _FEW else ()
         return Estimate(
             value=fixed + (float(values.mean()) if chains else 0.0),
@@ -366,20 +375,6 @@ class SpectralSketch:
         count = len(weights)
         noise = count / (count - 1) * float((weights**2 * centred.var(0)).sum()) / self.n_probes
         return math.sqrt(max(raw**2 - noise, 0.0)), noise > 0.5 * raw**2
-
-
-def _radius(theta: Tensor, chains: list[ChainValue]) -> float:
-    return max((float(x.abs().max()) for x in (theta, *(c.nodes for c in chains)) if len(x)), default=0.0)
-
-
-def _quadrature_error(squares: Tensor, chains: list[ChainValue]) -> float:
-    """Return the mean half-width of the brackets, plus the extrapolated error of chains without one."""
-    if not chains:
-        return 0.0
-    halves = torch.tensor([chain.half for chain in chains], dtype=torch.float64)
-    pairs = torch.tensor([chain.differences or (0.0, 0.0) for chain in chains], dtype=torch.float64)
-    rest = spectral.extrapolated_error(*(squares[:, None] * pairs).T)
-    return float((squares * halves).mean()) + rest
 
 
 def _root(power_sum: Estimate, p: float) -> Estimate:

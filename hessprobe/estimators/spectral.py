@@ -162,6 +162,21 @@ def extrapolated_error(first: Tensor, last: Tensor) -> float:
     return 3 * sizes[1] * ratio / (1 - ratio)
 
 
+def radius(theta: Tensor, chains: list[ChainValue]) -> float:
+    """Return the largest |value| among deflated Ritz values and those of the chains."""
+    return max((float(x.abs().max()) for x in (theta, *(c.nodes for c in chains)) if len(x)), default=0.0)
+
+
+def mean_quadrature_error(squares: Tensor, chains: list[ChainValue]) -> float:
+    """Return the mean half-width of the brackets, plus the extrapolated error of chains without one."""
+    if not chains:
+        return 0.0
+    halves = torch.tensor([chain.half for chain in chains], dtype=torch.float64)
+    pairs = torch.tensor([chain.differences or (0.0, 0.0) for chain in chains], dtype=torch.float64)
+    rest = extrapolated_error(*(squares[:, None] * pairs).T)
+    return float((squares * halves).mean()) + rest
+
+
 def quadrature_kind(chains: list[ChainValue]) -> str:
     """Return how the quadrature error of a set of chains is known."""
     if any(chain.differences for chain in chains):

@@ -27,6 +27,11 @@ from hessprobe.errors import NumericalWarning
         ("Use batchnorm='eval' or 'recalibrate'.", "Use --batchnorm eval or 'recalibrate'."),
         ("Pass for example params='layer1.*'.", "Pass for example --params 'layer1.*'."),
         ("Choose fewer with params=.", "Choose fewer with --params."),
+        ("is as wide as all. Raise steps= or shift=.", "is as wide as all. Pass a larger --shift."),
+        (
+            "is as wide as all. Raise n_probes=, or give a tolerance (rtol=).",
+            "is as wide as all. Pass more --probes, or a smaller --rtol.",
+        ),
         ("Give the damping, e.g. shift=1e-3, or more.", "Give the damping, e.g. --shift 1e-3, or more."),
         ("data must be one of digits; got 'x'.", "--data must be one of digits; got 'x'."),
         ("data must hold at least one batch; got none.", "data must hold at least one batch; got none."),
