@@ -44,10 +44,12 @@ def judged(estimate: Estimate, *, share: bool = False) -> Estimate:
         share: see ``is_uninformative``.
 
     Warns:
-        NumericalWarning: with the flag; says what would help.
+        NumericalWarning: with the flag; says what would help. Not of a share, which comes with a density unasked.
     """
     if not is_uninformative(estimate, share=share):
         return estimate
+    if share:
+        return estimate.with_(flags=(*estimate.flags, FLAG))
     solver = estimate.errors.solver
     by_solver = solver > estimate.half_width(_CONFIDENCE) - solver
     fix = "Raise steps= or shift=" if by_solver else "Raise n_probes=, or give a tolerance (rtol=)"
