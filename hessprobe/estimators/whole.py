@@ -73,6 +73,12 @@ def whole_sketch(A: LinearOperator, lower: float | None, callback: budget.Callba
     return without_chains(A, lower, values.cpu(), torch.zeros(A.dim, dtype=torch.float64), weights, influence)
 
 
+def whole_matrix(A: LinearOperator, callback: budget.Callback | None = None) -> Tensor:
+    """Return all of A, symmetric, fp64 (d, d), from d products with unit vectors; see ``whole_sketch``."""
+    matrix = _parts(A, 0, callback)[0][0]
+    return (matrix + matrix.T) / 2
+
+
 def _parts(A: LinearOperator, groups: int, callback: budget.Callback | None) -> tuple[Tensor, Tensor]:
     """Return the sum of w_b A_b of each group (at least one), fp64 (G, d, d), and the weights of the groups."""
     d = A.dim

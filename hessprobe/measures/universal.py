@@ -17,8 +17,10 @@ from hessprobe import estimators, krylov
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.whole import LARGEST, whole_matrix
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.measures.names import UNIVERSAL_PREFIX
+from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
 from hessprobe.universal import catalogue as cat
 from hessprobe.universal.products import find_point
@@ -33,6 +35,8 @@ _PILOT, _MOST = 64, 2048
 _DISAGREEMENT = 4.0
 # The sweep behind spectral sums: polynomials of degree 4 and functions that are smooth on the scale of the spectrum.
 _CHAINS, _STEPS, _DEFLATED = 16, 24, 16
+# Products of the search for the leading eigenvectors that are taken out.
+_SEARCH = 400
 # Measures whose exponent comes from the shift.
 _SHIFTED = frozenset({"logdet", "det", "log-exp"})
 # Richardson levels of an evaluation from losses.
@@ -60,10 +64,15 @@ class UniversalAnswer:
 
 @dataclass
 class UniversalWork:
-    """What the (phi, psi, mu) measures of one session share: quadratic forms, and a sweep for spectral sums."""
+    """What the (phi, psi, mu) measures of one session share: quadratic forms, and a sweep for spectral sums.
+
+    Where the sweep, or the draws of a law, would take d products, the whole matrix is made once and serves both.
+    """
 
     session: Session
     _forms: dict[tuple[str, str], Forms] = field(default_factory=dict)
+    # What the points of laws cost whose draws are multiplied by the matrix that is held.
+    _held: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def answer(self, name: str) -> UniversalAnswer:
         """Return the measure ``universal:NAME``.
@@ -74,11 +83,14 @@ class UniversalWork:
         """
         short = name.removeprefix(UNIVERSAL_PREFIX)
         self._require_honoured(name)
+        before = self._products
         entry, notes = self._entry(short)
         reference = self._reference(short, entry)
         if short in ("logdet", "det") and math.isnan(reference.value):
             raise ValueError(self._indefinite(name))
-        estimate = self._estimate(name, entry)
+        if self.session.settings.radius is not None:
+            before = self._products  # losses owe nothing to what they are compared with
+        estimate = self._estimate(name, entry, before)
         z = agreement(estimate, reference)
         if abs(z) > _disagreement(estimate):
             estimate = estimate.with_(flags=(*estimate.flags, "disagrees-with-hessian"))
@@ -133,7 +145,7 @@ class UniversalWork:
         """
         if self.session.settings.shift is not None:
             return self.session.settings.shift
-        norm = self.session.frobenius.value
+        norm = float(self.matrix.matrix.norm()) if self._small else self.session.frobenius.value
         return 2.0 ** math.ceil(math.log2(2 * norm)) if norm > 0 else 1.0
 
     def _lebesgue(self) -> tuple[Catalogued, tuple[str, ...]]:
@@ -168,41 +180,51 @@ class UniversalWork:
             return Estimate(value, ErrorParts(solver=rounding * abs(value)), kind="exact")
         if short == "lebesgue-det":
             return Estimate(entry.closed_form(Spectrum.of_matrix(session.A.dense())), kind="exact")
+        if self._small:
+            return spectral_reference(self.sketch, entry.closed_form)
         return spectral_reference(self.sketch, entry.closed_form, session.trace, session.frobenius)
+
+    @property
+    def _small(self) -> bool:
+        """True where d products are no more than what stands in for the spectrum of a larger matrix takes."""
+        return self.session.A.dim <= _SEARCH + _CHAINS * _STEPS
+
+    @cached_property
+    def matrix(self) -> DenseOperator:
+        """The whole matrix."""
+        A = self.session.A
+        return DenseOperator(whole_matrix(A, self._progress).to(A.dtype), psd=A.psd)
 
     @cached_property
     def sketch(self) -> SpectralSketch:
-        """Chains behind spectral sums, with leading eigenvectors taken out."""
+        """Chains behind spectral sums, with leading eigenvectors taken out; all eigenvalues of a small matrix."""
         A, seed = self.session.A, self.session.settings.seed
-        pairs = None
-        if A.dim >= 8 * _DEFLATED:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NumericalWarning)  # inexact vectors cost variance
-                pairs = krylov.eigsh(A, _DEFLATED, "magnitude", tol=1e-3, seed=seed, verify=False, max_matvecs=400)
-        return estimators.spectral_sketch(
-            A, n_probes=_CHAINS, steps=min(_STEPS, max(A.dim, 2)), deflate=pairs, seed=seed, data_error=False
-        )
+        if self._small:
+            return estimators.spectral_sketch(self.matrix, method="exact")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumericalWarning)  # inexact vectors cost variance
+            pairs = krylov.eigsh(A, _DEFLATED, "magnitude", tol=1e-3, seed=seed, verify=False, max_matvecs=_SEARCH)
+        return estimators.spectral_sketch(A, n_probes=_CHAINS, steps=_STEPS, deflate=pairs, seed=seed, data_error=False)
 
-    def _estimate(self, name: str, entry: Catalogued) -> Estimate:
+    def _estimate(self, name: str, entry: Catalogued, before: float) -> Estimate:
         try:
-            return self._evaluated(entry)
+            return self._evaluated(entry, before)
         except NonFiniteError as error:
             if entry.name in _SHIFTED and self.session.settings.shift is not None:
                 shift = self.session.settings.shift
                 raise NonFiniteError(f"{error} For {name} that is a shift above {shift:g}.") from error
             raise
 
-    def _evaluated(self, entry: Catalogued) -> Estimate:
+    def _evaluated(self, entry: Catalogued, before: float) -> Estimate:
         session, measure = self.session, entry.measure
         seed = session.settings.seed
-        before = self._products
         count, wanted = self._size(measure)
         how: dict[str, Any] = {"n_probes": count, "seed": seed, "correct_bias": True}
         if session.settings.radius is not None:
             estimate = self._from_losses(measure, session.settings.radius, how)
         else:
-            estimate = evaluate(measure, session.A, forms=self.forms(measure.mu, "universal"), **how)
-        # With those of the pilot; what losses needed to find their point is in the estimate already.
+            estimate = evaluate(measure, session.A, forms=self.forms(measure.mu, "universal", count), **how)
+        # With those of the pilot and of the matrix; what losses needed to find their point is in the estimate already.
         products = estimate.matvecs if session.settings.radius is not None else 0.0
         estimate = estimate.with_(matvecs=products + self._products - before)
         if wanted > count:
@@ -223,7 +245,8 @@ class UniversalWork:
 
     @property
     def _products(self) -> float:
-        return math.fsum(forms.matvecs for forms in self._forms.values())
+        matrix = self.session.A.dim if "matrix" in self.__dict__ else 0.0
+        return matrix + math.fsum(self._held.get(key, forms.matvecs) for key, forms in self._forms.items())
 
     def _size(self, measure: Measure) -> tuple[int, float]:
         """Return the number of draws, and that which the tolerance asks for: a pilot tells."""
@@ -234,7 +257,7 @@ class UniversalWork:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)
-                forms = self.forms(measure.mu, "pilot")
+                forms = self.forms(measure.mu, "pilot", _PILOT)
                 pilot = evaluate(measure, self.session.A, n_probes=_PILOT, correct_bias=True, forms=forms)
         except NonFiniteError:
             return _MOST, math.inf
@@ -244,14 +267,24 @@ class UniversalWork:
         wanted = estimators.required_samples(std, target, settings.confidence, minimum=_PILOT)
         return min(wanted, _MOST), wanted
 
-    def forms(self, mu: Sampler, stream: str) -> Forms:
-        """Return the quadratic forms of a law, shared by all measures that draw from it."""
+    def forms(self, mu: Sampler, stream: str, count: int) -> Forms:
+        """Return the quadratic forms of a law, shared by all measures that draw from it.
+
+        Args:
+            mu: the law.
+            stream: of the draws.
+            count: draws that will be asked for; those of as many as the matrix has columns are multiplied by it.
+        """
         key = (mu.name, stream)
         if key not in self._forms:
             session = self.session
             point, cost = find_point(mu, session.A, session.risk, session.settings.seed)
-            made = Forms(session.A, mu, point, seed=session.settings.seed, stream=stream, callback=self._progress)
+            held = "matrix" in self.__dict__ or session.A.dim <= min(count, LARGEST)
+            A = self.matrix if held else session.A
+            made = Forms(A, mu, point, seed=session.settings.seed, stream=stream, callback=self._progress)
             made.matvecs += cost
+            if held:
+                self._held[key] = cost
             self._forms[key] = made
         return self._forms[key]
 
