@@ -165,7 +165,7 @@ def _run(task: Task, method: str) -> DiagonalEstimate:
     if method == "auto":
         known = A.exact_diagonal()
         if known is not None:
-            return _without_error(known[0].double(), "exact")
+            return without_error(known[0].double(), "exact")
     known_part = known_parts(task, controlled=task.control is not False)
     if count is not None:
         return _hutchinson(task, known_part, count)
@@ -176,6 +176,10 @@ def _planned(task: Task, known: Known, method: str) -> DiagonalEstimate:
     """Pilot, then one run of the size it asks for with probes of its own; exact where that costs no more."""
     A, asked = task.operator, task.goal
     n = budget.pilot_passes(A.n_terms)
+    price = (len(A.groups) if isinstance(A, BlockDiagonal) else 1) * (1 if known.surrogate is None else 2)
+    fewest = max(2, budget.minimum_passes(A.n_terms) // 2)
+    if method == "auto" and (n + fewest) * price >= A.dim:
+        return _exact(A, "exact")
     pilot = _hutchinson(replace(task, callback=None), known, n, stream="pilot")
     spread = budget.upper_std(pilot.norm_error, (n - 1.0) * A.n_terms) * math.sqrt(n)
     target = asked.target(float(pilot.values.norm()))
@@ -184,10 +188,9 @@ def _planned(task: Task, known: Known, method: str) -> DiagonalEstimate:
         lambda count: math.inf,
         target,
         asked.confidence,
-        minimum=max(2, budget.minimum_passes(A.n_terms) // 2),
+        minimum=fewest,
         maximum=asked.max_probes,
     )
-    price = (len(A.groups) if isinstance(A, BlockDiagonal) else 1) * (1 if known.surrogate is None else 2)
     if method == "auto" and wanted * price >= A.dim:
         return _exact(A, "exact")
     result = _hutchinson(task, known, wanted)
@@ -233,14 +236,15 @@ def _xdiag(task: Task, count: int) -> DiagonalEstimate:
     sketch = exchange(task.operator, count, task.seed, task.law)
     values, errors = exchange_diagonal(sketch)
     if sketch.factor is None:
-        return _without_error(values, "xdiag")
+        return without_error(values, "xdiag")
     df = torch.full_like(values, count - 1.0)
     return DiagonalEstimate(values, errors, df, 0.0, count, "xdiag")
 
 
 def _exact(A: LinearOperator, method: str) -> DiagonalEstimate:
-    return _without_error(exact_diagonal(A), method)
+    return without_error(exact_diagonal(A), method)
 
 
-def _without_error(values: Tensor, method: str) -> DiagonalEstimate:
+def without_error(values: Tensor, method: str) -> DiagonalEstimate:
+    """Return a diagonal that is known, fp64 (d,), without a product."""
     return DiagonalEstimate(values, torch.zeros_like(values), torch.full_like(values, math.inf), 0.0, 0, method)

@@ -84,8 +84,8 @@ def trace(
         noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flag
         ``"heavy-tailed"``: fewer than 40 strongly skewed samples, as from a few outlying eigenvalues of one sign,
         whose nominal 95 % intervals cover some 91 to 94 %; deflate, or take more probes. ``details`` holds
-        ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason`` and
-        ``pilot``.
+        ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason``, ``pilot``,
+        and of an exact trace ``diagonal``, fp64 (d,).
 
     Raises:
         ValueError, TypeError: an argument outside its range, or an option the method cannot honour.
@@ -127,7 +127,7 @@ def _exact(task: Task) -> Estimate:
         value=float(diagonal.sum()),
         method="exact",
         kind="exact",
-        details={"blocks": sums_of_blocks(task.operator, diagonal)},
+        details={"blocks": sums_of_blocks(task.operator, diagonal), "diagonal": diagonal},
     )
 
 
@@ -137,7 +137,7 @@ def _auto(task: Task) -> Estimate:
     if known is not None or A.dim <= max(asked.n_probes or 0, budget.DEFAULT_PROBES):
         why = "the operator knows its diagonal" if known is not None else f"{A.dim} products give it exactly"
         diagonal = exact_diagonal(A) if known is None else known[0]
-        details = {"blocks": sums_of_blocks(A, diagonal), "reason": why}
+        details = {"blocks": sums_of_blocks(A, diagonal), "reason": why, "diagonal": diagonal}
         return Estimate(value=float(diagonal.sum()), method="exact", kind="exact", details=details)
     if asked.n_probes is not None:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")

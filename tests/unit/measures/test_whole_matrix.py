@@ -8,6 +8,7 @@ from torch import nn
 
 import hessprobe as hp
 from hessprobe.measures import MeasureSettings, measure_all
+from hessprobe.objective.analytic import Quadratic
 
 SWEPT = ("logdet", "effective-dimension", "density")
 
@@ -44,3 +45,12 @@ def test_the_norm_comes_with_the_sweep(risk: hp.EmpiricalRisk, values: torch.Ten
     found = {one.measure: one.estimate for one in measure_all(["frob", "logdet"], risk, how)}
     assert found["frob"].value == pytest.approx(float(values.norm()), rel=1e-8)
     assert [one.matvecs for one in found.values()] == [533, 533]
+
+
+def test_a_diagonal_that_the_trace_is_made_of_is_not_bought_again() -> None:
+    H = torch.linspace(-1, 1, 40, dtype=torch.float64).outer(torch.linspace(1, 2, 40, dtype=torch.float64))
+    risk = Quadratic(H + H.T)
+    (result,) = measure_all(["diagonal"], risk, MeasureSettings(rtol=1e-4, engine="double_backward"))
+    # A pilot of 12, and the products of the matrix.
+    assert result.estimate.matvecs <= 12 + 40
+    torch.testing.assert_close(result.arrays["diagonal"], (H + H.T).diagonal(), rtol=1e-12, atol=1e-12)
