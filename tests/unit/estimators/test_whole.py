@@ -48,6 +48,14 @@ def test_a_pilot_in_vain_costs_at_most_half_of_the_matrix_and_the_answer_is_exac
         assert ask(sketch).value == pytest.approx(float(truth(decaying)), rel=1e-8)
 
 
+def test_a_pilot_ends_where_the_smallest_run_would_take_the_matrix() -> None:
+    # Even after 100 steps the quadrature of a bulk at the scale of the shift is not good enough.
+    bulk = 1e-3 * torch.randn(570, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = _operator(torch.cat([torch.logspace(-1, 1.7, 30, dtype=torch.float64), bulk]))
+    sketch = spectral_sketch(A, rtol=1e-6, target=lambda s: s.effective_dimension(shift=1e-5))
+    assert (A.matvec_count, sketch.n_probes) == (DIM + 4 * (DIM // 8), 0)
+
+
 def test_a_pilot_that_asks_for_less_than_the_matrix_is_followed(decaying: Tensor) -> None:
     A = _operator(decaying)
     sketch = spectral_sketch(A, rtol=0.9, target=_dimension, steps=10)
