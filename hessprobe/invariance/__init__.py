@@ -8,7 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.invariance.names import DEFAULT_MEASURES, DEFAULT_STRENGTHS, MEASURES, OWN, TRANSFORMS
+from hessprobe.invariance.names import (
+    DEFAULT_MEASURES,
+    DEFAULT_STRENGTHS,
+    DENSE_LIMIT,
+    MEASURES,
+    OWN,
+    TRANSFORMS,
+    default_measures,
+)
 
 if TYPE_CHECKING:
     from hessprobe.invariance.attention import Skip
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MEASURES",
     "DEFAULT_STRENGTHS",
+    "DENSE_LIMIT",
     "MEASURES",
     "OWN",
     "TRANSFORMS",
@@ -26,6 +35,7 @@ __all__ = [
     "Line",
     "Skip",
     "check_invariance",
+    "default_measures",
     "find_sites",
 ]
 

@@ -15,18 +15,19 @@ from hessprobe.invariance.actions import Site, State
 from hessprobe.invariance.attention import Skip
 from hessprobe.invariance.measured import Measured, Values
 from hessprobe.invariance.names import (
-    DEFAULT_MEASURES,
     DEFAULT_STRENGTHS,
     INVARIANT,
     MEASURES,
     NOT_MEASURED,
     TRANSFORMS,
     UNDECIDED,
+    default_measures,
 )
 from hessprobe.invariance.paired import estimate, estimate_after, probes_for_verdict
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.sites import Found, find_sites
 from hessprobe.invariance.verdict import LEVEL, RESOLUTION, Compared, Theory, compare, expected
+from hessprobe.measures.registry import judged
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.copying import risk_of
@@ -119,7 +120,7 @@ class Line:
 
 def check_invariance(
     risk: EmpiricalRisk,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: Sequence[str] | None = None,
     transforms: Sequence[str] | None = None,
     strengths: Sequence[float] = DEFAULT_STRENGTHS,
     settings: MeasureSettings | None = None,
@@ -132,7 +133,7 @@ def check_invariance(
 
     Args:
         risk: what is measured; its module is never changed.
-        measures: names of ``MEASURES``.
+        measures: names of ``MEASURES``; by default ``default_measures`` of a network of this size.
         transforms: names of ``TRANSFORMS``; by default those that act somewhere.
         strengths: factors s > 0 other than 1.
         settings: how to measure, the seed of the transforms included.
@@ -146,10 +147,11 @@ def check_invariance(
         UnsupportedError: a transform that acts nowhere in this network; says why.
     """
     how = settings or MeasureSettings()
-    _require(risk, measures, transforms, strengths, resolution)
+    _require(risk, measures or (), transforms, strengths, resolution)
     places = find_sites(risk) if found is None else found
     kinds = _kinds(places, transforms)
-    before = Measured(measures, risk, how, report=report)
+    names = default_measures(risk.dim) if measures is None else measures
+    before = Measured(names, risk, how, report=report)
     check = _Check(before, before.values(), how, resolution, report)
     runner = Runner.of(risk)
     for kind in kinds:
@@ -227,7 +229,7 @@ def _lines(runner: Runner, sites: Sequence[Site], strength: float | None, check:
     after = Measured(names, moved, settings, order=applied.order, report=renamed)
     values, common = _after(check, after)
     for name in names:
-        yield _line(applied, name, (check.values[name], values[name]), common.get(name), check.resolution)
+        yield _line(applied, name, (check.values[name], values[name]), common.get(name), check)
 
 
 def _after(check: _Check, after: Measured) -> tuple[Values, dict[str, tuple[Estimate, Estimate]]]:
@@ -249,7 +251,7 @@ def _line(
     name: str,
     both: tuple[Estimate | HessprobeError, Estimate | HessprobeError],
     common: tuple[Estimate, Estimate] | None,
-    resolution: float,
+    check: _Check,
 ) -> Line:
     before, after = both
     for one in both:
@@ -257,8 +259,9 @@ def _line(
             return Line(applied, name, note=str(one))
     if not isinstance(before, Estimate) or not isinstance(after, Estimate):
         return Line(applied, name)
+    before, after = judged(before, check.settings), judged(after, check.settings)
     rounding = _AMPLIFIED * applied.tolerance
-    compared = compare(name, before, after, rounding=rounding, resolution=resolution, common=common)
+    compared = compare(name, before, after, rounding=rounding, resolution=check.resolution, common=common)
     theory = expected(name, applied.kind, applied.factors, before)
     ranks = [one.details.get("rank") for one in (before, after)]
     note = "" if ranks[0] == ranks[1] else f"{ranks[0]} eigenvalues are above rounding before, {ranks[1]} after"

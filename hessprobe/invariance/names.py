@@ -67,7 +67,14 @@ MEASURES: tuple[str, ...] = (*(name for name in NAMES if name not in ("density",
 # A log-determinant with damping takes more products than all others together, and no transform leaves it.
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob", *OWN)
 DEFAULT_STRENGTHS = (2.0, 10.0)
+# The whole Hessian is written out and diagonalized up to this size.
+DENSE_LIMIT = 1024
 
 INVARIANT, CHANGES, UNDECIDED = "invariant", "changes", "undecided (error too large)"
 # A transform was left out, or the measure does not exist on this network.
 NOT_MEASURED = "not measured"
+
+
+def default_measures(dim: int) -> tuple[str, ...]:
+    """Return the measures that are wanted where none is named: those that a matrix of ``dim`` rows has."""
+    return tuple(name for name in DEFAULT_MEASURES if name != "pseudo-logdet" or dim <= DENSE_LIMIT)

@@ -11,13 +11,11 @@ import torch
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.invariance.names import DENSE_LIMIT
 from hessprobe.measures.session import make_operator
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.operators import Congruence, LinearOperator
-
-# The whole Hessian is written out and diagonalized up to this size.
-DENSE_LIMIT = 1024
 
 _EIGEN_TOL = 1e-3
 _ROUGH_TOL = 0.05

@@ -232,11 +232,13 @@ def _with_rounding(session: Session, estimate: Estimate) -> Estimate:
     return estimate.with_(errors=replace(estimate.errors, solver=floor))
 
 
-def _missed(session: Session, name: str, estimate: Estimate) -> bool:
-    """True where a tolerance was asked for and the interval is wider, and nothing says so yet."""
-    if session.settings.probes is not None or "tolerance-missed" in estimate.flags or name == "density":
-        return False
-    return estimate.half_width(session.settings.confidence) > 1.001 * session.settings.rtol * abs(estimate.value)
+def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
+    """Return the estimate, flagged where a tolerance was asked for and the interval is wider."""
+    if settings.probes is not None or "tolerance-missed" in estimate.flags:
+        return estimate
+    if estimate.half_width(settings.confidence) <= 1.001 * settings.rtol * abs(estimate.value):
+        return estimate
+    return estimate.with_(flags=(*estimate.flags, "tolerance-missed"))
 
 
 def _result(session: Session, name: str) -> Result:
@@ -253,8 +255,8 @@ def _result(session: Session, name: str) -> Result:
         estimate = estimate.with_(flags=(*estimate.flags, "finite-differences"))
         notes = (*notes, "finite differences see the kinks of ReLU as curvature; check with an exact engine")
     estimate = _with_rounding(session, estimate)
-    if _missed(session, name, estimate):
-        estimate = estimate.with_(flags=(*estimate.flags, "tolerance-missed"))
+    if name != "density":
+        estimate = judged(estimate, session.settings)
     return Result(
         measure=name,
         operator=session.settings.operator,

@@ -119,3 +119,23 @@ def test_weights_are_untouched(run, digits_checkpoint, monkeypatch):
     assert run("invariance", digits_checkpoint, "-m", "adaptive-lambda-max", "--strength", "3", *QUICK).code == 0
     state = kept[0].risk.module.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in kept[1].items())
+
+
+def test_defaults_leave_the_pseudo_determinant_of_a_large_network_out(run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("hessprobe.invariance.names.DEFAULT_MEASURES", ("trace", "pseudo-logdet"))
+    monkeypatch.setattr("hessprobe.cli.commands.invariance_output.DEFAULT_MEASURES", ("trace", "pseudo-logdet"))
+    path = trained("mlp:hidden=16")
+    done = run("invariance", path, "-t", "permutation", *QUICK, "--json", tmp_path / "r.json")
+    assert (done.code, "not measured" in done.out, done.out.count("pseudo-logdet")) == (0, False, 1)
+    assert "pseudo-logdet: left out, as it needs the whole matrix, of at most 1,024 parameters" in done.out
+    assert json.loads((tmp_path / "r.json").read_text())["arguments"]["measure"] == ["trace"]
+
+
+def test_a_tolerance_that_is_missed_is_said(run, digits_checkpoint, monkeypatch):
+    assert "32 --probes" in " ".join(run("invariance", "--help").out.split())
+    monkeypatch.setattr("hessprobe.invariance.paired.MOST", 8)
+    asked = ("-m", "trace", "-t", "permutation", "--examples", "60")
+    done = run("invariance", digits_checkpoint, *asked, "--rtol", "0.001")
+    assert done.code == 0
+    assert "trace: the interval is wider than --rtol asks for" in done.out
+    assert "wider" not in run("invariance", digits_checkpoint, *asked, "--probes", "8").out

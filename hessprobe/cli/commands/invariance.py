@@ -9,7 +9,14 @@ import typer
 
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.source import check_source, settings_of, source_of
-from hessprobe.invariance import DEFAULT_MEASURES, DEFAULT_STRENGTHS, MEASURES, TRANSFORMS
+from hessprobe.invariance import (
+    DEFAULT_MEASURES,
+    DEFAULT_STRENGTHS,
+    DENSE_LIMIT,
+    MEASURES,
+    TRANSFORMS,
+    default_measures,
+)
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
@@ -28,7 +35,7 @@ Measures = Annotated[
         metavar="NAME",
         rich_help_panel=_INPUT,
         help=f"What to measure; repeat it for more. One of {', '.join(MEASURES)}. Default: "
-        f"{', '.join(DEFAULT_MEASURES)}.",
+        f"{', '.join(DEFAULT_MEASURES)}; the last up to {DENSE_LIMIT:,} parameters.",
     ),
 ]
 Transforms = Annotated[
@@ -49,6 +56,16 @@ Strengths = Annotated[
         rich_help_panel=_INPUT,
         help="Largest factor of a rescaling, above 0 and not 1; repeat it for more. Default: "
         f"{', '.join(f'{one:g}' for one in DEFAULT_STRENGTHS)}.",
+    ),
+]
+Rtol = Annotated[
+    float | None,
+    typer.Option(
+        "--rtol",
+        metavar="R",
+        rich_help_panel=_NUMBERS,
+        help=f"Half-width of the intervals to reach, relative to the value; by default it is {DEFAULT_PROBES} --probes "
+        "that are fixed.",
     ),
 ]
 Resolution = Annotated[
@@ -93,9 +110,9 @@ class Request:
     debug: bool
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The measures asked for, each once, in order."""
-        return tuple(dict.fromkeys(self.measure or DEFAULT_MEASURES))
+    def named(self) -> tuple[str, ...]:
+        """The measures asked for by name, each once, in order."""
+        return tuple(dict.fromkeys(self.measure or ()))
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -112,8 +129,9 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What has come out so far, kept whatever happens next."""
+    """What has come out so far, kept whatever happens next; ``names`` are the measures that were to come."""
 
+    names: tuple[str, ...]
     found: Found | None = None
     lines: list[Line] = field(default_factory=list)
     failure: BaseException | None = None
@@ -139,7 +157,7 @@ def invariance(
     objective: options.ObjectiveSpec = None,
     model: options.ForeignModel = None,
     data: options.ForeignData = None,
-    rtol: options.Rtol = None,
+    rtol: Rtol = None,
     probes: options.Probes = None,
     confidence: options.Confidence = 0.95,
     shift: options.Shift = None,
@@ -183,7 +201,7 @@ def check(request: Request) -> None:
     Raises:
         UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
     """
-    for name in request.names:
+    for name in request.named:
         options.choice("--measure", name, MEASURES)
     for name in request.transform or ():
         options.choice("--transform", name, tuple(TRANSFORMS))
@@ -214,7 +232,7 @@ def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Ou
     from hessprobe.cli.progress import progress_bars
     from hessprobe.cli.render import with_error
 
-    outcome = Outcome()
+    outcome = Outcome(request.named or default_measures(subject.risk.dim))
     try:
         with progress_bars() as update:
 
@@ -227,7 +245,7 @@ def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Ou
             outcome.found = invariance.find_sites(subject.risk)
             for line in invariance.check_invariance(
                 subject.risk,
-                request.names,
+                outcome.names,
                 request.transform,
                 request.strengths,
                 settings,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe import report
 from hessprobe.cli import failures, render
-from hessprobe.cli.wording import in_options
+from hessprobe.cli.wording import flag_sentence, in_options
+from hessprobe.invariance import DEFAULT_MEASURES, DENSE_LIMIT
 from hessprobe.report.record import estimate_row
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
 
 def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
     found = outcome.found
-    arguments = {**asdict(request), "measure": list(request.names), "strength": list(request.strengths)}
+    arguments = {**asdict(request), "measure": list(outcome.names), "strength": list(request.strengths)}
     return report.build_record(
         "invariance",
         [_row(line, request.confidence) for line in outcome.lines],
@@ -89,7 +90,7 @@ def _print(request: Request, subject: Subject, outcome: Outcome) -> None:
         _print_table(outcome.lines, console)
         for text in _applied_lines(outcome.lines):
             render.print_line(console, text)
-        for text in _reasons(outcome.lines):
+        for text in (*_reasons(outcome.lines), *_weaknesses(outcome.lines), *_left_out(request, outcome)):
             render.print_line(console, text, style="dim")
     for text in _skipped(request, outcome):
         render.print_line(console, text, style="dim")
@@ -162,6 +163,26 @@ def _reasons(lines: list[Line]) -> Iterator[str]:
     for line in lines:
         if line.surprising:
             yield f"{line.measure} under {_titled(line)} contradicts the theory: see predicted_difference in --json"
+
+
+def _weaknesses(lines: list[Line]) -> Iterator[str]:
+    """Yield each flag once as a sentence, with the measures that have it before or after a transform."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for one in (line.before, line.after):
+            for flag in () if one is None else one.flags:
+                found.setdefault(flag, []).append(line.measure)
+    for flag, names in found.items():
+        yield f"{', '.join(dict.fromkeys(names))}: {flag_sentence(flag)}"
+
+
+def _left_out(request: Request, outcome: Outcome) -> Iterator[str]:
+    missing = [name for name in DEFAULT_MEASURES if name not in outcome.names]
+    if missing and not request.named:
+        yield (
+            f"{', '.join(missing)}: left out, as it needs the whole matrix, of at most {DENSE_LIMIT:,} parameters; "
+            "choose fewer with --params"
+        )
 
 
 def _titled(line: Line) -> str:

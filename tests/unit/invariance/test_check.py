@@ -12,8 +12,8 @@ from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.invariance import check_invariance, find_sites
 from hessprobe.invariance.check import Applied, Line, apply
-from hessprobe.invariance.names import CHANGES, INVARIANT, NOT_MEASURED, UNDECIDED
-from hessprobe.invariance.own import DENSE_LIMIT, pseudo_logdet
+from hessprobe.invariance.names import CHANGES, DENSE_LIMIT, INVARIANT, NOT_MEASURED, UNDECIDED
+from hessprobe.invariance.own import pseudo_logdet
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.verdict import Theory, compare, expected
 from hessprobe.measures import MeasureSettings, Result
