@@ -16,6 +16,10 @@ class CheckpointError(HessprobeError):
     """A checkpoint file that is missing, damaged, of another format, or does not fit the model."""
 
 
+class PlainWeightsError(CheckpointError):
+    """A file of named tensors alone, which does not say what model and data they belong to."""
+
+
 class RecordError(HessprobeError):
     """A record file that is missing, damaged, or not of the schema that this version reads."""
 

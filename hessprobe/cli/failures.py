@@ -76,7 +76,7 @@ def fail(error: Exception, debug: bool) -> None:
     say(f"error: {one_line(error)}")
     if debug:
         traceback.print_exception(error)
-    raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
+    raise typer.Exit(WRONG_USAGE if _is_wrong_usage(error) else FAILED) from None
 
 
 def ended_by(error: BaseException) -> BaseException:
@@ -121,6 +121,13 @@ def one_line(error: BaseException) -> str:
         text = in_options(text)
     expected = isinstance(error, (UsageError, QuotedError, ValueError, TypeError, OSError)) or _is_ours(error)
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    from hessprobe.errors import PlainWeightsError
+
+    # Nothing is wrong with such a file: options that say whose weights they are were left out.
+    return isinstance(error, UsageError | PlainWeightsError)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from hessprobe.errors import HessprobeError
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
     RISK_BATCH_SIZE,
+    WHOSE_WEIGHTS,
     Checkpoint,
     file_sha256,
     foreign_checkpoint,
     is_checkpoint,
     load_checkpoint,
 )
+from hessprobe.training.weights import require_file
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def load_subject(source: Source) -> Subject:
 
     Raises:
         UsageError: options that contradict each other or name what does not exist.
-        HessprobeError: a file that cannot be used, or a risk that cannot be measured.
+        HessprobeError: a file that is missing or cannot be used, or a risk that cannot be measured.
         QuotedError: the user's own file failed.
     """
     if source.objective is not None:
@@ -144,7 +147,7 @@ def _open(source: Source) -> Checkpoint:
     path = str(source.checkpoint)
     if source.model is None and source.data is None:
         if path.endswith(".safetensors"):
-            raise UsageError(f"{path} is plain weights: it names no model and data. Pass --model NAME and --data NAME.")
+            raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
         return load_checkpoint(path)
     if is_checkpoint(path):
         raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
@@ -172,7 +175,7 @@ def _from_objective(source: Source) -> Subject:
     except HessprobeError:
         raise
     except Exception as error:
-        raise QuotedError(f"{source.objective} failed: {type(error).__name__}: {error}") from error
+        raise _failed(f"{source.objective} failed", path, error) from error
     if not isinstance(risk, EmpiricalRisk):
         raise HessprobeError(f"{source.objective} must return an EmpiricalRisk; got {type(risk).__name__}.")
     title = f"{source.objective}: {risk.dim:,} parameters"
@@ -187,7 +190,8 @@ def _function(path: str, name: str) -> Any:
     if not (path and name):
         raise UsageError("--objective must be FILE.py:FUNCTION; got no ':'. For example: --objective risks.py:make.")
     if not Path(path).is_file():
-        raise UsageError(f"--objective must name an existing file; got {path!r}. Check the path.")
+        # As of a checkpoint: a file that is missing is a failure of the work.
+        raise HessprobeError(f"--objective must name an existing file; got {path!r}. Check the path.")
     module_name = f"_hessprobe_objective_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -199,10 +203,21 @@ def _function(path: str, name: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise QuotedError(f"{path} failed to load: {type(error).__name__}: {error}") from error
+        raise _failed(f"{path} failed to load", path, error) from error
     finally:
         sys.path.pop(0)
     functions = tuple(key for key, value in vars(module).items() if callable(value))
     if name not in functions:
         raise UsageError(f"{path} has no function {name!r}.{options.nearest(name, functions)}")
     return getattr(module, name)
+
+
+def _failed(what: str, path: str, error: Exception) -> QuotedError:
+    """Return the failure of the user's file at ``path``, with the innermost line of the user's own code."""
+    folder = Path(path).resolve().parent
+    own = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).resolve().parent == folder]
+    place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else None
+    place = (own[-1].filename, own[-1].lineno) if place is None and own else place
+    where = f" at {place[0]}:{place[1]}" if place else ""
+    name = type(error).__name__
+    return QuotedError(f"{what}{where}: {name}: {str(error).rstrip('.')}. --debug shows the traceback.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe import files
-from hessprobe.errors import CheckpointError
+from hessprobe.errors import CheckpointError, PlainWeightsError
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training import models, weights
 from hessprobe.training.datasets import batches, load_dataset, resolve_name
@@ -26,6 +26,10 @@ from hessprobe.training.recipe import Recipe
 
 FORMAT = "hessprobe.checkpoint"
 VERSION = 2
+
+WHOSE_WEIGHTS = (
+    "Pass --model NAME and --data NAME for a model of hessprobe, or --objective FILE.py:FUNCTION for your own."
+)
 
 # Ten or more batches of a small data set: enough for the spread between batches to be an error bar.
 RISK_BATCH_SIZE = 256
@@ -165,6 +169,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Return the checkpoint in ``path``; code inside the file is never run.
 
     Raises:
+        PlainWeightsError: the file holds nothing but weights.
         CheckpointError: the file is missing, damaged, not a hessprobe checkpoint, of a newer format, or its weights do
             not fit its model or are not finite.
     """
@@ -251,9 +256,8 @@ def library_versions() -> dict[str, str]:
 def _require_format(content: Any, source: Path) -> None:
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         if weights.is_state_dict(content):
-            raise CheckpointError(
-                f"{source} is a plain state_dict: it does not say which model and data it belongs to. "
-                "Pass --model NAME and --data NAME."
+            raise PlainWeightsError(
+                f"{source} is a plain state_dict: it does not say which model and data it belongs to. {WHOSE_WEIGHTS}"
             )
         raise CheckpointError(
             f"{source} is not a hessprobe checkpoint. Make one with 'hessprobe train', or pass --model and --data "

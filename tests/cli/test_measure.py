@@ -115,12 +115,10 @@ def test_without_anything_to_measure(run):
 def test_bad_files_fail_with_one_line(run, tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     (tmp_path / "junk.pt").write_bytes(b"hello world")
-    torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt")
     for name, message in (
         ("no.pt", "does not exist"),
         ("module.pt", "which could run code when loaded; nothing was run"),
         ("junk.pt", "truncated, damaged or not a PyTorch file"),
-        ("plain.pt", "Pass --model NAME and --data NAME."),
     ):
         done = run("measure", tmp_path / name)
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
@@ -288,7 +286,7 @@ def test_objective_from_a_file(run, objective, digits_checkpoint):
     [
         ("mak", [], 2, "has no function 'mak'. Did you mean 'make'?"),
         ("wrong", [], 1, "must return an EmpiricalRisk; got int."),
-        ("broken", [], 1, "failed: KeyError: 'nothing'"),
+        ("broken", [], 1, "risks.py:18: KeyError: 'nothing'"),
         ("from_checkpoint", [], 2, "CKPT must be given: from_checkpoint of"),
         ("make", ["ckpt.pt"], 2, "takes no argument, so CKPT must not be given; got 'ckpt.pt'."),
         ("make", ["--split", "test", "--batch-size", "3"], 2, "--split, --batch-size cannot go with --objective."),
@@ -303,7 +301,32 @@ def test_objective_that_does_not_work(run, objective, name, more, code, message)
 
 def test_objective_that_is_not_there(run, tmp_path):
     assert "--objective must be FILE.py:FUNCTION; got no ':'." in run("measure", "--objective", "risks.py").err
-    assert "must name an existing file" in run("measure", "--objective", f"{tmp_path}/no.py:make").err
+    missing = run("measure", "--objective", f"{tmp_path}/no.py:make")
+    assert (missing.code, missing.err.count("must name an existing file")) == (1, 1)
+
+
+def test_objective_that_fails_names_the_line_of_the_user(run, tmp_path):
+    (tmp_path / "risks.py").write_text("from parts import part\n\n\ndef make(path):\n    return part(path)\n")
+    (tmp_path / "parts.py").write_text("import torch\n\n\ndef part(path):\n    return torch.load(path)\n")
+    done = run("measure", "no.pt", "--objective", f"{tmp_path}/risks.py:make")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert f"risks.py:make failed at {tmp_path}/parts.py:5: FileNotFoundError: " in done.err
+    assert done.err.endswith(". --debug shows the traceback.\n")
+    for text, message in (("import os\nrisk\n", ":2: NameError"), ("def make(:\n", ":1: SyntaxError")):
+        (tmp_path / "broken.py").write_text(text)
+        assert message in run("measure", "--objective", f"{tmp_path}/broken.py:make").err
+
+
+@pytest.mark.parametrize("command", ["measure", "info"])
+def test_weights_alone_are_asked_whose_they_are(run, tmp_path, command):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "plain.sd")
+    done = run(command, tmp_path / "plain.sd")
+    assert (done.code, done.out) == (2, "")
+    assert "--model NAME and --data NAME" in done.err
+    assert "--objective FILE.py:FUNCTION" in done.err
+    (tmp_path / "plain.safetensors").write_bytes(b"0")
+    assert "--objective FILE.py:FUNCTION" in run("measure", tmp_path / "plain.safetensors").err
+    assert run("measure", tmp_path / "no.safetensors").code == 1
 
 
 def test_real_measures_of_a_real_checkpoint_agree_with_the_dense_hessian(run, digits_checkpoint, monkeypatch):

@@ -11,8 +11,10 @@ import typer
 from hessprobe.cli import options
 
 # What loading advises for plain weights is for ``measure``; this command has no such options.
-_ADVICE = "Pass --model NAME and --data NAME."
-_OWN_ADVICE = "info has nothing more to show; measure them: hessprobe measure {ckpt} --model NAME --data NAME"
+_ADVICE = (
+    "info has nothing more to show; measure them: hessprobe measure {ckpt} with --model NAME and --data NAME, "
+    "or with --objective FILE.py:FUNCTION"
+)
 
 
 def info(
@@ -31,13 +33,14 @@ def run(ckpt: str, json: str | None) -> None:
     from hessprobe import report
     from hessprobe.cli import render
     from hessprobe.cli.load import describe_checkpoint
-    from hessprobe.errors import CheckpointError
+    from hessprobe.errors import PlainWeightsError
     from hessprobe.training import load_checkpoint
+    from hessprobe.training.checkpoint import WHOSE_WEIGHTS
 
     try:
         described = describe_checkpoint(load_checkpoint(ckpt))
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(_ADVICE, _OWN_ADVICE.format(ckpt=ckpt))) from error
+    except PlainWeightsError as error:
+        raise PlainWeightsError(str(error).replace(WHOSE_WEIGHTS, _ADVICE.format(ckpt=ckpt))) from error
     if json is not None:
         record = report.build_record("info", [], arguments={"ckpt": ckpt}, seed=None, checkpoint=described)
         if json == "-":

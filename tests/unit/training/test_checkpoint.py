@@ -171,7 +171,10 @@ def test_code_in_a_pickle_is_never_run(tmp_path, monkeypatch):
 
 def test_foreign_content_says_what_to_pass(tmp_path):
     torch.save(build_model("mlp", {}).state_dict(), tmp_path / "plain.pt")
-    with pytest.raises(CheckpointError, match=r"is a plain state_dict: .*Pass --model NAME and --data NAME\."):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is a plain state_dict: .*Pass --model NAME and --data NAME for .*--objective FILE.py:FUNCTION",
+    ):
         load_checkpoint(tmp_path / "plain.pt")
     torch.save([1, 2, 3], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"is not a hessprobe checkpoint\. Make one with 'hessprobe train'"):
