@@ -71,7 +71,7 @@ def fitting(inputs: Any, dtype: torch.dtype, module: nn.Module, run: Callable[[]
         where = determinism.failing_module(module, run, type(error))
         raise ValueError(
             f"inputs must fit the model; got {shapes}, and {where} failed: {reason.rstrip('.')}. "
-            "Check the shapes and their order in data."
+            f"{_remedy(inputs, dtype, reason)}"
         ) from error
 
 
@@ -132,6 +132,16 @@ def require_connected(term: BatchLoss, theta: Tensor, layout: ParameterLayout) -
         gradient = _gradient(value, leaf)
     if gradient is not None:
         _require_moved(term, theta, layout, gradient)
+
+
+def _remedy(inputs: Any, dtype: torch.dtype, reason: str) -> str:
+    if "index out of range" in reason:
+        return "Check that every index is below the size of its table."
+    if not weighting.about_dtype(reason):
+        return "Check the shapes and their order in data."
+    if any(leaf.is_floating_point() for leaf in leaves(inputs)):
+        return "Check the dtypes in data: indices of an embedding are integers (.long())."
+    return f"Convert the inputs to the dtype of the parameters, {dtype}, e.g. with .float() for float32."
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -169,10 +170,16 @@ def require_matching(rule: LossRule, outputs: Any, targets: Any) -> None:
 
 def mismatch(rule: LossRule, outputs: Any, targets: Any, error: Exception) -> ValueError:
     """Return the error that says, in one sentence, which outputs and targets a loss could not take."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return ValueError(
         f"outputs and targets must fit {rule.name}; got outputs {_shape(outputs)} and targets {_shape(targets)} "
-        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Check the order and shapes in data."
+        f"({reason}). {_remedy(rule, outputs, targets, reason)}"
     )
+
+
+def about_dtype(reason: str) -> bool:
+    """Return whether what torch says is wrong is a dtype and no shape."""
+    return re.search(r"dtype|scalar type|result type|Input type", reason) is not None
 
 
 def token_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -200,6 +207,19 @@ def _options(loss: Callable[..., Any]) -> tuple[Any, Callable[[str, Any], Any]]:
 
 def _name(loss: Any) -> str:
     return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _remedy(rule: LossRule, outputs: Any, targets: Any, reason: str) -> str:
+    used = targets[targets != rule.ignore_index] if _is_labels(targets) else None
+    if used is not None and used.numel() and isinstance(outputs, Tensor) and "out of bounds" in reason:
+        classes = outputs.shape[1 if outputs.ndim > 1 else 0]
+        return (
+            f"The labels are {int(used.min())} to {int(used.max())}, and the model has outputs for {classes} classes, "
+            f"0 to {classes - 1}: number the classes from 0, or give the model one output a class."
+        )
+    if about_dtype(reason):
+        return "Convert the targets: class labels to int64 (.long()), others to the dtype of the outputs."
+    return "Check the order and shapes in data."
 
 
 def _is_labels(targets: Any) -> bool:

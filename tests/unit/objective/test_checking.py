@@ -259,6 +259,15 @@ def test_inputs_that_do_not_fit_the_model_are_said_with_their_shapes() -> None:
         EmpiricalRisk(Named(), F.cross_entropy, [{"x": X[:, :2], "labels": Y}])
 
 
+def test_the_fix_is_that_of_the_cause() -> None:
+    with pytest.raises(ValueError, match=r"labels are 0 to 4, and the model has outputs for 3 classes, 0 to 2: numb"):
+        EmpiricalRisk(_net(), F.cross_entropy, [(X[:2], torch.tensor([0, 4]))])
+    with pytest.raises(ValueError, match=r"must have the same dtype.*Convert the inputs to the dtype .*torch.float64"):
+        EmpiricalRisk(_net(), F.cross_entropy, [(X.long(), Y)])
+    with pytest.raises(ValueError, match=r"Convert the targets: class labels to int64"):
+        EmpiricalRisk(_net(), F.cross_entropy, [(X, Y.int())])
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
