@@ -142,7 +142,13 @@ Engine = Annotated[
     str, _option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
 ]
 Memory = Annotated[
-    str | None, _option("--memory", metavar="SIZE", help="Memory that products may use, e.g. 2GB.", panel=_COMPUTE)
+    str | None,
+    _option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory that products may keep, e.g. 2GB; batches are cut to fit.",
+        panel=_COMPUTE,
+    ),
 ]
 
 

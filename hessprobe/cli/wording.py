@@ -31,6 +31,7 @@ _PHRASES = (
     ),
     (re.compile(r"Raise steps= or shift=\."), "Pass a larger --shift."),
     (re.compile(r"Raise n_probes=, or give a tolerance \(rtol=\)\."), "Pass more --probes, or a smaller --rtol."),
+    (re.compile(r"Use a larger memory budget\."), "Pass a larger --memory."),
     (re.compile(r"Use smaller batches, a larger memory budget,"), "Use a smaller --batch-size, a larger --memory,"),
     (re.compile(r"\b([Pp])ass smaller batches"), r"\1ass a smaller --batch-size"),
     (re.compile(r"\b([Uu])se smaller batches"), r"\1se a smaller --batch-size"),

@@ -33,8 +33,9 @@ class Chunked:
     A block of probes is cut so that its tangents fit beside the rest. A batch whose product alone is larger than the
     budget is cut into slices, whose products are made one after the other at every call. How large a product will be
     is estimated from two small slices of the first batch before any product is made; a batch that cannot be cut is
-    known too large in advance where already its forward pass is. An engine that keeps nothing is the last resort: what
-    cannot be cut for it is taken whole, one probe at a time.
+    known too large in advance where already its forward pass is. An engine that keeps nothing is the last resort: it
+    goes down to single examples, and refuses a budget that does not hold the forward pass of one; what cannot be cut
+    is taken whole, one probe at a time.
     """
 
     def __init__(self, engine: Engine, budget: int) -> None:
@@ -66,8 +67,11 @@ class Chunked:
 
     def _unkept(self, loss: LossFunction, theta: Tensor, expected: int) -> Product:
         if expected > self._budget:
+            examples = getattr(loss, "examples", 0)
+            if expected > examples * self._budget:
+                self._require_one(loss, theta)
             try:
-                return self._sliced(loss, theta, expected)
+                return self._sliced(loss, theta, min(expected, examples * self._budget) or expected)
             except MemoryBudgetError:
                 # Nothing smaller is left to try.
                 return limit_rows(self._engine(loss, theta), lambda: 1)
@@ -77,6 +81,18 @@ class Chunked:
             return self._rows(one, one)
 
         return limit_rows(self._engine(loss, theta), rows)
+
+    def _require_one(self, loss: LossFunction, theta: Tensor) -> None:
+        """Refuse a budget below the forward pass of one example, which every product holds several times."""
+        try:
+            least = forward_bytes(loss.slice(0, 1), theta) if isinstance(loss, BatchLoss) else 0
+        except UnsupportedError:
+            return
+        if least > self._budget:
+            raise MemoryBudgetError(
+                f"A curvature product of a single example needs at least {words(least)}, more than the budget of "
+                f"{words(self._budget)}. Use a larger memory budget."
+            )
 
     def _rows(self, kept: int, a_row: int) -> int:
         return min(MAX_ROWS, max(1, (self._budget - kept) // a_row)) if a_row else MAX_ROWS
@@ -135,9 +151,11 @@ class Chunked:
 
 
 def forward_bytes(loss: LossFunction, theta: Tensor) -> int:
-    """Return the bytes that one forward pass keeps for a gradient."""
+    """Return the bytes that one forward pass keeps for a gradient, without data and parameters."""
+    data = loss.tensors() if isinstance(loss, BatchLoss) else []
+    leaf = theta.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return graph_bytes(loss(theta.detach().clone().requires_grad_()), ignore=[theta])
+        return graph_bytes(loss(leaf), ignore=[theta, leaf, *data])
 
 
 def limit_rows(product: Product, rows: Callable[[], int]) -> Product:

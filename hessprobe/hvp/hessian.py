@@ -44,7 +44,9 @@ class Hessian(LinearOperator):
         ValueError: unknown engine, or ``memory`` not positive.
         UnsupportedError: (at the first product) no engine can differentiate this model twice, or the product is not
             symmetric.
-        MemoryBudgetError: (at the first product) a batch does not fit and cannot be cut.
+        MemoryBudgetError: (at the first product) a batch does not fit a named engine and cannot be cut, or with
+            ``"auto"`` not even a forward pass of a single example fits. Batches that cannot be cut are then taken
+            whole by an engine that keeps nothing.
 
     References:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".

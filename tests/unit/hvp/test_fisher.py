@@ -63,7 +63,7 @@ def test_the_sampled_fisher_is_the_gauss_newton_matrix_on_average(name: str) -> 
 
 def test_draws_are_the_same_for_every_product_and_differ_with_the_seed() -> None:
     risk = nets.mlp().risk()
-    F = Fisher(risk, seed=1, memory=1, engine="forward_over_reverse")
+    F = Fisher(risk, seed=1, memory=1000, engine="forward_over_reverse")
     V = torch.randn(1, risk.dim, dtype=torch.float64)
     assert torch.equal(F.matvecs(V), F.matvecs(V))
     assert not torch.equal(Fisher(risk, seed=2).matvecs(V), F.matvecs(V))

@@ -123,6 +123,14 @@ def test_a_batch_that_cannot_be_cut_goes_to_the_engine_that_keeps_nothing(budget
         forced.matvecs(V)
 
 
+def test_a_budget_below_a_single_example_is_refused_with_what_is_needed() -> None:
+    risk = nets.mlp().risk()
+    message = r"single example needs at least \d.*, more than the budget of 1 B\. Use a larger memory budget\."
+    for engine in ("auto", "forward_over_reverse"):
+        with pytest.raises(MemoryBudgetError, match=message):
+            Hessian(risk, memory=1, engine=engine).matvecs(torch.ones(1, risk.dim, dtype=risk.dtype))
+
+
 def test_what_fits_nowhere_and_lacks_a_forward_rule_says_so() -> None:
     """Neither cut, nor kept, nor pushed forward: finite differences do not take the place of a memory."""
     risk = _opaque(nets.mlp())

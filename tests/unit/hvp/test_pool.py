@@ -82,7 +82,7 @@ def test_a_batch_that_cannot_be_cut_enough_says_what_it_needs() -> None:
 
 def test_data_that_shrink_between_passes_are_refused() -> None:
     risk, data = _risk()
-    H = Hessian(risk, engine="forward_over_reverse", memory=1)
+    H = Hessian(risk, engine="forward_over_reverse", memory=100)
     data.data = data.data[:-1]
     with pytest.raises(DataError):
         H.matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
