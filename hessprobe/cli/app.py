@@ -65,13 +65,16 @@ app.command()(guarded(report))
 app.command()(guarded(demo))
 
 
-def main() -> None:
+def main(last: bool = False) -> None:
     """Run the program on the arguments of the process.
+
+    Args:
+        last: nothing but the end of the process follows; see ``signals.handled``.
 
     Raises:
         SystemExit: always, with the exit code.
     """
-    with signals.handled():
+    with signals.handled(last):
         code = _run()
     sys.exit(signals.exit_code(code))
 

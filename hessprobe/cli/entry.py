@@ -19,7 +19,7 @@ def main() -> None:
 
     from hessprobe.cli.app import main as run
 
-    run()
+    run(last=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signature of handlers

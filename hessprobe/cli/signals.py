@@ -30,12 +30,15 @@ _state = _State()
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(last: bool = False) -> Iterator[None]:
     """Take Ctrl-C and SIGTERM over for the block.
 
     The first raises KeyboardInterrupt (SIGTERM too); the second only says that the end is near, as what is known is
     being printed and written by then; the third leaves at once, without a traceback. A signal that is ignored when the
     block begins (``nohup``) stays ignored.
+
+    Args:
+        last: the process ends after the block, whose outcome decides the exit code: signals are ignored from then on.
     """
     global _state
     _state = _State()
@@ -46,11 +49,11 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        _state.shielded = True
         for number, handler in before.items():
-            signal.signal(number, handler)
-        if signal.SIGINT in before:
-            # While the interpreter takes itself down, nothing is left to lose, only a traceback to be shown.
-            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if last else handler)
+            # While the interpreter takes itself down, a signal could only change the exit code or show a traceback.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -159,3 +159,21 @@ def test_a_signal_while_the_program_is_loaded_leaves_no_traceback(number, code, 
     )
     done = subprocess.run([sys.executable, "-c", trap + start], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_the_work_changes_no_exit_code(number):
+    """One before what is registered to run at the end, and one when the modules are taken down."""
+    program = f"""
+import atexit, os, signal, sys
+class Last:
+    def __del__(self, kill=os.kill, here=os.getpid(), number=signal.{number}):
+        kill(here, number)
+last = Last()
+atexit.register(os.kill, os.getpid(), signal.{number})
+sys.argv = ["hessprobe", "no-such-command"]
+from hessprobe.cli.entry import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
