@@ -9,6 +9,8 @@ from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.measures import NAMES
 
+# Measures that a damping belongs to.
+_DAMPED = ("logdet", "effective-dimension")
 _NO_ENGINE = "auto"
 
 
@@ -22,7 +24,7 @@ def remarks(row: Mapping[str, Any]) -> list[str]:
     entry = NAMES.get(row["measure"])
     if entry is not None and entry.number:
         said.append(f"the number is {entry.number}; --json has the rest")
-    said += [flag_sentence(flag) for flag in row["flags"]]
+    said += [_missed(row) if flag == "tolerance-missed" else flag_sentence(flag) for flag in row["flags"]]
     said += [in_options(note) for note in row["notes"]]
     layers = row.get("layers") or {}
     exact = [name for name, layer in layers.items() if render.is_exact(layer)]
@@ -57,6 +59,15 @@ def engines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         # A choice that was never made: what was asked for was known without a product.
         if engine and engine != _NO_ENGINE:
             yield engine.replace("_", "-")
+
+
+def _missed(row: Mapping[str, Any]) -> str:
+    """Return what ``tolerance-missed`` means for a result, with what helps against the larger part of its error."""
+    errors = row.get("errors") or {}
+    if (errors.get("solver") or 0.0) <= (errors.get("probe") or 0.0):
+        return flag_sentence("tolerance-missed")
+    helps = "a larger --shift or --dtype float64" if row["measure"] in _DAMPED else "--dtype float64"
+    return f"the interval is wider than --rtol asks for; more --probes do not help, {helps} may, or a larger --rtol"
 
 
 def _entries(array: Any) -> list[float | None]:

@@ -44,7 +44,8 @@ _REQUIREMENT = re.compile(rf"^({_NAMES}|data(?= must be one of)|model(?= must be
 _GIVEN = re.compile(rf"(?<![\w.-])({_NAMES})=(?:'([^']*)'|\"([^\"]*)\"|([\w+-]+(?:\.\d+)?))?")
 
 FLAGS = {
-    "tolerance-missed": "the interval is wider than --rtol asks for",
+    "tolerance-missed": "the interval is wider than --rtol asks for; pass more --probes than it took, or a larger "
+    "--rtol",
     "budget-exhausted": "the tolerance needs more probes than are allowed; pass a larger --rtol, or --probes N",
     "not-converged": "some eigenvalue has not converged; the interval allows for that",
     "rounding-limited": "eigenvalues are as good as the rounding of the products allows; --dtype float64 gives more",

@@ -64,3 +64,16 @@ def test_engines_are_named_as_on_the_command_line_and_only_where_one_ran():
         row(),
     ]
     assert list(remarks.engines(rows)) == ["double-backward"]
+
+
+@pytest.mark.parametrize(
+    ("measure", "errors", "fix"),
+    [
+        ("frob", {"probe": 0.1, "solver": 0.0}, "pass more --probes than it took, or a larger --rtol"),
+        ("logdet", {"probe": 0.1, "solver": 0.2}, "more --probes do not help, a larger --shift or --dtype float64 may"),
+        ("lambda-max", {"probe": 0.0, "solver": 0.2}, "more --probes do not help, --dtype float64 may"),
+    ],
+)
+def test_a_missed_tolerance_says_what_helps(measure, errors, fix):
+    (said,) = remarks.remarks(row(measure, flags=["tolerance-missed"], errors=errors))
+    assert said.startswith(f"the interval is wider than --rtol asks for; {fix}")
