@@ -110,7 +110,7 @@ def compare_optimizers(
     run_apart(_train_on_one_thread, tasks, jobs=jobs, finished=finished)
     done.sort(key=lambda one: (names.index(one.optimizer), one.seed))
     if lost:
-        raise _lost(lost, done)
+        raise _lost(sorted(lost, key=lambda one: tasks.index(one.task)), done)
     return done
 
 

@@ -54,8 +54,8 @@ def test_info_on_plain_weights_advises_what_it_can_do(run, digits_checkpoint, tm
     path = tmp_path / "plain.pt"
     torch.save(load_checkpoint(digits_checkpoint).model.state_dict(), path)
     done = run("info", path)
-    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-    assert f"measure them: hessprobe measure {path} --model NAME --data NAME" in done.err
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"{path} with --model NAME and --data NAME, or with --objective" in done.err
 
 
 def test_k_prints_every_eigenvalue(run, digits_checkpoint):
