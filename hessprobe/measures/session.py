@@ -147,6 +147,10 @@ class Session:
         return bool(self.names & _SWEEPS) and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
 
     @property
+    def _norm_of_sketch(self) -> bool:
+        return self.takes_whole and not self.settings.per_layer
+
+    @property
     def _directions_wanted(self) -> int:
         return min(_DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED, self.A.dim // 8)
 
@@ -203,10 +207,8 @@ class Session:
         # Of an indefinite matrix both ends come from one run.
         own = ("eigenpairs", "trace", "directions", *(("smallest",) if self.A.psd else ()))
         parts = [known[name].matvecs for name in own if name in known]
-        sampled = [name for name in ("frobenius", "sketch") if name in known]
-        if self.takes_whole and not self.settings.per_layer:
-            sampled = ["sketch"] if "sketch" in known else []
-        parts += [known[name].matvecs - self._shared for name in sampled]
+        sampled = ("sketch",) if self._norm_of_sketch else ("frobenius", "sketch")
+        parts += [known[name].matvecs - self._shared for name in sampled if name in known]
         return float(sum(parts))
 
     @cached_property
@@ -224,7 +226,7 @@ class Session:
     @cached_property
     def frobenius(self) -> Estimate:
         """||A||_F with its blocks; rough eigenvectors are deflated. Where all eigenvalues are known, their norm."""
-        if self.takes_whole and not self.settings.per_layer:
+        if self._norm_of_sketch:
             return self.sketch.frobenius_norm()
         estimate = estimators.frobenius_norm(
             self.A,

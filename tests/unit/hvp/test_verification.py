@@ -56,11 +56,16 @@ def test_kinks_that_agree_at_two_steps_by_accident_are_no_cut() -> None:
     for ratio in (1.1, 0.95):
         require_own_gradient(loss(ratio), theta)
 
+    calls: list[bool] = []
+
     def cut(theta: Tensor) -> Tensor:
+        calls.append(torch.is_grad_enabled())
         return loss(0.95)(theta) + 0.1 * (theta[0].detach() - 1)
 
     with pytest.raises(UnsupportedError, match="is not its slope"):
         require_own_gradient(cut, theta)
+    # What the docstring says that it costs: gradients, evaluations.
+    assert (calls.count(True), calls.count(False)) == (3, 27)
 
 
 def test_a_product_that_is_not_symmetric_is_refused() -> None:
