@@ -14,6 +14,7 @@ from hessprobe.hvp.auto import EXPECTED_PRODUCTS
 from hessprobe.hvp.batch_products import BatchProducts
 from hessprobe.hvp.double_backward import require_differentiable
 from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, by_rows, graph_bytes
+from hessprobe.hvp.example_norms import Ways
 from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.memory import MemoryBudget
@@ -149,7 +150,7 @@ class GaussNewton(LinearOperator):
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_products)
         self._pool = self._source.pool
         self._diagonal: tuple[Tensor, float] | None = None
-        self._separable = False
+        self._ways: list[Ways] = []
         with self._pool.context():
             require_convex(next(iter(risk.terms())), risk.theta)
 
@@ -224,6 +225,8 @@ class GaussNewton(LinearOperator):
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return tr G from random output directions, see ``output_sampled_trace``; None where examples mix."""
         with self._pool.context():
-            found = sampled_trace(self.risk, draws, seed, check=not self._separable)
-        self._separable = self._separable or found is not None
-        return found
+            found = sampled_trace(self.risk, draws, seed, self._ways)
+        if found is None:
+            return None
+        self._ways = found[1]
+        return found[0]

@@ -29,61 +29,62 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
-from torch.utils._pytree import tree_map
+from torch.func import grad, jvp
 
-from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.example_norms import Ways, example_squares
 from hessprobe.hvp.output_space import agree, loss_hessians, square_roots
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.operators.base import SampledTrace
 from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
-
-# Per-example gradients held at once, in entries.
-_CHUNK = 1 << 24
 
 Root = Callable[[Tensor], Tensor]
 
 
-def sampled_trace(risk: Objective, draws: range, seed: int, *, check: bool) -> SampledTrace | None:
+def sampled_trace(
+    risk: Objective, draws: range, seed: int, ways: Sequence[Ways] = ()
+) -> tuple[SampledTrace, list[Ways]] | None:
     """Return tr G of a risk from random output directions; use inside its ``evaluating()`` context.
 
     The weighted sum over batches and examples of the means over draws; variances are estimated example by example and
-    pooled (Welch-Satterthwaite). In units of 6 a product, each draw costs a backward pass of 2, a forward pass costs 1
-    (one for the outputs, one for every group of draws that memory allows), and the check 3 more.
+    pooled (Welch-Satterthwaite). In units of 6 a product, a batch costs two forward passes of 1 and each draw a
+    backward pass and the norms of at most 2; the check costs 4 more.
 
     Args:
         risk: the objective.
         draws: indices of the random directions, at least two.
         seed: of their stream.
-        check: see ``sampled_squares``; on every batch.
+        ways: to the per-example gradients of each batch, of an earlier call for this risk; else found and checked.
+
+    Returns:
+        The trace and the ways; None where the square root of the loss Hessian is not known, there is no batching rule
+        for single examples, or examples see each other.
     """
     value = variance = spread = units = 0.0
+    used: list[Ways] = []
     for index, batch in enumerate(risk.terms()):
-        found = sampled_squares(batch, risk.theta, draws, seed, index, check=check)
+        found = sampled_squares(batch, risk.theta, draws, seed, index, ways[index] if ways else None)
         if found is None:
             return None
-        squares, passes = found
-        units += (1 + passes + 2 * len(draws) + 3 * check) / risk.n_terms
+        squares, own = found
+        used.append(own)
+        units += (2 + 2 * len(draws) + (0 if ways else 4)) / risk.n_terms
         parts = squares.var(0) * (batch.weight**2 / len(draws))
         value += batch.weight * float(squares.mean(0).sum())
         variance += float(parts.sum())
         spread += float(parts.square().sum()) / (len(draws) - 1)
     df = variance**2 / spread if spread > 0 else math.inf
-    return SampledTrace(value, math.sqrt(variance), df, units / 6)
+    return SampledTrace(value, math.sqrt(variance), df, units / 6), used
 
 
 def sampled_squares(
-    batch: BatchLoss, theta: Tensor, draws: range, seed: int, term: int, *, check: bool
-) -> tuple[Tensor, int] | None:
+    batch: BatchLoss, theta: Tensor, draws: range, seed: int, term: int, ways: Ways | None = None
+) -> tuple[Tensor, Ways] | None:
     """Return |g_i|^2 of every example i of one batch for each draw, fp64 (draws, B), the sum over i estimating tr G_b.
-
-    Also returns the number of forward passes over the batch that carried them.
 
     Args:
         batch: an ``EmpiricalBatch`` whose examples do not see each other, else nothing is known per example.
@@ -91,11 +92,7 @@ def sampled_squares(
         draws: indices of the random directions; each index is one fixed direction of the stream ``"output"``.
         seed: of that stream.
         term: of that stream; the position of the batch.
-        check: compare the per-example gradients of the first draw with the gradient of the whole batch.
-
-    Returns:
-        None where the square root of the loss Hessian is not known, there is no batching rule for single examples, or
-        examples see each other.
+        ways: see ``example_squares``.
     """
     if not isinstance(batch, EmpiricalBatch) or not batch.separable:
         return None
@@ -105,69 +102,8 @@ def sampled_squares(
     if root is None or len(outputs) != batch.examples:
         return None
     stream = ProbeStream(outputs.numel(), seed, "rademacher", outputs.dtype, outputs.device, "output")
-    together = max(1, _CHUNK // max(theta.numel(), outputs.numel()))
-    parts: list[Tensor] = []
-    for start in range(0, len(draws), together):
-        drawn = [root(stream.probe(draw, term).view_as(outputs)) for draw in draws[start : start + together]]
-        found = _example_squares(batch, theta, torch.stack(drawn))
-        if found is None or (check and not parts and not _same(batch, theta, drawn[0], found)):
-            return None
-        parts.append(found[0])
-    return torch.cat(parts), len(parts)
-
-
-def _example_squares(batch: EmpiricalBatch, theta: Tensor, directions: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the squares (draws, B) and the sum over examples of the gradients of the first draw (d,)."""
-    draws = len(directions)
-    rows = max(1, _CHUNK // (theta.numel() * draws))
-    squares = torch.zeros(draws, batch.examples, dtype=torch.float64, device=theta.device)
-    first = torch.zeros_like(theta)
-
-    def gradients(example: object, cotangents: Tensor) -> Tensor:
-        def outputs(at: Tensor) -> Tensor:
-            single = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, example)
-            return batch.outputs_of(at, single)[0]
-
-        _, pull = vjp(outputs, theta)  # type: ignore[misc]  # two values without has_aux
-        rows: Tensor = vmap(pull)(cotangents)[0]
-        return rows
-
-    try:
-        for start in range(0, batch.examples, rows):
-            stop = min(start + rows, batch.examples)
-            part = batch.slice(start, stop)
-            found = vmap(gradients)(part.inputs, directions[:, start:stop].transpose(0, 1))
-            squares[:, start:stop] = row_dots(found.flatten(0, 1), found.flatten(0, 1)).view(stop - start, draws).T
-            first += found[:, 0].sum(0)
-    except (RuntimeError, ValueError, IndexError, UnsupportedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return None  # no batching rule for one example at a time
-    return squares, first
-
-
-def _same(batch: EmpiricalBatch, theta: Tensor, cotangent: Tensor, found: tuple[Tensor, Tensor]) -> bool:
-    """Return whether the gradients of single examples add up to that of the batch.
-
-    To rounding of the gradients of any draw: a single one may cancel to nothing.
-    """
-    squares, first = found
-    pulled = _pulled(batch, theta, cotangent).double()
-    scale = math.sqrt(float(torch.maximum(squares.sum(1).max(), pulled.square().sum())))
-    tolerance = 1e-8 if first.dtype == torch.float64 else 1e-3
-    missing = float((first.double() - pulled).norm())
-    return missing <= tolerance * scale
-
-
-def _pulled(batch: EmpiricalBatch, theta: Tensor, cotangent: Tensor) -> Tensor:
-    """Return J^T u of the whole batch."""
-    with torch.enable_grad():
-        leaf = theta.detach().clone().requires_grad_()
-        outputs = batch.outputs(leaf)
-        if not outputs.requires_grad:
-            return torch.zeros_like(leaf)
-        (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, materialize_grads=True)
-    return gradient
+    directions = (root(stream.probe(draw, term).view_as(outputs)) for draw in draws)
+    return example_squares(batch, theta, directions, ways)
 
 
 def _root(batch: EmpiricalBatch, outputs: Tensor) -> Root | None:

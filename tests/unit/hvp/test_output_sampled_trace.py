@@ -91,14 +91,13 @@ def test_two_draws_cover() -> None:
 def test_draws_in_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = nets.attention().risk()
     whole = GaussNewton(risk, engine="double_backward").sampled_trace(range(6), seed=3)
-    monkeypatch.setattr("hessprobe.hvp.output_sampled_trace._CHUNK", 2 * risk.dim)
+    monkeypatch.setattr("hessprobe.hvp.example_norms._TOGETHER", 2)
     parts = GaussNewton(risk, engine="double_backward").sampled_trace(range(6), seed=3)
     assert whole is not None
     assert parts is not None
     assert parts.value == pytest.approx(whole.value, rel=1e-12)
     assert parts.std_error == pytest.approx(whole.std_error, rel=1e-9)
-    assert whole.cost == pytest.approx((1 + 1 + 12 + 3) / 6)
-    assert parts.cost == pytest.approx((1 + 3 + 12 + 3) / 6)
+    assert whole.cost == parts.cost == pytest.approx((2 + 12 + 4) / 6)
 
 
 def test_products_are_counted_and_blocks_share_the_trace() -> None:
@@ -109,7 +108,7 @@ def test_products_are_counted_and_blocks_share_the_trace() -> None:
     inside = BlockDiagonal(counted, [slice(0, 20), slice(20, counted.dim)]).sampled_trace(range(2))
     assert inside is not None
     assert inside.value == first.value
-    assert inside.cost == pytest.approx(first.cost - 0.5)  # the check is made once
+    assert inside.cost == pytest.approx(first.cost - 4 / 6)  # the check is made once
 
 
 class Centred(nn.Module):
