@@ -56,8 +56,11 @@ class Estimate:
         matvecs: products counted while computing this number; a pass over part of the data counts as that part.
         samples: number of independent samples behind ``errors.probe``; 0 for an exact path.
         method: the algorithm that ran, e.g. ``"hutchinson+ggn"``.
-        kind: ``"estimate"``, ``"exact"``, ``"lower bound"`` or ``"upper bound"``.
-        bracket: rigorous or (1 - delta) bounds ``(low, high)`` that hold besides the interval, or None.
+        kind: ``"estimate"``, ``"exact"``, ``"bracket"`` (the interval is ``bracket`` at every level up to
+            ``bracket_confidence``), ``"lower bound"`` or ``"upper bound"``.
+        bracket: of kind ``"bracket"``, the ends ``(low, high)`` that hold the quantity; of another, bounds that hold
+            besides the interval; or None.
+        bracket_confidence: probability that the bracket holds, over what was drawn at random; 1 for a theorem.
         support: range the quantity can lie in; the interval is cut to it.
         flags: machine-readable remarks, e.g. ``"not-converged"``.
         seconds: wall-clock time of the computation.
@@ -78,6 +81,7 @@ class Estimate:
     method: str = ""
     kind: str = "estimate"
     bracket: tuple[float, float] | None = None
+    bracket_confidence: float = 1.0
     support: tuple[float, float] = (-math.inf, math.inf)
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -98,14 +102,30 @@ class Estimate:
             include_data: add the data part in quadrature, for a statement about the data distribution.
 
         Raises:
-            ValueError: ``confidence`` outside (0, 1), or ``include_data`` where the data error is unknown.
+            ValueError: ``confidence`` outside (0, 1) or beyond ``bracket_confidence``, or ``include_data`` where the
+                data error is unknown.
         """
+        if self.kind == "bracket" and self.bracket is not None:
+            return self._bracket_at(confidence, include_data)
         half = self.half_width(confidence, include_data=include_data)
         low, high = self.value - half, self.value + half
         if self.known_square is not None and self.errors.probe > 0 and not include_data and math.isfinite(half):
             low, high = _norm_ends(self.value, self.known_square, half - self.errors.solver)
             low, high = low - self.errors.solver, high + self.errors.solver
         return max(low, self.support[0]), min(high, self.support[1])
+
+    def _bracket_at(self, confidence: float, include_data: bool) -> tuple[float, float]:
+        level = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        low, high = self.bracket or (-math.inf, math.inf)
+        if level > self.bracket_confidence:
+            raise ValueError(
+                f"confidence must be at most {self.bracket_confidence:g}, that of the bracket; got {level:g}. "
+                "Find it with a smaller delta."
+            )
+        more = 0.0
+        if include_data:
+            more = self.half_width(level, include_data=True) - self.errors.solver
+        return max(low - more, self.support[0]), min(high + more, self.support[1])
 
     def half_width(self, confidence: float = 0.95, *, include_data: bool = False) -> float:
         """Return half the width of the uncut interval; of a norm, to first order in it. See ``interval``."""

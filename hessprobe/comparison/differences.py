@@ -79,7 +79,13 @@ def compare(values: Mapping[str, Mapping[str, Estimate]], baseline: str, *, conf
 
 
 def p_value(estimate: Estimate) -> float:
-    """Return P(|T| >= (|value| - solver) / std_error) for Student's t: two-sided, given what bounds can explain."""
+    """Return P(|T| >= (|value| - solver) / std_error) for Student's t: two-sided, given what bounds can explain.
+
+    Of a bracket it is the probability that the bracket fails, or 1 where that holds 0.
+    """
+    if estimate.kind == "bracket" and estimate.bracket is not None:
+        low, high = estimate.bracket
+        return 1.0 if low <= 0 <= high else 1 - estimate.bracket_confidence
     excess = abs(estimate.value) - estimate.errors.solver
     if excess <= 0:
         return 1.0
@@ -91,14 +97,15 @@ def p_value(estimate: Estimate) -> float:
 
 def _line(measure: str, label: str, baseline: str, value: Estimate, base: Estimate, confidence: float) -> Line:
     found = difference(base, value)
-    number, half = found.estimate.value, found.estimate.half_width(confidence)
-    if "bound" in found.estimate.flags or not math.isfinite(number) or not math.isfinite(half):
+    number, (low, high) = found.estimate.value, found.estimate.interval(confidence)
+    if "bound" in found.estimate.flags or not math.isfinite(number) or not math.isfinite(high - low):
         return Line(measure, label, baseline, found, UNDECIDED, None)
-    verdict = direction(measure, number) if abs(number) > half else WITHIN
+    verdict = WITHIN if low <= 0 <= high else direction(measure, number)
     line = Line(measure, label, baseline, found, verdict, p_value(found.estimate))
     if not line.decided or found.estimate.errors.data is None:
         return line
-    return replace(line, beyond_data=abs(number) > found.estimate.half_width(confidence, include_data=True))
+    low, high = found.estimate.interval(confidence, include_data=True)
+    return replace(line, beyond_data=not low <= 0 <= high)
 
 
 def _holm(lines: Sequence[Line], level: float) -> list[Line]:

@@ -92,7 +92,7 @@ def difference(baseline: Estimate, other: Estimate) -> Difference:
         one, two = pair
         probe, df = _spread(_minus(one.rows, two.rows), _minus(one.pairs, two.pairs))
         correlation = _correlation(one, two, probe)
-    solver = baseline.errors.solver + other.errors.solver
+    solver, bracket = baseline.errors.solver + other.errors.solver, _bracket(baseline, other)
     exact = independent == 0.0 and baseline.kind == other.kind == "exact"
     estimate = Estimate(
         other.value - baseline.value,
@@ -101,10 +101,21 @@ def difference(baseline: Estimate, other: Estimate) -> Difference:
         matvecs=baseline.matvecs + other.matvecs,
         samples=0 if independent == 0.0 else min(baseline.samples, other.samples),
         method=baseline.method if baseline.method == other.method else f"{other.method} - {baseline.method}",
-        kind="exact" if exact else "estimate",
+        kind="exact" if exact else "estimate" if bracket is None else "bracket",
+        bracket=bracket,
+        bracket_confidence=max(baseline.bracket_confidence + other.bracket_confidence - 1, 0.0),
         flags=flags,
     )
     return Difference(estimate, correlation, independent)
+
+
+def _bracket(baseline: Estimate, other: Estimate) -> tuple[float, float] | None:
+    """Return what is between any number of the other's interval and any of the baseline's, where nothing is sampled."""
+    if "bracket" not in (baseline.kind, other.kind) or baseline.std_error > 0 or other.std_error > 0:
+        return None
+    level = min(baseline.bracket_confidence, other.bracket_confidence, 0.5)
+    (low, high), (other_low, other_high) = baseline.interval(level), other.interval(level)
+    return other_low - high, other_high - low
 
 
 def _pair(baseline: Estimate, other: Estimate) -> tuple[Influence, Influence] | None:

@@ -52,7 +52,14 @@ def measure_own(
 
     work: dict[str, Callable[[], Estimate]] = {
         "adaptive-lambda-max": lambda: krylov.eigsh(
-            C, 1, "largest", tol=_EIGEN_TOL, seed=settings.seed, callback=progress
+            C,
+            1,
+            "largest",
+            tol=_EIGEN_TOL,
+            rtol=settings.bracket_rtol,
+            delta=settings.bracket_delta,
+            seed=settings.seed,
+            callback=progress,
         ).estimate(0),
         "adaptive-trace": lambda: estimators.trace(
             C, n_probes=settings.probes, rtol=_rtol(settings), seed=settings.seed, confidence=settings.confidence
@@ -122,7 +129,7 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
     spent = 0.0
     if count:
         pairs = krylov.eigsh(
-            C, count, "magnitude", tol=_ROUGH_TOL, seed=settings.seed, verify=False, max_matvecs=10 * count
+            C, count, "magnitude", tol=_ROUGH_TOL, rtol=None, seed=settings.seed, verify=False, max_matvecs=10 * count
         )
         directions = estimators.deflation(C, pairs.vectors, seed=settings.seed)
         spent = directions.matvecs + pairs.matvecs

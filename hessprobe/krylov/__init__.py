@@ -1,12 +1,14 @@
 """Krylov methods on symmetric operators."""
 
-from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, SpectrumBounds
+from hessprobe.krylov.certificates import Ends, SpectrumBounds
+from hessprobe.krylov.eigenpairs import Eigenpairs, Progress
 from hessprobe.krylov.eigsh import eigsh
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
 
 __all__ = [
     "Eigenpairs",
+    "Ends",
     "LanczosRun",
     "Progress",
     "QuadratureRule",

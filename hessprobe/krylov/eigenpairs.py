@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,20 +12,9 @@ from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots
-
-
-class SpectrumBounds(NamedTuple):
-    """Bounds on the whole spectrum that hold with the confidence asked for; None where an end has none.
-
-    Attributes:
-        lower: lower bound on lambda_min.
-        upper: upper bound on lambda_max.
-    """
-
-    lower: float | None
-    upper: float | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,9 @@ class Eigenpairs:
         vectors: (k', d) orthonormal rows in the operator's dtype.
         residuals: (k',) fp64, ||A y - theta y|| from one true product a pair; some eigenvalue lies within it.
         converged: (k',) bool.
-        errors: (k',) fp64, bound on |lambda - theta|: min(r, r^2 / gap), see ``value_errors``.
+        intervals: one for each eigenvalue, which it lies in with probability ``confidence`` over the random start; see
+            ``krylov.certificates``. Of an end that was asked for it is (Ritz value, bound): no eigenvalue lies above.
+        exact: every eigenvalue of the operator was found (or the whole space was spanned); errors are rounding.
         data_error: (k',) fp64 standard errors of the values from the data being a sample, or None for an operator of
             one term.
         bounds: (1 - delta) bounds on the spectrum.
@@ -72,7 +63,8 @@ class Eigenpairs:
         seconds: wall-clock time.
         flags: ``"not-converged"``: some pair is not; ``"multiplicity-unverified"``: further copies of the reported
             eigenvalues were not excluded within the products allowed; ``"rounding-limited"``: some pair converged to
-            the noise of the products, not to ``tol``; ``"warm-start"``.
+            the noise of the products, not to ``tol``; ``"wide-bracket"``: some interval is wider than ``rtol`` asks;
+            ``"warm-start"``.
         terms: weights (B,) of the terms and v^T A_b v (B, k') of every vector, or None for an operator of one term.
     """
 
@@ -80,7 +72,8 @@ class Eigenpairs:
     vectors: Tensor
     residuals: Tensor
     converged: Tensor
-    errors: Tensor
+    intervals: Ends
+    exact: bool
     data_error: Tensor | None
     bounds: SpectrumBounds
     confidence: float
@@ -101,13 +94,18 @@ class Eigenpairs:
             f"which={self.which!r}, matvecs={self.matvecs:g})"
         )
 
+    @property
+    def errors(self) -> Tensor:
+        """The larger arm of each interval, (k',) fp64: |lambda - theta| is at most that."""
+        return torch.maximum(self.intervals.high - self.values, self.values - self.intervals.low)
+
     def estimate(self, i: int) -> Estimate:
         """Return eigenvalue ``i`` (0 the largest reported, -1 the smallest) as an ``Estimate``.
 
-        The solver part is the bound on |lambda - theta|, the data part the jackknife over terms. The kind is
-        ``"exact"`` for a converged pair; an unconverged one at the top is a ``"lower bound"`` (no Rayleigh quotient
-        exceeds lambda_max), at the bottom an ``"upper bound"``. The bracket of the largest eigenvalue is (Ritz value,
-        upper bound), that of the smallest (lower bound, Ritz value); others have none.
+        The value is the Ritz value. The kind is ``"exact"`` where the whole space was spanned, ``"bracket"`` where the
+        interval has two ends, which hold the eigenvalue with probability ``confidence``; else ``"lower bound"`` at the
+        top (no Rayleigh quotient exceeds lambda_max) or ``"upper bound"`` at the bottom. ``details["residual"]`` is
+        ||A y - theta y||, within which *some* eigenvalue lies; the data part is the jackknife over terms.
 
         Raises:
             TypeError, ValueError: ``i`` is not an integer in [-k', k').
@@ -117,38 +115,28 @@ class Eigenpairs:
         if index >= count:
             raise ValueError(f"i must be an integer < {count}; got {i}. There are {count} pairs, counted from 0.")
         index %= count
-        value = float(self.values[index])
-        top = self._is_top(index)
-        bracket = None
-        if index == 0 and top and self.bounds.upper is not None:
-            bracket = (value, self.bounds.upper)
-        elif index == count - 1 and not top and self.bounds.lower is not None:
-            bracket = (self.bounds.lower, value)
-        kind = "exact" if bool(self.converged[index]) else ("lower bound" if top else "upper bound")
+        low, high = float(self.intervals.low[index]), float(self.intervals.high[index])
+        bounded = math.isfinite(low) and math.isfinite(high)
+        kind = "bracket" if bounded else "lower bound" if math.isfinite(low) else "upper bound"
         data = None if self.data_error is None else float(self.data_error[index])
         influence = None
         if self.terms is not None:
             weights, forms = self.terms
             influence = Influence(batches=Batches(weights, forms[None, :, index], shared=True))
+        residual = float(self.residuals[index])
         return Estimate(
-            value=value,
-            errors=ErrorParts(data=data, solver=float(self.errors[index])),
+            value=float(self.values[index]),
+            errors=ErrorParts(data=data, solver=float(self.errors[index]) if bounded else residual),
             matvecs=self.matvecs,
             method=self.method,
-            kind=kind,
-            bracket=bracket,
+            kind="exact" if self.exact else kind,
+            bracket=(low, high) if bounded and not self.exact else None,
+            bracket_confidence=self.confidence,
             flags=self.flags,
             seconds=self.seconds,
-            details={"residual": float(self.residuals[index])},
+            details={"residual": residual},
             influence=influence,
         )
-
-    def _is_top(self, index: int) -> bool:
-        if self.which == "both":
-            return 2 * index < len(self.values)
-        if self.which == "magnitude":
-            return float(self.values[index]) > 0
-        return self.which == "largest"
 
 
 @dataclass(frozen=True)
@@ -202,37 +190,3 @@ def refine(A: LinearOperator, rows: Tensor) -> Refined:
 def _residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:
     rest = (image.double() - value * vector.double())[None]
     return row_dots(rest, rest)[0].sqrt()
-
-
-def value_errors(values: Tensor, residuals: Tensor, other: Tensor, other_residuals: Tensor, rounding: float) -> Tensor:
-    """Return a bound on |lambda - theta| for every pair: min(r, R^2 / gap) + rounding.
-
-    Pairs whose intervals theta -+ r overlap form a cluster with R^2 the sum of their r^2; the gap is the distance from
-    the cluster to the nearest other pair or Ritz value, less the residual of that one. The linear bound r is rigorous;
-    the quadratic one (Kato-Temple) rests on the Ritz values showing where the rest of the spectrum lies.
-
-    Args:
-        values: (k,) of the reported pairs, descending.
-        residuals: (k,) of the reported pairs.
-        other: (j,) further Ritz values, of the rest of the spectrum.
-        other_residuals: (j,) their residuals.
-        rounding: error of a Rayleigh quotient from rounding in the product.
-
-    References:
-        Parlett (1998), "The Symmetric Eigenvalue Problem", sections 4.5 and 11.5-11.7.
-    """
-    errors = torch.empty_like(values)
-    start = 0
-    for stop in range(1, len(values) + 1):
-        joined = stop < len(values) and values[stop - 1] - values[stop] <= residuals[stop - 1] + residuals[stop]
-        if joined:
-            continue
-        inside = slice(start, stop)
-        rest = torch.cat([values[:start], values[stop:], other])
-        reach = torch.cat([residuals[:start], residuals[stop:], other_residuals])
-        size = float(residuals[inside].square().sum())
-        linear = residuals[inside] if stop - start == 1 else residuals[inside].square().sum().sqrt()
-        gap = float(((values[inside, None] - rest).abs() - reach).min()) if len(rest) else float("inf")
-        errors[inside] = torch.clamp(torch.as_tensor(linear), max=size / gap) if gap > 0 else linear
-        start = stop
-    return errors + rounding

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import NumericalWarning
-from hessprobe.krylov.bounds import log_start_quantile, lower_bound, upper_bound
-from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, Refined, SpectrumBounds, refine, value_errors
+from hessprobe.krylov.bounds import log_start_quantile
+from hessprobe.krylov.certificates import Ends, SpectrumBounds, bounds_of, intervals
+from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, Refined, refine
 from hessprobe.krylov.orthogonal import normalised, random_row
-from hessprobe.krylov.restart import Floats, Ritz, ThickRestart
-from hessprobe.krylov.verification import Problem, complete, excluded, kept, pool_of, rest_of
+from hessprobe.krylov.restart import Ritz, ThickRestart
+from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import combine, orthonormal_rows, row_dots
@@ -29,6 +30,8 @@ WHICH = ("both", "largest", "smallest", "magnitude")
 # Share tau of fresh randomness in a warm start, which keeps the bounds rigorous.
 _RANDOM_PART = 0.1
 _EXTRA = 20
+# Entries of a basis that may be held for the sake of the bounds, and its longest for large d.
+_BASIS, _LONGEST = 1 << 26, 512
 
 # Ritz pairs are looked at once for each of this share of the pairs wanted.
 _LOOKS = 16
@@ -40,11 +43,11 @@ def eigsh(
     which: str = "both",
     *,
     tol: float = 1e-3,
+    rtol: float | None = 0.01,
     max_matvecs: int | None = None,
     seed: int | torch.Generator = 0,
     start: Tensor | None = None,
-    margin: float = 0.05,
-    delta: float = 0.01,
+    delta: float = 0.005,
     verify: bool = True,
     basis_size: int | None = None,
     callback: Callable[[Progress], None] | None = None,
@@ -56,34 +59,40 @@ def eigsh(
 
         ||A y - theta y|| <= max(tol * max(|theta|, 0.01 * s), f),    s about ||A||_2,
 
-    so that some eigenvalue lies within tol * |theta| of theta; its error is usually far smaller, about the square of
-    that (``Eigenpairs.errors``). Eigenvalues below 1 % of the spectral norm s get the absolute precision of one at 1 %;
-    ask a smaller ``tol`` for more. The floor f = min(4 e + 4 eps s, 0.001 s) is the rounding of the products: eps that
-    of the dtype, e the norm of the error of a product, measured during the run from coefficients that symmetry makes
-    known. All residuals returned come from one true product a pair at the end.
+    so that *some* eigenvalue lies within tol * |theta| of theta (a theorem). That theta belongs to the extreme one is
+    not seen from residuals: where lambda_2 is close to lambda_1 and the start favours it, a run converges to lambda_2
+    first. The run therefore goes on until the interval of each end asked for,
 
-    Two further answers are free: (1 - delta) bounds on lambda_max and lambda_min from the Lanczos polynomials
-    (``krylov.bounds``; delta is split where both ends are asked for), and, where A is a sum over batches, the sampling
-    error of every eigenvalue.
+        theta <= lambda_max (a theorem)    and    lambda_max <= U (with probability 1 - delta over the start),
+
+    is no wider than rtol * max(|theta|, 0.01 * s); U comes from the Lanczos polynomials (``krylov.bounds``) and costs
+    nothing. It needs no gap: about ln(1.6 sqrt(d) / delta) / (2 sqrt(w)) products for a width of w times the spread of
+    the spectrum, whatever the matrix, and few where eigenvalues stand apart. For further pairs see
+    ``krylov.certificates``. All intervals are in ``Eigenpairs.intervals``.
+
+    Eigenvalues below 1 % of the spectral norm s get the absolute precision of one at 1 %; ask a smaller ``tol`` for
+    more. The floor f = min(4 e + 4 eps s, 0.001 s) is the rounding of the products: eps that of the dtype, e the norm
+    of the error of a product, measured during the run from coefficients that symmetry makes known. All residuals
+    returned come from one true product a pair at the end. Where A is a sum over batches, the sampling error of every
+    eigenvalue is free.
 
     Args:
         A: a ``LinearOperator`` (d, d), a symmetric matrix, or anything with ``shape`` and ``@``.
         k: pairs an end (in all for ``"magnitude"``), 1 <= k <= d; where 2k > d, ``"both"`` returns all d.
         which: ``"both"``, ``"largest"``, ``"smallest"`` (algebraically), or ``"magnitude"`` (largest |lambda|).
         tol: relative residual, in (0, 1).
+        rtol: relative width of the intervals at the ends asked for, in (0, 1); None takes them as they come.
         max_matvecs: most products, at least twice the number of pairs; by default 1000 + 50 a pair. What is left
             is returned unconverged, with a warning and a flag.
         seed: of the random start, a non-negative integer or a generator.
         start: (j, d) approximate eigenvectors, j >= 1, such as those of a neighbouring checkpoint. The run starts from
-            their sum and a tenth of fresh noise.
-        margin: > 0. A warm start may sit on an eigenvector that is no longer the extreme one, and converge there at
-            once: it goes on until the bounds exclude eigenvalues this share of s beyond those found. At 5 % that
-            takes about as many products as a cold start, at 50 % fewer.
-        delta: probability that a bound fails, in (0, 1).
+            their sum and a tenth of fresh noise, which keeps the bounds rigorous at a price in their constant.
+        delta: probability that an interval fails to hold its eigenvalue, in (0, 1); shared out between ends and rounds.
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.
-        basis_size: vectors held, d entries each: more converge in fewer products. By default 20 more than pairs wanted
-            (at least half as many again), always at most d.
+        basis_size: vectors held, d entries each: more converge in fewer products, and bounds stop improving where the
+            basis is full. By default as many as 512 MB of fp64 hold, up to 512, or up to d where the whole matrix is
+            no larger than that; at least 20 more than pairs wanted. Where it grows to d the answer is exact.
         callback: called with a ``Progress`` after each product. What it raises, and KeyboardInterrupt, ends the run.
 
     Returns:
@@ -94,7 +103,7 @@ def eigsh(
         NonFiniteError: a product holds nan or inf.
 
     Warns:
-        NumericalWarning: some pair has not converged.
+        NumericalWarning: some pair has not converged, or an interval is wider than ``rtol`` asks.
 
     References:
         Wu, Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; van Dorsselaer,
@@ -103,34 +112,40 @@ def eigsh(
     """
     began = time.perf_counter()
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)
-    checks.real("margin", margin, low=0, low_open=True)
-    problem = _problem(Counted(aslinearoperator(A)), k, which, tol, max_matvecs, delta, basis_size, callback)
+    if rtol is not None:
+        rtol = checks.real("rtol", rtol, low=0, high=1, low_open=True, high_open=True)
+    problem = _problem(
+        Counted(aslinearoperator(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback
+    )
     engine = _engine(problem, checks.resolve_seed(seed), start)
     random_part = 1.0 if start is None else _RANDOM_PART
-    ritz, found = _search(problem, engine, random_part, margin)
-    bounds = _bounds(problem, engine, ritz, random_part)
+    ritz, found = _search(problem, engine, random_part)
+    ends = {"lower": problem.lower_wanted, "upper": problem.upper_wanted}
+    whole = bounds_of(engine, problem.delta_an_end, random_part, **ends)
     chosen = problem.ranking(ritz.values)[: problem.target]
-    pool, verified, rest = pool_of(engine, ritz, chosen), True, rest_of(ritz, chosen)
-    if verify and k >= 2 and found:
-        pool, verified, after = complete(problem, engine, pool)
-        rest = rest if after is None else after
-    pool = pool.taken(problem.ranking(pool.values)[: problem.target])
-    refined = refine(problem.A, pool.rows)
-    flags = [] if verified else ["multiplicity-unverified"]
+    done = Complete(pool_of(engine, ritz, chosen), True, SpectrumBounds(None, None))
+    exact = engine.exhausted
+    if problem.verify and k >= 2 and found and not exact:
+        done = complete(problem, engine, done.pool)
+    taken = problem.ranking(done.pool.values)[: problem.target]
+    extra = float(np.linalg.norm(np.delete(done.pool.residuals, taken)))
+    refined = refine(problem.A, done.pool.taken(taken).rows)
+    flags = [] if done.verified else ["multiplicity-unverified"]
     flags += ["warm-start"] if start is not None else []
-    return _result(problem, engine, refined, rest, bounds, tuple(flags), began)
+    return _result(problem, engine, refined, (whole, done.rest, extra), tuple(flags), began)
 
 
 def _problem(
     A: Counted,
     k: int,
     which: str,
-    tol: float,
-    max_matvecs: int | None,
+    tolerances: tuple[float, float | None],
+    sizes: tuple[int | None, int | None],
     delta: float,
-    basis_size: int | None,
+    verify: bool,
     callback: Callable[[Progress], None] | None,
 ) -> Problem:
+    max_matvecs, basis_size = sizes
     which = checks.one_of("which", which, WHICH)
     k = checks.positive_int("k", k)
     if k > A.dim:
@@ -141,7 +156,8 @@ def _problem(
     if max_matvecs is not None:
         hint = f"{target} pairs need a product each to be found and another for their residuals."
         budget = checks.positive_int("max_matvecs", max_matvecs, minimum=2 * target, hint=hint)
-    capacity = target + max(_EXTRA, target // 2)
+    held = min(_BASIS // A.dim, A.dim if A.dim**2 <= _BASIS else _LONGEST)
+    capacity = max(target + max(_EXTRA, target // 2), held)
     if basis_size is not None:
         hint = "The basis holds the pairs wanted and room to grow."
         capacity = checks.positive_int("basis_size", basis_size, minimum=min(target + 4, A.dim), hint=hint)
@@ -150,11 +166,13 @@ def _problem(
         k=k,
         which=which,
         target=target,
-        tol=tol,
+        tol=tolerances[0],
+        rtol=tolerances[1],
         delta=delta,
         limit=budget - target,
         capacity=min(capacity, A.dim),
         callback=callback,
+        verify=verify,
     )
 
 
@@ -192,9 +210,13 @@ def _checked_start(A: LinearOperator, start: Tensor) -> Tensor:
     return rows
 
 
-def _search(problem: Problem, engine: ThickRestart, random_part: float, margin: float) -> tuple[Ritz, bool]:
-    """Step until the wanted Ritz pairs have converged; return them all, and whether they have."""
+def _search(problem: Problem, engine: ThickRestart, random_part: float) -> tuple[Ritz, bool]:
+    """Step until the wanted Ritz pairs have converged and the ends are known; return all pairs, and whether they have.
+
+    Once the basis has been restarted the bounds no longer improve, and the pairs alone decide.
+    """
     unseen = 0
+    log_c = log_start_quantile(problem.A.dim, problem.delta_an_end, random_part)
     while True:
         engine.step()
         unseen += 1
@@ -206,9 +228,8 @@ def _search(problem: Problem, engine: ThickRestart, random_part: float, margin: 
         wanted = order[: problem.target]
         done = ritz.residuals[wanted] <= problem.enough(ritz.values[wanted], engine)
         problem.report("search", ritz, int(done.sum()))
-        if engine.exhausted or (
-            len(wanted) == problem.target and bool(done.all()) and _trusted(problem, engine, ritz, random_part, margin)
-        ):
+        converged = len(wanted) == problem.target and bool(done.all())
+        if engine.exhausted or (converged and (not engine.pristine or _ends_known(problem, engine, ritz, log_c))):
             return ritz, True
         if problem.spent:
             return ritz, False
@@ -216,44 +237,31 @@ def _search(problem: Problem, engine: ThickRestart, random_part: float, margin: 
             engine.restart(ritz, kept(order, problem.target, engine.capacity))
 
 
+def _ends_known(problem: Problem, engine: ThickRestart, ritz: Ritz, log_c: float | None) -> bool:
+    """Return whether the polynomial bounds leave the extreme eigenvalues as little room as ``rtol`` asks."""
+    if problem.rtol is None:
+        return True
+    if log_c is None:
+        return False
+    low, high = float(ritz.values[-1]), float(ritz.values[0])
+    if problem.which == "magnitude":
+        room = problem.allowed(max(abs(low), abs(high)), engine.scale)
+        low, high = -max(abs(low), abs(high)) - room, max(abs(low), abs(high)) + room
+    else:
+        low, high = low - problem.allowed(low, engine.scale), high + problem.allowed(high, engine.scale)
+    low = low if problem.lower_wanted else -math.inf
+    high = high if problem.upper_wanted else math.inf
+    return excluded(engine, low, high, log_c) == (True, True)
+
+
 def _due(problem: Problem, engine: ThickRestart, unseen: int) -> bool:
-    """Return whether to look at the Ritz pairs: at every step for few of them, else when a sixteenth has come new.
+    """Return whether to look at the Ritz pairs: at every step of a short run, else when a sixteenth has come new.
 
     Solving for the pairs of many hundreds of steps one by one would cost more than the products.
     """
     if engine.exhausted or engine.full or problem.spent:
         return True
-    return engine.size >= problem.target and unseen >= problem.target / _LOOKS
-
-
-def _trusted(problem: Problem, engine: ThickRestart, ritz: Ritz, random_part: float, margin: float) -> bool:
-    if random_part == 1.0 or not engine.pristine:
-        return True
-    beyond = margin * engine.scale
-    high = math.inf if problem.which == "smallest" else float(ritz.values[0]) + beyond
-    low = -math.inf if problem.which == "largest" else float(ritz.values[-1]) - beyond
-    return excluded(engine, low, high, log_start_quantile(problem.A.dim, problem.delta_an_end, random_part)) == (
-        True,
-        True,
-    )
-
-
-def _bounds(problem: Problem, engine: ThickRestart, ritz: Ritz, random_part: float) -> SpectrumBounds:
-    upper_wanted, lower_wanted = problem.which != "smallest", problem.which != "largest"
-    slack = 2 * engine.noise + 4 * torch.finfo(engine.A.dtype).eps * engine.scale
-    if engine.exhausted:
-        lower, upper = float(ritz.values[-1]), float(ritz.values[0])
-    else:
-        log_c = log_start_quantile(problem.A.dim, problem.delta_an_end, random_part)
-        if log_c is None:
-            return SpectrumBounds(None, None)
-        size = len(engine.alphas)
-        off = engine.betas[: size - 1]
-        T = np.diag(engine.alphas) + np.diag(off, 1) + np.diag(off, -1)
-        ends = torch.linalg.eigvalsh(torch.from_numpy(T))
-        lower = lower_bound(engine.alphas, engine.betas, float(ends[0]), log_c)
-        upper = upper_bound(engine.alphas, engine.betas, float(ends[-1]), log_c)
-    return SpectrumBounds(lower - slack if lower_wanted else None, upper + slack if upper_wanted else None)
+    return engine.size >= problem.target and unseen >= max(problem.target, engine.size - _EXTRA) / _LOOKS
 
 
 def _warn(problem: Problem, converged: Tensor, residuals: Tensor) -> None:
@@ -266,16 +274,50 @@ def _warn(problem: Problem, converged: Tensor, residuals: Tensor) -> None:
     )
 
 
+def _tops(problem: Problem, values: Tensor) -> Tensor:
+    """Return which of the reported eigenvalues are counted from the largest."""
+    if problem.which == "magnitude":
+        return values > 0
+    if problem.which == "both":
+        return 2 * torch.arange(len(values)) < len(values)
+    return torch.full((len(values),), problem.which == "largest")
+
+
+def _too_wide(problem: Problem, values: Tensor, found: Ends, scale: float, rounding: float) -> tuple[str, ...]:
+    """Return the flag of intervals that miss the width asked for, and warn of them."""
+    if problem.rtol is None:
+        return ()
+    allowed = torch.tensor([problem.allowed(float(value), scale) for value in values], dtype=torch.float64)
+    arms = torch.maximum(found.high - values, values - found.low)
+    wide = arms > 1.001 * allowed + 4 * rounding
+    if not problem.verify:  # nothing was done for the others
+        wide[1:-1] = False
+        wide[-1] &= problem.which in ("both", "smallest") or len(values) == 1
+        wide[0] &= problem.which in ("both", "largest") or len(values) == 1
+    if not bool(wide.any()):
+        return ()
+    worst = int((arms / allowed).argmax())
+    warnings.warn(
+        f"the interval of {int(wide.sum())} of {len(values)} eigenvalues is wider than rtol={problem.rtol:g} asks "
+        f"after {problem.A.matvec_count:g} products (eigenvalue {float(values[worst]):.4g} lies between "
+        f"{float(found.low[worst]):.4g} and {float(found.high[worst]):.4g}). Raise max_matvecs or basis_size, or rtol.",
+        NumericalWarning,
+        stacklevel=4,
+    )
+    return ("wide-bracket",)
+
+
 def _result(
     problem: Problem,
     engine: ThickRestart,
     refined: Refined,
-    rest: tuple[Floats, Floats],
-    bounds: SpectrumBounds,
+    known: tuple[SpectrumBounds, SpectrumBounds, float],
     flags: tuple[str, ...],
     began: float,
 ) -> Eigenpairs:
     values, residuals = refined.values, refined.residuals
+    whole, rest, extra = known
+    exact = engine.exhausted
     asked = torch.from_numpy(problem.asked(values.numpy(), engine.scale))
     converged = residuals <= torch.clamp(asked, min=engine.floor)
     if bool((converged & (residuals > asked)).any()):
@@ -283,23 +325,31 @@ def _result(
     if not bool(converged.all()):
         flags += ("not-converged",)
         _warn(problem, converged, residuals)
-    lower, upper = bounds
     rounding = engine.noise + 4 * torch.finfo(engine.A.dtype).eps * engine.scale
+    if exact:
+        found = Ends(values - residuals - rounding, values + residuals + rounding)
+    else:
+        # Off the diagonal of A in the basis (found, rest) stands at most the norm of all residuals; the pairs that are
+        # not reported were not multiplied again, and theirs is an estimate that may err by its own size.
+        coupling = math.sqrt(2.0 if extra else 1.0) * math.hypot(float(residuals.norm()), extra)
+        found = intervals(values, _tops(problem, values), whole, rest, coupling, rounding)
+        flags += _too_wide(problem, values, found, engine.scale, rounding)
     return Eigenpairs(
         values=values,
         vectors=refined.vectors,
         residuals=residuals,
         converged=converged,
-        errors=value_errors(values, residuals, torch.from_numpy(rest[0]), torch.from_numpy(rest[1]), rounding),
+        intervals=found,
+        exact=exact,
         data_error=refined.data_error,
         bounds=SpectrumBounds(
-            None if lower is None else min(lower, float(values[-1])),
-            None if upper is None else max(upper, float(values[0])),
+            None if whole.lower is None else min(whole.lower, float(values[-1])),
+            None if whole.upper is None else max(whole.upper, float(values[0])),
         ),
         confidence=1 - problem.delta,
         which=problem.which,
         matvecs=problem.A.matvec_count,
-        method="thick-restart-lanczos",
+        method="lanczos" if engine.pristine else "thick-restart-lanczos",
         seconds=time.perf_counter() - began,
         flags=flags,
         terms=refined.terms,

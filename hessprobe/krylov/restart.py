@@ -112,6 +112,14 @@ class ThickRestart:
         return self.size >= self.space
 
     @property
+    def bounding_betas(self) -> list[float]:
+        """The off-diagonal numbers of the run before its first restart, for bounds on the spectrum.
+
+        A remainder that was taken for rounding is not 0: eigenvectors may hide in it up to the noise of the products.
+        """
+        return [*self.betas[:-1], self.betas[-1] or self.floor or math.ulp(0.0)]
+
+    @property
     def full(self) -> bool:
         """No room for another product before a restart."""
         return self.size >= self.capacity

@@ -36,6 +36,8 @@ _LONG = 0.1
 # The first pass of all may be this much slower than those that follow.
 _WARM = 10
 _EIGEN_TOL = 1e-2
+# The vectors of a neighbouring point may belong to other eigenvalues here: none is this share larger.
+_BRACKET = 0.05
 
 
 class Points:
@@ -172,7 +174,7 @@ class Points:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)
                 pairs = eigsh(
-                    Hessian(here, engine=self.engine), 1, which, tol=_EIGEN_TOL, start=self._vectors, verify=False
+                    Hessian(here, engine=self.engine), 1, which, tol=_EIGEN_TOL, rtol=_BRACKET, start=self._vectors
                 )
         except NonFiniteError:
             return dict.fromkeys(wanted, math.nan)

@@ -50,9 +50,12 @@ def _spectral_norm(session: Session) -> _Answer:
         return _Answer(top, arrays=_spectrum(session))
     bottom = session.eigenpairs.estimate(-1).scaled(-1.0)
     first, second = (top, bottom) if top.value >= bottom.value else (bottom, top)
-    high = [one.bracket[1] for one in (first, second) if one.bracket is not None]
-    bracket = (first.value, max(high)) if len(high) == 2 else None
-    return _Answer(first.with_(bracket=bracket, support=(0.0, float("inf"))), arrays=_spectrum(session))
+    # The larger of two numbers lies between the larger of their lower and the larger of their upper ends.
+    ends = [one.bracket for one in (first, second) if one.bracket is not None]
+    bracket = (max(low for low, _ in ends), max(high for _, high in ends)) if len(ends) == 2 else None
+    arm = first.errors.solver if bracket is None else max(first.value - bracket[0], bracket[1] - first.value)
+    whole = first.with_(bracket=bracket, errors=replace(first.errors, solver=arm), support=(0.0, float("inf")))
+    return _Answer(whole, arrays=_spectrum(session))
 
 
 def _trace(session: Session) -> _Answer:

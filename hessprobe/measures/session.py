@@ -33,10 +33,10 @@ _EIGEN_TOL = 1e-3
 # Directions treated exactly by what samples the rest; rough eigenvectors do, as no estimator is biased by them.
 _DEFLATED, _DEFLATED_SWEEP = 16, 96
 _ROUGH_TOL = 0.05
+# Products for the smallest eigenvalue of a positive semidefinite matrix, which rarely stands apart.
+_SMALLEST = 200
 # Products that the search may make for each of them.
 _SEARCH = 10
-# How much larger than what a neighboring point leads to an eigenvalue must be to be excluded, see ``eigsh``.
-_WARM_MARGIN = 0.5
 # Measures that rest on a sweep of Lanczos chains, and what such a sweep spends.
 _SWEEPS = frozenset({"logdet", "density", "effective-dimension"})
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
@@ -104,8 +104,9 @@ class Session:
             "both" if both else "largest",
             tol=_EIGEN_TOL,
             seed=self.settings.seed,
+            rtol=self.settings.bracket_rtol,
+            delta=self.settings.bracket_delta,
             start=self._start.eigenvectors,
-            margin=_WARM_MARGIN,
             callback=progress,
         )
         self._report(Event("eigenvalues", pairs.matvecs, pairs.matvecs, float(pairs.values[0])))
@@ -116,7 +117,16 @@ class Session:
         """lambda_min; of a positive semidefinite operator the run of its own it needs."""
         if not self.A.psd:
             return self.eigenpairs.estimate(-1)
-        pairs = krylov.eigsh(self.A, 1, "smallest", tol=_EIGEN_TOL, seed=self.settings.seed, max_matvecs=200)
+        pairs = krylov.eigsh(
+            self.A,
+            1,
+            "smallest",
+            tol=_EIGEN_TOL,
+            rtol=self.settings.bracket_rtol,
+            delta=self.settings.bracket_delta,
+            seed=self.settings.seed,
+            max_matvecs=_SMALLEST,
+        )
         estimate = pairs.estimate(0)
         return estimate.with_(support=(0.0, math.inf))
 
@@ -130,7 +140,14 @@ class Session:
                 self._report(Event("layers' eigenvalues", index, len(blocks), state.largest, state.largest_residual))
 
             pairs = krylov.eigsh(
-                Block(self.A, where), 1, "largest", tol=_EIGEN_TOL, seed=self.settings.seed, callback=progress
+                Block(self.A, where),
+                1,
+                "largest",
+                tol=_EIGEN_TOL,
+                rtol=self.settings.bracket_rtol,
+                delta=self.settings.bracket_delta,
+                seed=self.settings.seed,
+                callback=progress,
             )
             found[name] = pairs.estimate(0)
         self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
@@ -178,6 +195,7 @@ class Session:
                 count,
                 "magnitude",
                 tol=_ROUGH_TOL,
+                rtol=None,
                 seed=self.settings.seed,
                 verify=False,
                 max_matvecs=_SEARCH * count,

@@ -16,6 +16,8 @@ OPERATORS = ("hessian", "ggn", "fisher", "functional")
 # Damping where none is given, in units of the eigenvalues; the record says so.
 DEFAULT_SHIFT = 1e-3
 
+_BRACKET, _DELTA = 1e-3, 0.005
+
 
 @dataclass(frozen=True)
 class MeasureSettings:
@@ -63,6 +65,16 @@ class MeasureSettings:
             checks.real("shift", self.shift, low=0, low_open=True)
         if self.radius is not None:
             checks.real("radius", self.radius, low=0, low_open=True)
+
+    @property
+    def bracket_rtol(self) -> float:
+        """Relative width of an eigenvalue's bracket: ``rtol``, or one per mille where the probes are fixed."""
+        return self.rtol if self.probes is None else _BRACKET
+
+    @property
+    def bracket_delta(self) -> float:
+        """Probability that a bracket fails, no more than that of the other intervals."""
+        return min(_DELTA, 1 - self.confidence)
 
     @property
     def damping(self) -> float:

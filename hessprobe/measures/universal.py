@@ -203,7 +203,9 @@ class UniversalWork:
             return estimators.spectral_sketch(self.matrix, method="exact")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumericalWarning)  # inexact vectors cost variance
-            pairs = krylov.eigsh(A, _DEFLATED, "magnitude", tol=1e-3, seed=seed, verify=False, max_matvecs=_SEARCH)
+            pairs = krylov.eigsh(
+                A, _DEFLATED, "magnitude", tol=1e-3, rtol=None, seed=seed, verify=False, max_matvecs=_SEARCH
+            )
         return estimators.spectral_sketch(A, n_probes=_CHAINS, steps=_STEPS, deflate=pairs, seed=seed, data_error=False)
 
     def _estimate(self, name: str, entry: Catalogued, before: float) -> Estimate:

@@ -66,7 +66,9 @@ def test_the_difference_agrees_with_the_full_hessians(pair, name):
         return
     single = values["first"][name]
     # A step of one per cent moves the samples alike: the error of the difference is far below that of a value.
-    assert 4 * error < max(1.2 * single.std_error, 1e-4 * abs(single.value))
+    # Brackets are one per mille wide each, and theirs is the difference of any two numbers inside.
+    rest = 2.1e-3 if single.kind == "bracket" else 1e-4
+    assert 4 * error < max(1.2 * single.std_error, rest * abs(single.value))
     assert line.difference.gain is None or line.difference.gain > 5
 
 

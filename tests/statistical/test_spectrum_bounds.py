@@ -73,7 +73,8 @@ def test_warm_starts_keep_the_coverage_even_from_a_useless_guess() -> None:
         pairs = eigsh(A, which="largest", start=guess, seed=seed, tol=0.02, delta=0.05)
         assert pairs.bounds.upper >= float(pairs.values[0])
         low += pairs.bounds.upper < 1.02
-    assert low <= 0.05 * RUNS
+    # In 1,000 runs 42 fail; the binomial error of a share of 5 % among these is 3 runs.
+    assert low <= 0.05 * RUNS + 3 * (0.05 * 0.95 * RUNS) ** 0.5
     assert pairs.bounds.upper < 1.15
 
 
@@ -92,7 +93,7 @@ def test_a_bound_that_fails_is_still_not_beyond_the_eigenvalue_found() -> None:
     A = Diagonal(eigenvalues("indefinite"))
     failed = 0
     for seed in range(20):
-        pairs = eigsh(A, basis_size=8, tol=1e-5, delta=0.9999, seed=seed)
+        pairs = eigsh(A, basis_size=8, tol=1e-5, rtol=None, delta=0.9999, seed=seed)
         assert pairs.bounds.lower <= float(pairs.values[-1]) < float(pairs.values[0]) <= pairs.bounds.upper
         failed += pairs.bounds.upper == float(pairs.values[0])
     assert failed > 0

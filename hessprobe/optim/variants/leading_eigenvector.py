@@ -17,6 +17,9 @@ from hessprobe.optim.engine.ranks import MeanOverRanks
 
 NAME = "eigenvector"
 
+# The old vector may belong to another eigenvalue by now: none is this share larger.
+_WIDTH = 0.05
+
 
 @dataclass(frozen=True)
 class EigenSettings:
@@ -66,6 +69,7 @@ def leading_eigenvector(
                 1,
                 settings.which,
                 tol=settings.tol,
+                rtol=_WIDTH,
                 max_matvecs=settings.max_products,
                 seed=optimizer.seed,
                 start=start,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.krylov import Progress, eigsh
-from hessprobe.krylov.eigenpairs import value_errors
 from hessprobe.operators import DenseOperator
 
 F64 = torch.float64
@@ -71,16 +70,6 @@ def test_same_seed_same_bits_and_other_seed_same_values() -> None:
     np.testing.assert_allclose(first.values, other.values, rtol=1e-12)
     drawn = eigsh(matrix, 2, seed=torch.Generator().manual_seed(1))
     np.testing.assert_allclose(drawn.values, first.values, rtol=1e-3)
-
-
-def test_value_errors_use_gaps_and_treat_clusters_as_one() -> None:
-    values, residuals = torch.tensor([10.0, 5.0, 4.99], dtype=F64), torch.tensor([0.1, 0.01, 0.01], dtype=F64)
-    rest, reach = torch.tensor([1.0, 3.0], dtype=F64), torch.tensor([1.0, 0.5], dtype=F64)
-    errors = value_errors(values, residuals, rest, reach, 0.0)
-    assert float(errors[0]) == pytest.approx(0.01 / (5 - 0.01))
-    assert errors[1:].tolist() == pytest.approx([2e-4 / (4.99 - 3 - 0.5)] * 2)
-    near = value_errors(values[:1], residuals[:1], torch.tensor([9.5], dtype=F64), torch.tensor([1.0], dtype=F64), 1e-9)
-    assert float(near[0]) == pytest.approx(0.1 + 1e-9)
 
 
 def test_progress_reports_every_product_and_an_interrupt_passes_through() -> None:

@@ -1,0 +1,128 @@
+"""Intervals of eigenvalues: the theorem on the complement, and what they hold over spectra drawn by seed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from oracles import symmetric
+from torch import Tensor
+
+from hessprobe.errors import NumericalWarning
+from hessprobe.krylov import eigsh
+from hessprobe.krylov.certificates import SpectrumBounds, intervals
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_complement_and_the_coupling_bound_every_eigenvalue(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    d, k = 12, 4
+    matrix = torch.diag(torch.randn(d, generator=generator, dtype=F64))
+    tilt = torch.randn(d, d, generator=generator, dtype=F64) * 10 ** (-3 * float(torch.rand(1, generator=generator)))
+    matrix = matrix + (tilt + tilt.T) * 0.1
+    order = torch.linalg.eigh(matrix).eigenvectors.flip(1)
+    loose = order[:, :k] + 0.1 * torch.randn(d, k, generator=generator, dtype=F64)
+    basis = torch.linalg.qr(loose, mode="complete").Q
+    values, mixing = torch.linalg.eigh(basis[:, :k].T @ matrix @ basis[:, :k])
+    vectors = (basis[:, :k] @ mixing).flip(1)
+    values = values.flip(0)
+    coupling = float((matrix @ vectors - vectors * values).norm())
+    rest = torch.linalg.eigvalsh(basis[:, k:].T @ matrix @ basis[:, k:])
+    truth = torch.linalg.eigvalsh(matrix).flip(0)
+    none = SpectrumBounds(None, None)
+    bounds = SpectrumBounds(float(rest[0]), float(rest[-1]))
+    found = intervals(values, torch.ones(k, dtype=torch.bool), none, bounds, coupling, 0.0)
+    assert torch.all((found.low <= truth[:k] + 1e-12) & (truth[:k] <= found.high + 1e-12))
+    # Where the coupling and the gap are those of a 2 x 2 matrix nothing is given away.
+    pair = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=F64)
+    tight = intervals(pair[:1, 0], torch.ones(1, dtype=torch.bool), none, SpectrumBounds(1.0, 1.0), 0.3, 0.0)
+    assert float(tight.high[0]) == pytest.approx(float(torch.linalg.eigvalsh(pair)[-1]), rel=1e-12)
+    mirrored = intervals(-values.flip(0), torch.zeros(k, dtype=torch.bool), none, _mirror(bounds), coupling, 0.0)
+    torch.testing.assert_close(mirrored.low, -found.high.flip(0))
+
+
+def _mirror(bounds: SpectrumBounds) -> SpectrumBounds:
+    return SpectrumBounds(-bounds.upper, -bounds.lower)
+
+
+def spectrum(seed: int) -> tuple[Tensor, float]:
+    """A bulk and a top, whose second eigenvalue is a gap of 10 % to 1e-6 below the first; either sign, any scale."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    d = int(uniform(50, 400))
+    gap, shift, scale = 10 ** uniform(-6, -1), uniform(-1, 1), 10 ** uniform(-3, 3)
+    kind = int(uniform(0, 4))
+    i = torch.arange(1, d - 1, dtype=F64)
+    bulk = (
+        torch.linspace(-0.5, 0.9, d - 2, dtype=F64),
+        0.9 * i ** -uniform(0.3, 3),
+        0.8 * torch.rand(d - 2, generator=generator, dtype=F64),
+        0.95 * torch.exp(-i / uniform(2, 40)),
+    )[kind]
+    return scale * (torch.cat([torch.tensor([1.0, 1.0 - gap], dtype=F64), bulk]) + shift), scale
+
+
+def holds(seed: int) -> tuple[bool, bool]:
+    """Whether every interval of one drawn run holds its eigenvalue, and whether the headline one is narrow."""
+    values, scale = spectrum(seed)
+    truth = values.sort(descending=True).values
+    which = ("largest", "smallest", "both")[seed % 3]
+    matrix = symmetric(values, seed) if seed % 2 else torch.diag(values)
+    k = 1 + seed // 3 % 3
+    start = None
+    if seed % 5 == 0:  # the second eigenvector: the random part alone can find the first
+        start = torch.linalg.eigh(matrix).eigenvectors[:, -2:-1].T.contiguous()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # inner eigenvalues without gaps are known less well
+        pairs = eigsh(matrix, k, which, seed=seed, start=start)
+    wanted = {"largest": truth[:k], "smallest": truth[-k:], "both": torch.cat([truth[:k], truth[-k:]])}[which]
+    slack = 1e-12 * scale
+    inside = (pairs.intervals.low <= wanted + slack) & (wanted <= pairs.intervals.high + slack)
+    size = float(truth.abs().max())
+    ends = [0] if which == "largest" else [-1] if which == "smallest" else [0, -1]
+    narrow = all(float(pairs.errors[i]) <= 0.0102 * max(abs(float(pairs.values[i])), 0.01 * size) for i in ends)
+    return bool(inside.all()), narrow
+
+
+def test_intervals_hold_over_spectra_drawn_by_seed() -> None:
+    runs = [holds(seed) for seed in range(150)]
+    # At most 0.75 misses are expected; five or more have probability 1e-3.
+    assert sum(not inside for inside, _ in runs) <= 4
+    assert all(narrow for _, narrow in runs)
+
+
+def test_an_interval_holds_the_eigenvalue_that_the_start_hardly_sees() -> None:
+    head = torch.tensor([1.0, 0.99], dtype=F64)
+    matrix = torch.diag(torch.cat([head, torch.linspace(0, 0.5, 198, dtype=F64)]))
+    for seed in (23, *range(20)):
+        low, high = eigsh(matrix, 1, "largest", seed=seed).estimate(0).interval()
+        assert low <= 1.0 <= high <= 1.011
+
+
+def test_the_whole_matrix_is_taken_where_a_search_would_take_longer() -> None:
+    values = torch.exp(-torch.arange(400, dtype=F64) / 8)
+    pairs = eigsh(torch.diag(values), 3, "both", tol=1e-8)
+    truth = torch.cat([values[:3], values[-3:]])
+    assert pairs.matvecs <= 406
+    assert torch.all((pairs.intervals.low <= truth) & (truth <= pairs.intervals.high))
+    assert bool(pairs.converged.all())
+
+
+def test_a_narrower_bracket_costs_more_products_and_none_may_be_asked_for() -> None:
+    matrix = torch.diag(torch.linspace(-1, 1, 2000, dtype=F64))
+    loose, usual, tight = (eigsh(matrix, 1, "largest", tol=0.05, rtol=rtol, seed=1) for rtol in (None, 0.05, 0.005))
+    assert loose.matvecs < usual.matvecs < tight.matvecs
+    # Half as many for the spread of the spectrum being 2: ln(1.648 sqrt(d) / delta) / (2 sqrt(rtol / 2)).
+    assert tight.matvecs < 1.2 * math.log(1.648 * math.sqrt(2000) / 0.005) / (2 * math.sqrt(0.005 / 2))
+    assert float(usual.errors[0]) <= 0.0501
+    assert float(tight.errors[0]) <= 0.00501
+    assert loose.estimate(0).kind == "bracket"
+    low, high = loose.estimate(0).interval()
+    assert low <= 1.0 <= high
