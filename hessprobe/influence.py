@@ -48,12 +48,16 @@ class Influence:
     Attributes:
         rows: by name of the stream of probes, (S, n) fp64, n >= 2.
         pairs: by name of the stream, (m,) fp64, i < j.
+        entries: by name of the stream, (S, n, m) fp64: of quadratic forms of Rademacher probes the products w * (A w),
+            folded to m numbers (``linear.fold``). Twice the sum over these of their sample variances is the variance of
+            h_s by the law of the probes, far better known than from the rows.
         batches: for the error from the data being a sample, or None.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     batches: Batches | None = None
+    entries: Mapping[str, Tensor] = field(default_factory=dict)
 
     def scaled(self, factor: float) -> Influence:
         """Return the samples of ``factor`` times the value."""
@@ -61,6 +65,7 @@ class Influence:
             {name: rows * factor for name, rows in self.rows.items()},
             {name: pairs * factor for name, pairs in self.pairs.items()},
             None if self.batches is None else self.batches.scaled(factor),
+            {name: entries * factor for name, entries in self.entries.items()},
         )
 
     def joined(self, other: Influence) -> Influence:
@@ -71,4 +76,5 @@ class Influence:
         """
         if set(self.rows) & set(other.rows):
             raise ValueError(f"streams must differ; got {sorted(self.rows)} twice. Sample with other streams.")
-        return Influence({**self.rows, **other.rows}, {**self.pairs, **other.pairs})
+        entries = {**self.entries, **other.entries}
+        return Influence({**self.rows, **other.rows}, {**self.pairs, **other.pairs}, entries=entries)

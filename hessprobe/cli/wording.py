@@ -50,6 +50,7 @@ FLAGS = {
     "not-converged": "some eigenvalue has not converged; the interval allows for that",
     "rounding-limited": "eigenvalues are as good as the rounding of the products allows; --dtype float64 gives more",
     "multiplicity-unverified": "further eigenvalues as large as those reported were not ruled out",
+    "wide-bracket": "the bracket of an eigenvalue is wider than --rtol asks for; it holds all the same",
     "warm-start": "the search began at given vectors",
     "finite-differences": "products are finite differences, not exact",
     "heavy-tailed": "few eigenvalues carry what is sampled, so the interval covers less often than it says; "

@@ -4,7 +4,8 @@ With samples h^A_k and h^B_k of two operators from the same probe w_k, the pairs
 
     Var(B - A) = sum_s Var(h^B_s - h^A_s) / n + E (g^B - g^A)^2 / (number of pairs)
 
-is estimated by the spread of the differences, whatever the correlation within a pair: for a trace this is Hutchinson's
+is estimated by the spread of the differences, whatever the correlation within a pair, or, where the products behind the
+samples were kept (``Influence.entries``), by the law of the probes for B - A: for a trace this is Hutchinson's
 estimator of tr(B - A), of variance 2 ||offdiag(B - A)||_F^2 / n for Rademacher probes, where independent probes would
 have 2 (||offdiag A||_F^2 + ||offdiag B||_F^2) / n. Solver bounds add up. The data error is that of the difference too:
 the jackknife over batches of x^B_b - x^A_b, as both operators saw the same batches.
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
-from hessprobe.estimators.linear import data_error, without_noise
+from hessprobe.estimators.linear import data_error, welch_df, without_noise
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 
@@ -90,7 +91,8 @@ def difference(baseline: Estimate, other: Estimate) -> Difference:
         flags = (*flags, "not-paired")
     else:
         one, two = pair
-        probe, df = _spread(_minus(one.rows, two.rows), _minus(one.pairs, two.pairs))
+        entries = _minus(one.entries, two.entries) if _same_entries(one, two) else {}
+        probe, df = _spread(_minus(one.rows, two.rows), _minus(one.pairs, two.pairs), entries)
         correlation = _correlation(one, two, probe)
     solver, bracket = baseline.errors.solver + other.errors.solver, _bracket(baseline, other)
     exact = independent == 0.0 and baseline.kind == other.kind == "exact"
@@ -139,11 +141,27 @@ def _minus(baseline: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[
     return {name: other.get(name, torch.zeros(1, dtype=torch.float64)) - baseline.get(name, 0.0) for name in names}
 
 
-def _spread(rows: Mapping[str, Tensor], pairs: Mapping[str, Tensor]) -> tuple[float, float]:
+def _same_entries(one: Influence, two: Influence) -> bool:
+    """Return whether every stream of rows that has entries in one has matching ones in the other."""
+    both = one.rows.keys() & two.rows.keys()
+    return all(
+        (name in one.entries) == (name in two.entries)
+        and (name not in one.entries or one.entries[name].shape == two.entries[name].shape)
+        for name in both
+    )
+
+
+def _spread(
+    rows: Mapping[str, Tensor], pairs: Mapping[str, Tensor], entries: Mapping[str, Tensor]
+) -> tuple[float, float]:
     """Return the standard error and its degrees of freedom, see the head of this file."""
     parts: list[tuple[float, float]] = []
     for name, stream in rows.items():
         count = stream.shape[1]
+        if name in entries and name not in pairs:
+            variances = 2 * entries[name].var(1).sum(1) / count
+            parts.append((math.sqrt(float(variances.sum())), welch_df(variances, count)))
+            continue
         terms = [(math.sqrt(float(row.var()) / count), count - 1.0) for row in stream]
         if name in pairs:
             terms = [_with_pairs(stream, math.hypot(*(error for error, _ in terms)), pairs[name])]
@@ -160,7 +178,7 @@ def _with_pairs(stream: Tensor, error: float, pairs: Tensor) -> tuple[float, flo
 
 
 def _correlation(one: Influence, two: Influence, error: float) -> float | None:
-    first, second = (_spread(each.rows, each.pairs)[0] for each in (one, two))
+    first, second = (_spread(each.rows, each.pairs, each.entries)[0] for each in (one, two))
     if first == 0.0 or second == 0.0:
         return None
     return max(-1.0, min(1.0, (first**2 + second**2 - error**2) / (2 * first * second)))

@@ -24,6 +24,8 @@ _PILOT_DRAWS, _DRAW_COST, _CHEAP = 2, 1 / 3, 4.0
 _MAX_DRAWS = 1 << 14
 # The fewest passes with an error bar, and the share of the tolerance that counts as far inside it.
 _FEWEST, _FAR_INSIDE = 2, 0.02
+# Fewer samples than this say little of their own error.
+_FEWEST_SAMPLES = 5
 # Fewer samples than this with a larger skewness make the t-interval cover less than it says.
 _FEW = 40
 _SKEWED = 1.2
@@ -157,11 +159,19 @@ def _wanted(
     _, error, df = measured
     one_pass = budget.upper_std(error, df) * math.sqrt(passes)
 
+    def freedom(n: int) -> float:
+        # As many terms as the pilot's degrees of freedom tell of, see ``welch_df``.
+        return n - 1.0 if math.isinf(df) else max((df + 2) * (n + 1) / (passes + 1) - 2, 1.0)
+
     def count(target: float, minimum: int) -> int:
         return budget.smallest_count(
             lambda n: math.hypot(one_pass / math.sqrt(n), beside[0]),
             lambda n: budget.joint_df(
-                (one_pass / math.sqrt(n), n - 1.0 if math.isinf(df) else max(df * (n - 1) / (passes - 1), 1.0)), beside
+                (
+                    one_pass / math.sqrt(n),
+                    n - 1.0 if math.isinf(df) else max((df + 2) * (n + 1) / (passes + 1) - 2, 1.0),
+                ),
+                beside,
             ),
             target,
             task.goal.confidence,
@@ -192,7 +202,9 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
         more["surrogate_trace"], more["surrogate_trace_std_error"] = twin.value, twin.std_error
     if task.basis is not None:
         more["deflated_trace"] = known.trace
-    flags = ("heavy-tailed",) if samples.raw.numel() < _FEW and abs(samples.skewness(True)) > _SKEWED else ()
+    unknown = not samples.knows_law(True) and samples.raw.numel() < _FEW
+    flags = ("heavy-tailed",) if unknown and abs(samples.skewness(True)) > _SKEWED else ()
+    flags = (*flags, "few-probes") if samples.raw.numel() < _FEWEST_SAMPLES else flags
     if between is None and A.n_terms > 1:
         flags = (*flags, "data-error-unresolved")
     method = "hutchinson" + ("+blocks" if isinstance(A, BlockDiagonal) else "")
@@ -221,8 +233,11 @@ def _per_term(samples: LinearSamples, known: Known) -> Tensor:
 
 
 def _influence(samples: LinearSamples, known: Known) -> Influence:
-    rows = samples.weights[:, None] * samples.values(True)
-    return Influence({"probe": rows}, batches=Batches(samples.weights, _per_term(samples, known), shared=False))
+    rows, folded = samples.weights[:, None] * samples.values(True), samples.entries(True)
+    entries = {} if folded is None else {"probe": samples.weights[:, None, None] * folded}
+    return Influence(
+        {"probe": rows}, entries=entries, batches=Batches(samples.weights, _per_term(samples, known), shared=False)
+    )
 
 
 def _blocks(task: Task, samples: LinearSamples, known: Known) -> dict[str, dict[str, float]]:

@@ -9,6 +9,20 @@ costs; its variance is smaller by 2 sum_{b != b'} c_b c_b' <offdiag A_b, offdiag
 s_b^2 are estimated term by term and pooled, which gives the error about B times the degrees of freedom of n passes
 (Welch-Satterthwaite). The diagonal and the block traces come from w * (A w) in place of w^T A w, at no further product.
 
+The variance of a quadratic form is known from its law, given two numbers that the products hold: for Rademacher probes
+
+    Var w^T A w = 2 (||A||_F^2 - sum_k a_kk^2),   ||A||_F^2 = E |A w|^2,   a_kk = E e_k with e = w * (A w),
+
+so that mean_i |A w_i|^2 = mean_i |e_i|^2 and sum_k mean_{i != j} e_ik e_jk estimate it without bias: together they are
+twice the sum over coordinates of the sample variances of e_k. For Gaussian probes it is
+2 ||A||_F^2, for the sphere 2 d / (d + 2) (||A||_F^2 - (tr A)^2 / d). The variance of the n forms themselves is a poor
+estimate where few eigenvalues rule: probes that have not seen these give forms that are both low and calm, so that
+nominal 95 % intervals of 8 probes hold 85 to 91 % of the time. With the law's variance and n - 1 degrees of freedom, a
+little too few, they hold 95 to 99 % at 1.2 times the ideal width (8 probes) and 95 to 97 % at 1.1 times (16).
+
+The sum over a block of coordinates has a variance between R and 2 R, with R = sum over its rows of the squares off the
+diagonal: R where all of it couples to other blocks, 2 R where none does. The variance of the samples is cut to that.
+
 References:
     Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
     Bekas, Kokiopoulou, Saad (2007), "An estimator for the diagonal of a matrix".
@@ -32,6 +46,9 @@ from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import row_dots
 
+# Numbers that a row of products is folded to for differences, and the most rows that are kept.
+_FOLDED, _KEPT = 256, 4096
+
 
 @dataclass
 class Pooled:
@@ -40,7 +57,7 @@ class Pooled:
     Attributes:
         mean: sum_b c_b m_b.
         variance: sum_b c_b^2 s_b^2 / n.
-        spread: sum_b (c_b^2 s_b^2 / n)^2 / (n - 1), for the degrees of freedom.
+        spread: sum_b (c_b^2 s_b^2 / n)^2 / (n + 1), for the degrees of freedom.
     """
 
     mean: Tensor
@@ -57,7 +74,7 @@ class Pooled:
         self.mean.add_(mean, alpha=weight)
         part = variance * (weight * weight / count)
         self.variance.add_(part)
-        self.spread.add_(part.square() / (count - 1))
+        self.spread.add_(part.square() / (count + 1))
 
     @property
     def std_error(self) -> Tensor:
@@ -66,8 +83,8 @@ class Pooled:
 
     @property
     def df(self) -> Tensor:
-        """Welch-Satterthwaite degrees of freedom; inf where there is no spread."""
-        return torch.where(self.spread > 0, self.variance.square() / self.spread, math.inf)
+        """Welch-Satterthwaite degrees of freedom, see ``welch_df``; inf where there is no spread."""
+        return torch.where(self.spread > 0, (self.variance.square() / self.spread - 2).clamp_min(1.0), math.inf)
 
 
 @dataclass
@@ -128,6 +145,10 @@ class LinearSamples:
     Attributes:
         weights: (B,) term weights.
         raw: (B, n) quadratic forms of P A_b P.
+        law: (B,) variances of one form by the law of the probes, or None where no products were made.
+        paired_law: the same of A minus surrogate, or None.
+        folded: (B, n, m) rows e_i of Rademacher probes folded to m numbers, see ``fold``, or None where they are many.
+        paired_folded: the same of A minus surrogate, or None.
         surrogate: (B, n) quadratic forms of the surrogate's terms with the same probes, or None.
         blocks: pooled block sums (L,), in the order of ``A.blocks``; of A minus surrogate where ``paired``.
         diagonal: pooled entries (d,), or None; of A minus surrogate where ``paired``.
@@ -139,6 +160,10 @@ class LinearSamples:
     blocks: Pooled
     diagonal: Pooled | None
     names: tuple[str, ...] = field(default_factory=tuple)
+    law: Tensor | None = None
+    paired_law: Tensor | None = None
+    folded: Tensor | None = None
+    paired_folded: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -171,16 +196,47 @@ class LinearSamples:
 
     def pooled(self, controlled: bool) -> tuple[float, float, float]:
         """Return value, standard error and degrees of freedom of the sampled trace."""
-        return pooled_sum(self.weights, self.values(controlled))
+        return pooled_sum(self.weights, self.values(controlled), self.variances(controlled))
+
+    def variances(self, controlled: bool) -> Tensor:
+        """Return the variance of one form of each term (B,): the law's where it is known, else that of the samples."""
+        known = self.paired_law if controlled and self.surrogate is not None else self.law
+        return self.values(controlled).var(1) if known is None else known
+
+    def entries(self, controlled: bool) -> Tensor | None:
+        """Return the folded rows behind ``variances``, or None."""
+        return self.paired_folded if controlled and self.surrogate is not None else self.folded
+
+    def knows_law(self, controlled: bool) -> bool:
+        """Return whether ``variances`` come from the law."""
+        return (self.paired_law if controlled and self.surrogate is not None else self.law) is not None
 
 
-def pooled_sum(weights: Tensor, samples: Tensor) -> tuple[float, float, float]:
-    """Return sum_b c_b mean_b with its pooled standard error and degrees of freedom; samples (B, n), n >= 2."""
-    count = samples.shape[1]
-    parts = weights.square() * samples.var(1) / count
-    variance, spread = float(parts.sum()), float(parts.square().sum()) / (count - 1)
-    df = variance**2 / spread if spread > 0 else math.inf
-    return float((weights * samples.mean(1)).sum()), math.sqrt(variance), df
+def pooled_sum(weights: Tensor, samples: Tensor, variances: Tensor) -> tuple[float, float, float]:
+    """Return sum_b c_b mean_b with its pooled standard error and degrees of freedom.
+
+    Args:
+        weights: (B,).
+        samples: (B, n), n >= 2.
+        variances: (B,) of one sample.
+    """
+    parts = weights.square() * variances / samples.shape[1]
+    value = float((weights * samples.mean(1)).sum())
+    return value, math.sqrt(float(parts.sum())), welch_df(parts, samples.shape[1])
+
+
+def welch_df(parts: Tensor, count: int) -> float:
+    """Return the degrees of freedom of a sum of variances, each measured with ``count`` samples; inf where all are 0.
+
+    For s^2 from n normal numbers E s^4 = sigma^4 (n + 1) / (n - 1), so that sum_b v_b^2 / (n - 1) is too large by that
+    factor: nu = (sum v)^2 / (sum v^2 / (n + 1)) - 2 is n - 1 for one variance and, at n = 2, three times what the plain
+    formula gives for many.
+
+    References:
+        Satterthwaite (1946), with the moments of chi-square put in.
+    """
+    total, spread = float(parts.sum()), float(parts.square().sum())
+    return max(total**2 * (count + 1) / spread - 2, 1.0) if spread > 0 else math.inf
 
 
 def data_error(weights: Tensor, means: Tensor, noise: Tensor) -> float | None:
@@ -248,6 +304,8 @@ def sample_linear(
     raw: list[Tensor] = []
     control: list[Tensor] = []
     seen: list[float] = []
+    laws: list[LawVariance] = []
+    paired_laws: list[LawVariance] = []
     noise = 0.0
     for index, (weight, term, twin) in enumerate(_paired_terms(A, surrogate)):
         walk = _Term(A, (weight, term, twin), how, index)
@@ -256,14 +314,16 @@ def sample_linear(
                 callback(_progress([*seen, walk.part()], walk, noise, (A.n_terms, stop, how.count), offset))
         seen.append(walk.part())
         noise += weight**2 * float(walk.samples().var()) / how.count
+        laws.append(walk.law)
+        paired_laws.append(walk.paired_law)
         weights.append(weight)
         raw.append(torch.cat(walk.raw).cpu())
         if twin is not None:
             control.append(torch.cat(walk.control).cpu())
         if walk.blocks.count:
-            blocks.add(weight, *walk.blocks.moments(), how.count)
+            blocks.add(weight, *walk.block_moments(), how.count)
         if diagonal is not None:
-            diagonal.add(weight, *walk.entries.moments(), how.count)
+            diagonal.add(weight, *_with_prior(*walk.entries.moments(), how.count), how.count)
     samples = LinearSamples(
         torch.tensor(weights, dtype=torch.float64),
         torch.stack(raw),
@@ -271,8 +331,99 @@ def sample_linear(
         blocks,
         diagonal,
         names,
+        law=_all_known(laws),
+        paired_law=_all_known(paired_laws),
+        folded=_all_folded(laws),
+        paired_folded=_all_folded(paired_laws),
     )
     return samples.checked()
+
+
+def _all_known(laws: list[LawVariance]) -> Tensor | None:
+    known = [variance for law in laws if (variance := law.variance()) is not None]
+    return torch.tensor(known, dtype=torch.float64) if len(known) == len(laws) else None
+
+
+def _all_folded(laws: list[LawVariance]) -> Tensor | None:
+    folded = [torch.cat(law.folded) for law in laws if law.folded]
+    return torch.stack(folded) if len(folded) == len(laws) and len({len(rows) for rows in folded}) == 1 else None
+
+
+def fold(rows: Tensor) -> Tensor:
+    """Return rows (k, d) folded to (k, m), m = min(d, 256), on the CPU: dot products are kept in the mean.
+
+    Every coordinate is added, with a random sign, to one of m sums, the same for all rows of a length: the squared norm
+    of a folded row has a relative standard deviation of at most sqrt(2 / m). Rows of up to m entries stay as they are.
+
+    References:
+        Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams".
+    """
+    if rows.shape[1] <= _FOLDED:
+        return rows.cpu()
+    generator = torch.Generator().manual_seed(rows.shape[1])
+    where = torch.randint(_FOLDED, (rows.shape[1],), generator=generator).to(rows.device)
+    signs = (2 * torch.randint(2, (rows.shape[1],), generator=generator) - 1).to(rows)
+    return rows.new_zeros(len(rows), _FOLDED).index_add_(1, where, rows * signs).cpu()
+
+
+def _with_prior(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return means and variances of entries, these with one degree of freedom from their average over all entries.
+
+    An entry with few couplings may show no spread in few probes without being exact; the sum over entries stays.
+    """
+    return mean, ((count - 1) * variance + variance.mean()) / count
+
+
+@dataclass
+class LawVariance:
+    """The variance of w^T A w by the law of the probes, from the products of one term; see the head of this file.
+
+    Attributes:
+        law: of the probes.
+        total: sum_i e_i, e = w * (A w), fp64 (d,).
+        squares: sum_i |e_i|^2.
+        forms, form_squares: sums of w_i^T A w_i and of their squares.
+        norms: sum_i |A w_i|^2.
+        count: probes so far.
+        keep: keep folded rows e_i for differences, of Rademacher probes.
+        folded: they, block by block.
+    """
+
+    law: str
+    keep: bool = False
+    folded: list[Tensor] = field(default_factory=list)
+    total: Tensor | float = 0.0
+    squares: float = 0.0
+    forms: float = 0.0
+    form_squares: float = 0.0
+    norms: float = 0.0
+    count: int = 0
+
+    def add(self, entries: Tensor, products: Tensor) -> None:
+        """Add fp64 rows e_i and the products A w_i, (k, d) each."""
+        forms = entries.sum(1)
+        self.total = self.total + entries.sum(0)
+        self.squares += float(entries.square().sum())
+        self.forms += float(forms.sum())
+        self.form_squares += float(forms.square().sum())
+        self.norms += float(row_dots(products, products).sum())
+        self.count += len(entries)
+        if self.keep and self.law == "rademacher":
+            self.folded.append(fold(entries))
+
+    def variance(self) -> float | None:
+        """Return it, >= 0; None before two probes."""
+        n = self.count
+        if n < 2 or not isinstance(self.total, Tensor):
+            return None
+        square, d, pairs = self.norms / n, len(self.total), n * (n - 1)
+        if self.law == "gaussian":
+            return 2 * square
+        if self.law == "sphere":
+            trace_square = max((self.forms**2 - self.form_squares) / pairs, 0.0)
+            return max(2 * d / (d + 2) * (square - trace_square / d), 0.0)
+        diagonal = (float(self.total.square().sum()) - self.squares) / pairs
+        return max(2 * (square - diagonal), 0.0)
 
 
 class _Term:
@@ -282,12 +433,15 @@ class _Term:
         self, A: LinearOperator, pair: tuple[float, LinearOperator, LinearOperator | None], how: Sampling, index: int
     ) -> None:
         self.weight, self.term, self.twin = pair
-        self.how, self.index = how, index
+        self.how, self.index, self.cheap_forms = how, index, A.cheap_forms
         self.slices = list(A.blocks.values())
         self.stream = ProbeStream(A.dim, how.seed, how.law, A.dtype, A.device, how.stream)
         self.raw: list[Tensor] = []
         self.control: list[Tensor] = []
         self.blocks, self.entries = Series(), Series()
+        self.block_norms: Tensor | float = 0.0
+        keep = how.count * A.n_terms <= _KEPT
+        self.law, self.paired_law = LawVariance(how.law, keep), LawVariance(how.law, keep)
 
     def samples(self) -> Tensor:
         """Return the values so far, minus those of the surrogate where there is one."""
@@ -296,6 +450,16 @@ class _Term:
     def part(self) -> float:
         """Return the weighted mean of the values so far."""
         return self.weight * float(self.samples().mean())
+
+    def block_moments(self) -> tuple[Tensor, Tensor]:
+        """Return means and variances of the block sums; these within what the law of Rademacher probes leaves."""
+        mean, variance = self.blocks.moments()
+        total, n = (self.paired_law if self.twin is not None and self.how.paired else self.law).total, self.blocks.count
+        if self.how.law != "rademacher" or not isinstance(total, Tensor):
+            return mean, variance
+        squares = torch.stack([total[where].square().sum() for where in self.slices])
+        rest = (self.block_norms / n - (squares - self.block_norms) / (n * (n - 1))).clamp_min(0.0)
+        return mean, torch.minimum(torch.maximum(variance, rest), 2 * rest)
 
     def run(self) -> Iterator[int]:
         """Sample all probes; yield after each block how many are done."""
@@ -307,7 +471,13 @@ class _Term:
     def _block(self, probes: Tensor, inside: Tensor) -> None:
         how, twin = self.how, self.twin
         if not (how.diagonal or (self.slices and how.vectors)):
-            self.raw.append(self.term.quadratic_forms(inside))
+            if self.cheap_forms:
+                self.raw.append(self.term.quadratic_forms(inside))
+            else:
+                products = project(how.basis, self.term.matvecs(inside))
+                entries = probes.double() * products.double()
+                self.raw.append(entries.sum(1))
+                self.law.add(entries, products)
             if twin is not None:
                 self.control.append(twin.quadratic_forms(inside))
             return
@@ -319,9 +489,12 @@ class _Term:
             products = products - other
         elif twin is not None:
             self.control.append(twin.quadratic_forms(inside))
-        entries = probes.double() * project(how.basis, products).double()
+        products = project(how.basis, products)
+        entries = probes.double() * products.double()
+        (self.paired_law if twin is not None and how.paired else self.law).add(entries, products)
         if self.slices:
             self.blocks.add(torch.stack([entries[:, where].sum(1) for where in self.slices], dim=1))
+            self.block_norms = self.block_norms + torch.stack([entries[:, s].square().sum() for s in self.slices])
         if how.diagonal:
             self.entries.add(entries)
 

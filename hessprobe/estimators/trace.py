@@ -143,13 +143,13 @@ def _auto(task: Task) -> Estimate:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
     plan = _cheaper_plan(task, pilot(task))
     cost = plan.products
-    if cost >= A.dim:
-        return _because(_exact(task), f"{A.dim} products give it exactly, sampling would take {cost:.0f}")
-    other = _xtrace_products(task) if cost > 8 * _XPILOT else math.inf
-    if other < 0.7 * cost:
+    other = _xtrace_products(task) if min(cost, A.dim) > 8 * _XPILOT else math.inf
+    if other < 0.7 * min(cost, A.dim):
         N = max(int(other / 2), _XMINIMUM)
         why = f"the spectrum decays: XTrace needs about {2 * N} products, Hutchinson {cost:.0f}"
         return _because(budget.settled(_xtrace_run(task, N), asked, N, N), why)
+    if cost >= A.dim:
+        return _because(_exact(task), f"{A.dim} products give it exactly, sampling would take {cost:.0f}")
     tail = "" if math.isinf(other) else f"; XTrace would take {other:.0f}"
     used = "with" if plan.known.surrogate is not None or plan.draws is not None else "without"
     used = f"inside blocks {used}" if plan.task is not task else used

@@ -134,6 +134,7 @@ class GaussNewton(LinearOperator):
     """
 
     psd = True
+    cheap_forms = True
     # What it is called: the Fisher matrix is one of these as well.
     name = "GaussNewton"
 

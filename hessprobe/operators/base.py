@@ -48,6 +48,7 @@ class LinearOperator(ABC):
         surrogate: a near operator whose diagonal is known exactly or cheaply (the Gauss-Newton matrix for the
             Hessian), or None. Its terms match those of this operator one to one, with the same weights.
         blocks: named contiguous slices of 0..d-1 (a network's parameter tensors), empty where there are none.
+        cheap_forms: True where ``quadratic_forms`` costs clearly less than products do.
         is_exact: False where products carry more than rounding error (finite differences).
     """
 
@@ -57,6 +58,7 @@ class LinearOperator(ABC):
     psd: bool = False
     n_terms: int = 1
     is_exact: bool = True
+    cheap_forms: bool = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, dtype={self.dtype}, device={self.device})"

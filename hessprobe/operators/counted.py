@@ -36,6 +36,7 @@ class Counted(LinearOperator):
     def __post_init__(self) -> None:
         self.dim, self.dtype, self.device = self.inner.dim, self.inner.dtype, self.inner.device
         self.psd, self.n_terms, self.is_exact = self.inner.psd, self.inner.n_terms, self.inner.is_exact
+        self.cheap_forms = self.inner.cheap_forms
 
     @property
     def matvec_count(self) -> float:

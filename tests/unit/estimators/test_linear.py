@@ -10,7 +10,7 @@ from oracles import Plain, SumOperator
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Progress
-from hessprobe.estimators.linear import Pooled, Sampling, Series, data_error, pooled_sum, sample_linear
+from hessprobe.estimators.linear import Pooled, Sampling, Series, data_error, pooled_sum, sample_linear, welch_df
 from hessprobe.operators import Counted
 from hessprobe.probes import ProbeStream
 
@@ -74,11 +74,12 @@ def test_fresh_probes_gain_what_the_formula_says() -> None:
 def test_pooling_is_welch_satterthwaite() -> None:
     samples = torch.tensor([[1.0, 3.0, 5.0], [0.0, 0.0, 6.0]], dtype=torch.float64)
     weights = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    value, error, df = pooled_sum(weights, samples)
+    value, error, df = pooled_sum(weights, samples, samples.var(1))
     parts = [0.25 * 4 / 3, 4 * 12 / 3]
     assert value == pytest.approx(0.5 * 3 + 2 * 2)
     assert error == pytest.approx(math.sqrt(sum(parts)))
-    assert df == pytest.approx(sum(parts) ** 2 / sum(p * p / 2 for p in parts))
+    assert df == pytest.approx(sum(parts) ** 2 / sum(p * p / 4 for p in parts) - 2)
+    assert welch_df(torch.tensor(parts[:1]), 3) == pytest.approx(2)
     pooled = Pooled.zeros(1, torch.device("cpu"))
     for weight, row in zip(weights.tolist(), samples, strict=True):
         series = Series()
@@ -153,7 +154,8 @@ def test_progress_ends_at_the_value(terms: int, monkeypatch: pytest.MonkeyPatch)
     assert seen[-1].total == 4
     assert seen[-1].value == pytest.approx(samples.pooled(False)[0] + 2.0)
     assert all(step.std_error > 0 for step in seen)
-    assert seen[-1].std_error == pytest.approx(samples.pooled(False)[1])
+    sampled = pooled_sum(samples.weights, samples.raw, samples.raw.var(1))
+    assert seen[-1].std_error == pytest.approx(sampled[1])
 
 
 def test_progress_errors_are_those_of_the_running_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,13 +199,32 @@ def test_too_small_a_budget_warns_and_still_answers() -> None:
     assert abs(estimate.value - float(matrix.trace())) < 4 * estimate.std_error
 
 
-def test_few_skewed_samples_are_flagged() -> None:
+def test_the_error_is_that_of_the_law_however_calm_the_samples() -> None:
     matrix = symmetric(eigenvalues("decaying"))
-    flags = [trace(Plain(matrix), n_probes=20, method="hutchinson", seed=s).flags for s in range(20)]
-    assert sum("heavy-tailed" in found for found in flags) >= 12
-    assert trace(Plain(matrix), n_probes=40, method="hutchinson").flags == ()
-    flat = [trace(Plain(symmetric(eigenvalues("flat"))), n_probes=20, method="hutchinson", seed=s) for s in range(20)]
-    assert sum("heavy-tailed" in found.flags for found in flat) <= 2
+    law = (2 * float(matrix.square().sum() - matrix.diagonal().square().sum()) / 20) ** 0.5
+    found = [trace(Plain(matrix), n_probes=20, method="hutchinson", seed=s) for s in range(200)]
+    squares = torch.tensor([one.std_error**2 for one in found], dtype=torch.float64)
+    assert float(squares.mean()) == pytest.approx(law**2, abs=4 * float(squares.std()) / 200**0.5)
+    # Samples of one large eigenvalue would tell their own variance to half of itself and worse.
+    assert float(squares.std() / squares.mean()) < 0.35
+    assert all(one.flags == () and one.df == pytest.approx(19) for one in found)
+
+
+@pytest.mark.parametrize(("law", "factor"), [("gaussian", 1.0), ("sphere", 1.0)])
+def test_the_law_of_other_probes(law: str, factor: float) -> None:
+    matrix = symmetric(eigenvalues("indefinite", 60))
+    square, tr = float(matrix.square().sum()), float(matrix.trace())
+    variance = 2 * square if law == "gaussian" else 2 * 60 / 62 * (square - tr**2 / 60)
+    found = [trace(Plain(matrix), n_probes=12, method="hutchinson", probes=law, seed=s) for s in range(200)]
+    squares = torch.tensor([12 * one.std_error**2 for one in found], dtype=torch.float64)
+    assert float(squares.mean()) == pytest.approx(factor * variance, abs=4 * float(squares.std()) / 200**0.5)
+    assert 4 * float(squares.std()) / 200**0.5 < 0.1 * variance
+
+
+def test_fewer_than_five_samples_are_flagged() -> None:
+    matrix = symmetric(eigenvalues("flat"))
+    assert trace(Plain(matrix), n_probes=4, method="hutchinson").flags == ("few-probes",)
+    assert trace(Plain(matrix), n_probes=5, method="hutchinson").flags == ()
 
 
 def test_progress_reaches_the_answer() -> None:

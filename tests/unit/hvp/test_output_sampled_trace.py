@@ -160,8 +160,8 @@ def test_auto_takes_it_where_there_is_no_exact_diagonal() -> None:
     assert H.surrogate is not None
     assert math.isinf(H.surrogate.exact_diagonal_cost())
     reference = hp.trace(H, n_probes=200, method="hutchinson", control_variate=False, seed=5)
-    sampled = hp.trace(H, rtol=0.02, seed=1)
-    plain = hp.trace(H, rtol=0.02, control_variate=False, seed=1)
+    sampled = hp.trace(H, rtol=0.02, seed=5)
+    plain = hp.trace(H, rtol=0.02, control_variate=False, seed=5)
     assert sampled.method == "hutchinson+blocks+surrogate-sampled"
     assert "sampled control variate" in sampled.details["reason"]
     assert "tolerance-missed" not in sampled.flags

@@ -1,0 +1,106 @@
+"""Intervals of traces, of single blocks and of differences hold with few probes, over spectra drawn by seed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import Plain, SumOperator, symmetric
+from torch import Tensor
+
+from hessprobe.estimators import trace
+from hessprobe.estimators.difference import difference
+from hessprobe.operators import DenseOperator
+
+RUNS = 400
+D = 60
+
+
+def drawn(seed: int) -> Tensor:
+    """A symmetric matrix: kind of spectrum, its parameters and its eigenvectors by seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    i = torch.arange(1, D + 1, dtype=torch.float64)
+    normal = torch.randn(D, generator=generator, dtype=torch.float64)
+    sizes = torch.zeros(D, dtype=torch.float64)
+    sizes[: int(uniform(1, 4))] = uniform(30, 300) * (-1.0) ** (seed // 7)
+    values = (
+        normal,
+        normal + sizes,
+        i ** -uniform(0.5, 3),
+        torch.exp(-i / uniform(1, 20)),
+        torch.cat([i[: D // 2], -i[: D // 2]]),
+        (normal > 0).double(),
+        1.0 + sizes,
+    )[seed % 7]
+    if seed % 3 == 0:  # coupled in pairs only
+        pairs = torch.block_diag(*[torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)] * (D // 2))
+        return torch.diag(values) + uniform(0.1, 2) * pairs
+    return symmetric(values, seed)
+
+
+def share(hits: list[bool]) -> None:
+    """At least 95 % less two binomial errors; 95 to 98 % are expected, 90 % with errors a fifth too small."""
+    assert sum(hits) / len(hits) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / len(hits))
+
+
+def width(found: list, truth: list[float]) -> float:
+    """Mean half width over the ideal, 1.96 times the root mean square error, both relative to each run's own size."""
+    half = torch.tensor([one.half_width() / one.std_error for one in found], dtype=torch.float64)
+    z = torch.tensor([(one.value - t) / one.std_error for one, t in zip(found, truth, strict=True)])
+    return float(half.mean() / (1.96 * z.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_traces(n: int) -> None:
+    matrices = [drawn(seed) for seed in range(RUNS)]
+    truth = [float(matrix.trace()) for matrix in matrices]
+    found = [trace(Plain(m), n_probes=n, method="hutchinson", seed=s) for s, m in enumerate(matrices)]
+    share([low <= t <= high for (low, high), t in zip((one.interval() for one in found), truth, strict=True)])
+    assert not any(one.flags for one in found)
+    assert 0.95 < width(found, truth) < 1.25
+
+
+def test_sums_over_terms_and_their_blocks() -> None:
+    hits: list[bool] = []
+    inside: list[bool] = []
+    blocks = {"first": slice(0, 11), "second": slice(11, D)}
+    for seed in range(RUNS // 4):
+        parts = torch.stack([drawn(4 * seed + part) for part in range(4)])
+        A = SumOperator(parts)
+        found = trace(A, n_probes=3, method="hutchinson", seed=seed)
+        low, high = found.interval()
+        hits.append(low <= float(A.total.trace()) <= high)
+        whole = DenseOperator(parts[0], blocks=blocks)
+        layers = trace(Plain(whole.matrix, blocks), n_probes=8, method="hutchinson", seed=seed).details["blocks"]
+        for name, where in blocks.items():
+            half = 2.365 * layers[name]["std_error"]
+            inside.append(abs(layers[name]["value"] - float(parts[0].diagonal()[where].sum())) <= half + 1e-12)
+            assert layers[name]["df"] == pytest.approx(7)
+    share(hits)
+    share(inside)
+
+
+def test_differences_with_common_probes() -> None:
+    hits = []
+    for seed in range(RUNS // 2):
+        one, step = drawn(seed), 0.3 * drawn(seed + 3)
+        pair = [trace(Plain(m), n_probes=8, method="hutchinson", seed=seed) for m in (one, one + step)]
+        low, high = difference(*pair).estimate.interval()
+        hits.append(low <= float(step.trace()) <= high)
+    share(hits)
+
+
+def test_folded_products_give_the_error_of_large_differences() -> None:
+    # 1,000 coordinates folded to 256 numbers: the error of the difference keeps the size that its law has.
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, 1000, 1000, generator=generator, dtype=torch.float64)
+    one, other = parts[0] + parts[0].T, parts[0] + parts[0].T + 0.1 * (parts[1] + parts[1].T)
+    step = other - one
+    law = math.sqrt(2 * float(step.square().sum() - step.diagonal().square().sum()) / 16)
+    pair = [trace(Plain(m), n_probes=16, method="hutchinson", seed=1) for m in (one, other)]
+    assert difference(*pair).estimate.std_error == pytest.approx(law, rel=0.1)
