@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import Choice, choose
 from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import Engine, Product
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.hvp.term import BatchOperator
-from hessprobe.hvp.verification import require_own_gradient, require_symmetric
+from hessprobe.hvp.verification import require_own_gradient, require_own_product, require_symmetric
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.operators.base import LinearOperator
+
+_DIFFERENCES = "finite_difference"
 
 
 class BatchProducts:
@@ -85,9 +89,23 @@ class BatchProducts:
         engine = self._choose(batch) if self._engine is None else self._engine
         product = engine(batch, theta)
         if not self._verified and engine.is_exact:
-            require_symmetric(product, theta)
+            try:
+                require_symmetric(product, theta)
+                if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix
+                    require_own_product(product, batch, theta, self._risk.layout.slices)
+            except UnsupportedError as error:
+                return self._differences(batch, theta, error)
         self._verified = True
         return product
+
+    def _differences(self, batch: BatchLoss, theta: Tensor, reason: UnsupportedError) -> Product:
+        """Return the product by differences of gradients, where the engine was left open and there is one for them."""
+        if self.choice is None or _DIFFERENCES not in self._engines:
+            raise reason
+        self._engines, self._verified = {_DIFFERENCES: self._engines[_DIFFERENCES]}, True
+        engine = self._choose(batch)
+        self.choice = replace(self.choice, reasons={"exact engines": str(reason)})
+        return engine(batch, theta)
 
     def _choose(self, batch: BatchLoss) -> Engine:
         terms, budget = self._risk.n_terms, self.budget.total

@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.verification import runs_custom_functions
 from hessprobe.objective.base import BatchLoss
 
 # Outputs per example up to which the loss Hessian of an example is written out.
 MAX_OUTPUTS = 256
+# Outputs of a batch up to which the loss Hessian of all of them is.
+_WRITTEN_OUT = 1024
 
 
 def loss_hessians(batch: BatchLoss, outputs: Tensor) -> Tensor | None:
@@ -60,16 +63,43 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
     try:
+        _require_own_bend(batch, outputs)
         smallest, scale = _extremes(batch, outputs)
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError | UnsupportedError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(f"The loss has no second derivative in the model's outputs: {reason}") from error
     if smallest < -1e3 * torch.finfo(outputs.dtype).eps * scale:
         raise UnsupportedError(
-            f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; its second derivative there "
-            f"reaches {smallest:.3g}. Measure with operator='hessian', or move the non-convex part into the model."
+            f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; the second derivative there "
+            f"has an eigenvalue of {smallest:.3g} (as of a variance among the outputs, or a loss that compares "
+            "examples). Measure with operator='hessian'."
+        )
+
+
+def _require_own_bend(batch: BatchLoss, outputs: Tensor) -> None:
+    """Refuse a loss whose custom Function has another second derivative than the slope of its gradient."""
+    point = outputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        if not runs_custom_functions(batch.loss_of_outputs(point)):
+            return
+
+    def slope(at: Tensor) -> Tensor:
+        leaf = at.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(batch.loss_of_outputs(leaf), leaf)[0]
+
+    generator = torch.Generator().manual_seed(3)
+    v = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    bent = jvp(grad(batch.loss_of_outputs), (outputs,), (v,))[1]
+    step = 1e-4 if outputs.dtype == torch.float64 else 1e-2
+    told = (slope(outputs + step * v) - slope(outputs - step * v)) / (2 * step)
+    if float((told - bent).norm()) > 0.05 * float(told.norm()):
+        raise UnsupportedError(
+            "The Gauss-Newton matrix needs the second derivative of the loss in the outputs, and a custom "
+            "torch.autograd.Function in the loss gives another than the slope of its gradient. Write its backward with "
+            "differentiable operations."
         )
 
 
@@ -78,6 +108,12 @@ def _extremes(batch: BatchLoss, outputs: Tensor) -> tuple[float, float]:
     blocks = loss_hessians(batch, outputs)
     if blocks is not None:
         values = torch.linalg.eigvalsh(blocks.double())
+        return float(values.min()), float(values.abs().max())
+    if outputs.numel() <= _WRITTEN_OUT:
+        # Examples that see each other: random directions hardly meet the few that a contrastive loss bends down.
+        units = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
+        columns = [jvp(grad(batch.loss_of_outputs), (outputs,), (u.view_as(outputs),))[1].flatten() for u in units]
+        values = torch.linalg.eigvalsh(torch.stack(columns).double())
         return float(values.min()), float(values.abs().max())
     generator = torch.Generator().manual_seed(0)
     forms = []

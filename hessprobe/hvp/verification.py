@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,8 +57,8 @@ def require_symmetric(product: Product, theta: Tensor) -> None:
         return
     raise UnsupportedError(
         f"The second derivative of the loss is not symmetric on the first batch: u.(Hv) = {one:.6g} and "
-        f"v.(Hu) = {other:.6g}. {_CAUSES}, so that this is not its Hessian. Remove it, or measure in float64 if only "
-        "rounding is to blame."
+        f"v.(Hu) = {other:.6g}. {_CAUSES}, or an operation's own second derivative is wrong (torch's weight_norm), so "
+        f"that this is not its Hessian. Remove it, or measure with engine='finite_difference'{_float64(theta)}."
     )
 
 
@@ -90,6 +93,101 @@ def require_own_gradient(loss: LossFunction, theta: Tensor) -> None:
         f"The gradient of the loss is not its slope on the first batch: along two random directions the loss changes "
         f"by {told}. {_CAUSES}, so that no product is its Hessian. Remove it."
     )
+
+
+def runs_custom_functions(value: Tensor) -> bool:
+    """Return whether the graph of ``value`` holds a user's ``torch.autograd.Function``.
+
+    Its backward is code of its own: one that hands out a gradient made in forward, or detaches a factor, gives the
+    right gradient and the wrong second derivative, which no check of the gradient or of symmetry can see.
+    """
+    seen: set[Any] = set()
+    left = [value.grad_fn] if value.grad_fn is not None else []
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        left += [following for following, _ in node.next_functions if following is not None]
+    return False
+
+
+def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blocks: Mapping[str, slice]) -> None:
+    """Compare H v, of a loss that runs a custom Function, with differences of gradients along v, tensor by tensor.
+
+    (g(theta + s v) - g(theta - s v)) / (2 s) at two steps s; v moves every entry by the same order as its tensor's.
+    What H v misses must exceed what the two steps differ by, and rounding, at the point and at one aside, as a kink may
+    lie close by. Costs 4 gradients of one batch; before a refusal as many again.
+
+    Args:
+        product: of one batch.
+        loss: of that batch.
+        theta: (d,) where.
+        blocks: of the parameters.
+
+    Raises:
+        UnsupportedError: they differ; names the tensor.
+    """
+    if theta.dtype in (torch.float16, torch.bfloat16):
+        return
+    with torch.enable_grad():
+        if not runs_custom_functions(loss(theta.detach().clone().requires_grad_())):
+            return
+    v = _direction(theta, blocks)
+    wrong = _wrong_blocks(product, loss, theta, v, blocks)
+    if not wrong:
+        return
+    step = _STEPS.get(theta.dtype, 1e-2)
+    aside = theta.add(_signs(theta)[1] * v.abs(), alpha=_ASIDE * step)
+    if not wrong & _wrong_blocks(None, loss, aside, v, blocks):
+        return
+    raise UnsupportedError(
+        f"The second derivative of the loss is not the slope of its gradient in {', '.join(sorted(wrong)[:3])}: a "
+        "custom torch.autograd.Function has a backward that does not depend on its inputs as its gradient does (a "
+        "gradient saved in forward, a detached factor). Write its backward with differentiable operations on saved "
+        "tensors, or measure with engine='finite_difference'."
+    )
+
+
+def _wrong_blocks(
+    product: Product | None, loss: LossFunction, theta: Tensor, v: Tensor, blocks: Mapping[str, slice]
+) -> set[str]:
+    if product is None:
+        with torch.enable_grad():
+            leaf = theta.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+            (bent,) = torch.autograd.grad(slope, leaf, v, materialize_grads=True)
+    else:
+        bent = product(v[None])[0]
+    step = _STEPS.get(theta.dtype, 1e-2)
+    wide, narrow = (_difference(loss, theta, v, size) for size in (step, step / _FINER**0.5))
+    size = fresh_gradient(loss, theta).double()
+    eps, tolerance = torch.finfo(theta.dtype).eps, _MISSED.get(theta.dtype, 0.05)
+    wrong = set()
+    for name, where in blocks.items():
+        missed, told = (narrow[where] - bent[where].double()).norm(), narrow[where].norm()
+        noise = 50 * eps * float(size[where].norm()) / step
+        if float(missed) > tolerance * float(told) + 3 * float((wide[where] - narrow[where]).norm()) + noise:
+            wrong.add(name)
+    return wrong
+
+
+def _difference(loss: LossFunction, theta: Tensor, v: Tensor, step: float) -> Tensor:
+    ahead, behind = (fresh_gradient(loss, theta.add(v, alpha=sign * step)).double() for sign in (1, -1))
+    return (ahead - behind) / (2 * step)
+
+
+def _direction(theta: Tensor, blocks: Mapping[str, slice]) -> Tensor:
+    v = _signs(theta)[0]
+    for where in blocks.values():
+        v[where] *= theta[where].abs() + theta[where].double().square().mean().sqrt().to(theta) + 1e-3
+    return v
+
+
+def _float64(theta: Tensor) -> str:
+    return "" if theta.dtype == torch.float64 else ", or in float64 if only rounding is to blame"
 
 
 def _cut(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,36 +76,108 @@ def fitting(inputs: Any, dtype: torch.dtype, module: nn.Module, run: Callable[[]
         ) from error
 
 
-def require_mean(term: BatchLoss, theta: Tensor) -> None:
-    """Refuse a loss of unknown make that is a sum over the batch: batches would be weighted by their size once more.
+def reads_parameters(term: BatchLoss, theta: Tensor, module: nn.Module) -> bool:
+    """Return whether the graph of a loss at ``theta`` reaches the parameters that the module itself holds."""
+    own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        value = term(theta.detach().clone().requires_grad_())
+    if not value.requires_grad or not own:
+        return False
+    try:
+        found = torch.autograd.grad(value, own, allow_unused=True)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False  # engines say what has no derivative
+    return any(gradient is not None for gradient in found)
 
-    The loss of the whole batch is compared with those of its halves. Only a clear sum is refused: a loss whose
-    examples see each other is neither.
+
+def read_where_held(term: BatchLoss, theta: Tensor, module: nn.Module) -> bool:
+    """Return whether the loss looks at the model's parameters itself, so that it must see those of theta.
+
+    ``lambda o, t: cross_entropy(o, t) + sum(p.square().sum() for p in net.parameters())`` asks the module for its
+    parameters at every call, and gets those that it holds meanwhile.
+
+    Raises:
+        UnsupportedError: it kept the tensors themselves, which nothing can be put in the place of.
+    """
+    if not reads_parameters(term, theta, module):
+        return False
+    held = replace(term, reads_parameters=True) if isinstance(term, EmpiricalBatch) else None
+    if held is not None and not reads_parameters(held, theta, module):
+        return True
+    raise UnsupportedError(
+        "The loss reads parameters of the model that it has kept as tensors (as in ps = list(net.parameters())): they "
+        "would stay as they are while the model moves, and their part of the curvature would be missing. Ask the model "
+        "for them inside the loss (net.parameters()), or pass forward=."
+    )
+
+
+def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
+    """Refuse a loss of unknown make that is no mean over the batch's examples where it is known what it is instead.
+
+    The loss of the whole batch is compared with those of its halves: a sum would weight batches by their size once
+    more, and a mean over targets that are not ignored must be told so.
+
+    Returns:
+        A sentence for every number measured on it, where the loss is something else (its examples see each other, or
+        have weights); else ``""``.
 
     Raises:
         ValueError: with the three values.
     """
     if not isinstance(term, EmpiricalBatch) or term.rule.known or term.examples < 2 or not term.separable:
-        return
+        return ""
     middle = term.examples // 2
     parts = term.slice(0, middle), term.slice(middle, term.examples)
     if not all(part.size > 0 for part in parts):
-        return
+        return ""
     try:
         with torch.no_grad():
             whole, one, other = (float(batch(theta)) for batch in (term, *parts))
     except _MISFITS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return  # a loss for batches of one size only
+        return ""  # a loss for batches of one size only
     scale = abs(one) + abs(other)
     mean = (parts[0].size * one + parts[1].size * other) / term.size
-    if abs(whole - one - other) <= torch.finfo(theta.dtype).eps ** 0.5 * scale and abs(whole - mean) > 0.01 * scale:
+    rounding = torch.finfo(theta.dtype).eps ** 0.5 * scale
+    if abs(whole - one - other) <= rounding and abs(whole - mean) > 0.01 * scale:
         raise ValueError(
             f"loss must be a mean over the batch; got {term.rule.name}, which sums: the first batch has {whole:.6g} "
             f"and its halves have {one:.6g} and {other:.6g}. Divide by the number of examples, or pass "
             "weighting='examples' to have it weighted as if it were a mean."
         )
+    if abs(whole - mean) <= rounding:
+        return ""
+    told = f"the first batch has {whole:.6g}, its halves have {one:.6g} and {other:.6g}"
+    left_out = _left_out(parts, (whole, one, other), rounding)
+    if left_out is not None:
+        raise ValueError(
+            f"loss must be a mean over the batch's {term.rule.unit}; got {term.rule.name}, which leaves out targets of "
+            f"{left_out}: {told}. Pass torch.nn.CrossEntropyLoss(ignore_index={left_out}) itself, which is weighted by "
+            "the targets that count, or weighting='examples' to have every batch weighted by its size."
+        )
+    return (
+        f"the loss {term.rule.name} of a batch is not the mean of its parts ({told}): the number is that of these "
+        "batches, and others would give another"
+    )
+
+
+def _left_out(parts: Sequence[EmpiricalBatch], losses: tuple[float, float, float], rounding: float) -> int | None:
+    """Return the target value whose absence explains the loss of a batch from those of its halves, or None."""
+    whole, one, other = losses
+    targets = [part.targets for part in parts]
+    if not all(isinstance(t, Tensor) and not t.is_floating_point() for t in targets):
+        return None
+    for value in torch.unique(torch.cat([t.flatten() for t in targets])).tolist():
+        counts = [float((t != value).sum()) for t in targets]
+        total = sum(counts)
+        if 0 < total < sum(t.numel() for t in targets):
+            mean = sum(count * loss for count, loss in zip(counts, (one, other), strict=True) if count) / total
+            if abs(whole - mean) <= rounding:
+                return int(value)
+    return None
 
 
 def require_connected(term: BatchLoss, theta: Tensor, layout: ParameterLayout) -> None:

@@ -108,6 +108,7 @@ class EmpiricalRisk(Objective):
         self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
+        self._reads_parameters, self._unlike_a_mean = False, ""
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
@@ -126,6 +127,7 @@ class EmpiricalRisk(Objective):
         self.n_terms = sum(size > 0 for size in self._measured.sizes)
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
         self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
+        self.caveats += (self._unlike_a_mean,) if self._unlike_a_mean else ()
 
     def __repr__(self) -> str:
         loss, batches = self._rule.name if self._rule else "forward", len(self._measured.sizes)
@@ -267,7 +269,14 @@ class EmpiricalRisk(Objective):
         found = data_tools.rows(targets, inputs)
         if found != examples:
             raise DataError(_changed(f"{found} examples in batch {index}, not {examples}"))
-        return EmpiricalBatch(rule=self._rule, inputs=inputs, targets=targets, separable=self._separable, **shared)
+        return EmpiricalBatch(
+            rule=self._rule,
+            inputs=inputs,
+            targets=targets,
+            separable=self._separable,
+            reads_parameters=self._reads_parameters,
+            **shared,
+        )
 
     def _split(self, batch: Any) -> tuple[Any, Any]:
         inputs, targets = data_tools.split_batch(batch)
@@ -358,7 +367,9 @@ class EmpiricalRisk(Objective):
         written = determinism.written_buffers(self.module, self._buffers, before)
         self._model = replace(self._model, scratch=written)
         term = next(self.terms())
-        checking.require_mean(term, self.theta)
+        self._reads_parameters = checking.read_where_held(term, self.theta, self.module)
+        term = next(self.terms())
+        self._unlike_a_mean = checking.unlike_a_mean(term, self.theta)
         checking.require_connected(term, self.theta, self.layout)
 
     def _require_finite(self, term: Term, theta: Tensor, value: Tensor) -> None:

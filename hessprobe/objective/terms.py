@@ -46,10 +46,18 @@ class FunctionalModel:
 
     def __call__(self, theta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Return the module's outputs at ``theta`` (d,)."""
+        return functional_call(self.module, self._named(theta), args, {**dict(self.extra), **(kwargs or {})})
+
+    def run(self, theta: Tensor, work: Callable[[], Tensor]) -> Tensor:
+        """Return what ``work`` computes while the module holds ``theta`` (d,): for a loss that reads parameters."""
+        named = {f"module.{name}": tensor for name, tensor in self._named(theta).items()}
+        result: Tensor = functional_call(_Holding(self.module, work), named, ())
+        return result
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
         tensors = {**self.constants, **self.layout.split(theta)}
         tensors |= {name: tensors[name].clone() for name in self.scratch}
-        named = {self.prefix + name: tensor for name, tensor in tensors.items()}
-        return functional_call(self.module, named, args, {**dict(self.extra), **(kwargs or {})})
+        return {self.prefix + name: tensor for name, tensor in tensors.items()}
 
     def on(self, theta: Tensor, inputs: Any) -> Any:
         """Return the outputs on ``inputs``: a dict as keyword arguments, a list or tuple as arguments, else one."""
@@ -58,6 +66,19 @@ class FunctionalModel:
         if isinstance(inputs, list | tuple):
             return self(theta, tuple(inputs))
         return self(theta, (inputs,))
+
+
+class _Holding(nn.Module):
+    """Holds a module while something that refers to it is computed."""
+
+    def __init__(self, module: nn.Module, work: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self._work = work
+
+    def forward(self) -> Tensor:
+        """Return what is computed."""
+        return self._work()
 
 
 class ForwardCall(nn.Module):
@@ -88,6 +109,8 @@ class EmpiricalBatch(BatchLoss):
         weight: share of the batch in the objective.
         context: state to evaluate in.
         separable: whether the examples do not see each other, so that the batch may be cut.
+        reads_parameters: whether the loss looks at the parameters itself (a penalty on the weights), beside the
+            outputs; it is then evaluated while the module holds theta.
     """
 
     model: FunctionalModel
@@ -100,13 +123,19 @@ class EmpiricalBatch(BatchLoss):
     weight: float
     context: Context
     separable: bool = True
+    reads_parameters: bool = False
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the mean loss, a scalar, at ``theta`` (d,)."""
         if self.size == 0:
             return (theta * 0).sum()
         with self.context():
-            return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
+            if self.reads_parameters:
+                return self.model.run(theta, lambda: self._mean(theta))
+            return self._mean(theta)
+
+    def _mean(self, theta: Tensor) -> Tensor:
+        return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
 
     def outputs(self, theta: Tensor) -> Tensor:
         """Return the outputs (the logits, where the model returns several things) at ``theta`` (d,).
@@ -128,7 +157,16 @@ class EmpiricalBatch(BatchLoss):
         return outputs
 
     def loss_of_outputs(self, outputs: Tensor) -> Tensor:
-        """Return the mean loss, a scalar, of outputs as ``outputs(theta)`` gives them."""
+        """Return the mean loss, a scalar, of outputs as ``outputs(theta)`` gives them.
+
+        Raises:
+            UnsupportedError: the loss is not a function of the outputs alone.
+        """
+        if self.reads_parameters:
+            raise UnsupportedError(
+                f"The Gauss-Newton matrix needs a loss on the outputs alone; {self.rule.name} also reads the model's "
+                "parameters. Measure with operator='hessian', or leave the penalty out of the loss."
+            )
         return self.rule.mean(outputs, self.targets, self.size)
 
     def tensors(self) -> list[Tensor]:

@@ -1,0 +1,271 @@
+"""Losses and models that gave a confident wrong number: each is measured right, or refused by name. One row a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hessprobe as hp
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp import GaussNewton, Hessian
+
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        make: the module, its loss and the data.
+        truth: mean loss of all data as a function of named parameters, written without hessprobe; None where the case
+            must be refused.
+        refused: what the refusal says.
+        caveat: what every number carries.
+        differences: whether finite differences take over.
+    """
+
+    make: Callable[[], tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]]
+    truth: Callable[[nn.Module, Any, list[tuple[Tensor, Tensor]]], Callable[[dict[str, Tensor]], Tensor]] | None = None
+    refused: str = ""
+    caveat: str = ""
+    differences: bool = False
+
+
+def net(activation: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), activation or nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+def data(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 3, dtype=F64, generator=generator), torch.randint(3, (n,), generator=generator)) for n in sizes
+    ]
+
+
+def penalised(kept: bool = False, part: bool = False) -> Callable[[], tuple[nn.Module, Any, list]]:
+    def make() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+        module = net()
+        tensors = list(module.parameters())
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            found = tensors if kept else [module[2].weight] if part else list(module.parameters())
+            return F.cross_entropy(outputs, targets) + 0.5 * sum(p.square().sum() for p in found)
+
+        return module, loss, data(6, 5)
+
+    return make
+
+
+def mean_of(loss: Callable[[Tensor, Tensor], Tensor], penalty: Callable[[dict[str, Tensor]], Tensor] | None = None):
+    """The mean over all examples of a loss of outputs, plus a penalty on the parameters."""
+
+    def truth(module: nn.Module, _: Any, batches: list[tuple[Tensor, Tensor]]) -> Callable[[dict], Tensor]:
+        def value(parameters: dict[str, Tensor]) -> Tensor:
+            count = sum(len(x) for x, _ in batches)
+            total = sum(
+                len(x) / count * loss(torch.func.functional_call(module, parameters, (x,)), y) for x, y in batches
+            )
+            return total + (0 if penalty is None else penalty(parameters))
+
+        return value
+
+    return truth
+
+
+class SavedGradient(torch.autograd.Function):
+    """A cross-entropy that makes its gradient in forward, as fused kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward((logits.softmax(1) - F.one_hot(targets, logits.shape[1])) / len(logits))
+        return F.cross_entropy(logits, targets)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope * ctx.saved_tensors[0], None
+
+
+class HalfDetached(torch.autograd.Function):
+    """x^3 whose backward holds one factor constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return slope * 3 * x * x.detach()
+
+
+class RightCube(torch.autograd.Function):
+    """x^3 as it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return slope * 3 * x**2
+
+
+class Cube(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function] | None) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3 if self.function is None else self.function.apply(x)
+
+
+def cubed(function: type[torch.autograd.Function]) -> Callable[[], tuple[nn.Module, Any, list]]:
+    return lambda: (net(Cube(function)), nn.CrossEntropyLoss(), data(6, 5))
+
+
+def truth_of_cube(module: nn.Module, loss: Any, batches: list) -> Callable[[dict[str, Tensor]], Tensor]:
+    return mean_of(F.cross_entropy)(net(Cube(None)), loss, batches)
+
+
+def ignoring() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    batches = data(8, 8)
+    for _, targets in batches:
+        targets[:3] = 255
+    return net(), lambda z, t: F.cross_entropy(z, t, ignore_index=255), batches
+
+
+def contrastive() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        unit = F.normalize(outputs, dim=1)
+        return F.cross_entropy(unit @ unit.T / 0.2 - 10 * torch.eye(len(unit), dtype=F64), targets.argsort())
+
+    return net(), loss, data(6, 6)
+
+
+def truth_of_batches(module: nn.Module, loss: Any, batches: list) -> Callable[[dict[str, Tensor]], Tensor]:
+    return mean_of(loss)(module, loss, batches)
+
+
+def normalised() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    module = net()
+    module[0] = torch.nn.utils.parametrizations.weight_norm(module[0])
+    return module, nn.CrossEntropyLoss(), data(6, 5)
+
+
+def truth_of_normalised(module: nn.Module, _: Any, batches: list) -> Callable[[dict[str, Tensor]], Tensor]:
+    # Written out: torch's own operation for it has a second derivative that is not symmetric.
+    def value(p: dict[str, Tensor]) -> Tensor:
+        size, direction = p["0.parametrizations.weight.original0"], p["0.parametrizations.weight.original1"]
+        weight = size * direction / direction.norm(dim=1, keepdim=True)
+        parameters = {"0.weight": weight, **{name: p[name] for name in ("0.bias", "2.weight", "2.bias")}}
+        count = sum(len(x) for x, _ in batches)
+        plain = net()
+        return sum(
+            len(x) / count * F.cross_entropy(torch.func.functional_call(plain, parameters, (x,)), y) for x, y in batches
+        )
+
+    return value
+
+
+CASES = {
+    "a penalty on the weights in the loss": Case(
+        penalised(), mean_of(F.cross_entropy, lambda p: 0.5 * sum(t.square().sum() for t in p.values()))
+    ),
+    "a penalty on one layer": Case(
+        penalised(part=True), mean_of(F.cross_entropy, lambda p: 0.5 * p["2.weight"].square().sum())
+    ),
+    "a penalty on tensors that were kept": Case(penalised(kept=True), refused="kept as tensors"),
+    "a gradient saved in forward": Case(
+        lambda: (net(), SavedGradient.apply, data(6, 5)), mean_of(F.cross_entropy), differences=True
+    ),
+    "a detached factor in a backward": Case(cubed(HalfDetached), truth_of_cube, differences=True),
+    "a custom backward that is right": Case(cubed(RightCube), truth_of_cube),
+    "a loss that ignores labels unknown to us": Case(ignoring, refused="leaves out targets of 255"),
+    "a loss between examples": Case(contrastive, truth_of_batches, caveat="others would give another"),
+    "weights normalised by a parametrization": Case(normalised, truth_of_normalised, differences=True),
+}
+
+
+def dense(value: Callable[[dict[str, Tensor]], Tensor], module: nn.Module) -> Tensor:
+    """The Hessian by differentiating the plain function twice."""
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    sizes, shapes = [p.numel() for p in parameters.values()], [p.shape for p in parameters.values()]
+
+    def flat(theta: Tensor) -> Tensor:
+        pieces = [piece.view(shape) for piece, shape in zip(theta.split(sizes), shapes, strict=True)]
+        return value(dict(zip(parameters, pieces, strict=True)))
+
+    theta = torch.cat([p.flatten() for p in parameters.values()])
+    return torch.autograd.functional.hessian(flat, theta)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_measured_right_or_refused(name: str) -> None:
+    case = CASES[name]
+    module, loss, batches = case.make()
+    if case.truth is None:
+        with pytest.raises((UnsupportedError, ValueError), match=case.refused):
+            hp.EmpiricalRisk(module, loss, batches)
+        return
+    risk = hp.EmpiricalRisk(module, loss, batches)
+    assert any(case.caveat in caveat for caveat in risk.caveats) if case.caveat else risk.caveats == ()
+    value = case.truth(module, loss, batches)
+    exact = dense(value, module)
+    H = Hessian(risk)
+    torch.testing.assert_close(H.dense(), exact, rtol=1e-5, atol=1e-6 if case.differences else 1e-9)
+    assert H.is_exact != case.differences
+    estimate = hp.trace(Hessian(risk), rtol=0.01)
+    low, high = estimate.interval(0.999)
+    slack = 1e-5 * float(exact.norm())
+    assert low - slack <= float(exact.trace()) <= high + slack
+    twice = {n: 2 * p.detach() for n, p in module.named_parameters()}
+    assert float(risk.loss(2 * risk.theta)) == pytest.approx(float(value(twice)), rel=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["double_backward", "linearized", "forward_over_reverse"])
+def test_a_named_engine_is_refused_where_its_product_is_wrong(engine: str) -> None:
+    risk = hp.EmpiricalRisk(net(Cube(HalfDetached)), nn.CrossEntropyLoss(), data(6))
+    with pytest.raises(
+        (UnsupportedError, RuntimeError), match=r"custom torch\.autograd\.Function|functorch transforms"
+    ):
+        Hessian(risk, engine=engine).dense()
+
+
+def test_the_gauss_newton_matrix_is_refused_where_it_is_not_what_it_says() -> None:
+    for make, words in (
+        (contrastive, "convex in the model's outputs; the second derivative there has an eigenvalue of -"),
+        (penalised(), "a loss on the outputs alone"),
+        (lambda: (net(), SavedGradient.apply, data(6)), "second derivative"),
+    ):
+        module, loss, batches = make()
+        with pytest.raises(UnsupportedError, match=words):
+            GaussNewton(hp.EmpiricalRisk(module, loss, batches))
+
+
+def test_a_small_layer_with_a_wrong_backward_is_seen() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2), Cube(HalfDetached), nn.Linear(2, 3)).double()
+    risk = hp.EmpiricalRisk(module, nn.CrossEntropyLoss(), data(6))
+    H = Hessian(risk)
+    H.matvecs(torch.ones(1, risk.dim, dtype=F64))
+    assert not H.is_exact
+
+
+def test_kinks_beside_a_right_custom_function_are_no_alarm() -> None:
+    for seed in range(10):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(3, 20), nn.ReLU(), Cube(RightCube), nn.Linear(20, 3)).double()
+        H = Hessian(hp.EmpiricalRisk(module, nn.CrossEntropyLoss(), data(30)))
+        H.matvecs(torch.ones(1, H.dim, dtype=F64))
+        assert H.is_exact
