@@ -6,19 +6,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.special import betainc
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.estimate import ErrorParts, Estimate, student_quantile
+from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
+from hessprobe.estimators.distribution import (
+    CdfBounds,
+    Reading,
+    cdf_at,
+    probe_shares,
+    quantile,
+    share_below,
+    sharp_cdf_at,
+    sketch_chains,
+)
 from hessprobe.estimators.informative import judged
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.estimators.sweep import spectral_sketch
-from hessprobe.krylov.quadrature import QuadratureRule, cdf_bounds, gauss, step_bounds
+from hessprobe.krylov.quadrature import gauss
 
 # Eigenvalues within this share of the spectral radius count as near zero unless the caller says otherwise.
 _NEAR_ZERO = 1e-3
@@ -27,33 +35,31 @@ _MARGIN = 0.02
 _POINT = 1e-9
 # Decades below the spectral radius that a fine grid reaches.
 _FINEST = 6
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Density:
-    """The distribution of the d eigenvalues over the line.
-
-    Phi(x) is the share of eigenvalues <= x. Each probe sees a weighted Psi_c with E Psi_c = Phi; its chain encloses
-    low_c <= Psi_c <= high_c rigorously (Chebyshev, Markov, Stieltjes). The law of Psi_c(x) is known for
-    rotation-invariant probes: q eigenvalues <= x of n take a Beta(q / 2, (n - q) / 2) share of the squared length.
-    ``band`` inverts it.
+    """The distribution of the d eigenvalues over the line, see ``distribution`` for what its band rests on.
 
     Attributes:
         grid: (g,) ascending points, in units of the eigenvalues.
-        density: (g,) smoothed density per unit of eigenvalue; integrates to the mass within the grid.
+        density: (g,) smoothed density per unit of eigenvalue; integrates to the mass within the grid. Of an operator
+            with a known lower bound (0 for a positive semidefinite one) it is 0 below it: what smoothing would carry
+            across is put back by reflection.
         cdf: (g,) middle of ``cdf_low`` and ``cdf_high``.
-        cdf_low, cdf_high: (g,) means over probes of the rigorous bounds.
-        cdf_low_error, cdf_high_error: (g,) standard errors of these means over probes.
-        deflated_low, deflated_high: (g,) the part of ``cdf_low`` and ``cdf_high`` that is deflated, and exact.
+        cdf_low, cdf_high: (g,) means over probes of the rigorous bounds; 0 below a known lower bound.
+        bounds: the same for each probe.
+        sketch: where it was read from.
         dim: d, number of eigenvalues.
-        sampled_dim: n, dimension of the complement that the probes sample; 0 for an exact density.
         law: of the probes.
         nodes, weights: pooled Ritz values, ascending, and their weights, of sum 1.
         widths: smoothing width of each node.
         moments: mean of lambda^k over the spectrum, k = 1 .. 4, as estimates.
         positive, negative, near_zero: share of eigenvalues > zero, < -zero and in [-zero, zero]; rigorous bounds are
             in the solver error.
-        zero: the threshold, in units of the eigenvalues.
+        zero: the threshold, in units of the eigenvalues. By default it follows the spectral radius, which differs from
+            checkpoint to checkpoint: to compare shares give one threshold to all.
         ends: smallest and largest Ritz value, bounds from within on the spectrum.
         samples: number of probes.
         matvecs: products behind it.
@@ -64,12 +70,9 @@ class Density:
     cdf: Tensor
     cdf_low: Tensor
     cdf_high: Tensor
-    cdf_low_error: Tensor
-    cdf_high_error: Tensor
-    deflated_low: Tensor
-    deflated_high: Tensor
+    bounds: CdfBounds
+    sketch: SpectralSketch
     dim: int
-    sampled_dim: int
     law: str
     nodes: Tensor
     weights: Tensor
@@ -94,29 +97,44 @@ class Density:
     def band(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Return the pointwise band ``(low, high)`` of the distribution function on the grid at ``confidence``.
 
-        The mean of p independent Beta shares is taken as a Beta share in p (n + 2) - 2 dimensions, which has its mean
-        and variance; the limits are those shares of eigenvalues for which what was seen lies at a tail of
-        (1 - confidence) / 2. Unlike a multiple of the spread over probes this holds in the tails of the spectrum and
-        for two probes. For Rademacher probes, whose law depends on the eigenvectors, it is Student's t over the probes.
+        See ``CdfBounds.band``. Of an operator with a known lower bound it is 0 below it.
 
         Raises:
             ValueError: ``confidence`` outside (0, 1).
         """
-        confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
-        if not self.sampled_dim:
-            return self.cdf_low, self.cdf_high
-        if self.law == "rademacher":
-            t = student_quantile(0.5 + confidence / 2, self.samples - 1)
-            low, high = self.cdf_low - t * self.cdf_low_error, self.cdf_high + t * self.cdf_high_error
-            return low.clamp(0.0, 1.0), high.clamp(0.0, 1.0)
-        dim = self.sampled_dim / self.dim
-        tail = (1 - confidence) / 2
-        seen_low = ((self.cdf_low - self.deflated_low) / dim).clamp(0.0, 1.0)
-        seen_high = ((self.cdf_high - self.deflated_high) / dim).clamp(0.0, 1.0)
-        size = self.samples * (self.sampled_dim + 2) - 2
-        high = self.deflated_high + dim * _largest_share(seen_high, size, tail)
-        low = self.deflated_low + dim * (1 - _largest_share(1 - seen_low, size, tail))
-        return low.clamp(0.0, 1.0), high.clamp(0.0, 1.0)
+        return self.bounds.band(confidence)
+
+    def quantile(self, q: float, confidence: float = 0.95) -> Reading:
+        """Return the eigenvalue below or at which the share q of all eigenvalues lies, the smallest x with Phi(x) >= q.
+
+        The interval is the inverse of the band: from where its upper limit reaches q to where its lower one does. It
+        holds with the probability of the band at one point; it does not depend on the grid.
+
+        Args:
+            q: in (0, 1); 0.5 for the median.
+            confidence: level in (0, 1).
+
+        Raises:
+            ValueError: an argument outside its range.
+        """
+        return quantile(self.sketch, q, confidence)
+
+    def share_below(self, x: float, confidence: float = 0.95) -> Reading:
+        """Return the share of eigenvalues <= x, in [0, 1], with the sharpest bounds that the chains give at x.
+
+        Args:
+            x: in units of the eigenvalues; the same for all checkpoints that are to be compared.
+            confidence: level in (0, 1).
+
+        Raises:
+            ValueError: an argument outside its range.
+        """
+        return share_below(self.sketch, x, confidence)
+
+    def share_above(self, x: float, confidence: float = 0.95) -> Reading:
+        """Return the share of eigenvalues > x, which is 1 - ``share_below``."""
+        below = self.share_below(x, confidence)
+        return Reading(1 - below.value, 1 - below.high, 1 - below.low, confidence)
 
 
 def spectral_density(
@@ -187,30 +205,25 @@ def density_of(
         ValueError: a grid that is not ascending and finite, or an argument outside its range.
     """
     ends = sketch.ritz_range()
-    points = _grid(grid, ends)
+    points = _grid(grid, ends, sketch.lower)
     radius = max(abs(ends[0]), abs(ends[1]))
     threshold = _NEAR_ZERO * radius if zero is None else checks.real("zero", zero, low=0)
     spread = None if width is None else checks.real("width", width, low=0, low_open=True)
-    chains = [sketch.chain(c) for c in range(sketch.n_probes)]
-    rules = [gauss(*chain) if len(chain[0]) else None for chain in chains]
-    base_low, base_high, seen_low, seen_high = _cdf(sketch, chains, rules, points)
-    low, high = base_low + seen_low.mean(0), base_high + seen_high.mean(0)
-    nodes, weights, widths = _nodes(sketch, chains, rules, points, spread)
-    below, upto = _at(sketch, chains, -threshold, left=True), _at(sketch, chains, threshold, left=False)
+    bounds = cdf_at(sketch, points)
+    nodes, weights, widths = _nodes(sketch, points, spread)
+    floor = -math.inf if sketch.lower is None else sketch.lower
+    below, upto = _rows(sharp_cdf_at(sketch, -threshold, left=True)), _rows(sharp_cdf_at(sketch, threshold))
     inner, outer = _share(sketch, below[0], below[1]), _share(sketch, 1 - upto[1], 1 - upto[0])
     middle = _share(sketch, (upto[0] - below[1]).clamp(min=0.0), upto[1] - below[0])
     return Density(
         grid=points,
-        density=_smeared(points, nodes, weights, widths),
-        cdf=(low + high) / 2,
-        cdf_low=low,
-        cdf_high=high,
-        cdf_low_error=_mean_error(seen_low),
-        cdf_high_error=_mean_error(seen_high),
-        deflated_low=base_low,
-        deflated_high=base_high,
+        density=_smeared(points, nodes, weights, widths, floor),
+        cdf=(bounds.low + bounds.high) / 2,
+        cdf_low=bounds.low,
+        cdf_high=bounds.high,
+        bounds=bounds,
+        sketch=sketch,
         dim=sketch.dim,
-        sampled_dim=sketch.dim - len(sketch.theta) if chains else 0,
         law=sketch.law,
         nodes=nodes,
         weights=weights,
@@ -241,7 +254,7 @@ def fine_grid(sketch: SpectralSketch, count: int = 512, near: int = 64) -> Tenso
         TypeError, ValueError: arguments outside their ranges.
     """
     ends = sketch.ritz_range()
-    even = _grid(count, ends)
+    even = _grid(count, ends, sketch.lower)
     near = checks.positive_int("near", near, minimum=0)
     radius = max(abs(ends[0]), abs(ends[1]))
     if not near or not radius > 0:
@@ -253,7 +266,7 @@ def fine_grid(sketch: SpectralSketch, count: int = 512, near: int = 64) -> Tenso
     return unique
 
 
-def _grid(grid: Tensor | int, ends: tuple[float, float]) -> Tensor:
+def _grid(grid: Tensor | int, ends: tuple[float, float], floor: float | None) -> Tensor:
     if isinstance(grid, Tensor):
         points = grid.detach().to(device="cpu", dtype=torch.float64)
         good = points.ndim == 1 and len(points) >= 2 and bool(torch.isfinite(points).all())
@@ -265,60 +278,10 @@ def _grid(grid: Tensor | int, ends: tuple[float, float]) -> Tensor:
     count = checks.positive_int("grid", grid, minimum=2)
     radius, span = max(abs(ends[0]), abs(ends[1])), ends[1] - ends[0]
     margin = _MARGIN * (span if span > _POINT * radius else radius) or 1.0
-    return torch.linspace(ends[0] - margin, ends[1] + margin, count, dtype=torch.float64)
-
-
-def _cdf(
-    sketch: SpectralSketch,
-    chains: list[tuple[Tensor, Tensor]],
-    rules: list[QuadratureRule | None],
-    x: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return bounds of the deflated part of Phi at ``x`` (g,), and of each probe's part, (max(p, 1), g)."""
-    slack = sketch.noise
-    base = [(sketch.theta[:, None] <= x + side).sum(0).double() / sketch.dim for side in (-slack, slack)]
-    bounds = [torch.zeros(2, len(x), dtype=torch.float64)] if not chains else []
-    for share, (_, betas), rule in zip(_shares(sketch), chains, rules, strict=True):
-        if rule is None:
-            bounds.append(torch.zeros(2, len(x), dtype=torch.float64))
-            continue
-        bounds.append(share * torch.stack(step_bounds(rule, x, exact=float(betas[-1]) == 0.0, slack=slack)))
-    low, high = torch.stack(bounds, dim=1)
-    return base[0], base[1], low, high
-
-
-def _shares(sketch: SpectralSketch) -> list[float]:
-    """Return the share of Phi that each probe stands for: that of the complement, up to its length if Rademacher."""
-    if sketch.law == "rademacher":
-        shares: list[float] = (sketch.norms**2 / sketch.dim).tolist()
-        return shares
-    return [(sketch.dim - len(sketch.theta)) / sketch.dim] * sketch.n_probes
-
-
-def _mean_error(rows: Tensor) -> Tensor:
-    return rows.std(0) / math.sqrt(len(rows)) if len(rows) > 1 else torch.zeros_like(rows[0])
-
-
-def _largest_share(seen: Tensor, size: float, tail: float) -> Tensor:
-    """Return the largest q with P(Beta(size q / 2, size (1 - q) / 2) <= seen) >= tail, by bisection."""
-    low, high = seen.numpy().copy(), np.ones(len(seen))
-    for _ in range(60):
-        middle = (low + high) / 2
-        with np.errstate(all="ignore"):
-            inside = betainc(size * middle / 2, size * (1 - middle) / 2, seen.numpy()) >= tail
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return torch.from_numpy(np.where(seen.numpy() >= 1.0, 1.0, high))
-
-
-def _at(sketch: SpectralSketch, chains: list[tuple[Tensor, Tensor]], x: float, *, left: bool) -> Tensor:
-    """Return sharp bounds on Phi(x) (on Phi(x-) if ``left``) for each probe, (2, max(p, 1))."""
-    slack, theta = sketch.noise, sketch.theta
-    base = [float((theta < x + side if left else theta <= x + side).sum()) / sketch.dim for side in (-slack, slack)]
-    rows = [base] if not chains else []
-    for share, (alphas, betas) in zip(_shares(sketch), chains, strict=True):
-        pair = cdf_bounds(alphas, betas, x, slack, left=left) if len(alphas) else (0.0, 0.0)
-        rows.append([b + share * part for b, part in zip(base, pair, strict=True)])
-    return torch.tensor(rows, dtype=torch.float64).T
+    start = ends[0] - margin
+    if floor is not None and floor < ends[1] + margin:
+        start = max(start, floor)
+    return torch.linspace(start, ends[1] + margin, count, dtype=torch.float64)
 
 
 def _share(sketch: SpectralSketch, low: Tensor, high: Tensor) -> Estimate:
@@ -343,21 +306,24 @@ def _share(sketch: SpectralSketch, low: Tensor, high: Tensor) -> Estimate:
     return judged(estimate, share=True)
 
 
-def _nodes(
-    sketch: SpectralSketch,
-    chains: list[tuple[Tensor, Tensor]],
-    rules: list[QuadratureRule | None],
-    grid: Tensor,
-    width: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(bounds: CdfBounds) -> Tensor:
+    """Return the lower and the upper bound of each probe at one point, (2, max(p, 1))."""
+    rows = [
+        fixed + seen[:, 0] if len(seen) else fixed
+        for fixed, seen in ((bounds.fixed_low, bounds.seen_low), (bounds.fixed_high, bounds.seen_high))
+    ]
+    return torch.where(bounds.possible, torch.stack(rows), 0.0)
+
+
+def _nodes(sketch: SpectralSketch, grid: Tensor, width: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return pooled nodes, weights and smoothing widths, ascending."""
     cell = float((grid[1:] - grid[:-1]).max())
     deflated = (sketch.theta, torch.full_like(sketch.theta, 1.0 / sketch.dim), sketch.residuals.clamp(min=cell))
     parts = [deflated]
-    for part, (_, betas), rule in zip(_shares(sketch), chains, rules, strict=True):
-        if rule is None:
+    for part, (alphas, betas) in zip(probe_shares(sketch), sketch_chains(sketch), strict=True):
+        if not len(alphas):
             continue
-        share = part / sketch.n_probes
+        rule, share = gauss(alphas, betas), part / sketch.n_probes
         gaps = torch.cat([rule.nodes[:1] - cell, rule.nodes, rule.nodes[-1:] + cell])
         local = ((gaps[2:] - gaps[:-2]) / 2).clamp(min=cell)
         residual = float(betas[-1]) * rule.vectors[-1].abs()
@@ -370,12 +336,21 @@ def _nodes(
     return nodes[order], weights[order], widths[order]
 
 
-def _smeared(grid: Tensor, nodes: Tensor, weights: Tensor, widths: Tensor) -> Tensor:
-    """Return the mean density within each cell around a grid point, so that no line falls between two points."""
+def _smeared(grid: Tensor, nodes: Tensor, weights: Tensor, widths: Tensor, floor: float) -> Tensor:
+    """Return the mean density within each cell around a grid point, so that no line falls between two points.
+
+    Mass that smoothing carries below ``floor`` is reflected at it; a cell across it counts with its part above.
+    """
     inner = (grid[1:] + grid[:-1]) / 2
     edges = torch.cat([2 * grid[:1] - inner[:1], inner, 2 * grid[-1:] - inner[-1:]])
-    heights = torch.special.ndtr((edges[:, None] - nodes) / widths) @ weights
-    density: Tensor = (heights[1:] - heights[:-1]) / (edges[1:] - edges[:-1])
+    if not math.isfinite(floor):
+        heights = torch.special.ndtr((edges[:, None] - nodes) / widths) @ weights
+        return (heights[1:] - heights[:-1]) / (edges[1:] - edges[:-1])
+    edges, nodes = edges.clamp(min=floor), nodes.clamp(min=floor)
+    kept = torch.special.ndtr((edges[:, None] - nodes) / widths)
+    heights = (kept - torch.special.ndtr((2 * floor - edges[:, None] - nodes) / widths)) @ weights
+    sizes = edges[1:] - edges[:-1]
+    density: Tensor = torch.where(sizes > 0, (heights[1:] - heights[:-1]) / sizes.clamp(min=_TINY), 0.0)
     return density
 
 

@@ -5,6 +5,7 @@ All probes of one stream are independent, so one long sweep cut into 300 samples
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from stats import coverage
 from torch import Tensor
 
 from hessprobe.estimate import Estimate
+from hessprobe.estimators.distribution import quantile, share_below
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.operators import DenseOperator
@@ -146,3 +148,20 @@ def test_the_density_band_covers_everywhere(kind: str, probes: int) -> None:
         width += float((high - low).mean()) / 100
     assert float(inside.min()) >= 88  # 2.5 % of correct bands would fall below 90 at one point
     assert width < (0.45 if probes == 2 else 0.25)
+
+
+@pytest.mark.parametrize("kind", ["outliers", "indefinite"])
+def test_quantiles_and_shares_cover(kind: str) -> None:
+    sketch, values, runs = long_sketch(kind, False), spectrum(kind, False), 80
+    threshold = float(values[20:22].mean())
+    wanted = [float(values[math.ceil(q * DIM) - 1]) for q in (0.1, 0.5, 0.9)]
+    hits, length = torch.zeros(4), 0.0
+    for run in range(runs):
+        found = cut(sketch, run, 4)
+        readings = [quantile(found, q, 0.95) for q in (0.1, 0.5, 0.9)] + [share_below(found, threshold, 0.95)]
+        truths = [*wanted, 21 / DIM]
+        hits += torch.tensor([r.low - 1e-9 <= t <= r.high + 1e-9 for r, t in zip(readings, truths, strict=True)])
+        length += (readings[3].high - readings[3].low) / runs
+    # 80 intervals of at least 95 %: 2.5 binomial errors below it.
+    assert float(hits.min()) / runs > 0.885
+    assert length < 0.35

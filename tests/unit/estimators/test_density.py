@@ -9,6 +9,7 @@ from oracles import SPECTRA, eigenvalues, symmetric
 from hessprobe.estimators.density import fine_grid, spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.krylov.quadrature import cdf_bounds
+from hessprobe.operators import DenseOperator
 
 
 def leading(kind: str, dim: int, count: int) -> torch.Tensor:
@@ -164,3 +165,66 @@ def test_a_fine_grid_is_dense_near_zero_and_keeps_the_density_whole() -> None:
     where = torch.isin(fine.grid, even.grid)
     assert torch.equal(fine.cdf[where], even.cdf)
     assert fine.widths.tolist() == pytest.approx(even.widths.tolist(), rel=1e-9)
+
+
+def drawn_spectrum(seed: int, dim: int, *, psd: bool) -> torch.Tensor:
+    """Eigenvalues of one of many families: power laws of any rate, outliers, zeros, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    values = torch.arange(1, dim + 1, dtype=torch.float64) ** -uniform(0.0, 4.0)
+    values = values * (1 + uniform(0.0, 1.0) * torch.rand(dim, generator=generator, dtype=torch.float64))
+    values[: int(uniform(0, 6))] *= 10 ** uniform(0.0, 3.0)
+    values[dim - int(uniform(0, dim / 2)) :] = 0.0
+    signs = 1 - 2 * (torch.rand(dim, generator=generator) < uniform(0.0, 0.7)).double()
+    return (values if psd else values * signs).sort().values
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_positive_semidefinite_operator_has_no_mass_below_zero(seed: int) -> None:
+    values = drawn_spectrum(seed, 80, psd=True)
+    A = DenseOperator(symmetric(values), psd=True)
+    even = spectral_density(A, n_probes=4, steps=20, seed=seed, method="slq")
+    assert float(even.grid[0]) >= 0.0
+    radius = float(values.max())
+    grid = torch.linspace(-0.2 * radius, 1.2 * radius, 701)
+    found = even.sketch.density(grid=grid)
+    below = found.grid < 0
+    for curve in (found.cdf, found.cdf_low, found.cdf_high, *found.band(0.99)):
+        assert float(curve[below].abs().max()) == 0.0
+        assert float(curve[~below].max()) > 0.8
+    # The first point's cell reaches half a cell below 0 at most.
+    assert float(found.density[found.grid < -radius / 400].abs().max()) == 0.0
+    cell = torch.minimum(found.grid + radius / 1000, torch.tensor(1e9)) - (found.grid - radius / 1000).clamp(min=0.0)
+    assert float((found.density * cell.clamp(min=0.0)).sum()) == pytest.approx(1.0, abs=0.02)
+    assert found.negative.interval() == (0.0, 0.0)
+    assert found.share_below(-1e-9 * radius).high == 0.0
+    truth = (values[:, None] <= grid).double().mean(0)
+    low, high = found.band(0.9999)
+    assert bool(((low <= truth + 1e-9) & (truth <= high + 1e-9)).all())
+
+
+def test_an_exact_density_has_exact_quantiles_and_shares() -> None:
+    values = drawn_spectrum(3, 41, psd=False)
+    found = spectral_density(symmetric(values), method="exact")
+    for q in (0.1, 0.5, 0.9):
+        truth = float(values[int(-(-q * 41 // 1)) - 1])
+        read = found.quantile(q)
+        assert (read.low, read.value, read.high) == pytest.approx((truth, truth, truth), abs=1e-11)
+    threshold = float(values[-3:-1].mean())
+    share = found.share_below(threshold)
+    assert (share.low, share.value, share.high) == pytest.approx((39 / 41,) * 3)
+    assert found.share_above(threshold).value == pytest.approx(2 / 41)
+
+
+def test_readings_refuse_what_is_outside_their_range() -> None:
+    found = spectral_density(symmetric(eigenvalues("flat", 30)), method="exact")
+    for q in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="q must be a"):
+            found.quantile(q)
+    with pytest.raises(ValueError, match="confidence must be a"):
+        found.share_below(0.0, 1.0)
+    with pytest.raises(ValueError, match="x must be a finite number"):
+        found.share_above(float("inf"))

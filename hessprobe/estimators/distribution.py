@@ -1,0 +1,210 @@
+"""The distribution function of the eigenvalues, Phi(x) = share of eigenvalues <= x, with its band and its inverse.
+
+Each probe c sees a weighted Psi_c with E Psi_c = Phi. Two statements make the band:
+
+* *Theorem* (Chebyshev, Markov, Stieltjes): the chain of probe c encloses low_c <= Psi_c <= high_c at every point.
+* *With probability 1 - delta*, exact for one probe on the sphere or a Gaussian one without deflation: q eigenvalues
+  <= x of n take a Beta(q / 2, (n - q) / 2) share of the squared length. The mean of p independent shares is taken as a
+  Beta share in p (n + 2) - 2 dimensions, which has its mean and variance: exact for p = 1, else an approximation.
+
+Where the operator has a known lower bound (0 for a positive semidefinite one), Phi is 0 below it: a theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import betainc
+from torch import Tensor
+
+from hessprobe import checks
+from hessprobe.estimate import student_quantile
+from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.krylov.quadrature import cdf_bounds, gauss, step_bounds
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number read off the band of a distribution function.
+
+    Attributes:
+        value: where the middle of the bounds puts it.
+        low, high: ends of its interval; infinite where the band says nothing on that side.
+        confidence: level of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False)
+class CdfBounds:
+    """Bounds of Phi at some points, kept apart by probes.
+
+    Attributes:
+        fixed_low, fixed_high: (g,) the deflated part, exact.
+        seen_low, seen_high: (p, g) the part of each probe, bounds by the theorem; p = 0 for an exact distribution.
+        sampled: n / d, the share of all dimensions that the probes sample.
+        dim: n.
+        law: of the probes.
+        possible: (g,) False where Phi is 0 because the point lies below a known lower bound of the spectrum.
+    """
+
+    fixed_low: Tensor
+    fixed_high: Tensor
+    seen_low: Tensor
+    seen_high: Tensor
+    sampled: float
+    dim: int
+    law: str
+    possible: Tensor
+
+    @property
+    def low(self) -> Tensor:
+        """(g,) mean over probes of the lower bounds."""
+        return self._total(self.fixed_low, self.seen_low)
+
+    @property
+    def high(self) -> Tensor:
+        """(g,) mean over probes of the upper bounds."""
+        return self._total(self.fixed_high, self.seen_high)
+
+    def band(self, confidence: float) -> tuple[Tensor, Tensor]:
+        """Return the pointwise band ``(low, high)``, both (g,), at ``confidence``.
+
+        The limits are those shares of eigenvalues for which what was seen lies at a tail of (1 - confidence) / 2 of the
+        Beta law. Unlike a multiple of the spread over probes this holds in the tails of the spectrum and for two
+        probes. The law of Rademacher probes depends on the eigenvectors: their band is the wider of this one, whose
+        variance is at least theirs, and Student's t over the probes (asymptotic).
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        probes = len(self.seen_low)
+        if not probes:
+            return self.low, self.high
+        tail = (1 - confidence) / 2
+        size = probes * (self.dim + 2) - 2
+        shares = [(part.mean(0) / self.sampled).clamp(0.0, 1.0) for part in (self.seen_low, self.seen_high)]
+        low = self.fixed_low + self.sampled * (1 - _largest_share(1 - shares[0], size, tail))
+        high = self.fixed_high + self.sampled * _largest_share(shares[1], size, tail)
+        if self.law == "rademacher":
+            t = student_quantile(0.5 + confidence / 2, probes - 1)
+            low = torch.minimum(low, self.low - t * _mean_error(self.seen_low))
+            high = torch.maximum(high, self.high + t * _mean_error(self.seen_high))
+        return self._cut(low), self._cut(high)
+
+    def _total(self, fixed: Tensor, seen: Tensor) -> Tensor:
+        return self._cut(fixed + seen.mean(0) if len(seen) else fixed)
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return torch.where(self.possible, values, 0.0).clamp(0.0, 1.0)
+
+
+def cdf_at(sketch: SpectralSketch, x: Tensor) -> CdfBounds:
+    """Return bounds of Phi at many points ``x`` (g,) from the Gauss rules of the chains."""
+    slack = sketch.noise
+    rows = []
+    for share, (alphas, betas) in zip(probe_shares(sketch), sketch_chains(sketch), strict=True):
+        if not len(alphas):
+            rows.append(torch.zeros(2, len(x), dtype=torch.float64))
+            continue
+        pair = step_bounds(gauss(alphas, betas), x, exact=float(betas[-1]) == 0.0, slack=slack)
+        rows.append(share * torch.stack(pair))
+    counts = [(sketch.theta[:, None] <= x + side).sum(0).double() / sketch.dim for side in (-slack, slack)]
+    return _bounds(sketch, counts, rows, _possible(sketch, x, left=False))
+
+
+def sharp_cdf_at(sketch: SpectralSketch, x: float, *, left: bool = False) -> CdfBounds:
+    """Return the sharpest bounds of Phi(x), or of Phi(x-) = the share of eigenvalues < x, at one point."""
+    slack, theta = sketch.noise, sketch.theta
+    counts = [
+        (theta < x + side if left else theta <= x + side).sum()[None].double() / sketch.dim for side in (-slack, slack)
+    ]
+    rows = []
+    for share, (alphas, betas) in zip(probe_shares(sketch), sketch_chains(sketch), strict=True):
+        pair = cdf_bounds(alphas, betas, x, slack, left=left) if len(alphas) else (0.0, 0.0)
+        rows.append(share * torch.tensor(pair, dtype=torch.float64)[:, None])
+    return _bounds(sketch, counts, rows, _possible(sketch, torch.tensor([x], dtype=torch.float64), left=left))
+
+
+def share_below(sketch: SpectralSketch, x: float, confidence: float) -> Reading:
+    """Return Phi(x) with its interval at ``confidence``."""
+    bounds = sharp_cdf_at(sketch, checks.real("x", x))
+    low, high = bounds.band(confidence)
+    return Reading(float(bounds.low + bounds.high) / 2, float(low), float(high), confidence)
+
+
+def quantile(sketch: SpectralSketch, q: float, confidence: float) -> Reading:
+    """Return the smallest x with Phi(x) >= q, between the points where the upper and the lower band reach q.
+
+    The pointwise band suffices: the interval misses only where the band does at the quantile itself.
+    """
+    q = checks.real("q", q, low=0, high=1, low_open=True, high_open=True)
+    slack = 2 * sketch.noise
+    nodes = [gauss(*chain).nodes for chain in sketch_chains(sketch) if len(chain[0])]
+    points = torch.cat([sketch.theta, *nodes])
+    points = torch.cat([points - slack, points, points + slack]).unique()
+    floor = -math.inf if sketch.lower is None else sketch.lower
+    if sketch.lower is not None:
+        points = torch.cat([torch.tensor([floor], dtype=torch.float64), points[points > floor]])
+    bounds = cdf_at(sketch, points)
+    low, high = bounds.band(confidence)
+    # The bounds are steps that may rise right after a point: the upper one has reached q somewhere after the last point
+    # at which it was below.
+    before = int((high < q).sum())
+    start = float(points[before - 1]) if before else floor
+    end = _first(points, low, q)
+    value = min(max(_first(points, (bounds.low + bounds.high) / 2, q), start), end)
+    return Reading(value, start, end, confidence)
+
+
+def sketch_chains(sketch: SpectralSketch) -> list[tuple[Tensor, Tensor]]:
+    """Return ``(alphas, betas)`` of all chains."""
+    return [sketch.chain(c) for c in range(sketch.n_probes)]
+
+
+def probe_shares(sketch: SpectralSketch) -> list[float]:
+    """Return the share of Phi that each probe stands for: that of the complement, up to its length if Rademacher."""
+    if sketch.law == "rademacher":
+        shares: list[float] = (sketch.norms**2 / sketch.dim).tolist()
+        return shares
+    return [(sketch.dim - len(sketch.theta)) / sketch.dim] * sketch.n_probes
+
+
+def _bounds(sketch: SpectralSketch, counts: list[Tensor], rows: list[Tensor], possible: Tensor) -> CdfBounds:
+    free = sketch.dim - len(sketch.theta)
+    seen = torch.stack(rows, dim=1) if rows else torch.zeros(2, 0, len(possible), dtype=torch.float64)
+    return CdfBounds(counts[0], counts[1], seen[0], seen[1], free / sketch.dim, free, sketch.law, possible)
+
+
+def _possible(sketch: SpectralSketch, x: Tensor, *, left: bool) -> Tensor:
+    if sketch.lower is None:
+        return torch.ones(len(x), dtype=torch.bool)
+    return x > sketch.lower if left else x >= sketch.lower
+
+
+def _first(points: Tensor, values: Tensor, q: float) -> float:
+    reached = torch.nonzero(values >= q)
+    return float(points[int(reached[0])]) if len(reached) else math.inf
+
+
+def _mean_error(rows: Tensor) -> Tensor:
+    return rows.std(0) / math.sqrt(len(rows)) if len(rows) > 1 else torch.zeros_like(rows[0])
+
+
+def _largest_share(seen: Tensor, size: float, tail: float) -> Tensor:
+    """Return the largest q with P(Beta(size q / 2, size (1 - q) / 2) <= seen) >= tail, by bisection."""
+    low, high = seen.numpy().copy(), np.ones(len(seen))
+    for _ in range(60):
+        middle = (low + high) / 2
+        with np.errstate(all="ignore"):
+            inside = betainc(size * middle / 2, size * (1 - middle) / 2, seen.numpy()) >= tail
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return torch.from_numpy(np.where(seen.numpy() >= 1.0, 1.0, high))
