@@ -30,6 +30,21 @@ def eigenvalues(kind: str, dim: int = 200) -> Tensor:
     return values.sort().values
 
 
+def drawn_spectrum(seed: int, dim: int, *, psd: bool) -> Tensor:
+    """Eigenvalues of one of many families: power laws of any rate, outliers, zeros, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    values = torch.arange(1, dim + 1, dtype=torch.float64) ** -uniform(0.0, 4.0)
+    values = values * (1 + uniform(0.0, 1.0) * torch.rand(dim, generator=generator, dtype=torch.float64))
+    values[: int(uniform(0, 6))] *= 10 ** uniform(0.0, 3.0)
+    values[dim - int(uniform(0, dim / 2)) :] = 0.0
+    signs = 1 - 2 * (torch.rand(dim, generator=generator) < uniform(0.0, 0.7)).double()
+    return (values if psd else values * signs).sort().values
+
+
 def symmetric(values: Tensor, seed: int = 3) -> Tensor:
     """Return Q diag(values) Q^T for a random orthogonal Q, exactly symmetric."""
     generator = torch.Generator().manual_seed(seed)

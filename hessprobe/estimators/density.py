@@ -345,7 +345,8 @@ def _smeared(grid: Tensor, nodes: Tensor, weights: Tensor, widths: Tensor, floor
     edges = torch.cat([2 * grid[:1] - inner[:1], inner, 2 * grid[-1:] - inner[-1:]])
     if not math.isfinite(floor):
         heights = torch.special.ndtr((edges[:, None] - nodes) / widths) @ weights
-        return (heights[1:] - heights[:-1]) / (edges[1:] - edges[:-1])
+        plain: Tensor = (heights[1:] - heights[:-1]) / (edges[1:] - edges[:-1])
+        return plain
     edges, nodes = edges.clamp(min=floor), nodes.clamp(min=floor)
     kept = torch.special.ndtr((edges[:, None] - nodes) / widths)
     heights = (kept - torch.special.ndtr((2 * floor - edges[:, None] - nodes) / widths)) @ weights

@@ -150,7 +150,7 @@ def quantile(sketch: SpectralSketch, q: float, confidence: float) -> Reading:
     slack = 2 * sketch.noise
     nodes = [gauss(*chain).nodes for chain in sketch_chains(sketch) if len(chain[0])]
     points = torch.cat([sketch.theta, *nodes])
-    points = torch.cat([points - slack, points, points + slack]).unique()
+    points = torch.cat([points - slack, points, points + slack]).sort().values
     floor = -math.inf if sketch.lower is None else sketch.lower
     if sketch.lower is not None:
         points = torch.cat([torch.tensor([floor], dtype=torch.float64), points[points > floor]])

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.estimators import budget
+from hessprobe.estimators.spectral import probe_law
 from hessprobe.krylov.quadrature import gauss
 
 Chain = tuple[Tensor, Tensor]
@@ -99,17 +100,21 @@ def levels_of(
     nodes = torch.cat([rule.nodes for rule in rules])
     weights = torch.cat([rule.weights for rule in rules]) / len(rules)
     values, curve = f(nodes), q(nodes)
-    mixed = _deviation(values - share * curve, weights, dim)
-    polynomial = _deviation(curve, weights, dim)
-    parts = (mixed / math.sqrt(p), p - 1.0), (share * polynomial / math.sqrt(P), P - 1.0)
+    mixed = probe_law(values - share * curve, weights, dim, "sphere")
+    polynomial = probe_law(curve, weights, dim, "sphere")
+    # The long chains alone tell both variances.
+    parts = (
+        (mixed.std / math.sqrt(p), mixed.freedom(p)),
+        (share * polynomial.std / math.sqrt(P), polynomial.freedom(p)),
+    )
     return Levels(
         share=share,
         long=norms**2 * torch.tensor([_integral(q, chain) for chain in chains], dtype=torch.float64),
         short=float((short.norms**2 * torch.tensor([_integral(q, c) for c in short.chains]).double()).mean()),
-        rest_std=_deviation(values - curve, weights, dim),
-        polynomial_std=polynomial,
+        rest_std=probe_law(values - curve, weights, dim, "sphere").std,
+        polynomial_std=polynomial.std,
         std_error=math.hypot(parts[0][0], parts[1][0]),
-        df=budget.joint_df(*parts),
+        df=budget.dependent_df(*parts),
     )
 
 
@@ -142,11 +147,6 @@ def fitted(f: Callable[[Tensor], Tensor], nodes: Tensor, weights: Tensor, degree
         return value
 
     return polynomial
-
-
-def _deviation(values: Tensor, weights: Tensor, dim: int) -> float:
-    first, second = float((weights * values).sum()), float((weights * values.square()).sum())
-    return math.sqrt(2 * dim**2 / (dim + 2) * max(second - first**2, 0.0))
 
 
 def _integral(q: Callable[[Tensor], Tensor], chain: Chain) -> float:

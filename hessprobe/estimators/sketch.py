@@ -5,13 +5,16 @@ and deflated Ritz values theta_i,
 
     tr f(A) ~ sum_i f(theta_i) + mean_c |w_c|^2 e_1^T f(T_c) e_1.
 
-Three errors are kept apart. *Probe*: Student's t over the chains. *Solver*: the bracket (Gauss, Gauss-Radau) where the
-signs of the derivatives of f make it one, an extrapolation over shorter rules elsewhere (``details["quadrature"]`` says
-which), plus the second-order effect sum_i r_i^2 max_x |(f'(theta_i) - f'(x)) / (theta_i - x)| of deflated vectors with
-residual norms r_i. *Data*: A = sum_b c_b A_b is a mean over batches, d tr f(A) = tr f'(A) dA, and f'(A) w is
-|w| Q^T f'(T) e_1, so the influence of batch b is a dot product of f'(T_c) e_1 with Q_c A_b w_c, kept in the sketch.
+Three errors are kept apart. *Probe*: the variance that the law of the probes gives with the spectrum seen, and its
+degrees of freedom (``spectral.probe_law``; asymptotic); Student's t over the chains for Rademacher probes. *Solver*:
+the bracket (Gauss, Gauss-Radau) where the signs of the derivatives of f make it one, which is a theorem, and an
+extrapolation over shorter rules elsewhere, which is an estimate (``details["quadrature"]`` says which), plus the
+second-order effect sum_i r_i^2 max_x |(f'(theta_i) - f'(x)) / (theta_i - x)| of deflated vectors with residual norms
+r_i. *Data*: A = sum_b c_b A_b is a mean over batches, d tr f(A) = tr f'(A) dA, and f'(A) w is |w| Q^T f'(T) e_1, so the
+influence of batch b is a dot product of f'(T_c) e_1 with Q_c A_b w_c, kept in the sketch.
 
-An answer whose interval says nothing has the flag ``"uninformative"`` and warns, see ``informative``.
+An answer whose solver error outweighs its probe error has the flag ``"solver-limited"``: more steps would help, more
+probes would not. One whose interval says nothing has the flag ``"uninformative"`` and warns, see ``informative``.
 
 References:
     Ubaru, Chen, Saad (2017), "Fast estimation of tr f(A) via stochastic Lanczos quadrature".
@@ -35,7 +38,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import spectral
 from hessprobe.estimators.informative import judged
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
-from hessprobe.estimators.spectral import ChainValue, SpectralFunction
+from hessprobe.estimators.spectral import ChainValue, ProbeLaw, SpectralFunction
 from hessprobe.influence import Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.krylov.quadrature import tridiagonal
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from hessprobe.estimators.density import Density
 
 _FEW = 8
+# A solver error below this share of the value is rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -263,19 +268,24 @@ class SpectralSketch:
         fixed = float(function.values(self.theta).sum()) if len(self.theta) else 0.0
         fixed += 2 * float((self.residuals**2).sum()) if coupling == "add" else 0.0
         bend = self._coupling_error(function, chains) if coupling == "bound" else 0.0
-        spread = self._probe_std(chains)
-        if spread is None:
-            spread = float(values.std()) if self.n_probes > 1 else 0.0
-        probe, df = spread / math.sqrt(max(self.n_probes, 1)), self.n_probes - 1.0 if chains else math.inf
+        law = self._law(chains)
+        if law is not None:
+            spread, df = law.std, law.freedom(self.n_probes)
+        else:
+            spread, df = float(values.std()) if self.n_probes > 1 else 0.0, self.n_probes - 1.0 if chains else math.inf
+        probe = spread / math.sqrt(max(self.n_probes, 1))
         levels = self._levels(function) if chains and len(self.short_norms) else None
         if levels is not None:
             values, fixed = values - levels.share * levels.long, fixed + levels.share * levels.short
             probe, df = levels.std_error, levels.df
         data, noisy = self._data_error(function, chains)
         rate = function.rate_steps(spectral.radius(self.theta, chains)) if function.rate_steps else None
+        value = fixed + (float(values.mean()) if chains else 0.0)
         flags: tuple[str, ...] = ("few-probes",) if 0 < self.n_probes < _FEW else ()
+        if chains and quadrature + bend > max(probe, _ROUNDING * abs(value)):
+            flags += ("solver-limited",)
         return Estimate(
-            value=fixed + (float(values.mean()) if chains else 0.0),
+            value=value,
             errors=ErrorParts(probe, data, quadrature + bend),
             df=df,
             matvecs=self.matvecs,
@@ -291,7 +301,8 @@ class SpectralSketch:
                 "coupling_error": bend,
                 "steps": self.alphas.shape[1],
                 "rate_steps": rate,
-                "probe_std": spread if self.law == "sphere" else None,
+                "probe_std": None if law is None else spread,
+                "probe_df": None if law is None else law.df,
                 "rest_std": None if levels is None else levels.rest_std,
                 "polynomial_std": None if levels is None else levels.polynomial_std,
             },
@@ -314,21 +325,20 @@ class SpectralSketch:
         alphas, betas = self.chain(index)
         if not len(alphas):
             empty = torch.zeros(0, dtype=torch.float64)
-            return ChainValue(0.0, 0.0, None, empty, empty, 0.0)
+            return ChainValue(0.0, 0.0, None, empty, empty, empty, empty)
         return spectral.on_chain(function, alphas, betas, noise, sloped=len(self.weights) > 1)
 
-    def _probe_std(self, chains: list[ChainValue]) -> float | None:
-        """Return the standard deviation of one probe as its law has it, None where the law depends on eigenvectors.
+    def _law(self, chains: list[ChainValue]) -> ProbeLaw | None:
+        """Return the law of one probe, which a few probes know far better than their own spread tells.
 
-        For a probe uniform on the sphere of the n sampled dimensions, Var = 2 n^2 / (n + 2) (m_2 - m_1^2) with m_k the
-        mean of f(lambda)^k, which a few probes know far better than their own spread tells.
+        None where it depends on the eigenvectors (Rademacher).
         """
-        if self.law != "sphere" or not chains:
+        seen = [chain for chain in chains if len(chain.nodes)]
+        if self.law == "rademacher" or not seen:
             return None
-        n = self.dim - len(self.theta)
-        first = sum(chain.value for chain in chains) / len(chains)
-        second = sum(chain.square for chain in chains) / len(chains)
-        return math.sqrt(2 * n**2 / (n + 2) * max(second - first**2, 0.0))
+        images = torch.cat([chain.images for chain in seen])
+        weights = torch.cat([chain.weights for chain in seen]) / len(seen)
+        return spectral.probe_law(images, weights, self.dim - len(self.theta), self.law)
 
     def _check_lower(self, function: SpectralFunction, chains: list[ChainValue]) -> None:
         if self.lower is None or function.left is None:

@@ -207,7 +207,16 @@ def _wanted(plan: _Plan, pilot: SpectralSketch) -> tuple[int, float]:
     if std is None:
         std = budget.upper_std(guess.errors.probe * math.sqrt(pilot.n_probes), guess.df)
     if room > 0 and std > 0:
-        return budget.required_samples(std, room, plan.asked.confidence, minimum=_MINIMUM_PROBES), room
+        one = guess.details.get("probe_df") or 0.0
+        wanted = budget.smallest_count(
+            lambda n: std / math.sqrt(n),
+            lambda n: max(one * n, n - 1.0),
+            room,
+            plan.asked.confidence,
+            minimum=_MINIMUM_PROBES,
+            maximum=2**62,
+        )
+        return wanted, room
     return _MINIMUM_PROBES if std == 0.0 else plan.asked.max_probes, room
 
 

@@ -99,6 +99,38 @@ def gauss_radau(alphas: Tensor, betas: Tensor, node: float) -> QuadratureRule:
     return _extended(alphas, betas, node + residual**2 / pivot)
 
 
+def squared_chain(alphas: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(alphas, betas)``, both (k,), k = m // 2, of the measure of x^2 where x has the measure of a chain.
+
+    m steps know the moments of x up to degree 2m (the last one from the norm of the residual), hence those of x^2 up to
+    degree m >= 2k, which k Lanczos steps with A^2 would find: no product is needed. Its Gauss and Gauss-Radau rules
+    with a node at 0 bracket integrals of g(x^2) for g of alternating derivatives, such as log(y + eps^2), also where
+    the spectrum has both signs, and converge at the rate of the chain itself.
+
+    Args:
+        alphas: (m,) Lanczos diagonal, m >= 2.
+        betas: (m,) off-diagonal, the last being the norm of the residual.
+    """
+    count = len(alphas) // 2
+    # Moments up to degree 2m do not depend on the corner.
+    longer = gauss(torch.cat([alphas.double(), torch.zeros(1, dtype=torch.float64)]), betas)
+    nodes, vector = longer.nodes.square(), longer.weights.sqrt()
+    basis = torch.zeros(count + 1, len(nodes), dtype=torch.float64)
+    basis[0] = vector / vector.norm()
+    diagonal, off = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    for step in range(count):
+        image = nodes * basis[step]
+        diagonal[step] = image @ basis[step]
+        for _ in range(2):
+            image = image - basis[: step + 1].T @ (basis[: step + 1] @ image)
+        off[step] = image.norm()
+        if not float(off[step]) > _EPS * float(nodes.max()):
+            off[step] = 0.0
+            return diagonal[: step + 1], off[: step + 1]
+        basis[step + 1] = image / off[step]
+    return diagonal, off
+
+
 def steps_for_log(radius: float, shift: float, tol: float) -> int:
     """Return m for a relative quadrature error near ``tol`` of log(x + shift) on [0, radius].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import SPECTRA, eigenvalues, symmetric
+from oracles import SPECTRA, drawn_spectrum, eigenvalues, symmetric
 
 from hessprobe.estimators.density import fine_grid, spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
@@ -165,21 +165,6 @@ def test_a_fine_grid_is_dense_near_zero_and_keeps_the_density_whole() -> None:
     where = torch.isin(fine.grid, even.grid)
     assert torch.equal(fine.cdf[where], even.cdf)
     assert fine.widths.tolist() == pytest.approx(even.widths.tolist(), rel=1e-9)
-
-
-def drawn_spectrum(seed: int, dim: int, *, psd: bool) -> torch.Tensor:
-    """Eigenvalues of one of many families: power laws of any rate, outliers, zeros, of either sign."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=generator))
-
-    values = torch.arange(1, dim + 1, dtype=torch.float64) ** -uniform(0.0, 4.0)
-    values = values * (1 + uniform(0.0, 1.0) * torch.rand(dim, generator=generator, dtype=torch.float64))
-    values[: int(uniform(0, 6))] *= 10 ** uniform(0.0, 3.0)
-    values[dim - int(uniform(0, dim / 2)) :] = 0.0
-    signs = 1 - 2 * (torch.rand(dim, generator=generator) < uniform(0.0, 0.7)).double()
-    return (values if psd else values * signs).sort().values
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -12,6 +12,7 @@ from oracles import symmetric
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.informative import is_uninformative
+from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.operators import DenseOperator
 
@@ -49,13 +50,13 @@ def test_too_few_steps_are_flagged_and_warned_of() -> None:
     values = torch.cat([torch.logspace(-1, 1.7, 30, dtype=torch.float64), bulk])
     A = DenseOperator(symmetric(values))
     short = spectral_sketch(A, n_probes=8, steps=12)
-    with pytest.warns(
-        NumericalWarning, match=r"effective-dimension-squared is not known .* 0 to 600, .* Raise steps= or"
-    ):
-        estimate = short.effective_dimension(shift=1e-3)
+    with pytest.warns(NumericalWarning, match=r"moment-of-bulk is not known .* Raise steps= or"):
+        estimate = short.evaluate(SpectralFunction(lambda x: 1 / (1 + 1e6 * x**2), "moment-of-bulk"), support=(0, 600))
     assert estimate.interval() == (0.0, 600.0)
-    assert "uninformative" in estimate.flags
-    assert "uninformative" not in short.effective_dimension(shift=1.0).flags
+    assert {"uninformative", "solver-limited"} <= set(estimate.flags)
+    # Where there is a bracket it says that little is known, and how much.
+    assert "solver-limited" in short.effective_dimension(shift=1e-3).flags
+    assert not {"uninformative", "solver-limited"} & set(short.effective_dimension(shift=20.0).flags)
     exact = spectral_sketch(A, method="exact").effective_dimension(shift=1e-3)
     assert (exact.flags, exact.half_width()) == ((), 0.0)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import eigenvalues, symmetric
+from oracles import drawn_spectrum, eigenvalues, symmetric
 from stats import assert_agrees
 from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimators.logdet import logdet
+from hessprobe.estimators.spectral import absolute_power, on_chain, saturation, smoothed_log
+from hessprobe.krylov.lanczos import lanczos
 from hessprobe.operators import Counted, DenseOperator
 
 
@@ -45,7 +47,7 @@ def test_smoothed_indefinite_operator(kind: str) -> None:
     truth = smoothed(eigenvalues(kind, 100), 0.3)
     estimate = logdet(matrix, eps=0.3, n_probes=40, method="slq")
     assert_agrees(estimate, truth, 25.0)
-    assert estimate.details["quadrature"] == "extrapolated"
+    assert estimate.details["quadrature"] == "bracket"
     assert logdet(matrix, eps=0.3, method="exact").value == pytest.approx(truth, rel=1e-11)
 
 
@@ -153,3 +155,40 @@ def test_degenerate_operators() -> None:
     zero = DenseOperator(torch.zeros(30, 30).double())
     for method in ("slq", "exact"):
         assert logdet(zero, eps=0.1, method=method).value == pytest.approx(smoothed(torch.zeros(30), 0.1), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_bracket_of_an_indefinite_chain_holds_for_any_number_of_steps(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dim = 60
+    values = drawn_spectrum(seed, dim, psd=False)
+    radius = float(values.abs().max())
+    probes = torch.randn(3, dim, generator=generator, dtype=torch.float64)
+    probes = probes / probes.norm(dim=1, keepdim=True)
+    run = lanczos(DenseOperator(torch.diag(values)), probes, 40)
+    eps = radius * 10 ** -(0.5 + 4 * float(torch.rand(1, generator=generator)))
+    functions = (smoothed_log(eps), saturation(eps, None), absolute_power(1.0, None), absolute_power(2.6, None))
+    for function in functions:
+        widths = []
+        for steps in (2, 3, 5, 8, 17, 40):
+            steps = min(steps, run.alphas.shape[1])
+            for chain in range(3):
+                found = on_chain(function, run.alphas[chain, :steps], run.betas[chain, :steps], 1e-13 * radius)
+                truth = float((probes[chain] ** 2) @ function.values(values))
+                size = float(function.values(values).abs().max())
+                assert abs(found.value - truth) <= found.half + 1e-11 * size, (function.name, steps)
+                assert found.differences is None
+            widths.append(found.half)
+        assert widths[-1] <= 0.3 * widths[0] + 1e-9 * size
+
+
+def test_few_steps_of_a_smoothed_logdet_are_flagged_and_their_interval_holds() -> None:
+    # What a fast-decaying Hessian looks like to chains that are far too short: the value is off, and says so.
+    values = torch.cat([10.0 ** -torch.linspace(0, 9, 100, dtype=torch.float64), torch.tensor([-0.02]).double()])
+    matrix, truth = symmetric(values), smoothed(values, 1e-4)
+    with pytest.warns(NumericalWarning, match="the solver error .* outweighs the probe error"):
+        estimates = [logdet(matrix, eps=1e-4, n_probes=8, steps=6, seed=seed, method="slq") for seed in range(5)]
+    for estimate in estimates:
+        assert "solver-limited" in estimate.flags
+        assert estimate.details["quadrature"] == "bracket"
+        assert abs(estimate.value - truth) < estimate.half_width()
