@@ -10,6 +10,7 @@ from scipy import special
 
 from hessprobe import checks
 from hessprobe.influence import Influence
+from hessprobe.jackknife import DataError
 
 
 def student_quantile(level: float, df: float) -> float:
@@ -30,14 +31,25 @@ class ErrorParts:
 
     Attributes:
         probe: standard error from random probes, for the number *of this data set*; 0 for an exact path.
-        data: standard error from the data being a sample (jackknife over batches); None where it was not estimated
-            (one batch only, or no cheap formula).
+        data: standard error from the data being a sample (jackknife over groups of examples); None where it was not
+            estimated (examples that cannot be told apart, or no cheap formula).
         solver: bound on the deterministic error (quadrature, unconverged eigenpair, finite differences), half-width.
+        data_df: degrees of freedom of ``data``: one less than the groups where these are equal; see ``jackknife_df``.
     """
 
     probe: float = 0.0
     data: float | None = None
     solver: float = 0.0
+    data_df: float = math.inf
+
+    def with_data(self, found: DataError | None) -> ErrorParts:
+        """Return the errors with this data part."""
+        return replace(self, data=found and found.std_error, data_df=found.df if found else math.inf)
+
+    def scaled(self, factor: float) -> ErrorParts:
+        """Return the errors of ``factor`` times the number, ``factor`` >= 0."""
+        data = None if self.data is None else self.data * factor
+        return replace(self, probe=self.probe * factor, data=data, solver=self.solver * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +111,10 @@ class Estimate:
 
         Args:
             confidence: level in (0, 1).
-            include_data: add the data part in quadrature, for a statement about the data distribution.
+            include_data: add the data part in quadrature, for a statement about the law that the examples are drawn
+                from. With standard errors s_p and s_d of probes and data and their degrees of freedom, the quantile is
+                Student's at (s_p^2 + s_d^2)^2 / (s_p^4 / nu_p + s_d^4 / nu_d) of them (Satterthwaite): an
+                approximation, which covers as it says for normal influences of the groups of examples.
 
         Raises:
             ValueError: ``confidence`` outside (0, 1) or beyond ``bracket_confidence``, or ``include_data`` where the
@@ -130,23 +145,23 @@ class Estimate:
     def half_width(self, confidence: float = 0.95, *, include_data: bool = False) -> float:
         """Return half the width of the uncut interval; of a norm, to first order in it. See ``interval``."""
         confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
-        probe = self.errors.probe
+        probe, df = self.errors.probe, self.df
         if include_data:
             if self.errors.data is None:
                 raise ValueError(
                     "include_data must be False where the data error is unknown; got True. " + self._data_hint()
                 )
-            probe = math.hypot(probe, self.errors.data)
+            probe, df = _joined((probe, df), (self.errors.data, self.errors.data_df))
         if probe == 0.0:
             return self.errors.solver
-        quantile = student_quantile(0.5 + confidence / 2, self.df) if self.df > 0 else math.inf
+        quantile = student_quantile(0.5 + confidence / 2, df) if df > 0 else math.inf
         return quantile * probe + self.errors.solver
 
     def _data_hint(self) -> str:
         """Return what helps where there is no data error: nothing in the data does for a method that has none."""
         if self.kind == "exact":
             return f"The method {self.method!r} does not tell batches apart; a sampling method does."
-        return "Give the data in two or more batches, or more probes, to estimate it."
+        return "Give the data in two or more batches, or more probes, and data_error=True, to estimate it."
 
     def with_(self, **changes: Any) -> Estimate:
         """Return a copy with some attributes replaced."""
@@ -155,14 +170,13 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """Return the estimate of ``factor`` times the quantity (value, errors, bracket, support and samples scale)."""
         size = abs(factor)
-        data = None if self.errors.data is None else self.errors.data * size
         ends = sorted((self.support[0] * factor, self.support[1] * factor)) if factor else [0.0, 0.0]
         bracket = None if self.bracket is None else tuple(sorted(end * factor for end in self.bracket))
         kind = {"lower bound": "upper bound", "upper bound": "lower bound"}.get(self.kind, self.kind)
         return replace(
             self,
             value=self.value * factor,
-            errors=ErrorParts(self.errors.probe * size, data, self.errors.solver * size),
+            errors=self.errors.scaled(size),
             support=(ends[0], ends[1]),
             bracket=bracket,  # type: ignore[arg-type]  # two sorted floats
             kind=kind if factor < 0 else self.kind,
@@ -173,6 +187,16 @@ class Estimate:
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{self.value:.6g} (95% interval {low:.6g} to {high:.6g}, {self.matvecs:g} products, {self.method})"
+
+
+def _joined(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Return standard error and Satterthwaite degrees of freedom of a sum of independent parts (error, df)."""
+    total = math.hypot(*(error for error, _ in parts))
+    if total == 0.0:
+        return 0.0, math.inf
+    # In shares of the total, which neither vanish nor overflow when raised to the fourth power.
+    spread = sum((error / total) ** 4 / df if df > 0 else math.inf for error, df in parts if error > 0)
+    return total, 1 / spread if spread > 0 else math.inf
 
 
 def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:

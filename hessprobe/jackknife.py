@@ -4,11 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class DataError(NamedTuple):
+    """The sampling error of a number that rests on groups of examples.
+
+    Attributes:
+        std_error: in the unit of the number.
+        df: its degrees of freedom.
+    """
+
+    std_error: float
+    df: float
+
+    def scaled(self, factor: float) -> DataError:
+        """Return the error of ``factor`` times the number."""
+        return DataError(self.std_error * abs(factor), self.df)
+
+
+def data_error(
+    weights: Sequence[float] | Tensor, values: Sequence[float] | Tensor, noise: float = 0.0
+) -> DataError | None:
+    """Return the sampling error of sum_b w_b x_b where each x_b is known up to random noise.
+
+    Where noise is to be expected to add ``noise`` to sum_b w_b^2 (x_b - m)^2, it is taken off: with s^2 the square of
+    ``infinitesimal_jackknife`` and f its factor, what is left is s^2 - f * noise, unbiased, and its degrees of freedom
+    are those of s^2 times the squared share that is left.
+
+    Args:
+        weights: (B,) positive; the shares of the groups.
+        values: (B,) finite; x_b.
+        noise: >= 0.
+
+    Returns:
+        The error, or None for a single group, for weights that are not all positive, and where the noise drowns the
+        spread between groups.
+    """
+    w = _vector("weights", weights)
+    total = infinitesimal_jackknife(weights, values) if bool((w > 0).all()) else None
+    if total is None:
+        return None
+    df = jackknife_df(weights)
+    if noise == 0.0:
+        return DataError(total, df)
+    left = 1.0 - correction(w) * noise / total**2 if total > 0 else 0.0
+    return DataError(total * math.sqrt(left), df * left**2) if left > 0 else None
 
 
 def infinitesimal_jackknife(weights: Sequence[float] | Tensor, values: Sequence[float] | Tensor) -> float | None:
@@ -16,27 +61,28 @@ def infinitesimal_jackknife(weights: Sequence[float] | Tensor, values: Sequence[
 
     With the weighted mean m = (sum_b w_b x_b) / (sum_b w_b) the influence of batch b on the sum is w_b (x_b - m), and
 
-        se^2 = B / (B - 1) * sum_b w_b^2 (x_b - m)^2.
+        se^2 = f * sum_b w_b^2 (x_b - m)^2,        f = 1 / (1 - sum_b (w_b / sum_a w_a)^2).
 
-    For equal weights 1/B this is the textbook s^2 / B. For weights n_b / N it is the linearised variance of a ratio
-    of two sums, which allows for batches of different sizes. It serves every functional F of an operator
-    A = sum_b w_b A_b to first order, with x_b the derivative of F along A_b: v^T A_b v for a simple eigenvalue with
-    unit eigenvector v.
+    Theorem: where w_b = n_b / N and x_b is a mean over n_b independent examples of one law, se^2 is unbiased for the
+    variance of m. For equal weights 1/B, f = B / (B - 1), and this is the textbook s^2 / B; with that factor the error
+    from two batches of 256 and 17 examples would be half of what it is. The formula serves every functional F of an
+    operator A = sum_b w_b A_b to first order (asymptotically in N), with x_b the derivative of F along A_b: v^T A_b v
+    for a simple eigenvalue with unit eigenvector v.
 
     Args:
         weights: (B,) finite; the share of each batch, summing to 1 for a mean over the data.
         values: (B,) finite; x_b.
 
     Returns:
-        The standard error in the unit of ``values``, or None for fewer than two batches (or weights that sum to 0),
-        where nothing can be said.
+        The standard error in the unit of ``values``, or None for fewer than two batches (or weights that sum to 0, or
+        of which one alone is not 0), where nothing can be said.
 
     Raises:
         ValueError: different lengths, or entries that are not finite.
 
     References:
         Efron (1982), "The Jackknife, the Bootstrap and Other Resampling Plans"; Cochran (1977), "Sampling Techniques",
-        on ratio estimators.
+        on ratio estimators; Satterthwaite (1946), "An approximate distribution of estimates of variance components".
     """
     w, x = _vector("weights", weights), _vector("values", values)
     if w.shape != x.shape:
@@ -44,17 +90,59 @@ def infinitesimal_jackknife(weights: Sequence[float] | Tensor, values: Sequence[
             f"values must be as many as weights; got {x.size} and {w.size}. Give one value for each batch."
         )
     total = float(w.sum())
-    if w.size < 2 or total == 0.0:
+    if w.size < 2 or total == 0.0 or not correction(w) < math.inf:
         return None
     influence = w * (x - float(w @ x) / total)
     # Scaled before squaring, so that values near the smallest or largest floats neither vanish nor overflow.
     largest = float(np.abs(influence).max())
     if largest == 0.0:
         return 0.0
-    return largest * math.sqrt(w.size / (w.size - 1) * float(np.square(influence / largest).sum()))
+    return largest * math.sqrt(correction(w) * float(np.square(influence / largest).sum()))
 
 
-def _vector(name: str, given: Sequence[float] | Tensor) -> NDArray[Any]:
+def correction(weights: Sequence[float] | Tensor | NDArray[Any]) -> float:
+    """Return f = 1 / (1 - sum_b s_b^2), s_b the shares of the weights: B / (B - 1) for equal ones, inf for one.
+
+    It makes up for the mean m being taken from the same batches, see ``infinitesimal_jackknife``.
+
+    Args:
+        weights: (B,) finite, their sum not 0.
+    """
+    shares = _shares(weights)
+    left = 1.0 - float(np.square(shares).sum())
+    return 1.0 / left if left > 0 else math.inf
+
+
+def jackknife_df(weights: Sequence[float] | Tensor) -> float:
+    """Return the degrees of freedom of ``infinitesimal_jackknife``: B - 1 for equal weights, fewer for unequal ones.
+
+    With shares s_b and S_p = sum_b s_b^p, for x_b normal with variances in proportion to 1 / s_b,
+
+        nu = (1 - S_2)^2 / (S_2 - 2 S_3 + S_2^2),
+
+    twice the squared mean of se^2 over its variance (Satterthwaite). Where x_b is skewed, or of long tails, an interval
+    with so many degrees of freedom is an approximation, the better the more batches there are.
+
+    Args:
+        weights: (B,) positive.
+
+    Returns:
+        nu, 0 for fewer than two batches.
+    """
+    shares = _shares(weights)
+    if shares.size < 2:
+        return 0.0
+    second, third = float(np.square(shares).sum()), float((shares**3).sum())
+    return (1 - second) ** 2 / (second - 2 * third + second**2)
+
+
+def _shares(weights: Sequence[float] | Tensor | NDArray[Any]) -> NDArray[Any]:
+    vector = _vector("weights", weights)
+    shares: NDArray[Any] = vector / vector.sum()
+    return shares
+
+
+def _vector(name: str, given: Sequence[float] | Tensor | NDArray[Any]) -> NDArray[Any]:
     values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
     vector = np.asarray(values, dtype=np.float64).reshape(-1)
     if not bool(np.isfinite(vector).all()):

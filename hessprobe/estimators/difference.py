@@ -40,9 +40,9 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
-from hessprobe.estimators.linear import data_error, welch_df, without_noise
+from hessprobe.estimators.linear import own_probes_error, shared_probes_error, welch_df
 from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import DataError
 
 _BOUNDS = ("lower bound", "upper bound")
 _HEAVY = "heavy-tailed"
@@ -98,7 +98,7 @@ def difference(baseline: Estimate, other: Estimate) -> Difference:
     exact = independent == 0.0 and baseline.kind == other.kind == "exact"
     estimate = Estimate(
         other.value - baseline.value,
-        ErrorParts(probe, _data(baseline.influence, other.influence), solver),
+        ErrorParts(probe, solver=solver).with_data(_data(baseline.influence, other.influence)),
         df=df,
         matvecs=baseline.matvecs + other.matvecs,
         samples=0 if independent == 0.0 else min(baseline.samples, other.samples),
@@ -184,7 +184,7 @@ def _correlation(one: Influence, two: Influence, error: float) -> float | None:
     return max(-1.0, min(1.0, (first**2 + second**2 - error**2) / (2 * first * second)))
 
 
-def _data(baseline: Influence | None, other: Influence | None) -> float | None:
+def _data(baseline: Influence | None, other: Influence | None) -> DataError | None:
     """Return the standard error of the difference from the batches being a sample, the noise of the probes removed."""
     first = None if baseline is None else baseline.batches
     second = None if other is None else other.batches
@@ -195,13 +195,8 @@ def _data(baseline: Influence | None, other: Influence | None) -> float | None:
     return _jackknife(Batches(first.weights, second.table - first.table, first.shared))
 
 
-def _jackknife(batches: Batches) -> float | None:
+def _jackknife(batches: Batches) -> DataError | None:
     weights, table = batches.weights, batches.table
-    count = len(table)
-    if not batches.shared:
-        return data_error(weights, table.mean(0), table.var(0) / count)
-    total = infinitesimal_jackknife(weights, table.mean(0))
-    if total is None or count < 2:
-        return total
-    contrasts = table - (table @ weights / weights.sum())[:, None]
-    return without_noise(total, float((weights.square() * contrasts.var(0)).sum()) / count, len(weights))
+    if batches.shared:
+        return shared_probes_error(weights, table)
+    return own_probes_error(weights, table.mean(0), table.var(0) / len(table))

@@ -15,7 +15,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Goal
 from hessprobe.estimators.deflate import Deflation, basis_of, deflation
-from hessprobe.estimators.linear import without_noise
+from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.squares import (
     Combined,
     SquareSamples,
@@ -25,7 +25,7 @@ from hessprobe.estimators.squares import (
     upper,
 )
 from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import DataError, data_error
 from hessprobe.operators import Counted, aslinearoperator
 from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.vectors import orthonormal_rows, row_dots
@@ -129,15 +129,15 @@ def effective_rank(trace: Estimate, frobenius: Estimate) -> Estimate:
     second = by_norm * frobenius.errors.probe
     data = None
     if trace.errors.data is not None and frobenius.errors.data is not None:
-        data = by_trace * trace.errors.data + by_norm * frobenius.errors.data
+        both = by_trace * trace.errors.data + by_norm * frobenius.errors.data
+        data = DataError(both, min(trace.errors.data_df, frobenius.errors.data_df))
     spread = sum(part**4 / df for part, df in ((first, trace.df), (second, frobenius.df)) if part > 0)
     return Estimate(
         value=t**2 / F**2,
         errors=ErrorParts(
             probe=math.hypot(first, second),
-            data=data,
             solver=by_trace * trace.errors.solver + by_norm * frobenius.errors.solver,
-        ),
+        ).with_data(data),
         df=(first**2 + second**2) ** 2 / spread if spread > 0 else math.inf,
         matvecs=trace.matvecs + frobenius.matvecs,
         samples=min(trace.samples, frobenius.samples),
@@ -235,7 +235,7 @@ def _run(request: _Request, count: int, deflated: Deflation | None, details: dic
     }
     return Estimate(
         value=norm,
-        errors=ErrorParts(probe=math.sqrt(combined.variance) / (2 * norm) if norm else 0.0, data=data),
+        errors=ErrorParts(probe=math.sqrt(combined.variance) / (2 * norm) if norm else 0.0).with_data(data),
         df=combined.df,
         samples=count,
         method="probes" + ("+deflation" if deflated is not None else ""),
@@ -273,37 +273,29 @@ def _exact(request: _Request) -> Estimate:
     norm = math.sqrt(float(samples.squares.sum()))
     data = None
     if samples.table is not None and norm:
-        total = infinitesimal_jackknife(samples.weights, samples.table.sum(0))
-        data = None if total is None else total / norm
+        total = data_error(samples.weights, samples.table.sum(0))
+        data = None if total is None else total.scaled(1 / norm)
     blocks = {
         name: {"value": float(value), "std_error": 0.0}
         for name, value in zip(A.blocks, samples.blocks.sum(0), strict=True)
     }
     trace = {"value": float(samples.forms.sum()), "std_error": 0.0}
     details = {"blocks": blocks, "trace": trace, "pair_weight": 0.0, "deflated": 0}
-    parts = ErrorParts(data=data)
+    parts = ErrorParts().with_data(data)
     return Estimate(norm, parts, method="exact", kind="exact", support=(0.0, math.inf), details=details)
 
 
-def _data_error(samples: SquareSamples, deflated: Deflation | None, norm: float) -> float | None:
+def _data_error(samples: SquareSamples, deflated: Deflation | None, norm: float) -> DataError | None:
     """Return the standard error of F from the terms being a sample, with the noise of the probes taken out.
 
     x_b = <A, A_b> has mean sum_b w_b x_b = F^2, and dF = <A, dA> / F. Probes are shared by the terms, so the noise
     of the contrasts x_b - sum_a w_a x_a is measured over probes.
     """
     table, weights = samples.table, samples.weights
-    if table is None or not norm or not bool((weights > 0).all()):
+    if table is None or not norm:
         return None
-    means = table.mean(0)
-    if deflated is not None:
-        means = means + deflated.term_overlaps
-    total = infinitesimal_jackknife(weights, means)
-    if total is None:
-        return None
-    contrasts = table - (table @ weights / weights.sum())[:, None]
-    noise = float((weights.square() * contrasts.var(0)).sum()) / len(table)
-    found = without_noise(total, noise, len(weights))
-    return None if found is None else found / norm
+    found = shared_probes_error(weights, table, 0.0 if deflated is None else deflated.term_overlaps)
+    return None if found is None else found.scaled(1 / norm)
 
 
 def _heavy(samples: SquareSamples, combined: Combined, square: float) -> bool:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
-from hessprobe.estimators.linear import LinearSamples, Sampling, data_error, sample_linear
+from hessprobe.estimators.linear import LinearSamples, Sampling, own_probes_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
 from hessprobe.influence import Batches, Influence
+from hessprobe.jackknife import DataError
 from hessprobe.operators import BlockDiagonal
 
 # A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.
@@ -212,7 +213,7 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
     method += "-sampled" if twin is not None else ""
     return Estimate(
         value=value + known.trace,
-        errors=ErrorParts(probe=error, data=between, solver=rounding),
+        errors=ErrorParts(probe=error, solver=rounding).with_data(between),
         df=df,
         samples=passes * len(samples.weights),
         method=method + ("+deflation" if task.basis is not None else ""),
@@ -222,9 +223,9 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
     )
 
 
-def _between(samples: LinearSamples, known: Known) -> float | None:
+def _between(samples: LinearSamples, known: Known) -> DataError | None:
     """Return the data error; per-term traces of the surrogate are not known, so its samples stay out."""
-    return data_error(samples.weights, _per_term(samples, known).mean(0), samples.raw.var(1) / samples.count)
+    return own_probes_error(samples.weights, _per_term(samples, known).mean(0), samples.raw.var(1) / samples.count)
 
 
 def _per_term(samples: LinearSamples, known: Known) -> Tensor:

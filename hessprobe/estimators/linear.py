@@ -41,7 +41,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.estimators.deflate import block_rows, blocks_of, project
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import DataError, data_error
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import row_dots
@@ -239,12 +239,12 @@ def welch_df(parts: Tensor, count: int) -> float:
     return max(total**2 * (count + 1) / spread - 2, 1.0) if spread > 0 else math.inf
 
 
-def data_error(weights: Tensor, means: Tensor, noise: Tensor) -> float | None:
-    """Return the standard error that comes from the terms being a sample, with the probes' share taken out.
+def own_probes_error(weights: Tensor, means: Tensor, noise: Tensor) -> DataError | None:
+    """Return the error that comes from the terms being a sample, where every term has had probes of its own.
 
-    The infinitesimal jackknife over terms, B/(B-1) sum_b c_b^2 (m_b - m)^2 with m the weighted mean, also sees the
-    probe noise v_b = Var m_b of each term. Its expectation for independent probes, with shares w_b = c_b / sum c,
-    B/(B-1) sum_b c_b^2 ((1 - 2 w_b) v_b + sum_a w_a^2 v_a), is subtracted.
+    The jackknife over terms, f sum_b c_b^2 (m_b - m)^2 with m the weighted mean, also sees the probe noise
+    v_b = Var m_b of each term. Its expectation for independent probes, with shares w_b = c_b / sum c,
+    f sum_b c_b^2 ((1 - 2 w_b) v_b + sum_a w_a^2 v_a), is subtracted.
 
     Args:
         weights: (B,) term weights c_b.
@@ -252,25 +252,31 @@ def data_error(weights: Tensor, means: Tensor, noise: Tensor) -> float | None:
         noise: (B,) variances of ``means`` from the probes.
 
     Returns:
-        The standard error, or None for a single term, for weights that are not all positive, and where probe noise
-        drowns the spread between terms.
+        See ``jackknife.data_error``.
     """
-    if not bool((weights > 0).all()):
-        return None
-    total = infinitesimal_jackknife(weights, means)
-    if total is None:
-        return None
     shares = weights / weights.sum()
     contrast = (1 - 2 * shares) * noise + (shares.square() * noise).sum()
-    return without_noise(total, float((weights.square() * contrast).sum()), len(weights))
+    return data_error(weights, means, float((weights.square() * contrast).sum()))
 
 
-def without_noise(total: float, noise: float, count: int) -> float | None:
-    """Return sqrt(total^2 - count/(count-1) noise), or None where noise leaves nothing of it."""
-    remaining = total**2 - noise * count / (count - 1)
-    if remaining > 0 or noise == 0.0:
-        return math.sqrt(max(remaining, 0.0))
-    return None
+def shared_probes_error(weights: Tensor, table: Tensor, offset: Tensor | float = 0.0) -> DataError | None:
+    """Return the error that comes from the terms being a sample, where one probe has served all of them.
+
+    The noise of the contrasts x_b - sum_a w_a x_a is measured over probes, whatever the terms have in common.
+
+    Args:
+        weights: (B,) term weights.
+        table: (n, B) samples of the functional of each term, n >= 1; a single one has no noise that could be told.
+        offset: (B,) known part of the functional of each term.
+
+    Returns:
+        See ``jackknife.data_error``.
+    """
+    means, count = table.mean(0) + offset, len(table)
+    if count < 2 or not bool((weights > 0).all()):
+        return data_error(weights, means)
+    contrasts = table - (table @ weights / weights.sum())[:, None]
+    return data_error(weights, means, float((weights.square() * contrasts.var(0)).sum()) / count)
 
 
 def sample_linear(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from hessprobe.estimators.informative import judged
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
 from hessprobe.estimators.spectral import ChainValue, ProbeLaw, SpectralFunction
 from hessprobe.influence import Influence
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import DataError, data_error
 from hessprobe.krylov.quadrature import tridiagonal
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class SpectralSketch:
             flags += ("solver-limited",)
         return Estimate(
             value=value,
-            errors=ErrorParts(probe, data, quadrature + bend),
+            errors=ErrorParts(probe, solver=quadrature + bend).with_data(data),
             df=df,
             matvecs=self.matvecs,
             samples=self.n_probes + len(self.short_norms),
@@ -362,7 +362,7 @@ class SpectralSketch:
         bend = ((here[:, None] - there) / torch.where(near, 1.0, gap)).abs()
         return float((self.residuals**2 * torch.where(near, 0.0, bend).max(1).values).sum())
 
-    def _data_error(self, function: SpectralFunction, chains: list[ChainValue]) -> tuple[float | None, bool]:
+    def _data_error(self, function: SpectralFunction, chains: list[ChainValue]) -> tuple[DataError | None, bool]:
         """Return the jackknife error over batches, less its probe noise, and whether that noise is most of it.
 
         With x_cb the influence of batch b seen by probe c, centred over batches, sum_b w_b^2 (mean_c x_cb)^2 exceeds
@@ -378,26 +378,24 @@ class SpectralSketch:
             if chain.direction is not None:
                 seen = self.chain_influence[c, :, : len(chain.direction)] @ chain.direction
                 influence[c] += self.norms[c] ** 2 * seen
-        raw = infinitesimal_jackknife(weights, total * influence.mean(0))
-        if raw is None or raw == 0.0 or self.n_probes < 2:
+        means = total * influence.mean(0)
+        raw = data_error(weights, means)
+        if raw is None or raw.std_error == 0.0 or self.n_probes < 2:
             return raw, False
         centred = total * (influence - (influence @ weights)[:, None])
-        count = len(weights)
-        noise = count / (count - 1) * float((weights**2 * centred.var(0)).sum()) / self.n_probes
-        return math.sqrt(max(raw**2 - noise, 0.0)), noise > 0.5 * raw**2
+        found = data_error(weights, means, float((weights**2 * centred.var(0)).sum()) / self.n_probes)
+        return found, found is None or found.std_error**2 < 0.5 * raw.std_error**2
 
 
 def _root(power_sum: Estimate, p: float) -> Estimate:
     """Return the p-th root of an estimate of a non-negative power sum, errors to first order."""
     if power_sum.value <= 0.0:
-        return power_sum.with_(value=0.0, errors=ErrorParts(0.0, power_sum.errors.data, 0.0))
+        return power_sum.with_(value=0.0, errors=replace(power_sum.errors, probe=0.0, solver=0.0))
     value = power_sum.value ** (1.0 / p)
     slope = value / (p * power_sum.value)
-    errors = power_sum.errors
-    data = None if errors.data is None else errors.data * slope
     details = dict(power_sum.details)
     for name in ("quadrature_error", "coupling_error", "probe_std", "rest_std", "polynomial_std"):
         details[name] = None if details[name] is None else details[name] * slope
-    parts = ErrorParts(errors.probe * slope, data, errors.solver * slope)
+    parts = power_sum.errors.scaled(slope)
     influence = None if power_sum.influence is None else power_sum.influence.scaled(slope)
     return power_sum.with_(value=value, errors=parts, details=details, influence=influence)

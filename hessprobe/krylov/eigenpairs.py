@@ -11,7 +11,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots
@@ -53,8 +53,6 @@ class Eigenpairs:
         intervals: one for each eigenvalue, which it lies in with probability ``confidence`` over the random start; see
             ``krylov.certificates``. Of an end that was asked for it is (Ritz value, bound): no eigenvalue lies above.
         exact: every eigenvalue of the operator was found (or the whole space was spanned); errors are rounding.
-        data_error: (k',) fp64 standard errors of the values from the data being a sample, or None for an operator of
-            one term.
         bounds: (1 - delta) bounds on the spectrum.
         confidence: 1 - delta.
         which: as asked for.
@@ -74,7 +72,6 @@ class Eigenpairs:
     converged: Tensor
     intervals: Ends
     exact: bool
-    data_error: Tensor | None
     bounds: SpectrumBounds
     confidence: float
     which: str
@@ -118,15 +115,15 @@ class Eigenpairs:
         low, high = float(self.intervals.low[index]), float(self.intervals.high[index])
         bounded = math.isfinite(low) and math.isfinite(high)
         kind = "bracket" if bounded else "lower bound" if math.isfinite(low) else "upper bound"
-        data = None if self.data_error is None else float(self.data_error[index])
-        influence = None
+        data = influence = None
         if self.terms is not None:
             weights, forms = self.terms
+            data = data_error(weights, forms[:, index])
             influence = Influence(batches=Batches(weights, forms[None, :, index], shared=True))
         residual = float(self.residuals[index])
         return Estimate(
             value=float(self.values[index]),
-            errors=ErrorParts(data=data, solver=float(self.errors[index]) if bounded else residual),
+            errors=ErrorParts(solver=float(self.errors[index]) if bounded else residual).with_data(data),
             matvecs=self.matvecs,
             method=self.method,
             kind="exact" if self.exact else kind,
@@ -138,6 +135,15 @@ class Eigenpairs:
             influence=influence,
         )
 
+    @property
+    def data_error(self) -> Tensor | None:
+        """(k',) fp64 standard errors of the values from the data being a sample; None for an operator of one term."""
+        if self.terms is None:
+            return None
+        weights, forms = self.terms
+        found = [data_error(weights, column) for column in forms.T]
+        return torch.tensor([math.nan if one is None else one.std_error for one in found], dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class Refined:
@@ -146,7 +152,6 @@ class Refined:
     values: Tensor
     vectors: Tensor
     residuals: Tensor
-    data_error: Tensor | None
     terms: tuple[Tensor, Tensor] | None = None
 
 
@@ -178,13 +183,11 @@ def refine(A: LinearOperator, rows: Tensor) -> Refined:
     residuals = torch.stack(
         [_residual(image, value, y) for image, value, y in zip(images, values, vectors, strict=True)]
     )
-    data_error = terms = None
+    terms = None
     if len(pieces) > 1:
         per_term = torch.stack([(mixing @ piece * mixing).sum(1) for piece in pieces]).cpu()
-        spread = [infinitesimal_jackknife(weights, per_term[:, i]) for i in range(len(rows))]
-        data_error = None if None in spread else torch.tensor(spread, dtype=torch.float64)
         terms = (torch.tensor(weights, dtype=torch.float64), per_term)
-    return Refined(values.cpu(), vectors, residuals.cpu(), data_error, terms)
+    return Refined(values.cpu(), vectors, residuals.cpu(), terms)
 
 
 def _residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:

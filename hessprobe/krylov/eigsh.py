@@ -341,7 +341,6 @@ def _result(
         converged=converged,
         intervals=found,
         exact=exact,
-        data_error=refined.data_error,
         bounds=SpectrumBounds(
             None if whole.lower is None else min(whole.lower, float(values[-1])),
             None if whole.upper is None else max(whole.upper, float(values[0])),

@@ -15,7 +15,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import Progress
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import data_error
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.sharpness.ascent import place_of
 from hessprobe.sharpness.neighborhood import Neighborhood, radii_of
@@ -244,7 +244,7 @@ def _result(
         prediction = Prediction(first + second, first, second, 0.0, f"mean over subsets of {form}", second)
     estimate = Estimate(
         value,
-        ErrorParts(data=infinitesimal_jackknife(parts.shares, [one[0] for one in column]), solver=near.noise),
+        ErrorParts(solver=near.noise).with_data(data_error(parts.shares, [one[0] for one in column])),
         matvecs=spent.products,
         method=f"{kind} in {len(column)} subsets",
         kind="exact" if kind == "ascent" else "lower bound",

@@ -14,9 +14,18 @@ def test_the_interval_is_student_t_plus_solver() -> None:
     estimate = Estimate(10.0, ErrorParts(probe=1.0, data=2.0, solver=0.5), df=7)
     t = stats.t.ppf(0.975, 7)
     assert estimate.interval() == pytest.approx((10 - t - 0.5, 10 + t + 0.5))
-    wide = estimate.half_width(0.9, include_data=True)
-    assert wide == pytest.approx(stats.t.ppf(0.95, 7) * 5**0.5 + 0.5)
     assert estimate.std_error == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_the_data_part_has_degrees_of_freedom_of_its_own(scale: float) -> None:
+    estimate = Estimate(0.0, ErrorParts(probe=scale, data=2 * scale, solver=scale / 2, data_df=3), df=7)
+    t = stats.t.ppf(0.95, 25 / (1 / 7 + 16 / 3))
+    assert estimate.half_width(0.9, include_data=True) == pytest.approx((t * 5**0.5 + 0.5) * scale)
+    exact = Estimate(0.0, ErrorParts(data=2 * scale, data_df=3))
+    assert exact.half_width(0.9, include_data=True) == pytest.approx(2 * scale * stats.t.ppf(0.95, 3))
+    unknown = Estimate(0.0, ErrorParts(data=scale, data_df=0))
+    assert math.isinf(unknown.half_width(0.9, include_data=True))
 
 
 def test_a_norm_has_the_interval_of_its_reciprocal() -> None:
@@ -36,7 +45,9 @@ def test_a_norm_has_the_interval_of_its_reciprocal() -> None:
         assert odd.interval() == pytest.approx((odd.value - 2, odd.value + 2))
     # Wide ones stay finite, and a statement about the data is symmetric as before.
     assert whole.with_(errors=ErrorParts(probe=8 / t)).interval() == pytest.approx((4.0, 24.0))
-    wide = whole.with_(errors=ErrorParts(probe=0.3 / t, data=0.4 / t, solver=0.1))
+    # The two parts together have the ten degrees of freedom of the first: 0.5^4 / 10 = 0.3^4 / 10 + 0.4^4 / x.
+    parts = ErrorParts(probe=0.3 / t, data=0.4 / t, solver=0.1, data_df=0.4**4 / (0.5**4 / 10 - 0.3**4 / 10))
+    wide = whole.with_(errors=parts)
     assert wide.interval(include_data=True) == pytest.approx((7.4, 8.6))
     assert wide.interval() == pytest.approx((8 / (1 + 0.3 / 8) - 0.1, 8 / (1 - 0.3 / 8) + 0.1))
     assert Estimate(3.0, ErrorParts(probe=1.0), df=0.0, known_square=0.0, support=(0, math.inf)).interval()[0] == 0
@@ -55,6 +66,7 @@ def test_scaling() -> None:
     estimate = Estimate(2.0, ErrorParts(1.0, None, 0.5), kind="lower bound", bracket=(2.0, 3.0), support=(0.0, 9.0))
     turned = estimate.scaled(-2.0)
     assert (turned.value, turned.errors, turned.kind) == (-4.0, ErrorParts(2.0, None, 1.0), "upper bound")
+    assert estimate.with_(errors=ErrorParts(1.0, 3.0, 0.5, 7.0)).scaled(-2.0).errors == ErrorParts(2.0, 6.0, 1.0, 7.0)
     assert (turned.bracket, turned.support) == ((-6.0, -4.0), (-18.0, 0.0))
 
 

@@ -10,7 +10,16 @@ from oracles import Plain, SumOperator
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Progress
-from hessprobe.estimators.linear import Pooled, Sampling, Series, data_error, pooled_sum, sample_linear, welch_df
+from hessprobe.estimators.linear import (
+    Pooled,
+    Sampling,
+    Series,
+    own_probes_error,
+    pooled_sum,
+    sample_linear,
+    welch_df,
+)
+from hessprobe.jackknife import DataError
 from hessprobe.operators import Counted
 from hessprobe.probes import ProbeStream
 
@@ -116,20 +125,24 @@ def test_data_error_is_that_of_resampled_batches() -> None:
     W = torch.randint(0, 2, (400, terms, probes, dim), generator=generator).double() * 2 - 1
     raw = ((W @ matrices[:400]) * W).sum(-1)
     parts = [(weights, samples.mean(1), samples.var(1) / probes) for samples in raw]
-    found = [data_error(*part) for part in parts]
-    naive = [data_error(w, means, torch.zeros_like(means)) for w, means, _ in parts]
+    found = [own_probes_error(*part) for part in parts]
+    naive = [own_probes_error(w, means, torch.zeros_like(means)) for w, means, _ in parts]
     assert sum(error is None for error in found) < 4
-    assert math.sqrt(sum((e or 0.0) ** 2 for e in found) / 400) == pytest.approx(truth, rel=0.05)
-    assert math.sqrt(sum((e or 0.0) ** 2 for e in naive) / 400) > 1.1 * truth
+    assert root_mean_square(found) == pytest.approx(truth, rel=0.05)
+    assert root_mean_square(naive) > 1.1 * truth
+
+
+def root_mean_square(found: list[DataError | None]) -> float:
+    return math.sqrt(sum(0.0 if one is None else one.std_error**2 for one in found) / len(found))
 
 
 def test_data_error_is_unknown_for_one_term_for_odd_weights_and_under_noise() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    assert data_error(one, one, one) is None
+    assert own_probes_error(one, one, one) is None
     two = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    assert data_error(two, torch.tensor([1.0, 2.0]), 100 * two) is None
-    assert data_error(torch.tensor([0.5, -0.5]), two, two) is None
-    assert data_error(two, two, 0 * two) == 0.0
+    assert own_probes_error(two, torch.tensor([1.0, 2.0]), 100 * two) is None
+    assert own_probes_error(torch.tensor([0.5, -0.5]), two, two) is None
+    assert own_probes_error(two, two, 0 * two) == (0.0, 1.0)
 
 
 def test_surrogate_terms_must_match() -> None:

@@ -106,8 +106,8 @@ def test_the_data_error_of_the_whole_matrix_is_that_of_its_batches() -> None:
     slope = 0.1 / (values + 0.1) ** 2
     seen = torch.einsum("ji,bjk,ki,i->b", vectors, A.inner.matrices, vectors, slope)
     weights = A.inner.weights
-    count, centred = len(weights), seen - (weights * seen).sum()
-    truth = math.sqrt(count / (count - 1) * float((weights**2 * centred**2).sum()))
+    centred = seen - (weights * seen).sum()
+    truth = math.sqrt(float((weights**2 * centred**2).sum()) / (1 - float(weights.square().sum())))
     assert sketch.effective_dimension(shift=0.1).errors.data == pytest.approx(truth, rel=1e-8)
 
 
