@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hessprobe import files
 
 Floats = NDArray[np.float64]
-FORMAT = "hessprobe.landscape/1"
+# Another number whenever the same key stands for other values: 2 since planes of pca lie around the first checkpoint.
+FORMAT = "hessprobe.landscape/2"
 # Above this ratio of the largest to the smallest value a linear scale shows a flat floor.
 _DECADES = 50.0
 

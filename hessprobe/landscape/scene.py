@@ -32,9 +32,9 @@ class Scene:
     """What to look at.
 
     Attributes:
-        risk: of the checkpoint in the center.
-        others: risks of further checkpoints on the same data, in order; for ``"pca"`` the trajectory is the first
-            checkpoint and then these, and the last of them is the center.
+        risk: of the checkpoint in the center, whatever the directions.
+        others: risks of further checkpoints on the same data, in order; for ``"pca"`` the trajectory is the
+            checkpoint in the center and then these.
         names: of all checkpoints.
         directions: a name in ``names.DIRECTIONS``.
         one: one direction instead of two (random, eigen).
@@ -73,9 +73,9 @@ def survey(scene: Scene, callback: Report | None = None) -> tuple[Landscape, lis
     """
     notes: list[str] = []
     _require_comparable(scene)
-    risk = scene.risk if scene.directions != "pca" else scene.others[-1]
+    risk = scene.risk
     key = _key(scene)
-    plane = _stored_plane(scene, risk, key) or _plane(scene, notes)
+    plane = _stored_plane(scene, key) or _plane(scene, notes)
     found = evaluate(
         risk,
         plane,
@@ -190,11 +190,11 @@ def _key(scene: Scene) -> str:
     return hasher.hexdigest()
 
 
-def _stored_plane(scene: Scene, risk: Objective, key: str) -> Plane | None:
+def _stored_plane(scene: Scene, key: str) -> Plane | None:
     """Return the eigenvector plane of an earlier run that was interrupted, or None."""
     known = None if scene.store is None or scene.directions != "eigen" else Store(Path(scene.store), key).load()
     if known is None:
         return None
     facts = json.loads(str(known["facts"]))
-    rows = torch.from_numpy(known["rows"]).to(risk.theta)
-    return Plane(risk.theta, rows, tuple(facts["labels"]), "eigen", facts=facts["facts"])
+    rows = torch.from_numpy(known["rows"]).to(scene.risk.theta)
+    return Plane(scene.risk.theta, rows, tuple(facts["labels"]), "eigen", facts=facts["facts"])

@@ -58,14 +58,15 @@ def line_plane(origin: Tensor, others: Sequence[Tensor], names: Sequence[str]) -
 
 
 def pca_plane(points: Sequence[Tensor], names: Sequence[str]) -> Plane:
-    """Return the plane of the two leading principal components of a trajectory, through its last point.
+    """Return the plane of the two leading principal components of a trajectory, through its first point.
 
-    The components are those of the points about their mean; the share of variance that each explains is on its axis and
-    among the facts, with the distance of every point from the plane: the contour at a projected point is not the loss
-    at the point itself.
+    The first point is the origin, as in ``line_plane``: the checkpoint that a landscape is named after, whichever end
+    of the trajectory it is. The components are those of the points about their mean; the share of variance that each
+    explains is on its axis and among the facts, with the distance of every point from the plane: the contour at a
+    projected point is not the loss at the point itself.
 
     Args:
-        points: n >= 3 parameter vectors (d,) in order.
+        points: n >= 3 parameter vectors (d,) in order, the first of them the origin.
         names: one a point.
 
     Raises:
@@ -73,15 +74,15 @@ def pca_plane(points: Sequence[Tensor], names: Sequence[str]) -> Plane:
 
     References:
         Li, Xu, Taylor, Studer, Goldstein (2018), "Visualizing the loss landscape of neural nets"; section 7 takes the
-        components of the differences to the last point.
+        components of the differences to the final point of training, without their mean.
     """
     if len(points) < 3:
         raise ValueError(
             f"checkpoints must be at least 3 for a plane of principal components (two span a line); got {len(points)}. "
             "Pass more, or use directions='line'."
         )
-    last = points[-1]
-    offsets = torch.stack([point.double() - last.double() for point in points])
+    origin = points[0]
+    offsets = torch.stack([point.double() - origin.double() for point in points])
     centered = offsets - offsets.mean(0)
     # n points are few and d is large: the n x n Gram matrix has the same eigenvalues as the covariance.
     values, vectors = torch.linalg.eigh(gram(centered, centered))
@@ -92,15 +93,15 @@ def pca_plane(points: Sequence[Tensor], names: Sequence[str]) -> Plane:
             "Use directions='line' with two of them."
         )
     rows = (vectors[:, :2].T @ centered) / values[:2].sqrt()[:, None]
-    # Signs are free: the trajectory starts on the left and below.
-    rows = rows * torch.where(rows @ offsets[0] > 0, -1.0, 1.0)[:, None]
+    # Signs are free: the trajectory starts on the left of its end, and below it.
+    rows = rows * torch.where(rows @ offsets[-1] < 0, -1.0, 1.0)[:, None]
     shares = [float(value / values.sum()) for value in values[:2]]
     labels = tuple(f"principal component {i + 1} ({100 * share:.3g} % of variance)" for i, share in enumerate(shares))
-    plane = Plane(last, rows.to(last.dtype), labels, "pca")
+    plane = Plane(origin, rows.to(origin.dtype), labels, "pca")
     places = [plane.coordinates(point) for point in points]
     marks = tuple(
-        (name, place if index < len(points) - 1 else (0.0, 0.0))
+        (name, place if index else (0.0, 0.0))
         for index, (name, (place, _)) in enumerate(zip(names, places, strict=True))
     )
     facts = {"explained_variance": shares, "distances": [distance for _, distance in places]}
-    return Plane(last, plane.rows, labels, "pca", marks=marks, facts=facts)
+    return Plane(origin, plane.rows, labels, "pca", marks=marks, facts=facts)

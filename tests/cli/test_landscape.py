@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hessprobe import report
 from hessprobe.cli.app import app
+from hessprobe.report.figures import figures_of
+from hessprobe.report.figures.fields import short
 from hessprobe.training import load_checkpoint
 
 
@@ -101,6 +104,33 @@ def test_gradient_line_and_pca(run, digits_checkpoint, others, tmp_path):
     assert (done.code, done.err) == (0, "")
     assert "the plane explains 100 % of the variance of the trajectory" in done.out
     assert "b: true loss " in done.out
+
+
+@pytest.mark.parametrize("directions", ["random", "eigen", "gradient", "line", "line of three", "pca", "pca reversed"])
+def test_the_center_is_the_checkpoint_that_is_named(run, digits_checkpoint, others, tmp_path, directions):
+    """Whatever spans the grid: its center, what is printed and what the record holds are of CKPT."""
+    kind, *more = directions.split()
+    further = {"line": others[:1], "pca": others[:2]}.get(kind, [])
+    further = others[:2][::-1] if more else further
+    arguments = [part for path in further for part in ("--with", path)]
+    out = tmp_path / "f.svg"
+    done = run("landscape", digits_checkpoint, "--size", "3", "--examples", "40", "--no-overlays", "--directions", kind,
+               *arguments, "--out", out, "--json", tmp_path / "r.json")  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    truth = {Path(path).stem: float(load_checkpoint(path).risk(examples=40).loss())
+             for path in (digits_checkpoint, *further)}  # fmt: skip
+    own = truth[digits_checkpoint.stem]
+    assert f"loss at the checkpoint {own:.6g}" in done.out
+    record = report.read_record(tmp_path / "r.json")
+    row = record["results"][0]
+    i, *j = row["center"]
+    assert (row["values"]["loss"][i][j[0]] if j else row["values"]["loss"][i]) == own
+    if kind in ("line", "pca"):
+        assert {mark["name"]: mark["loss"] for mark in row["marks"]} == truth
+        assert [mark["name"] for mark in row["marks"]] == list(truth)
+        assert row["marks"][0]["coordinates"] == [0.0] * len(row["axes"])
+    # What is drawn of the record later says the same.
+    assert f"{short(own)} at the checkpoint" in figures_of(record)[0].alt
 
 
 def test_one_page(run, digits_checkpoint, tmp_path):

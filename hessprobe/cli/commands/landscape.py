@@ -119,7 +119,7 @@ def landscape(
             "--with",
             metavar="CKPT",
             panel=_WHERE,
-            help="A further checkpoint, for line and pca; repeat it, in the order of the trajectory.",
+            help="A further checkpoint, for line and pca; repeat it in the trajectory's order. CKPT is the center.",
         ),
     ] = None,
     size: Annotated[

@@ -161,12 +161,13 @@ def test_principal_components_are_those_of_numpy():
     _, s, v = np.linalg.svd(centered, full_matrices=False)
     assert plane.facts["explained_variance"] == pytest.approx((s**2 / (s**2).sum())[:2])
     assert np.abs(plane.rows.numpy() @ v[:2].T) == pytest.approx(np.eye(2), abs=1e-9)
-    assert torch.equal(plane.point((0.0, 0.0)), points[-1])
-    offset = (points[1] - points[-1]).numpy()
+    assert torch.equal(plane.point((0.0, 0.0)), points[0])
+    offset = (points[1] - points[0]).numpy()
     assert plane.marks[1][1] == pytest.approx(tuple(plane.rows.numpy() @ offset))
     rest = offset - plane.rows.numpy().T @ (plane.rows.numpy() @ offset)
     assert plane.facts["distances"][1] == pytest.approx(np.linalg.norm(rest))
-    assert plane.marks[-1][1] == (0.0, 0.0)
+    assert plane.marks[0] == ("a", (0.0, 0.0))
+    assert min(plane.marks[-1][1]) > 0, "the end lies right of the beginning, and above"
 
 
 def test_principal_components_need_three_points_off_a_line():
