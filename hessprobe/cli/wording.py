@@ -52,7 +52,8 @@ FLAGS = {
     "multiplicity-unverified": "further eigenvalues as large as those reported were not ruled out",
     "wide-bracket": "the bracket of an eigenvalue is wider than --rtol asks for; it holds all the same",
     "warm-start": "the search began at given vectors",
-    "finite-differences": "products are finite differences, not exact",
+    "finite-differences": "products are finite differences; what they are off by, measured with a few probes, is part "
+    "of the interval",
     "heavy-tailed": "few eigenvalues carry what is sampled, so the interval covers less often than it says; "
     "more --probes help",
     "data-error-unresolved": "the error from the data being a sample is too small to be resolved from these probes",

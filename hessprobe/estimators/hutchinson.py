@@ -205,7 +205,8 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
         more["deflated_trace"] = known.trace
     unknown = not samples.knows_law(True) and samples.raw.numel() < _FEW
     flags = ("heavy-tailed",) if unknown and abs(samples.skewness(True)) > _SKEWED else ()
-    flags = (*flags, "few-probes") if samples.raw.numel() < _FEWEST_SAMPLES else flags
+    if task.goal.n_probes is not None and samples.raw.numel() < _FEWEST_SAMPLES:
+        flags = (*flags, "few-probes")
     if between is None and A.n_terms > 1:
         flags = (*flags, "data-error-unresolved")
     method = "hutchinson" + ("+blocks" if isinstance(A, BlockDiagonal) else "")

@@ -235,6 +235,20 @@ def _with_rounding(session: Session, estimate: Estimate) -> Estimate:
     return estimate.with_(errors=replace(estimate.errors, solver=floor))
 
 
+def _with_product_error(session: Session, name: str, estimate: Estimate) -> Estimate:
+    """Return the estimate with what finite differences are off by in its solver part, and in its bracket."""
+    found = session.product_error
+    flagged = estimate.with_(flags=(*estimate.flags, "finite-differences"))
+    if found is None:
+        return flagged
+    size = found.relative * abs(estimate.value)
+    more = {**dict.fromkeys((*_ORDER, "frob"), found.norm), "trace": found.trace}.get(name, size)
+    more = found.trace / session.A.dim if name == "diagonal" else 4 * more if name == "effective-rank" else more
+    bracket = None if estimate.bracket is None else (estimate.bracket[0] - more, estimate.bracket[1] + more)
+    errors = replace(estimate.errors, solver=estimate.errors.solver + more)
+    return flagged.with_(errors=errors, bracket=bracket)
+
+
 def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
     """Return the estimate, flagged where a tolerance was asked for and the interval is wider."""
     if settings.probes is not None or "tolerance-missed" in estimate.flags:
@@ -253,10 +267,10 @@ def _result(session: Session, name: str) -> Result:
 
     estimate, warned = quietly(work)
     found = answer[0]
-    notes = (*found.notes, *session.risk.caveats, *warned)
+    notes, layers = (*found.notes, *session.risk.caveats, *warned), found.layers
     if not session.A.is_exact:
-        estimate = estimate.with_(flags=(*estimate.flags, "finite-differences"))
-        notes = (*notes, "finite differences see the kinks of ReLU as curvature; check with an exact engine")
+        estimate = _with_product_error(session, name, estimate)
+        layers = layers and {key: _with_product_error(session, name, layer) for key, layer in layers.items()}
     estimate = _with_rounding(session, estimate)
     if name != "density":
         estimate = judged(estimate, session.settings)
@@ -265,7 +279,7 @@ def _result(session: Session, name: str) -> Result:
         operator=session.settings.operator,
         estimate=estimate,
         unit=(NAMES | UNIVERSAL)[name].unit,
-        layers=found.layers,
+        layers=layers,
         arrays=found.arrays,
         notes=notes,
         engine=session.A.engine_note,

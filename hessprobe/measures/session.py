@@ -18,6 +18,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
+from hessprobe.hvp.hessian import ProductError
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
 from hessprobe.operators.algebra import Block
@@ -152,6 +153,12 @@ class Session:
             found[name] = pairs.estimate(0)
         self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
         return found
+
+    @cached_property
+    def product_error(self) -> ProductError | None:
+        """What finite differences are off by; None where products are exact."""
+        hessian = self.A if isinstance(self.A, Hessian) else getattr(self.A, "hessian", None)
+        return hessian.product_error(self.settings.seed) if isinstance(hessian, Hessian) else None
 
     @cached_property
     def takes_whole(self) -> bool:
