@@ -10,10 +10,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hessprobe.report.numbers import SIGNIFICANT, is_exact, number_texts, plain, products_text, row_error, with_error
+from hessprobe.report.numbers import (
+    SIGNIFICANT,
+    error_texts,
+    is_exact,
+    number_texts,
+    plain,
+    products_text,
+    row_error,
+    with_error,
+)
 
 __all__ = [
     "Row",
+    "error_cells",
+    "errors_header",
+    "errors_legend",
     "is_exact",
     "layers_table",
     "number_texts",
@@ -34,31 +46,73 @@ Row = Sequence[str]
 
 def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
     """Return value ± error, interval, products and seconds of a record's row (or of a layer's) as text."""
+    value, measured, _ = error_texts(row, plus_minus, digits)
+    shown = f"{value} {measured}" if measured and measured not in ("exact", "bound") else value
+    return [shown, _interval(row, digits), products_text(row["matvecs"]), plain(row["seconds"], 3)]
+
+
+def _interval(row: Mapping[str, Any], digits: int) -> str:
     low, high = row["interval"]
-    error = row_error(row)
-    value, uncertainty, low_text, high_text = number_texts(row["value"], error, low, high, digits=digits)
-    bound = {"lower bound": ">= ", "upper bound": "<= "}.get(row["kind"], "")
-    shown = f"{bound}{value} {plus_minus} {uncertainty}" if uncertainty else f"{bound}{value}"
-    interval = f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
-    return [shown, interval, products_text(row["matvecs"]), plain(row["seconds"], 3)]
+    uncertainty, low_text, high_text = number_texts(row["value"], row_error(row), low, high, digits=digits)[1:]
+    return f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
 
 
-def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console: Console) -> None:
-    """Print one line a result: value ± error, interval, products, seconds, method.
+def errors_header(plus_minus: str) -> list[str]:
+    """Return the headers of the columns that ``error_cells`` fills."""
+    return ["value", f"{plus_minus} measurement", f"{plus_minus} data"]
+
+
+def error_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
+    """Return value, measurement error and data error of a row as cells, a dash where there is no data error."""
+    value, measured, sampled = error_texts(row, plus_minus, digits)
+    return [value, measured, sampled or "-"]
+
+
+def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[str]:
+    """Return what the columns of errors mean, in the sentences that a table needs."""
+    legend = [f"{plus_minus} measurement: standard error of the number for these data"]
+    if any(row["errors"].get("data") for row in rows):
+        legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over batches)")
+    if any(row["kind"] == "bracket" for row in rows):
+        level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
+        legend.append(f"+ or - alone: a bracket, which holds the eigenvalue with probability {level:.4g} %")
+    return legend
+
+
+def results_table(
+    rows: Sequence[Mapping[str, Any]], confidence: float, console: Console, *, data_error: bool = True
+) -> None:
+    """Print one line a result: value, both errors, interval, products, seconds, method; below what the errors mean.
 
     On a terminal too narrow for that the method goes first, then digits beyond the fifth, the seconds, the interval
     and at last the products; where the interval goes, a line says where it is.
+
+    Args:
+        rows: of a record.
+        confidence: level of the intervals.
+        console: where to.
+        data_error: show the column of data errors.
     """
     sign, interval = plus_minus_for(console), _interval_name(confidence)
-    full = [[row["measure"], *result_cells(row, sign), row["method"]] for row in rows]
-    short = [[row["measure"], *_short_cells(row, sign)] for row in rows]
-    header = ["measure", f"value {sign} error", interval, "products", "seconds", "method"]
-    small = [*header[:3], "prod.", "sec."]
-    layouts = [(header, full), _columns(header, full, (0, 1, 2, 3, 4)), (small, short)]
-    layouts += [_columns(small, short, kept) for kept in ((0, 1, 2, 3), (0, 1, 3), (0, 1))]
+    errors = errors_header(sign)[: 3 if data_error else 2]
+    count = len(errors)
+
+    def cells(row: Mapping[str, Any], digits: int) -> list[str]:
+        return [row["measure"], *error_cells(row, sign, digits)[:count]]
+
+    full = [[*cells(row, SIGNIFICANT), *result_cells(row, sign)[1:], row["method"]] for row in rows]
+    short = [[*cells(row, SIGNIFICANT - 1), *_short_cells(row, sign)[1:]] for row in rows]
+    header = ["measure", *errors, interval, "products", "seconds", "method"]
+    small = ["measure", *(name.replace("measurement", "meas.") for name in errors), interval, "prod.", "sec."]
+    kept = tuple(range(count + 1))
+    layouts = [(header, full), _columns(header, full, (*kept, *range(count + 1, count + 4))), (small, short)]
+    lasts = ((count + 1, count + 2), (count + 1,), (count + 2,), ())
+    layouts += [_columns(small, short, (*kept, *last)) for last in lasts]
     printed = print_table(layouts, console)
     if printed is not None and interval not in printed:
         print_line(console, "intervals need a wider terminal, or --json", style="dim")
+    for text in errors_legend(rows, sign):
+        print_line(console, text, style="dim")
 
 
 def layers_table(row: Mapping[str, Any], console: Console) -> None:

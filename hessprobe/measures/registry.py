@@ -251,7 +251,8 @@ def _with_product_error(session: Session, name: str, estimate: Estimate) -> Esti
 
 def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
     """Return the estimate, flagged where a tolerance was asked for and the interval is wider."""
-    if settings.probes is not None or "tolerance-missed" in estimate.flags:
+    # The search for an eigenvalue says itself where its bracket is wide, in units that suit a value near 0.
+    if settings.probes is not None or "tolerance-missed" in estimate.flags or estimate.kind == "bracket":
         return estimate
     if estimate.half_width(settings.confidence) <= 1.001 * settings.rtol * abs(estimate.value):
         return estimate

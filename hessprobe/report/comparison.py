@@ -59,7 +59,8 @@ def verdict_text(row: Mapping[str, Any], plus_minus: str = "±") -> str:
     if row["verdict"] == WITHIN:
         return f"{WITHIN} ({with_error(row['value'], row_error(row), plus_minus)})"
     alone = "" if row["stands"] else " (alone)"
-    return f"{row['verdict']} by {with_error(abs(row['value']), row_error(row), plus_minus)}{alone}"
+    lost = "" if row.get("beyond_data") is not False else ", may vanish on other data"
+    return f"{row['verdict']} by {with_error(abs(row['value']), row_error(row), plus_minus)}{alone}{lost}"
 
 
 def comparison_csv(record: Mapping[str, Any]) -> str:

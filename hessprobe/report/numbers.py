@@ -8,6 +8,8 @@ from typing import Any
 
 SIGNIFICANT = 6
 _FIXED_FROM, _FIXED_TO = -3, 6
+# An arm of a bracket this small beside the other is the rounding of the products.
+_NOTHING = 0.02
 
 
 def number_texts(
@@ -39,6 +41,40 @@ def with_error(value: float | None, error: float | None, plus_minus: str = "±")
     """Return ``"12.34 ± 0.56"``, or the value alone where there is no error."""
     text, uncertainty = number_texts(value, error)
     return f"{text} {plus_minus} {uncertainty}" if uncertainty else text
+
+
+def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> tuple[str, str, str]:
+    """Return value, measurement error and data error of a result as text, each with its sign.
+
+    The measurement error is the standard error (or the solver's bound where that is larger) of the number for these
+    data; of a bracket the arms, ``+0.004`` where the quantity lies between the value and that much above; ``exact`` and
+    ``bound`` where it is neither. The data error is a standard error too, empty where it is not known.
+
+    Args:
+        row: of a record.
+        plus_minus: the sign.
+        digits: most digits of the value.
+    """
+    error = row_error(row)
+    value, uncertainty = number_texts(row["value"], error, digits=digits)
+    value = {"lower bound": ">= ", "upper bound": "<= "}.get(row["kind"], "") + value
+    data = row["errors"].get("data")
+    sampled = f"{plus_minus} {number_texts(None, data)[1]}" if data else ""
+    if row["kind"] == "bracket" and row.get("bracket") and row["value"] is not None:
+        return value, _arms(row["value"] - row["bracket"][0], row["bracket"][1] - row["value"]), sampled
+    if uncertainty:
+        return value, f"{plus_minus} {uncertainty}", sampled
+    return value, "exact" if is_exact(row) else "bound" if "bound" in row["kind"] else "", sampled
+
+
+def _arms(below: float, above: float) -> str:
+    """Return the arms of a bracket; one that is nothing beside the other is left out."""
+    shown = []
+    if below > _NOTHING * above:
+        shown.append(f"-{number_texts(None, below)[1]}")
+    if above > _NOTHING * below:
+        shown.append(f"+{number_texts(None, above)[1]}")
+    return " ".join(shown) or "exact"
 
 
 def row_error(row: Mapping[str, Any]) -> float | None:

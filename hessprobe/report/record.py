@@ -140,9 +140,11 @@ def estimate_row(estimate: Estimate, confidence: float = 0.95) -> dict[str, Any]
         "errors": {
             "probe": estimate.errors.probe,
             "data": estimate.errors.data,
+            "data_df": estimate.errors.data_df if math.isfinite(estimate.errors.data_df) else None,
             "solver": estimate.errors.solver,
         },
         "bracket": None if estimate.bracket is None else list(estimate.bracket),
+        "bracket_confidence": estimate.bracket_confidence,
         "flags": list(estimate.flags),
     }
 

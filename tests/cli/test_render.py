@@ -82,10 +82,12 @@ def test_no_number_is_wrapped_or_cut_at_any_width(width, value, error):
     rows = [row(name, value, error, 2 * error) for name in ALL]
     render.results_table(rows, 0.95, console)
     text = console.file.getvalue()
-    cells, short = render.result_cells(rows[0]), render.result_cells(rows[0], digits=5)
-    names = ("value", "interval", "prod", "sec")
+    cells, short = (
+        [*render.error_cells(rows[0], digits=n)[:2], *render.result_cells(rows[0], digits=n)[1:]] for n in (6, 5)
+    )
+    names = ("value", "meas", "interval", "prod", "sec")
     header = text.splitlines()[0]
-    for name, full, shorter in zip(names, cells, (*short[:3], "1.2"), strict=True):
+    for name, full, shorter in zip(names, cells, (*short[:4], "1.2"), strict=True):
         if name in header or name == "value" or "method" in text:
             assert max(text.count(full), text.count(shorter)) >= len(rows), full
     assert ("interval" in header) != ("intervals need a wider terminal, or --json" in text) or "method:" in text
@@ -100,8 +102,8 @@ def test_80_columns_hold_the_table_and_120_the_method_too():
     render.results_table(rows, 0.95, narrow)
     render.results_table(rows, 0.95, wide)
     lines = narrow.file.getvalue().splitlines()
-    assert len(lines) == 4
-    assert lines[0].split() == ["measure", "value", "±", "error", "95%", "interval", "products", "seconds"]
+    assert lines[4:] == ["± measurement: standard error of the number for these data"]
+    assert lines[0].split() == ["measure", "value", "±", "meas.", "±", "data", "95%", "interval", "prod.", "sec."]
     assert "hutchinson+ggn" not in narrow.file.getvalue()
     assert wide.file.getvalue().count("hutchinson+ggn") == 2
 
@@ -116,9 +118,10 @@ def test_80_columns_hold_long_numbers_of_the_longest_name():
     rows = [row("spectral-norm", -0.0154393, 0.0, 8.2e-6, **exact), row("effective-dimension", matvecs=64768)]
     render.results_table(rows, 0.95, console)
     lines = console.file.getvalue().splitlines()
-    assert len(lines) == 4
-    assert "-0.015439 ± 8.2e-06" in lines[2]
-    assert "64768" in lines[3]
+    assert len(lines) == 5
+    assert "-0.015439" in lines[2]
+    assert "± 8.2e-06" in lines[2]
+    assert "0.30432 to 0.30792" in lines[3]
 
 
 @pytest.mark.parametrize(
@@ -132,16 +135,44 @@ def test_piped_table_is_plain_text():
     console = Console(file=io.StringIO(), width=20)
     render.results_table([row()], 0.9, console)
     assert console.file.getvalue().splitlines() == [
-        "measure  value ± error      90% interval        products  seconds  method",
-        "trace    0.30612 ± 0.00091  0.30432 to 0.30792  57        1.23     hutchinson+ggn",
+        "measure  value    ± measurement  ± data  90% interval        products  seconds  method",
+        "trace    0.30612  ± 0.00091      -       0.30432 to 0.30792  57        1.23     hutchinson+ggn",
+        "± measurement: standard error of the number for these data",
     ]
+
+
+def test_both_errors_are_shown_and_what_they_are_is_said():
+    console = Console(file=io.StringIO(), width=20)
+    errors = {"probe": 0.00091, "data": 0.0234, "solver": 0.0}
+    top = row("lambda-max", 0.61, 0.0, errors={"probe": 0.0, "data": 0.15, "solver": 0.006}, kind="bracket")
+    top |= {"bracket": [0.61 - 1e-9, 0.616], "interval": [0.61, 0.616], "bracket_confidence": 0.995}
+    bottom = {**top, "value": -0.2, "bracket": [-0.21, -0.2], "measure": "lambda-min"}
+    exact = row("frob", error=0.0, errors={"probe": 0.0, "data": None, "solver": 0.0}, kind="exact")
+    render.results_table([row(errors=errors), top, bottom, exact, row(kind="lower bound")], 0.95, console)
+    lines = [line.split("  ") for line in console.file.getvalue().splitlines()]
+    cells = [[cell.strip() for cell in line if cell][1:4] for line in lines[1:6]]
+    assert cells == [
+        ["0.30612", "± 0.00091", "± 0.023"],
+        ["0.6100", "+0.0060", "± 0.15"],
+        ["-0.2000", "-0.0100", "± 0.15"],
+        ["0.306123", "exact", "-"],
+        [">= 0.30612", "± 0.00091", "-"],
+    ]
+    assert lines[6:] == [
+        ["± measurement: standard error of the number for these data"],
+        ["± data: standard error from the data being a sample (jackknife over batches)"],
+        ["+ or - alone: a bracket, which holds the eigenvalue with probability 99.5 %"],
+    ]
+    hidden = Console(file=io.StringIO(), width=20)
+    render.results_table([row(errors=errors)], 0.95, hidden, data_error=False)
+    assert "0.023" not in hidden.file.getvalue()
 
 
 def test_ascii_output_has_no_plus_minus_sign():
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
     render.results_table([row()], 0.95, console)
     console.file.flush()
-    assert b"0.30612 +/- 0.00091" in console.file.buffer.getvalue()
+    assert b"0.30612  +/- 0.00091" in console.file.buffer.getvalue()
 
 
 def test_layers_have_their_own_table():
@@ -156,15 +187,16 @@ def test_ten_measures_are_a_table_from_60_columns_on_and_keep_their_interval_fro
     rows = [row(name) for name in ALL]
     rows[1] = row("lambda-min", -0.00344172, 0.0, 1.7e-7, errors={"probe": 0.0, "data": None, "solver": 1.7e-7})
     rows[5] = row("logdet", -118696.2, 4.5, 10.8, matvecs=1552.3, seconds=5.03)
-    for width, kept in ((60, ["value", "prod."]), (80, ["value", "interval", "prod.", "sec."])):
+    for width, kept in ((60, ["value", "prod."]), (80, ["value", "± meas.", "± data", "interval"])):
         console = terminal(width)
         render.results_table(rows, 0.95, console)
         lines = console.file.getvalue().splitlines()
         assert [line.split()[0] for line in lines[2:12]] == ALL
         assert max(map(len, lines)) <= width
         assert all(word in lines[0] for word in kept)
-        assert "-118696 ± 4  " in lines[7]
-        assert len(lines) == (13 if width == 60 else 12)
+        assert "-118696" in lines[7]
+        assert "± 4 " in lines[7]
+        assert len(lines) == (14 if width == 60 else 13)
 
 
 def test_layers_without_error_are_exact():

@@ -120,7 +120,7 @@ def _print(request: Request, outcome: Outcome, record: Mapping[str, Any]) -> Non
 def _table(record: Mapping[str, Any], console: Console) -> None:
     sign = render.plus_minus_for(console)
     level = f"{100 * record['arguments']['confidence']:.4g}% interval"
-    header = ["measure", "checkpoint", f"value {sign} error", level, f"difference's {level}", "verdict"]
+    header = ["measure", "checkpoint", *render.errors_header(sign), f"difference's {level}", "verdict"]
     differences = {(row["checkpoint"], row["measure"]): row for row in record["differences"]}
     full = [
         _cells(row, differences.get((row["checkpoint"], name)), record, sign)
@@ -128,14 +128,15 @@ def _table(record: Mapping[str, Any], console: Console) -> None:
         for row in record["results"]
         if row["measure"] == name
     ]
-    columns = (range(6), (0, 1, 2, 4, 5), (0, 1, 2, 5), (0, 1, 5))
+    columns = (range(7), (0, 1, 2, 3, 4, 6), (0, 1, 2, 4, 6), (0, 1, 2, 6), (0, 1, 6))
     layouts = [([header[i] for i in kept], [[row[i] for i in kept] for row in full]) for kept in columns]
     render.print_table(layouts, console)
+    for text in render.errors_legend(record["results"], sign):
+        render.print_line(console, text, style="dim")
 
 
 def _cells(row: Mapping[str, Any], found: Mapping[str, Any] | None, record: Mapping[str, Any], sign: str) -> list[str]:
-    shown, interval = render.result_cells(row, sign)[:2]
-    cells = [row["measure"], row["checkpoint"], shown, interval]
+    cells = [row["measure"], row["checkpoint"], *render.error_cells(row, sign)]
     if found is None:
         return [*cells, "", "baseline" if row["checkpoint"] == record["baseline"] else ""]
     low, high = number_texts(found["value"], row_error(found), *found["interval"])[2:]

@@ -43,7 +43,7 @@ def a_record(*outcomes, **parts):
 def test_row_carries_value_interval_cost_and_the_three_errors():
     row = report.result_row(Outcome(ESTIMATE, layers={"w": ESTIMATE.scaled(0.5)}), 0.9)
     assert row["interval"] == list(ESTIMATE.interval(0.9))
-    assert row["errors"] == {"probe": 0.1, "data": 0.3, "solver": 0.01}
+    assert row["errors"] == {"probe": 0.1, "data": 0.3, "solver": 0.01, "data_df": None}
     assert (row["value"], row["std_error"], row["confidence"], row["matvecs"]) == (2.0, 0.1, 0.9, 10)
     assert (row["method"], row["kind"], row["flags"], row["seconds"]) == ("hutchinson", "estimate", ["weak"], 0.5)
     assert row["layers"]["w"]["value"] == 1.0
