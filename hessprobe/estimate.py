@@ -25,6 +25,10 @@ def student_quantile(level: float, df: float) -> float:
     return float(special.ndtri(level) if math.isinf(df) else special.stdtrit(df, level))
 
 
+# Relative half-width of a norm from which its upper end grows in proportion, see ``known_square``.
+_STRAIGHT = 0.3
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorParts:
     """The three sources of error of a curvature number, kept apart because they answer different questions.
@@ -81,8 +85,9 @@ class Estimate:
             None for an exact path and where the method has none.
         known_square: of a norm F = sqrt(K + x) with x > 0 from random probes: K >= 0; None for other quantities. The
             error of x is about proportional to x, or rises faster, so that a low value comes with a short error bar;
-            the interval is formed for x^(-1/2), which undoes this. With r = t * errors.probe * F / x, the relative
-            half-width of sqrt(x), sqrt(x) lies between sqrt(x) / (1 + r) and sqrt(x) (1 + r min(1 / (1 - r), 2)).
+            the interval is formed for 1 / x, which undoes this. With r = t * errors.probe * F / x, the relative
+            half-width of sqrt(x), sqrt(x) lies between sqrt(x) (1 + 2 r)^(-1/2) and sqrt(x) (1 - 2 r)^(-1/2), beyond
+            r = 0.3 between the former and 0.98 + 2 r times sqrt(x).
     """
 
     value: float
@@ -206,5 +211,6 @@ def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:
     if not sampled > 0:
         return norm - half, norm + half
     r = half / norm / sampled
-    up = r * (1 / (1 - r) if r < 0.5 else 2.0)
-    return norm * math.sqrt(share + sampled / (1 + r) ** 2), norm * math.sqrt(share + sampled * (1 + up) ** 2)
+    # 1 / x within 1 -+ 2 r; from 0.4 on in a straight line, as an end at infinity says nothing.
+    up = (1 - 2 * min(r, _STRAIGHT)) ** -0.5 + 2 * max(r - _STRAIGHT, 0.0)
+    return norm * math.sqrt(share + sampled / (1 + 2 * r)), norm * math.sqrt(share + sampled * up**2)

@@ -25,9 +25,11 @@ kappa = 8 sum_i l_i^6. As sample mean and variance have the covariance kappa / n
     c = kappa m / (2 s^4) = sum_i l_i^6 sum_i l_i^2 / (sum_i l_i^4)^2 >= 1:
 
 a low value comes with a short error bar, and a symmetric interval misses on that side. The term in z^2 by which
-Student's ratio differs from a normal z, -kappa z^2 / (3 s^3 sqrt(n)), vanishes for the power m^(-q), q = 4 c / 3 - 1.
-On the four spectra of the tests c is 1.14 to 1.54; the interval is that of m^(-1/2), which is right for c = 9/8, see
-``Estimate.known_square``.
+Student's ratio differs from a normal z, -kappa z^2 / (3 s^3 sqrt(n)), vanishes for the power m^(-q), q = 4 c / 3 - 1
+(asymptotic). On the four spectra of the tests c is 1.14 to 1.54. The interval is that of 1 / m, right for c = 3/2, see
+``Estimate.known_square``: over 2,000 seeds, 18 spectra of 100 dimensions (among them rank one, k^-1.5, k^-3, and six
+drawn by seed) and Rademacher probes it covered .933 to .966 with 8 probes, .930 to .963 with 12 and .936 to .965 with
+24, where that of m^(-1/2) covered .917 to .961, .919 to .961 and .929 to .963, at 1.00 to 1.10 times its width.
 
 References:
     Hall (1992), "On the removal of skewness by transformation".

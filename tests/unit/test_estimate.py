@@ -28,28 +28,29 @@ def test_the_data_part_has_degrees_of_freedom_of_its_own(scale: float) -> None:
     assert math.isinf(unknown.half_width(0.9, include_data=True))
 
 
-def test_a_norm_has_the_interval_of_its_reciprocal() -> None:
+def test_a_norm_has_the_interval_of_the_reciprocal_of_its_square() -> None:
     t = student_quantile(0.975, 10)
     whole = Estimate(8.0, ErrorParts(probe=0.25 * 8 / t), df=10, known_square=0.0)
-    assert whole.interval() == pytest.approx((8 / 1.25, 8 / 0.75))
-    assert 1 / whole.interval()[0] - 1 / 8 == pytest.approx(1 / 8 - 1 / whole.interval()[1])
+    assert whole.interval() == pytest.approx((8 / 1.5**0.5, 8 / 0.5**0.5))
+    assert whole.interval()[0] ** -2 - 8**-2 == pytest.approx(8**-2 - whole.interval()[1] ** -2)
     assert whole.half_width() == pytest.approx(2.0)
     # 13^2 = 12^2 + 5^2: the sampled part alone is 5 -+ 0.2 * 5, whatever is known, and 13 ds / 5 is the error of 5.
     part = Estimate(13.0, ErrorParts(probe=0.2 * 5 * 5 / 13 / t), df=10, known_square=144.0)
-    assert part.interval() == pytest.approx((math.hypot(12, 5 / 1.2), math.hypot(12, 5 / 0.8)))
+    assert part.interval() == pytest.approx((math.hypot(12, 5 / 1.4**0.5), math.hypot(12, 5 / 0.6**0.5)))
     assert part.scaled(2).interval() == pytest.approx([2 * end for end in part.interval()])
     assert part.scaled(-1).interval() == pytest.approx((-13 - part.half_width(), -13 + part.half_width()))
-    assert whole.scaled(1e200).interval() == pytest.approx((8e200 / 1.25, 8e200 / 0.75))
+    assert whole.scaled(1e200).interval() == pytest.approx((8e200 / 1.5**0.5, 8e200 / 0.5**0.5))
     # Nothing sampled that is positive: a value corrected below zero, or one below what is known.
     for odd in (whole.with_(value=-1.0), whole.with_(known_square=65.0)):
         assert odd.interval() == pytest.approx((odd.value - 2, odd.value + 2))
     # Wide ones stay finite, and a statement about the data is symmetric as before.
-    assert whole.with_(errors=ErrorParts(probe=8 / t)).interval() == pytest.approx((4.0, 24.0))
+    widest = whole.with_(errors=ErrorParts(probe=8 / t)).interval()
+    assert widest == pytest.approx((8 / 3**0.5, 8 * (0.4**-0.5 + 1.4)))
     # The two parts together have the ten degrees of freedom of the first: 0.5^4 / 10 = 0.3^4 / 10 + 0.4^4 / x.
     parts = ErrorParts(probe=0.3 / t, data=0.4 / t, solver=0.1, data_df=0.4**4 / (0.5**4 / 10 - 0.3**4 / 10))
     wide = whole.with_(errors=parts)
     assert wide.interval(include_data=True) == pytest.approx((7.4, 8.6))
-    assert wide.interval() == pytest.approx((8 / (1 + 0.3 / 8) - 0.1, 8 / (1 - 0.3 / 8) + 0.1))
+    assert wide.interval() == pytest.approx((8 / (1 + 0.6 / 8) ** 0.5 - 0.1, 8 / (1 - 0.6 / 8) ** 0.5 + 0.1))
     assert Estimate(3.0, ErrorParts(probe=1.0), df=0.0, known_square=0.0, support=(0, math.inf)).interval()[0] == 0
 
 

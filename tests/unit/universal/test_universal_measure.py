@@ -288,9 +288,9 @@ def test_a_norm_from_few_draws_says_so() -> None:
     few, enough = (evaluate(catalogue.frob().measure, A, n_probes=n, correct_bias=True) for n in (63, 64))
     assert (few.flags, enough.flags) == (("few-probes",), ())
     assert evaluate(catalogue.trace().measure, A, n_probes=8).flags == ()
-    # The interval is that of the reciprocal: nothing of a sampled norm is known.
+    # The interval is that of the square's reciprocal: nothing of a sampled norm is known.
     low, high = enough.interval()
-    assert 1 / low - 1 / enough.value == pytest.approx(1 / enough.value - 1 / high)
+    assert low**-2 - enough.value**-2 == pytest.approx(enough.value**-2 - high**-2)
 
 
 def test_degrees_of_freedom_by_hand() -> None:
