@@ -1,7 +1,8 @@
-"""The Fisher information matrix of an objective, as the Gauss-Newton matrix of a quadratic loss on the outputs."""
+"""The Fisher information matrix of an objective, as the Gauss-Newton matrix of a loss on the same outputs."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprobe import checks
-from hessprobe.errors import UnsupportedError
+from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_PRODUCTS
 from hessprobe.hvp.gauss_newton import GaussNewton
+from hessprobe.hvp.likelihood import as_natural, likelihood, unwrapped
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.hvp.output_space import MAX_OUTPUTS, loss_hessians, square_roots
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
@@ -20,13 +22,13 @@ from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.objective.weighting import shifted_cross_entropy, token_cross_entropy
 from hessprobe.probes import ProbeStream
 
-KINDS = ("mc", "empirical")
+KINDS = ("exact", "mc", "empirical")
 
 
 def Fisher(
     risk: Objective,
     *,
-    kind: str = "mc",
+    kind: str = "exact",
     seed: int | torch.Generator = 0,
     engine: str = "auto",
     memory: int | MemoryBudget | None = None,
@@ -36,31 +38,55 @@ def Fisher(
 
     Args:
         risk: an objective whose batches have outputs f.
-        kind: ``"empirical"``: r_s is the slope of example s's loss at its own target, F the second moment of the
-            per-example gradients. ``"mc"``: one random r_s an example with E[r r^T] = d^2 l / df^2, so that E[F] is
-            the Fisher matrix of a softmax cross-entropy (labels drawn from the model's own distribution), and in
-            general the Gauss-Newton matrix; its error falls as 1/sqrt(N).
-        seed: of the draws; the same draws for every product.
+        kind: ``"exact"``: the expectation of r r^T over targets drawn from the model's own distribution, in closed
+            form and at the price of a Gauss-Newton product; no labels are drawn. It is the Gauss-Newton matrix for a
+            cross-entropy on scores, a squared error, and any other loss whose second derivative in the outputs does
+            not depend on the targets; of ``NLLLoss`` on log-probabilities, where the Gauss-Newton matrix is 0, and of
+            ``BCELoss`` on probabilities it is the Fisher matrix of the likelihood, see ``hvp.likelihood``. Class
+            weights stay the weights of the examples. ``"empirical"``: r_s is the slope of example s's loss at its own
+            target, F the second moment of the per-example gradients: the Fisher matrix only in the limit where the
+            model is right. ``"mc"``: one random r_s an example with the expectation of ``"exact"``. Its numbers are
+            those of one set of draws: the interval of an estimator does not hold what other labels would give, which
+            differs by about 1/sqrt(N) relative, and eigenvalues and norms are biased upwards.
+        seed: of the draws of ``"mc"``; the same draws for every product.
         engine: see ``GaussNewton``.
         memory: see ``GaussNewton``.
         expected_products: see ``GaussNewton``.
 
     Raises:
         ValueError: unknown kind.
-        UnsupportedError: no outputs; or for ``"mc"`` more than 256 outputs an example.
+        UnsupportedError: no outputs; a loss that is no likelihood that is known (but for ``"empirical"``); or for
+            ``"mc"`` more than 256 outputs an example.
+
+    Warns:
+        NumericalWarning: for ``"mc"``, whose numbers have an error that no interval of them holds.
 
     References:
         Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation"; Martens (2020), "New
         insights and perspectives on the natural gradient method".
     """
     checks.one_of("kind", kind, KINDS)
+    objective: Objective
+    if kind == "exact":
+        objective = likelihood(require_objective("risk", risk))
+    else:
+        objective = _FisherObjective(require_objective("risk", risk), kind, checks.resolve_seed(seed))
+    if kind == "mc":
+        warnings.warn(
+            "The numbers of Fisher(kind='mc') are those of one draw of labels, an error that their intervals do not "
+            "hold. Use kind='exact', which costs the same, or compare several seeds.",
+            NumericalWarning,
+            stacklevel=2,
+        )
     matrix = GaussNewton(
-        _FisherObjective(require_objective("risk", risk), kind, checks.resolve_seed(seed)),
+        objective,
         engine=engine,
         memory=memory,
         expected_products=expected_products,
     )
     matrix.name = "Fisher"
+    if kind == "exact" and objective is not risk:
+        matrix.notes = ("Fisher matrix of the likelihood, which the Gauss-Newton matrix of this loss is not",)
     return matrix
 
 
@@ -85,7 +111,8 @@ class _FisherObjective(Objective):
 
     def terms(self) -> Iterator[BatchLoss]:
         """Yield each batch of the risk with its quadratic loss."""
-        for index, batch in enumerate(self._risk.terms()):
+        for index, own in enumerate(self._risk.terms()):
+            batch = own if self._kind == "empirical" else as_natural(own, self.theta)
             with torch.no_grad():
                 outputs = batch.outputs(self.theta).detach()
             class_dim = _class_dim(batch)
@@ -164,9 +191,10 @@ def _class_dim(batch: BatchLoss) -> int | None:
     rule = batch.rule
     if rule.function in (token_cross_entropy, shifted_cross_entropy):
         return -1
-    plain = isinstance(rule.function, nn.CrossEntropyLoss) and not rule.function.label_smoothing
+    base, option = unwrapped(rule.function)
+    plain = (isinstance(base, nn.CrossEntropyLoss) or base is F.cross_entropy) and not option("label_smoothing", 0.0)
     labels = isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point()
-    plain = labels and rule.class_weight is None and (plain or rule.function is F.cross_entropy)
+    plain = labels and rule.class_weight is None and plain
     return 1 if plain else None
 
 

@@ -137,6 +137,8 @@ class GaussNewton(LinearOperator):
     cheap_forms = True
     # What it is called: the Fisher matrix is one of these as well.
     name = "GaussNewton"
+    # What a reader of its numbers should know, in words.
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -268,7 +268,8 @@ def _result(session: Session, name: str) -> Result:
 
     estimate, warned = quietly(work)
     found = answer[0]
-    notes, layers = (*found.notes, *session.risk.caveats, *warned), found.layers
+    own = session.A.notes if isinstance(session.A, GaussNewton) else ()
+    notes, layers = (*found.notes, *own, *session.risk.caveats, *warned), found.layers
     if not session.A.is_exact:
         estimate = _with_product_error(session, name, estimate)
         layers = layers and {key: _with_product_error(session, name, layer) for key, layer in layers.items()}

@@ -354,7 +354,7 @@ def make_operator(
         return GaussNewton(risk, **how)
     if settings.operator == "functional":
         return FunctionalPart(risk, **how)
-    return Fisher(risk, seed=settings.seed, **how)
+    return Fisher(risk, **how)
 
 
 def quietly(work: Callable[[], Estimate]) -> tuple[Estimate, tuple[str, ...]]:

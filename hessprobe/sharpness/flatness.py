@@ -14,7 +14,7 @@ from hessprobe import checks
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import Progress
-from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.hvp import Fisher, Hessian
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
@@ -160,8 +160,8 @@ def fisher_rao_norm(risk: Objective, *, kind: str = "empirical") -> Estimate:
     r"""Return ||w||_fr = sqrt(w^T F w).
 
     ``"empirical"``: F = E[grad l (grad l)^T] over the examples with their own targets, the definition of Liang et al.
-    on the data: w^T F w = E[(w . grad l)^2]. ``"model"``: F = the Gauss-Newton matrix, which for a softmax
-    cross-entropy is E over labels drawn from the model, the Fisher information itself.
+    on the data: w^T F w = E[(w . grad l)^2]. ``"model"``: F = E over targets
+    drawn from the model, the Fisher information itself, in closed form (see ``hvp.Fisher``).
 
     For a network of L + 1 layers without biases whose activations are homogeneous, (Jacobian) w = (L + 1) f, so that
     the empirical form has the closed form (L + 1)^2 E[<dl/df, f>^2]. It is unchanged by every rescaling of the weights
@@ -185,7 +185,7 @@ def fisher_rao_norm(risk: Objective, *, kind: str = "empirical") -> Estimate:
     require_objective("risk", risk)
     checks.one_of("kind", kind, ("empirical", "model"))
     began = time.perf_counter()
-    F = GaussNewton(risk) if kind == "model" else Fisher(risk, kind="empirical")
+    F = Fisher(risk, kind="exact" if kind == "model" else kind)
     square = float(F.quadratic_forms(risk.theta[None])[0])
     value = math.sqrt(max(square, 0.0))
     rounding = 8 * torch.finfo(risk.dtype).eps * value

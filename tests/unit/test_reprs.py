@@ -42,7 +42,7 @@ def risk() -> hp.EmpiricalRisk:
             f"Hessian(dim=8, engine='double_backward', risk={RISK})",
         ),
         (hp.GaussNewton, f"GaussNewton(dim=8, engine='auto', risk={RISK})"),
-        (hp.Fisher, f"Fisher(dim=8, engine='auto', risk=mc slopes of {RISK})"),
+        (hp.Fisher, f"Fisher(dim=8, engine='auto', risk={RISK})"),
         (
             lambda one: FunctionalPart(one, engine="double_backward"),
             f"FunctionalPart(dim=8, engine='double_backward', risk={RISK})",
