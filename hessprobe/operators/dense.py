@@ -10,6 +10,12 @@ from torch import Tensor
 
 from hessprobe.operators.base import LinearOperator
 
+# Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
+_ASYMMETRY = {torch.float64: 1e-4, torch.float32: 3e-2}
+
+# Dtypes of NumPy whose products torch holds as they are; others become float64.
+_TORCH = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16}
+
 
 class DenseOperator(LinearOperator):
     """A symmetric matrix held in memory.
@@ -53,22 +59,26 @@ class DenseOperator(LinearOperator):
 class WrappedOperator(LinearOperator):
     """A foreign symmetric operator with ``shape`` and ``@`` (SciPy, curvlinops, NumPy, torch), columns as vectors.
 
+    Its products are taken to be as exact as its own ``dtype`` allows. The first two vectors are used to check the
+    symmetry u . (A v) = v . (A u), which costs no further product.
+
     Args:
-        operator: square, symmetric; ``operator @ X`` takes (d, k) and returns (d, k), as tensor or NumPy array.
-        dtype, device: of the products to hand out.
+        operator: square, symmetric; ``operator @ X`` takes (d, k) and returns (d, k), as tensor or NumPy array: as a
+            tensor where its ``dtype`` is torch's. One that names no dtype is tried once, on zeros.
+        dtype, device: of the products to hand out; by default those of ``operator``, else float64 on the CPU.
         psd: claim that it is positive semidefinite.
 
     Raises:
-        TypeError: no ``shape`` or no ``@``.
-        ValueError: not square.
+        TypeError: no ``shape`` or no ``@``, complex, or a product with neither arrays nor tensors.
+        ValueError: not square; (at the second vector) not symmetric.
     """
 
     def __init__(
         self,
         operator: Any,
         *,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         psd: bool = False,
     ) -> None:
         if not (hasattr(operator, "shape") and hasattr(operator, "__matmul__")):
@@ -78,14 +88,79 @@ class WrappedOperator(LinearOperator):
             raise ValueError(
                 f"operator must be square; got shape {shape}. Only symmetric matrices have a spectrum here."
             )
+        own = getattr(operator, "device", None)
         self._operator = operator
-        self._takes_tensors = isinstance(operator, Tensor) or type(operator).__module__.split(".")[0] == "curvlinops"
-        self.dim, self.dtype, self.device, self.psd = int(shape[0]), dtype, torch.device(device), psd
+        self.dim, self.psd = int(shape[0]), psd
+        self.device = torch.device(device or (own if isinstance(own, torch.device | str) else "cpu"))
+        self.dtype, self._takes_tensors = _manner(operator, self.dim, dtype, self.device)
+        self._first: tuple[Tensor, Tensor] | None = None
+        self._symmetric = False
 
     def _matvecs(self, V: Tensor) -> Tensor:
-        columns = V.T if self._takes_tensors else np.ascontiguousarray(V.T.cpu().numpy())
-        product = self._operator @ columns
-        return torch.as_tensor(product, dtype=self.dtype, device=self.device).T.contiguous()
+        product = _columns(self._operator, V, self._takes_tensors)
+        result = torch.as_tensor(product, dtype=self.dtype, device=self.device).T.contiguous()
+        if not self._symmetric:
+            self._check_symmetry(V, result)
+        return result
+
+    def _check_symmetry(self, V: Tensor, products: Tensor) -> None:
+        for v, Av in zip(V[:2].double(), products[:2].double(), strict=True):
+            if self._first is None or not bool(self._first[0].any()):
+                self._first = v.clone(), Av.clone()
+                continue
+            u, Au = self._first
+            gap = abs(float(u @ Av) - float(v @ Au))
+            # Rounding of relative size e makes u . (A v) uncertain by about e ||u|| ||A v|| / sqrt(d).
+            scale = (float(u.norm() * Av.norm()) + float(v.norm() * Au.norm())) / self.dim**0.5
+            if gap > _ASYMMETRY.get(self.dtype, 0.5) * scale:
+                raise ValueError(
+                    f"operator must be symmetric; got u.(Av) = {float(u @ Av):.6g} and v.(Au) = {float(v @ Au):.6g}. "
+                    "Use (A + A.T) / 2."
+                )
+            self._first, self._symmetric = None, True
+            return
+
+
+def _columns(operator: Any, V: Tensor, as_tensors: bool) -> Any:
+    return operator @ (V.T if as_tensors else np.ascontiguousarray(V.T.cpu().numpy()))
+
+
+def _manner(operator: Any, dim: int, dtype: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, bool]:
+    """Return the dtype of a foreign operator's products and whether it multiplies tensors (else NumPy arrays)."""
+    own = getattr(operator, "dtype", None)
+    if isinstance(own, torch.dtype):
+        if not own.is_floating_point:
+            own = _real(own.is_complex, own)
+        return dtype or own, True
+    if own is not None:
+        kind = np.dtype(own)
+        known = _TORCH.get(kind) or _real(kind.kind == "c", kind)
+        return dtype or known, False
+    reason: Exception | None = None
+    for trial in (dtype,) if dtype else (torch.float64, torch.float32):
+        for as_tensors in (True,) if _multiplies_tensors(operator) else (False, True):
+            try:
+                torch.as_tensor(_columns(operator, torch.zeros(1, dim, dtype=trial, device=device), as_tensors))
+            except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = error
+            else:
+                return trial, as_tensors
+    raise TypeError(
+        f"operator must multiply arrays or tensors of shape (d, k); got {type(operator).__name__}, which fails on "
+        f"zeros: {(str(reason).strip().splitlines() or [type(reason).__name__])[0]}. Give it a dtype and a device."
+    ) from reason
+
+
+def _multiplies_tensors(operator: Any) -> bool:
+    return any(kind.__module__.split(".")[0] in ("torch", "curvlinops") for kind in type(operator).__mro__)
+
+
+def _real(is_complex: bool, dtype: object) -> torch.dtype:
+    if is_complex:
+        raise TypeError(f"operator must be real; got dtype {dtype}. Only real symmetric matrices are measured here.")
+    return torch.float64
 
 
 def _mend(value: Any) -> str:

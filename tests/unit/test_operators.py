@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from oracles import SumOperator, eigenvalues, symmetric
 from torch import Tensor
 
+import hessprobe as hp
 from hessprobe.operators import (
     Block,
     BlockDiagonal,
@@ -61,6 +63,66 @@ CASES: dict[str, tuple[LinearOperator, Tensor]] = {
     "reordered": (Reordered(DenseOperator(TOTAL[ORDER][:, ORDER]), ORDER), TOTAL),
     "counted": (Counted(A), TOTAL),
 }
+
+
+class _Float32Tensors:
+    """As curvlinops' operators are: takes tensors of its own dtype and device, nothing else."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, matrix: Tensor, named: bool = True) -> None:
+        self.matrix, self.shape = matrix.float(), tuple(matrix.shape)
+        if not named:
+            self.dtype = self.device = None
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        if not isinstance(X, Tensor):
+            raise ValueError(f"Input must be tensor or list of tensors. Got {type(X)}.")
+        return self.matrix @ X  # refuses float64
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_foreign_operators_are_given_the_dtype_that_they_want(named: bool) -> None:
+    matrix = _matrix()
+    foreign = _Float32Tensors(matrix, named)
+    A = aslinearoperator(foreign)
+    assert (A.dtype, A.device.type) == (torch.float32, "cpu")
+    torch.testing.assert_close(A.dense().double(), matrix, rtol=1e-5, atol=1e-5)
+    top = float(torch.linalg.eigvalsh(matrix)[-1])
+    for found, truth in (
+        (hp.trace(foreign, seed=0), float(matrix.trace())),
+        (hp.frobenius_norm(foreign, seed=0), float(matrix.norm())),
+        (hp.eigsh(foreign, 1, "largest", seed=0).estimate(0), top),
+    ):
+        low, high = found.interval(0.95)
+        assert low - 1e-5 * top <= truth <= high + 1e-5 * top
+
+
+def test_the_dtype_of_a_numpy_operator_is_kept() -> None:
+    matrix = _matrix().numpy()
+    for kind, dtype in ((np.float32, torch.float32), (np.float64, torch.float64)):
+        A = aslinearoperator(scipy.sparse.linalg.aslinearoperator(matrix.astype(kind)))
+        assert A.dtype == dtype
+        np.testing.assert_allclose(A.dense().numpy(), matrix, rtol=1e-5, atol=1e-5)
+    counted = aslinearoperator(scipy.sparse.csr_matrix(np.diag(np.arange(D))))
+    assert counted.dtype == torch.float64
+    assert hp.trace(counted, seed=0).value == pytest.approx(D * (D - 1) / 2, rel=0.05)
+    with pytest.raises(TypeError, match="operator must be real"):
+        aslinearoperator(scipy.sparse.linalg.aslinearoperator(matrix.astype(np.complex128)))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_foreign_operator_that_is_not_symmetric_is_refused(block: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    V = torch.randn(3, D, dtype=torch.float64, generator=generator)
+    for matrix in (_matrix(), _matrix() + 0.05 * torch.triu(torch.ones(D, D, dtype=torch.float64), 1)):
+        A = aslinearoperator(scipy.sparse.linalg.aslinearoperator(matrix.numpy()))
+        pieces = V.split(block)
+        if bool((matrix == matrix.T).all()):
+            torch.testing.assert_close(torch.cat([A.matvecs(piece) for piece in pieces]), V @ matrix)
+            continue
+        with pytest.raises(ValueError, match="operator must be symmetric"):
+            torch.cat([A.matvecs(piece) for piece in pieces])
 
 
 @pytest.mark.parametrize("name", list(CASES))
