@@ -22,17 +22,45 @@ class Hidden(LinearOperator):
     Args:
         matrices: (B, d, d), or (d, d) for a single one.
         weights: c_b; 1/B each by default.
+        blocks: named slices of 0..d-1.
+        psd: claim that the sum is positive semidefinite.
+        surrogate: a near operator of as many terms with the same weights.
+        knows_diagonal: tell the diagonal after all, at two products: for a surrogate.
     """
 
-    def __init__(self, matrices: Tensor, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        matrices: Tensor,
+        weights: Sequence[float] | None = None,
+        *,
+        blocks: dict[str, slice] | None = None,
+        psd: bool = False,
+        surrogate: Hidden | None = None,
+        knows_diagonal: bool = False,
+    ) -> None:
+        self._blocks, self.psd, self._surrogate, self._knows = dict(blocks or {}), psd, surrogate, knows_diagonal
         self.matrices = matrices if matrices.ndim == 3 else matrices[None]
         self.n_terms, self.dim = self.matrices.shape[:2]
         self.dtype, self.device = matrices.dtype, matrices.device
         self.weights = tuple(weights) if weights is not None else (1 / self.n_terms,) * self.n_terms
         self.total = torch.einsum("b,bij->ij", torch.tensor(self.weights, dtype=self.dtype), self.matrices)
 
+    @property
+    def surrogate(self) -> Hidden | None:
+        """As given."""
+        return self._surrogate
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """As given."""
+        return self._blocks
+
     def _matvecs(self, V: Tensor) -> Tensor:
         return V @ self.total
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return the diagonal where it is told."""
+        return (self.total.diagonal().double(), 2.0) if self._knows else None
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the matrices; the operator itself where there is one."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from hessprobe import report, validation
@@ -34,3 +36,56 @@ def test_an_unknown_pattern_is_wrong_usage(run):
     done = run("validate", "nonsense")
     assert done.code == 2
     assert "pattern must match a claim" in done.err
+
+
+@pytest.fixture
+def short_bars(monkeypatch):
+    def use(factor):
+        from hessprobe.validation.coverage import trials
+
+        plain = trials.one
+
+        def shrunk(estimate, truth, **how):
+            found = plain(estimate, truth, **how)
+            half = (found.high - found.low) / 2 * factor
+            return dataclasses.replace(found, low=found.value - half, high=found.value + half, flagged=False)
+
+        monkeypatch.setattr(trials, "one", shrunk)
+
+    return use
+
+
+@pytest.mark.parametrize(("factor", "code", "word"), [(1.0, 0, "holds"), (0.5, 1, "1 fail")])
+def test_coverage_ends_with_1_where_a_cell_is_low(run, short_bars, tmp_path, factor, code, word):
+    short_bars(factor)
+    what = ("trace-gaussian", "--coverage", "--family", "flat", "--probes", "16", "--seeds", "60")
+    done = run("validate", *what, "--out", tmp_path / "v")
+    assert done.code == code
+    assert word in done.out
+    record = report.read_record(tmp_path / "v" / "coverage.json")
+    (row,) = record["results"]
+    assert (record["command"], row["question"], row["family"]) == ("validate-coverage", "trace, Gaussian", "flat")
+    assert word in (tmp_path / "v" / "coverage.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["coverage.json", "coverage.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--seeds", "3"), "--seeds must be left out without --coverage"),
+        (("--coverage", "--full"), "--full must be left out with --coverage"),
+        (("--coverage", "--probes", "8,x"), "probes must be integers >= 2"),
+        (("--coverage", "--family", "flatt"), "Did you mean 'flat'"),
+        (("--coverage", "xtrac"), "Did you mean 'xtrace'"),
+        (("--coverage", "--jobs", "0"), "jobs must be"),
+    ],
+)
+def test_wrong_use_of_coverage_is_told(run, arguments, words):
+    done = run("validate", *arguments)
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_coverage_lists_its_estimators(run):
+    done = run("validate", "x*", "--coverage", "--list")
+    assert done.out == "xtrace  trace, XTrace\nxdiag  entry of the diagonal, XDiag\n"

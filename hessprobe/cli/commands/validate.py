@@ -1,4 +1,4 @@
-"""``hessprobe validate``: claims of the theory against measurement."""
+"""``hessprobe validate``: claims of the theory against measurement, and the coverage of every interval."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.commands import validate_coverage
 
 
 def validate(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="Which claims, e.g. wen-ma-li or '*/linear-rate*'.")
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]",
+            help="Which claims, e.g. wen-ma-li or '*/linear-rate*'; with --coverage which estimators.",
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="More runs and steps, and the claims that take minutes.")
@@ -22,16 +27,43 @@ def validate(
     out: Annotated[
         str | None, typer.Option("--out", metavar="FOLDER", help="Write record, Markdown table and figures there.")
     ] = None,
-    only_list: Annotated[bool, typer.Option("--list", help="Name the claims and leave.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Name the claims, or the estimators, and leave.")] = False,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Count how often intervals hold the truth, on matrices drawn by seed.")
+    ] = False,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", help="--coverage: one family of matrices; repeatable. All.")
+    ] = None,
+    probes: Annotated[
+        str | None, typer.Option("--probes", help="--coverage: numbers of probes, e.g. 8,16. Those of each estimator.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="--coverage: runs of each cell. 400.")] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option("--confirm", help="--coverage: a cell that is low is made anew with so many times the runs. 4."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", help="--coverage: processes of one thread each. 1.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="--coverage: of matrices and probes. 0.")] = None,
     json: options.Json = None,
     debug: options.Debug = False,
 ) -> None:
     """Hold the theory against measurement; exit with 1 where a claim fails.
 
-    Example: hessprobe validate wen-ma-li
+    With --coverage, cells are kept in OUT/coverage.cells.jsonl as they come, so that a run that was interrupted goes on
+    where it stood; at the end stand OUT/coverage.json and OUT/coverage.md. Exit with 1 where a cell covers too little
+    and no flag says so.
+
+    Examples: hessprobe validate wen-ma-li; hessprobe validate --coverage --jobs 2 --out reports/validation
     """
     del debug  # the wrapper reads it
     options.check_outputs(json=json)
+    given = {"family": family, "probes": probes, "seeds": seeds, "confirm": confirm, "jobs": jobs, "seed": seed}
+    if coverage:
+        validate_coverage.run(pattern, given, only_list=only_list, full=full, out=out, json=json)
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise failures.UsageError(f"--{name} must be left out without --coverage; got {value!r}. Add --coverage.")
     from hessprobe import validation
     from hessprobe.cli.progress import status_line
 
