@@ -79,7 +79,7 @@ def frobenius_norm(
         {name: {value, std_error}} with ||A[block, :]||_F^2, ``trace`` {value, std_error} from the same probes,
         ``pair_weight``, ``deflated``, ``pilot``. Flag ``"heavy-tailed"``: few eigenvalues carry the probes' part, so
         that nearly all misses of the interval are values too low; without deflation it covered 93 to 97 % with 8 to 24
-        probes, flagged or not (18 spectra, 2,000 seeds, see ``squares``), but its differences cover 88 to 95 %; deflate.
+        probes, flagged or not (18 spectra, 2,000 seeds, see ``squares``), but its differences 88 to 95 %; deflate.
 
     Raises:
         ValueError: an argument outside its range.
