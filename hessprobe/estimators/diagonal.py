@@ -237,7 +237,7 @@ def _xdiag(task: Task, count: int) -> DiagonalEstimate:
     values, errors = exchange_diagonal(sketch)
     if sketch.factor is None:
         return without_error(values, "xdiag")
-    df = torch.full_like(values, count - 1.0)
+    df = torch.full_like(values, float(count))
     return DiagonalEstimate(values, errors, df, 0.0, count, "xdiag")
 
 

@@ -26,7 +26,7 @@ _MAX_DRAWS = 1 << 14
 # The fewest passes with an error bar, and the share of the tolerance that counts as far inside it.
 _FEWEST, _FAR_INSIDE = 2, 0.02
 # Fewer samples than this say little of their own error.
-_FEWEST_SAMPLES = 5
+FEWEST_SAMPLES = 5
 # Fewer samples than this with a larger skewness make the t-interval cover less than it says.
 _FEW = 40
 _SKEWED = 1.2
@@ -205,7 +205,7 @@ def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Esti
         more["deflated_trace"] = known.trace
     unknown = not samples.knows_law(True) and samples.raw.numel() < _FEW
     flags = ("heavy-tailed",) if unknown and abs(samples.skewness(True)) > _SKEWED else ()
-    if task.goal.n_probes is not None and samples.raw.numel() < _FEWEST_SAMPLES:
+    if task.goal.n_probes is not None and samples.raw.numel() < FEWEST_SAMPLES:
         flags = (*flags, "few-probes")
     if between is None and A.n_terms > 1:
         flags = (*flags, "data-error-unresolved")

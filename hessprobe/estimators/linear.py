@@ -41,6 +41,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.estimators.deflate import block_rows, blocks_of, project
+from hessprobe.estimators.law import with_prior
 from hessprobe.jackknife import DataError, data_error
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
@@ -329,7 +330,8 @@ def sample_linear(
         if walk.blocks.count:
             blocks.add(weight, *walk.block_moments(), how.count)
         if diagonal is not None:
-            diagonal.add(weight, *_with_prior(*walk.entries.moments(), how.count), how.count)
+            mean, variance = walk.entries.moments()
+            diagonal.add(weight, mean, with_prior(variance, how.count), how.count)
     samples = LinearSamples(
         torch.tensor(weights, dtype=torch.float64),
         torch.stack(raw),
@@ -370,14 +372,6 @@ def fold(rows: Tensor) -> Tensor:
     where = torch.randint(_FOLDED, (rows.shape[1],), generator=generator).to(rows.device)
     signs = (2 * torch.randint(2, (rows.shape[1],), generator=generator) - 1).to(rows)
     return rows.new_zeros(len(rows), _FOLDED).index_add_(1, where, rows * signs).cpu()
-
-
-def _with_prior(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return means and variances of entries, these with one degree of freedom from their average over all entries.
-
-    An entry with few couplings may show no spread in few probes without being exact; the sum over entries stays.
-    """
-    return mean, ((count - 1) * variance + variance.mean()) / count
 
 
 @dataclass

@@ -14,10 +14,10 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
 from hessprobe.estimators.deflate import basis_of
-from hessprobe.estimators.hutchinson import Plan, hutchinson, pilot
+from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
 from hessprobe.estimators.task import Task, block_diagonal, exact_diagonal, sums_of_blocks
-from hessprobe.estimators.xtrace import Small, exchange, exchange_error, exchange_trace
+from hessprobe.estimators.xtrace import exchange, exchange_error, exchange_trace
 from hessprobe.operators import Counted, aslinearoperator
 from hessprobe.probes import LAWS
 
@@ -191,7 +191,7 @@ def _xtrace_run(task: Task, count: int) -> Estimate:
     if 2 * count >= A.dim:
         return _exact(task).with_(method="xtrace:exact")
     sketch = exchange(A, count, task.seed, task.law)
-    value, error, solver = exchange_trace(sketch)
+    value, error, solver = exchange_trace(sketch, task.law)
     if task.callback is not None:
         task.callback(budget.Progress(2 * count, 2 * count, value, error))
     dependent = sketch.factor is None
@@ -202,6 +202,7 @@ def _xtrace_run(task: Task, count: int) -> Estimate:
         samples=0 if dependent else count,
         method="xtrace",
         kind="exact" if dependent else "estimate",
+        flags=("few-probes",) if not dependent and count < FEWEST_SAMPLES else (),
         details={"rank": sketch.basis.shape[0]},
     )
 
@@ -214,8 +215,8 @@ def _xtrace_wanted(task: Task) -> int:
     sketch = exchange(A, _XPILOT, task.seed, task.law, stream="pilot")
     if sketch.factor is None:
         return _XMINIMUM
-    value, error = exchange_error(Small.of(sketch, _XPILOT))
-    coarse = exchange_error(Small.of(sketch, _XPILOT // 2))[1]
+    value, error = exchange_error(sketch, _XPILOT, task.law)
+    coarse = exchange_error(sketch, _XPILOT // 2, task.law)[1]
     if error == 0.0:
         return _XMINIMUM
     rate = min(max(math.log2(max(coarse, error) / error), 0.5), 1.5)

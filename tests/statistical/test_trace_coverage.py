@@ -8,7 +8,7 @@ from oracles import SPECTRA, Plain, SumOperator, eigenvalues, symmetric
 from stats import coverage
 from torch import Tensor
 
-from hessprobe.estimators import frobenius_norm, trace
+from hessprobe.estimators import diagonal, frobenius_norm, trace
 
 SEEDS = range(300, 600)
 
@@ -109,3 +109,41 @@ def check(found: list, truth: float) -> None:
     assert abs(float(bias.mean())) < 4 * float(bias.std()) / len(found) ** 0.5
     typical = torch.tensor([e.std_error for e in found], dtype=torch.float64).square().mean().sqrt()
     assert 0.85 < float(bias.square().mean().sqrt() / typical) < 1.15
+
+
+def localised(seed: int, dim: int = 60) -> Tensor:
+    """Return 9 to 12 large eigenvalues on a third of the coordinates or fewer, and a small rest, by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    count, size = 9 + seed % 4, 14 + seed % 7
+    values = 50 * torch.rand(count, generator=generator, dtype=torch.float64) - 5 * (seed % 3)
+    inner = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q[:, :count]
+    matrix = torch.diag(0.15 * torch.randn(dim, generator=generator, dtype=torch.float64))
+    where = torch.randperm(dim, generator=generator)[:size]
+    matrix[where[:, None], where] += (inner * values) @ inner.T
+    return (matrix + matrix.T) / 2
+
+
+def test_exchanged_probes_cover_localised_eigenvectors() -> None:
+    matrices = [localised(seed) for seed in range(400)]
+    found = [trace(Plain(A), n_probes=8, method="xtrace", seed=s) for s, A in enumerate(matrices)]
+    ends = [(float(A.trace()), *e.interval()) for A, e in zip(matrices, found, strict=True)]
+    hits = [low <= truth <= high for truth, low, high in ends]
+    # Two binomial errors below 95 %.
+    assert sum(hits) / len(hits) >= 0.928
+
+
+@pytest.mark.parametrize(("method", "n"), [("xdiag", 4), ("xdiag", 8), ("hutchinson", 3), ("hutchinson", 8)])
+def test_entries_of_sparsely_coupled_matrices_are_covered_and_none_is_called_exact(method: str, n: int) -> None:
+    inside, zero, entries = 0, 0, 0
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        couplings = torch.randn(30, generator=generator, dtype=torch.float64).exp() if seed % 2 else torch.ones(30)
+        A = torch.diag(torch.randn(60, generator=generator, dtype=torch.float64))
+        A[range(0, 60, 2), range(1, 60, 2)] = A[range(1, 60, 2), range(0, 60, 2)] = couplings.double()
+        found = diagonal(Plain(A), n_probes=n, method=method, seed=seed)
+        low, high = found.interval()
+        inside += int(((low <= A.diagonal()) & (A.diagonal() <= high)).sum())
+        zero += int((found.std_error == 0).sum())
+        entries += 60
+    assert zero == 0
+    assert inside / entries >= 0.93

@@ -23,7 +23,8 @@ def z_scores(A: torch.Tensor, **options: object) -> torch.Tensor:
 def test_every_entry_agrees_within_its_error(kind: str, method: str, n: int) -> None:
     z = z_scores(symmetric(eigenvalues(kind)), method=method, n_probes=n, seed=1)
     assert float(z.abs().max()) < 5.5
-    assert 0.75 < float(z.square().mean().sqrt()) < 1.35
+    # The variance of XDiag is taken at its largest, twice that of samples which do not share a sketch.
+    assert (0.75 if method == "hutchinson" else 0.6) < float(z.square().mean().sqrt()) < 1.35
     assert abs(float(z.mean())) < 0.5
 
 

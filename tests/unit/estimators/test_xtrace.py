@@ -10,6 +10,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators import diagonal, trace
 from hessprobe.estimators.xtrace import Small, exchange, exchange_diagonal, exchange_error
+from hessprobe.probes import LAWS
 
 
 def left_out(matrix: Tensor, W: Tensor, *, skip: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
@@ -36,23 +37,36 @@ def test_samples_are_their_definition(kind: str) -> None:
     torch.testing.assert_close(small.samples(), values)
     found, errors = exchange_diagonal(sketch)
     torch.testing.assert_close(found, diagonals.mean(0))
-    torch.testing.assert_close(errors, diagonals.std(0) * (1.5 / 9) ** 0.5)
+    variance = diagonals.var(0)
+    torch.testing.assert_close(errors, ((8 * variance + variance.mean()) / 9 * 2 / 9).sqrt())
     shorter, _ = left_out(matrix, sketch.probes[:4].T)
     torch.testing.assert_close(Small.of(sketch, 4).samples(), shorter)
     for j, samples in enumerate(small.without(0, 9).samples()):
         torch.testing.assert_close(samples, left_out(matrix, sketch.probes.T, skip=(j,))[0])
 
 
-def test_the_error_lies_between_the_naive_one_and_its_root_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Small.of(exchange(Plain(symmetric(eigenvalues("flat"))), 16, 0, "sphere"), 16)
-    value, error = exchange_error(small)
-    naive = float(small.samples().std()) / 4
-    left = small.without(0, 16).samples().mean(1)
-    jackknife = float((left - left.mean()).square().sum()) * 15 / 16
-    assert error**2 == pytest.approx(min(naive**2 + (jackknife - naive**2) / 4, 2 * naive**2))
-    assert naive < error < 1.4143 * naive
-    monkeypatch.setattr("hessprobe.estimators.xtrace._BATCH", 600)
-    assert exchange_error(small) == pytest.approx((value, error))
+@pytest.mark.parametrize("law", LAWS)
+def test_the_error_is_that_of_the_law_of_the_remainders(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, n = symmetric(eigenvalues("outliers", 60)) + 3 * torch.eye(60, dtype=torch.float64), 9
+    sketch = exchange(Plain(matrix), n, 5, law)
+    rows, quotients, rests = [], [], []
+    for i, w in enumerate(sketch.probes):
+        Q = torch.linalg.qr(matrix @ sketch.probes[[j for j in range(n) if j != i]].T).Q
+        P = torch.eye(60, dtype=torch.float64) - Q @ Q.T
+        rests.append((P @ w, P @ matrix @ P @ w))
+        quotients.append((w @ rests[i][1]) / (rests[i][0] @ rests[i][0]))
+    shift = torch.stack(quotients).mean().expand(n) if law == "rademacher" else torch.stack(quotients)
+    rows = torch.stack([image - c * inside for (inside, image), c in zip(rests, shift, strict=True)])
+    law_variance = 2 * (sketch.probes * rows).var(0).sum() if law == "rademacher" else 2 * rows.square().sum(1).mean()
+    small = Small.of(sketch, n)
+    naive = float(small.samples().var()) / n
+    left = small.without(0, n).samples().mean(1)
+    jackknife = float((left - left.mean()).square().sum()) * (n - 1) / n
+    factor = min(1 + max(jackknife / naive - 1, 0) / 4, 2)
+    value, error = exchange_error(sketch, n, law)
+    assert error**2 == pytest.approx(factor * float(law_variance) / n)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._BATCH", 200)
+    assert exchange_error(sketch, n, law) == pytest.approx((value, error))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5, 8])
