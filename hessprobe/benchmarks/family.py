@@ -199,7 +199,11 @@ def _batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def family_table(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float, float, float]]) -> str:
-    """Return the comparison as Markdown: means over seeds, -+ the standard error of the mean."""
+    """Return the comparison as Markdown: means over seeds, -+ the standard error of the mean.
+
+    One run has no such error (``n/a``), and equal accuracies of several are no sign that there is none: they are shares
+    of a few hundred examples.
+    """
     lines = [
         "| optimizer | test accuracy % | lambda_max | trace | Frobenius | time of a step / SGD |",
         "|---|---:|---:|---:|---:|---:|",
@@ -219,8 +223,12 @@ def family_table(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float,
 
 def _mean(values: Sequence[float], errors: Sequence[float] = ()) -> str:
     mean = statistics.fmean(values)
-    between = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if len(values) == 1:
+        return f"{mean:.4g} ± n/a"
+    between = statistics.stdev(values) / math.sqrt(len(values))
     within = math.sqrt(sum(e * e for e in errors)) / len(values)
     error = max(between, within)
-    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    if not error > 1e-9 * abs(mean):
+        return f"{mean:.4g} (all {len(values)} equal)"
+    digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{mean:.{min(digits, 6)}f} ± {error:.{min(digits, 6)}f}"

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprobe.benchmarks.ratios import quartiles
 from hessprobe.landscape import axis, evaluate, random_plane
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import RISK_BATCH_SIZE
@@ -54,7 +55,7 @@ class PlaneTiming:
         seconds: median time of a plane of 51 x 51 points.
         milliseconds: median time of a point.
         ratio: median over rounds of the time of the plane over that of as many plain forward passes, same round.
-        low, high: quartiles of the ratio.
+        low, high: quartiles of the ratio; None for one round.
         rounds: interleaved rounds.
         points: timed a round.
     """
@@ -64,8 +65,8 @@ class PlaneTiming:
     seconds: float
     milliseconds: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     rounds: int
     points: int
 
@@ -168,7 +169,7 @@ def _peer(module: nn.Module, inputs: Tensor, labels: Tensor, size: int) -> tuple
 
 def _timing(case: Case, name: str, planes: dict[str, list[float]], points: dict[str, list[float]]) -> PlaneTiming:
     ratios = [own / plain for own, plain in zip(planes[name], planes[PLAIN], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    low, high = quartiles(ratios)
     return PlaneTiming(
         case=case.name,
         contestant=name,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprobe.benchmarks.ratios import quartiles
 from hessprobe.optim import SAM
 from hessprobe.training.models import build_model
 
@@ -39,7 +40,7 @@ class StepTiming:
         milliseconds: median time of a step; for shapes the gradients are given, so it is the optimizer's own time.
         ratio: median over rounds of that time over the fastest peer's of the same round (shapes), or over the time of
             two gradients and the base step (network).
-        low, high: quartiles of the ratio.
+        low, high: quartiles of the ratio; None for one round.
         rounds: interleaved rounds.
     """
 
@@ -47,8 +48,8 @@ class StepTiming:
     contestant: str
     milliseconds: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     rounds: int
 
     def row(self) -> dict[str, object]:
@@ -195,7 +196,7 @@ def _rounds(works: Sequence[Callable[[], object]], rounds: int) -> list[list[flo
 
 def _timing(case: str, contestant: str, own: Sequence[float], reference: Sequence[float]) -> StepTiming:
     ratios = [a / b for a, b in zip(own, reference, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    low, high = quartiles(ratios)
     return StepTiming(
         case=case,
         contestant=contestant,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import grad, linearize
 
 from hessprobe.benchmarks.cases import Case
+from hessprobe.benchmarks.ratios import quartiles
 from hessprobe.hvp import ENGINES, Hessian
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
 
@@ -37,7 +38,7 @@ class Timing:
         contestant: engine, ``"auto"``, or a reference.
         vectors: vectors in one call.
         ratio: median time of one vector's product over the time of a gradient.
-        low, high: quartiles of that ratio over the rounds.
+        low, high: quartiles of that ratio over the rounds; None for one round.
         milliseconds: median time of one vector's product.
         gradient_milliseconds: median time of the gradient.
         rounds: number of rounds.
@@ -50,8 +51,8 @@ class Timing:
     contestant: str
     vectors: int
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     milliseconds: float
     gradient_milliseconds: float
     rounds: int
@@ -200,7 +201,7 @@ def _timing(
     case: Case, contestant: _Contestant, vectors: int, own: list[float], gradient: list[float], error: float
 ) -> Timing:
     ratios = [a / vectors / b for a, b in zip(own, gradient, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    low, high = quartiles(ratios)
     return Timing(
         case=case.name,
         contestant=contestant.name,

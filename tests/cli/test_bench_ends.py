@@ -61,7 +61,9 @@ def test_a_signal_writes_what_is_finished_and_leaves_no_process(started, tmp_pat
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
-    assert "| sgd | 91.000 ± 0.000 |" in out
+    assert "| sgd | 91 ± n/a | 2 ± n/a |" in out
+    assert "1 seeds" not in out
+    assert "one seed, which leaves the spread between runs unknown" in out
     assert "| gsam | not finished | | | | 1.00 |" in out
     assert (tmp_path / "o.md").read_text() == out
     record = report.read_record(tmp_path / "o.json")
@@ -81,7 +83,7 @@ def test_a_run_that_is_killed_is_named_and_the_others_are_kept(run, monkeypatch,
     killed = "was killed by SIGKILL, as happens where memory runs out"
     sentence = f"the run of adamw, seed 0, {killed}; the run of adamw, seed 1, {killed}; 2 of 4 runs were finished."
     assert (done.code, done.err) == (1, f"hessprobe: error: {sentence}\n")
-    assert "| sgd | 91.000 ± 0.000 | 2.50 ± 0.50 |" in done.out
+    assert "| sgd | 91 (all 2 equal) | 2.50 ± 0.50 |" in done.out
     record = report.read_record(tmp_path / "o.json")
     assert (record["flags"], record["errors"]) == (["failed"], [sentence])
     assert [(row["optimizer"], row["seed"]) for row in record["timings"]] == [("sgd", 0), ("sgd", 1), ("adamw", None)]

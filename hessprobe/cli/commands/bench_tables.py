@@ -47,8 +47,8 @@ def _optimizers(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     special = ", ".join(f"{name} {value}" for name, value in family.SETTINGS.items())
     head = (
         f"Digits MLP with LayerNorm, 30 epochs, batch 32, {family.LABEL_NOISE:.0%} of the training labels "
-        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {request.seeds} seeds: mean ± "
-        "standard error of the mean. Test accuracy on true labels; curvature of the training loss, each estimate to "
+        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {_runs(request.seeds)}. "
+        "Test accuracy on true labels; curvature of the training loss, each estimate to "
         f"1 %. Time of a step: median ratio to SGD, interleaved, one process. Not at their defaults: {special}.\n\n"
         "Made by `hessprobe bench --suite optimizers --markdown FILE`.\n\n"
     )
@@ -63,6 +63,12 @@ def _optimizers(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     return "Every optimizer on noisy digits", head + table
 
 
+def _runs(seeds: int) -> str:
+    if seeds == 1:
+        return "one seed, which leaves the spread between runs unknown (n/a)"
+    return f"{seeds} seeds: mean ± standard error of the mean"
+
+
 def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     from hessprobe.benchmarks import landscapes
 
@@ -72,7 +78,7 @@ def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     ]
     lines += [
         f"| {landscapes.CASES[row['case']].title} | {row['contestant']} | {row['seconds']:.2f} | "
-        f"{row['milliseconds']:.2f} | {row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
+        f"{row['milliseconds']:.2f} | {row['ratio']:.3f} | {_quartiles(row)} |"
         for row in rows
     ]
     size = landscapes.SIZE
@@ -84,3 +90,7 @@ def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
         f"many points a pass holds. Timed were ({sizes}); the rest of the plane is the time of a point once more.",
     ]
     return "Time of a loss landscape", "\n".join(lines) + "\n"
+
+
+def _quartiles(row: _Row) -> str:
+    return "n/a" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from hessprobe.benchmarks import family, optimizers
+from hessprobe.benchmarks import family, optimizers, ratios
 from hessprobe.optim import SAM
 
 
@@ -67,7 +65,15 @@ _RECIPE = family.Recipe
 def test_means_carry_the_larger_of_the_two_errors():
     assert family._mean([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
     assert family._mean([10.0, 10.0], [3.0, 4.0]) == "10.0 ± 2.5"
-    assert not math.isnan(float(family._mean([0.5]).split(" ")[0]))
+
+
+def test_an_error_that_is_not_known_is_not_zero():
+    assert family._mean([92.857142]) == "92.86 ± n/a"
+    # The error of one measured value says nothing of other seeds.
+    assert family._mean([10.0], [0.3]) == "10 ± n/a"
+    assert family._mean([96.978, 96.978, 96.978]) == "96.98 (all 3 equal)"
+    assert ratios.quartiles([1.5]) == (None, None)
+    assert ratios.quartiles([1.0, 1.5, 2.0]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sam", "frob-sam"])

@@ -65,6 +65,7 @@ def test_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.output
     rows = json.loads(record.read_text())["timings"]
     assert {row["vectors"] for row in rows} == {1, 8}
+    assert {(row["low"], row["high"]) for row in rows} == {(None, None)}, "one round has no quartiles"
     assert table.read_text() == result.output
     auto = next(row for row in rows if row["contestant"] == "auto" and row["vectors"] == 1)
     assert f"| auto | {auto['ratio']:.2f} |" in table.read_text()
