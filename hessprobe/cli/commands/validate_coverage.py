@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe import checks
 from hessprobe.cli import failures, signals
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def run(
         out: folder, or None.
         json: file of the record, ``"-"`` or None.
     """
+    from hessprobe import checks
     from hessprobe.validation import coverage
 
     if full:
@@ -56,6 +56,7 @@ def run(
 
 
 def _settings(pattern: str | None, given: Mapping[str, Any]) -> Settings:
+    from hessprobe import checks
     from hessprobe.validation.coverage import Settings, units
 
     sizes = None
