@@ -40,10 +40,10 @@ NAMES: dict[str, Entry] = {
         "Ubaru, Chen and Saad (2017)",
     ),
     "density": Entry(
-        "share",
-        "share of eigenvalues that are negative; the record holds the density with its band",
+        "curvature",
+        "distribution of the eigenvalues; the record holds the curve with its band, quantiles, and shares",
         "Chen et al. (2021)",
-        number="the share of eigenvalues below zero by more than the near-zero threshold",
+        number="the median eigenvalue",
     ),
     "diagonal": Entry(
         "curvature",

@@ -14,6 +14,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
+from hessprobe.measures import distribution
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
 from hessprobe.measures.settings import MeasureSettings, Result, settings_of
@@ -85,21 +86,11 @@ def _effective_dimension(session: Session) -> _Answer:
 
 def _density(session: Session) -> _Answer:
     density = session.sketch.density(grid=fine_grid(session.sketch))
-    low, high = density.band(session.settings.confidence)
-    arrays = {
-        "grid": density.grid,
-        "density": density.density,
-        "cdf": density.cdf,
-        "cdf_band_low": low,
-        "cdf_band_high": high,
-        "nodes": density.nodes,
-        "weights": density.weights,
-    }
-    shares = (
-        f"shares of eigenvalues: {density.positive.value:.3g} above {density.zero:.3g}, {density.near_zero.value:.3g} "
-        f"near zero, {density.negative.value:.3g} below {-density.zero:.3g}"
-    )
-    return _Answer(_from_sketch(session, "density", density.negative), arrays=arrays, notes=(shares,))
+    level, sure = session.settings.confidence, 1 - session.settings.bracket_delta
+    arrays = distribution.curve(density, level)
+    arrays |= distribution.quantiles(density, level) | distribution.shares(density, level)
+    median = _from_sketch(session, "density", distribution.median(density, sure))
+    return _Answer(median, arrays=arrays, notes=distribution.sentences(arrays, level))
 
 
 def _diagonal(session: Session) -> _Answer:

@@ -28,7 +28,7 @@ def test_flags_and_notes_are_sentences_in_options():
 @pytest.mark.parametrize(
     ("measure", "sentence"),
     [
-        ("density", "the number is the share of eigenvalues below zero by more than the near-zero threshold; "),
+        ("density", "the number is the median eigenvalue; "),
         ("diagonal", "the number is the mean diagonal entry, trace / d; "),
     ],
 )

@@ -1,4 +1,4 @@
-"""The spectral density with its certified band, and the extreme eigenvalues with their residuals."""
+"""The spectral density with its band, and the extreme eigenvalues with their residuals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import Floats, array, between, entry, short, spread
+from hessprobe.report.figures.fields import Floats, array, between, entry, short
 from hessprobe.report.figures.style import BLUE, COLORS, GRAY, SKY, VERMILION
 from hessprobe.report.numbers import with_error
 from hessprobe.report.typography import pretty
@@ -68,18 +68,23 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
     alt = (
         f"Above, how many eigenvalues of the {matrix} lie where, from {short(float(nodes.min()))} to "
         f"{short(float(nodes.max()))}; below, the share of them below each point: left on a linear axis, right on a "
-        f"logarithmic one. {_negative(row, where)}At 0 the {level:g} % band of the distribution reaches from "
+        f"logarithmic one. {_quantiles(row, where)}At 0 the {level:g} % band of the distribution reaches from "
         f"{100 * float(np.interp(0.0, grid, low)):.3g} to {100 * float(np.interp(0.0, grid, high)):.3g} %. {_BAND}"
     )
     return Drawn(f"density-{row['operator']}", f"Spectral density of the {matrix}", alt, draw, (7.6, 5.0))
 
 
-def _negative(row: Mapping[str, Any], where: str) -> str:
-    """Return the share of negative eigenvalues in a sentence: it is far better known than the curve at 0."""
-    if row.get("unit") != "share" or row.get("value") is None:
+def _quantiles(row: Mapping[str, Any], where: str) -> str:
+    """Return the outer and the middle quantile in a sentence; nothing of a record that has none."""
+    if "quantile" not in (row.get("arrays") or {}):
         return ""
-    value, below, above = (100 * each for each in spread(row, where))
-    return f"{between(value, below, above)} % of the eigenvalues are negative. "
+    names = ("quantile_levels", "quantile", "quantile_low", "quantile_high")
+    levels, values, lows, highs = (array(row, name, where) for name in names)
+    shown = [0, len(levels) // 2, len(levels) - 1]
+    texts = [
+        f"{100 * levels[i]:g} % up to {between(values[i], values[i] - lows[i], highs[i] - values[i])}" for i in shown
+    ]
+    return f"Of the eigenvalues lie {'; '.join(texts)}. "
 
 
 def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn:
@@ -131,9 +136,7 @@ def _density(panel: Any, grid: Floats, curve: Floats, nodes: Floats, weights: Fl
 def _distribution(panel: Any, grid: Floats, cdf: Floats, low: Floats, high: Floats, level: float) -> None:
     # Between two points the function is at least what it is at the left one and at most what it is at the right one.
     places, bottom, top = np.repeat(grid, 2)[1:-1], np.repeat(low[:-1], 2), np.repeat(high[1:], 2)
-    panel.fill_between(
-        places, bottom, top, color=SKY, alpha=0.6, lw=0, label=f"certified {level:g} % band, at each point"
-    )
+    panel.fill_between(places, bottom, top, color=SKY, alpha=0.6, lw=0, label=f"{level:g} % band, at each point")
     panel.plot(grid, cdf, color=BLUE, lw=1.0, label="distribution function")
     panel.set(ylim=(-0.02, 1.02))
     panel.grid()

@@ -22,7 +22,7 @@ _PHRASES = {
     "trace": "trace of the {}",
     "frob": "Frobenius norm of the {}",
     "logdet": "log-determinant of the {}",
-    "density": "share of negative eigenvalues of the {}",
+    "density": "median eigenvalue of the {}",
     "diagonal": "mean diagonal entry of the {}",
     "effective-rank": "effective rank of the {}",
     "effective-dimension": "effective dimension of the {}",

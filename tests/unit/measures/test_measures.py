@@ -11,7 +11,7 @@ import nets
 import pytest
 import torch
 from stats import assert_agrees
-from torch import Tensor
+from torch import Tensor, nn
 
 import hessprobe as hp
 from hessprobe import krylov
@@ -38,7 +38,8 @@ TRUTH: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "trace": lambda values, psd: values.sum(),
     "frob": lambda values, psd: values.norm(),
     "logdet": _logdet,
-    "density": lambda values, psd: (values < -1e-3 * values.abs().max()).double().mean(),
+    # The smallest x that half of the eigenvalues do not exceed.
+    "density": lambda values, psd: values.sort().values[(len(values) - 1) // 2],
     "diagonal": lambda values, psd: values.mean(),
     "effective-rank": lambda values, psd: values.sum() ** 2 / values.square().sum(),
     "effective-dimension": _dimension,
@@ -74,7 +75,7 @@ def test_agrees_with_the_dense_matrix(
     values = torch.linalg.eigvalsh(matrix)
     truth = float(TRUTH[name](values, operator != "hessian"))
     estimate = results[name].estimate
-    scale = float(values.abs().max()) if name.startswith("lambda") else abs(truth)
+    scale = float(values.abs().max()) if name.startswith("lambda") or name == "density" else abs(truth)
     assert_agrees(estimate, truth, max(0.2 * scale, 1e-12))
     assert results[name].engine == "double_backward"
     assert results[name].unit == NAMES[name].unit
@@ -128,6 +129,46 @@ def test_arrays(measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor]) 
     density = results["density"].arrays
     cdf = (torch.linalg.eigvalsh(matrix)[None] <= density["grid"][:, None]).double().mean(1)
     assert bool((density["cdf_band_low"] <= cdf + 1e-9).all() and (cdf <= density["cdf_band_high"] + 1e-9).all())
+
+
+def test_a_density_says_quantiles_and_shares_at_thresholds_that_are_the_same_for_all(
+    measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor],
+) -> None:
+    operator, _, results, matrix = measured
+    found = results["density"]
+    values, arrays = torch.linalg.eigvalsh(matrix), found.arrays
+    slack = 1e-9 * float(values.abs().max())
+    for level, low, high in zip(
+        *(arrays[f"quantile{end}"].tolist() for end in ("_levels", "_low", "_high")), strict=True
+    ):
+        truth = float(values[math.ceil(level * len(values)) - 1])
+        assert low - slack <= truth <= high + slack, level
+    names = ("share_thresholds", "share_beyond_low", "share_beyond_high")
+    for x, low, high in zip(*(arrays[name].tolist() for name in names), strict=True):
+        truth = float((values > x if x > 0 else values <= x).double().mean())
+        assert low - 1e-9 <= truth <= high + 1e-9, x
+    assert arrays["share_thresholds"].tolist() == [-10, -1, -0.1, -0.01, -0.001, 0.001, 0.01, 0.1, 1, 10]
+    low, high = found.estimate.interval()
+    assert low <= found.estimate.value <= high
+    if operator != "hessian":
+        below = arrays["grid"] < 0
+        assert float(arrays["density"][below].abs().sum() + arrays["cdf"][below].abs().sum()) == 0
+        assert low >= 0
+
+
+def test_a_median_that_the_sweep_cannot_resolve_is_a_bracket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LARGEST", 8)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 5)).double()
+    risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(torch.randn(40, 8).double(), torch.randint(5, (40,)))])
+    values = torch.linalg.eigvalsh(Hessian(risk).dense())
+    estimate = hp.measure("density", risk, probes=3, engine="double_backward")
+    assert (estimate.kind, estimate.std_error) == ("bracket", 0.0)
+    low, high = estimate.interval(0.99)
+    assert low <= float(values[(len(values) - 1) // 2]) <= high
+    assert high - low < 0.05 * float(values[-1])
+    assert estimate.details["notes"][0].startswith("quantiles with 95 % intervals: 5 % at -")
+    assert "shares of eigenvalues: " in estimate.details["notes"][1]
 
 
 def test_seconds_of_shared_directions_are_those_of_every_number_that_rests_on_them(

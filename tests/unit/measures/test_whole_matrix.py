@@ -31,13 +31,15 @@ def test_a_sweep_of_a_small_network_is_the_matrix(risk: hp.EmpiricalRisk, values
     truth = {
         "logdet": float(torch.log(values**2 + 1e-6).sum() / 2),
         "effective-dimension": float((values**2 / (values**2 + 1e-6)).sum()),
-        "density": float((values < -1e-3 * values.abs().max()).double().mean()),
+        "density": float(values[(len(values) - 1) // 2]),
     }[name]
     assert risk.dim == 533
     estimate = hp.measure(name, risk, engine="double_backward")
     assert (estimate.kind, estimate.matvecs, estimate.flags) == ("exact", 533, ())
-    assert estimate.value == pytest.approx(truth, rel=1e-8)
-    assert estimate.half_width() <= 1e-8 * abs(truth)
+    # A median may lie anywhere near 0; it is as exact as the eigenvalues are.
+    scale = float(values.abs().max()) if name == "density" else abs(truth)
+    assert estimate.value == pytest.approx(truth, rel=1e-8, abs=1e-8 * scale)
+    assert estimate.half_width() <= 1e-8 * scale
 
 
 def test_the_norm_comes_with_the_sweep(risk: hp.EmpiricalRisk, values: torch.Tensor) -> None:

@@ -71,6 +71,19 @@ def test_a_measurement_gives_density_eigenvalues_and_layers():
     assert "trace: net.0.weight 2.00 (1.75 to 2.25), net.0.bias 0.50 (0.40 to 0.60)" in found["layers-hessian"].alt
 
 
+def test_quantiles_of_a_density_are_said_with_their_intervals():
+    made = density_row()
+    made["arrays"] |= arrays(
+        quantile_levels=[0.05, 0.5, 0.95], quantile=[-0.5, 0.25, 2.0],
+        quantile_low=[-0.75, -0.125, 1.5], quantile_high=[-0.25, 0.5, 2.5],
+    )  # fmt: skip
+    alt = figures_of(record("measure", made))[0].alt
+    assert (
+        "Of the eigenvalues lie 5 % up to \u22120.50 (\u22120.75 to \u22120.25); 50 % up to 0.25 (\u22120.12 to 0.50); "
+        "95 % up to 2.00 (1.50 to 2.50). At 0 the 90 % band"
+    ) in alt
+
+
 def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
     figure = by_name(figures_of(measured()))["density-hessian"].figure()
     axes = figure.axes
@@ -79,7 +92,7 @@ def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
     # The outermost point is not on the frame.
     assert axes[3].get_xlim()[1] > 1.5 * 4.0
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "density", "Ritz values", "certified 90 % band, at each point", "distribution function",
+        "density", "Ritz values", "90 % band, at each point", "distribution function",
     ]  # fmt: skip
     assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["density", "share of eigenvalues below"]
     for one in axes[2:]:
@@ -87,7 +100,7 @@ def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
         assert curve.get_ydata().tolist() == [0.0, 0.2, 0.85, 0.92, 1.0]
         corners = {(x, y) for x, y in band.get_paths()[0].vertices.tolist()}
         assert {(0.0, 0.1), (0.0, 0.3), (1.0, 0.1), (4.0, 0.9), (2.0, 1.0), (4.0, 1.0)} <= corners
-        assert band.get_label() == "certified 90 % band, at each point"
+        assert band.get_label() == "90 % band, at each point"
 
 
 def test_eigenvalues_are_drawn_with_their_errors_and_residuals():
