@@ -132,7 +132,12 @@ Confidence = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    _option("--batch-size", metavar="N", help="Examples a batch; it never changes the quantity.", panel=_COMPUTE),
+    _option(
+        "--batch-size",
+        metavar="N",
+        help="Examples a batch; a loss that is a mean over examples stays the same whatever it is.",
+        panel=_COMPUTE,
+    ),
 ]
 Dtype = Annotated[
     str | None,

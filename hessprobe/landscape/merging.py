@@ -21,7 +21,8 @@ def merged(terms: Sequence[BatchLoss], nbytes: Sequence[int]) -> list[BatchLoss]
     """Return the terms with neighbours put together where that changes nothing but the number of calls.
 
     The weighted sum of the losses is the same up to rounding: with n_b units in batch b and the mean loss L_b over
-    them, sum_b n_b L_b / sum_b n_b is the mean over all units.
+    them, sum_b n_b L_b / sum_b n_b is the mean over all units. That holds for a loss that is a mean over units and for
+    no other: whoever merges compares the two once.
 
     Args:
         terms: of a risk, in order.

@@ -218,19 +218,26 @@ class Points:
         A point needs its parameters, and all that one batch computes on its way.
         """
         costs: list[int] = []
-        held = 0
+        held, together = 0, 0.0
         kept: list[BatchLoss] | None = [] if self.mode == "auto" else None
         with torch.no_grad():
             for term in self.risk.terms():
                 with _Written() as written:
-                    term(theta)
+                    value = term(theta)
+                together += term.weight * float(value)
                 costs.append(written.nbytes)
                 held += data_bytes(term)
                 if kept is not None and held <= DATA_BYTES:
                     kept.append(term)
                 else:
                     kept = None
-        self._merged = None if kept is None else merged(kept, costs)
+            joined = None if kept is None else merged(kept, costs)
+            if joined is not None:
+                # A loss whose examples see each other is no mean of its parts: other batches would give another value.
+                apart = sum(term.weight * float(term(theta)) for term in joined)
+                if not abs(apart - together) <= torch.finfo(theta.dtype).eps ** 0.5 * abs(together):
+                    joined = None
+            self._merged = joined
         largest = max(costs) if self._merged is None else max(*costs, ACTIVATION_BYTES)
         return int(self._memory // max(largest + 2 * theta.numel() * theta.element_size(), 1))
 

@@ -41,9 +41,12 @@ class _Measured:
 class EmpiricalRisk(Objective):
     """L(theta) = sum_b loss_sum_b(theta) / sum_b weight_b: the mean loss over examples, or non-ignored tokens.
 
-    How the data are batched does not change it. Every call leaves the module, its buffers, modes and gradients, the
-    random states and the global switches exactly as found. Construction reads the data once (through ``forward``,
-    where that is given), and evaluates the first batch a few times and its gradient once.
+    How the data are batched does not change it where the loss of a batch is a mean over its examples or tokens, and
+    batches have no statistics of their own (``batchnorm="batch"``). Of another loss, such as one that compares the
+    examples of a batch, the number is that of the given batches, and a caveat says so. Every call leaves the module,
+    its buffers, modes and gradients, the random states and the global switches exactly as found. Construction reads the
+    data once (through ``forward``, where that is given), and evaluates the first batch a few times and its gradient
+    once.
 
     Args:
         module: the model; wrappers of ``torch.compile``, ``DataParallel`` and DDP are taken off. The parameters in

@@ -98,7 +98,8 @@ class Checkpoint:
         Args:
             split: ``"train"``, ``"test"`` or ``"all"``.
             examples: size of a random part of the split, >= 1; all of it by default.
-            batch_size: examples a batch, >= 1; it changes cost and error bars, never the quantity.
+            batch_size: examples a batch, >= 1; it changes cost and error bars, and not the quantity, as the losses of
+                recipes are means over examples or tokens (but for ``batchnorm="batch"``).
             params: which parameters, as in ``EmpiricalRisk``.
             dtype: floating dtype of parameters and inputs; that of the checkpoint by default.
             device: where to compute; the CPU by default.

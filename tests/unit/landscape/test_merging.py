@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,21 @@ def test_merged_batches_have_the_loss_of_all(loss, labels):
     truth = sum(term.weight * term(theta).double() for term in terms)
     assert float(whole.weight * whole(theta).double()) == pytest.approx(float(truth), rel=1e-6)
     assert (whole.examples, whole.weight, whole.size) == (15, pytest.approx(1.0), sum(term.size for term in terms))
+
+
+def spread_of_outputs(outputs, targets):
+    """A loss that compares the examples of a batch, as contrastive ones do."""
+    return nn.functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs))) + 0 * targets.sum()
+
+
+def test_a_loss_that_compares_examples_keeps_its_batches():
+    risk, grid = risk_of((4, 4, 4), spread_of_outputs), axis(4, -1, 1)
+    plane = random_plane(risk)
+    found = evaluate(risk, plane, (grid, grid))
+    i, j = found.center
+    truth = [[float(risk.loss(plane.point((x, y)))) for y in grid] for x in grid]
+    assert found.values["loss"] == pytest.approx(np.array(truth), rel=1e-5)
+    assert found.values["loss"][i, j] == float(risk.loss())
 
 
 def test_groups_hold_what_the_cache_does_and_no_more():
