@@ -15,7 +15,7 @@ from hessprobe.objective.base import Objective
 from hessprobe.sharpness.ascent import place_of
 from hessprobe.sharpness.neighborhood import AVERAGE, PILOT, Neighborhood, radii_of
 from hessprobe.sharpness.result import Cost, Prediction, Sharpness
-from hessprobe.sharpness.sizing import draws, judged
+from hessprobe.sharpness.sizing import draws, judged, sampled
 
 DEFAULT_PROBES = 128
 _BLOCK = 1 << 24
@@ -55,7 +55,8 @@ def average_direction(
         **place: see ``Neighborhood``; only with an objective.
 
     Returns:
-        One result a radius, in the order given; the interval is Student's t over the draws.
+        One result a radius, in the order given; the interval is Student's t over the draws (asymptotic, see
+        ``sizing.sampled``: with few draws of a spectrum with one outlier it covers less often than it says).
 
     Raises:
         TypeError, ValueError: an argument outside its range; a radius at which losses drown in rounding.
@@ -89,10 +90,12 @@ def average_direction(
 
 
 def _estimate(near: Neighborhood, column: Tensor, antithetic: bool, spent: Cost, seconds: float) -> Estimate:
+    error, df, flags = sampled(column)
     return Estimate(
         float(column.mean()),
-        ErrorParts(probe=float(column.std()) / math.sqrt(len(column)), solver=near.noise),
-        df=len(column) - 1.0,
+        ErrorParts(probe=error, solver=near.noise),
+        df=df,
+        flags=flags,
         matvecs=spent.products,
         samples=len(column),
         method=("sphere" if near.norm == "l2" else "corners") + "+antithetic" * antithetic,

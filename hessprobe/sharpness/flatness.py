@@ -18,7 +18,7 @@ from hessprobe.hvp import Fisher, Hessian
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
-from hessprobe.sharpness.sizing import draws, judged
+from hessprobe.sharpness.sizing import draws, judged, sampled
 from hessprobe.vectors import row_dots
 
 DEFAULT_PROBES = 64
@@ -98,8 +98,9 @@ def relative_flatness(
     spent, seconds = float(drawn.products), time.perf_counter() - began
 
     def estimate(column: Tensor) -> Estimate:
-        error = ErrorParts(float(column.std()) / math.sqrt(count))
-        return Estimate(float(column.mean()), error, count - 1.0, spent, count, "signs", seconds=seconds)
+        error, df, flags = sampled(column)
+        mean = float(column.mean())
+        return Estimate(mean, ErrorParts(error), df, spent, count, "signs", flags=flags, seconds=seconds)
 
     layers = {name: estimate(column) for name, column in zip(drawn.weights, table.T, strict=True)}
     widths = {name: weight[0].numel() for name, weight in drawn.weights.items()}
