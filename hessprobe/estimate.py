@@ -12,6 +12,9 @@ from hessprobe import checks
 from hessprobe.influence import Influence
 from hessprobe.jackknife import DataError
 
+# Levels that differ by less are the same, made of other sums.
+_ROUNDED = 1e-12
+
 
 def student_quantile(level: float, df: float) -> float:
     """Return the quantile of Student's t with ``df`` degrees of freedom; of the normal law where ``df`` is infinite.
@@ -137,7 +140,7 @@ class Estimate:
     def _bracket_at(self, confidence: float, include_data: bool) -> tuple[float, float]:
         level = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
         low, high = self.bracket or (-math.inf, math.inf)
-        if level > self.bracket_confidence:
+        if level > self.bracket_confidence + _ROUNDED:
             raise ValueError(
                 f"confidence must be at most {self.bracket_confidence:g}, that of the bracket; got {level:g}. "
                 "Find it with a smaller delta."

@@ -73,8 +73,8 @@ class MeasureSettings:
 
     @property
     def bracket_delta(self) -> float:
-        """Probability that a bracket fails, no more than that of the other intervals."""
-        return min(_DELTA, 1 - self.confidence)
+        """Probability that a bracket fails, so that a difference of two reaches ``confidence`` as well."""
+        return min(_DELTA, (1 - self.confidence) / 2)
 
     @property
     def damping(self) -> float:
