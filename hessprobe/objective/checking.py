@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -139,7 +140,8 @@ def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return ""  # a loss for batches of one size only
-    scale = abs(one) + abs(other)
+    # A half of ignored targets alone has no loss: 0/0.
+    scale = abs(one) + abs(other) if math.isfinite(one + other) else abs(whole)
     mean = (parts[0].size * one + parts[1].size * other) / term.size
     rounding = torch.finfo(theta.dtype).eps ** 0.5 * scale
     if abs(whole - one - other) <= rounding and abs(whole - mean) > 0.01 * scale:
@@ -170,7 +172,9 @@ def _left_out(parts: Sequence[EmpiricalBatch], losses: tuple[float, float, float
     targets = [part.targets for part in parts]
     if not all(isinstance(t, Tensor) and not t.is_floating_point() for t in targets):
         return None
-    for value in torch.unique(torch.cat([t.flatten() for t in targets])).tolist():
+    # What is ignored stands outside the classes: below 0 or above them. Small batches leave more than one explanation.
+    found = torch.unique(torch.cat([t.flatten() for t in targets])).tolist()
+    for value in sorted(found, key=lambda label: (label >= 0, -label)):
         counts = [float((t != value).sum()) for t in targets]
         total = sum(counts)
         if 0 < total < sum(t.numel() for t in targets):

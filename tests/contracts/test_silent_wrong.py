@@ -234,6 +234,15 @@ def test_measured_right_or_refused(name: str) -> None:
     assert float(risk.loss(2 * risk.theta)) == pytest.approx(float(value(twice)), rel=1e-10)
 
 
+@pytest.mark.parametrize("ignored", range(1, 8))
+def test_an_ignored_label_is_seen_however_many_there_are(ignored: int) -> None:
+    module, loss, _ = ignoring()
+    (x, targets), (other, _) = data(8, 8)
+    targets[:ignored] = 255  # from four on the first half has no loss of its own
+    with pytest.raises(ValueError, match="leaves out targets of 255"):
+        hp.EmpiricalRisk(module, loss, [(x, targets), (other, targets)])
+
+
 @pytest.mark.parametrize("engine", ["double_backward", "linearized", "forward_over_reverse"])
 def test_a_named_engine_is_refused_where_its_product_is_wrong(engine: str) -> None:
     risk = hp.EmpiricalRisk(net(Cube(HalfDetached)), nn.CrossEntropyLoss(), data(6))
