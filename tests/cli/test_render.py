@@ -163,9 +163,6 @@ def test_both_errors_are_shown_and_what_they_are_is_said():
         ["± data: standard error from the data being a sample (jackknife over batches)"],
         ["+ or - alone: a bracket, which holds the eigenvalue with probability 99.5 %"],
     ]
-    hidden = Console(file=io.StringIO(), width=20)
-    render.results_table([row(errors=errors)], 0.95, hidden, data_error=False)
-    assert "0.023" not in hidden.file.getvalue()
 
 
 def test_ascii_output_has_no_plus_minus_sign():

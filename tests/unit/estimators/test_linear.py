@@ -10,6 +10,7 @@ from oracles import Plain, SumOperator
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Progress
+from hessprobe.estimators.law import welch_df
 from hessprobe.estimators.linear import (
     Pooled,
     Sampling,
@@ -17,7 +18,6 @@ from hessprobe.estimators.linear import (
     own_probes_error,
     pooled_sum,
     sample_linear,
-    welch_df,
 )
 from hessprobe.jackknife import DataError
 from hessprobe.operators import Counted

@@ -147,7 +147,9 @@ def test_the_same_record_gives_the_same_file():
 
 def test_verdicts_in_words():
     row = difference("sam", "trace", -3.14159, 0.4, "flatter")
-    assert verdict_text(row) == "flatter by 3.14 ± 0.20"
+    assert verdict_text(row) == verdict_text({**row, "beyond_data": True}) == "flatter by 3.14 ± 0.20"
+    assert verdict_text({**row, "beyond_data": None}) == "flatter by 3.14 ± 0.20"
+    assert verdict_text({**row, "beyond_data": False}) == "flatter by 3.14 ± 0.20, may vanish on other data"
     assert verdict_text({**row, "stands": False}, "+/-") == "flatter by 3.14 +/- 0.20 (alone)"
     assert verdict_text({**row, "verdict": "within error", "value": -0.1}) == "within error (-0.10 ± 0.20)"
     assert verdict_text({**row, "verdict": "undecided", "flags": ["bound"]}) == "undecided: a bound, not a value"
