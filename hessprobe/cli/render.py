@@ -79,26 +79,18 @@ def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[st
     return legend
 
 
-def results_table(
-    rows: Sequence[Mapping[str, Any]], confidence: float, console: Console, *, data_error: bool = True
-) -> None:
+def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console: Console) -> None:
     """Print one line a result: value, both errors, interval, products, seconds, method; below what the errors mean.
 
     On a terminal too narrow for that the method goes first, then digits beyond the fifth, the seconds, the interval
     and at last the products; where the interval goes, a line says where it is.
-
-    Args:
-        rows: of a record.
-        confidence: level of the intervals.
-        console: where to.
-        data_error: show the column of data errors.
     """
     sign, interval = plus_minus_for(console), _interval_name(confidence)
-    errors = errors_header(sign)[: 3 if data_error else 2]
+    errors = errors_header(sign)
     count = len(errors)
 
     def cells(row: Mapping[str, Any], digits: int) -> list[str]:
-        return [row["measure"], *error_cells(row, sign, digits)[:count]]
+        return [row["measure"], *error_cells(row, sign, digits)]
 
     full = [[*cells(row, SIGNIFICANT), *result_cells(row, sign)[1:], row["method"]] for row in rows]
     short = [[*cells(row, SIGNIFICANT - 1), *_short_cells(row, sign)[1:]] for row in rows]

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
-from hessprobe.estimators.linear import own_probes_error, shared_probes_error, welch_df
+from hessprobe.estimators.law import welch_df
+from hessprobe.estimators.linear import own_probes_error, shared_probes_error
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import DataError
 

@@ -165,15 +165,16 @@ class _Work:
         signs = _signs(self.examples, direction)
         signed = self._slopes(asked, [_by_example(signs, direction)])
         alone = {path for path in asked if _turns(slopes[path], signed[path], signs)}
-        ways = Ways()
+        rules, modules, rest = {}, {}, []
         for name, own in wanted.items():
             uses = ruled.get(name)
             if uses and all(path in alone for path, _ in uses) and self._sums_up(self._uses(name, uses, slopes), own):
-                ways.rules[name] = uses
+                rules[name] = uses
             elif held.get(name) in alone and self._module_sums_up(name, held[name], slopes, own):
-                ways.modules[name] = held[name]
+                modules[name] = held[name]
             else:
-                ways = Ways(ways.rules, ways.modules, (*ways.rest, name))
+                rest.append(name)
+        ways = Ways(rules, modules, tuple(rest))
         return ways if self._rest_sums_up(ways, direction, wanted) else None
 
     def _fits(self, path: str) -> bool:

@@ -221,11 +221,9 @@ _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, *_NORMS)
 
 
 def has_rule(module: nn.Module) -> bool:
-    """Return whether ``use_of`` knows the parameters of this layer."""
+    """Return whether ``use_of`` knows the parameters of this layer, as it is evaluated (``objective.modes``)."""
     if type(module) not in _PLAIN:
         return False
-    if isinstance(module, nn.Embedding):
-        return module.max_norm is None and not module.scale_grad_by_freq
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or (
@@ -263,7 +261,8 @@ def use_of(layer: Layer, kind: str, slopes: list[Tensor], shape: torch.Size) -> 
         rows = [slope * scaled for slope in slopes] if kind == "weight" else slopes
         return Vectors([_to_shape(each, module, shape) for each in rows], shape)
     if isinstance(module, nn.Embedding):
-        return _rows(module, inputs.reshape(examples, -1), slopes, shape)
+        tokens = inputs.reshape(examples, -1)
+        return Rows(tokens, [slope.reshape(*tokens.shape, shape[1]) for slope in slopes], shape)
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         if kind == "bias":
             return Vectors([slope.flatten(2).sum(2) for slope in slopes], shape)
@@ -281,13 +280,6 @@ def _to_shape(rows: Tensor, module: nn.Module, shape: torch.Size) -> Tensor:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return rows.reshape(len(rows), -1, shape.numel()).sum(1)
     return rows.flatten(2).sum(2) if rows.dim() > 2 else rows
-
-
-def _rows(module: nn.Embedding, tokens: Tensor, slopes: list[Tensor], shape: torch.Size) -> Rows:
-    flat = [slope.reshape(*tokens.shape, shape[1]) for slope in slopes]
-    if module.padding_idx is not None:
-        flat = [slope * (tokens != module.padding_idx)[:, :, None] for slope in flat]
-    return Rows(tokens, flat, shape)
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, inputs: Tensor, slopes: list[Tensor], shape: torch.Size) -> Outer:

@@ -119,7 +119,8 @@ def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blo
 
     (g(theta + s v) - g(theta - s v)) / (2 s) at two steps s; v moves every entry by the same order as its tensor's.
     What H v misses must exceed what the two steps differ by, and rounding, at the point and at one aside, as a kink may
-    lie close by. Costs 4 gradients of one batch; before a refusal as many again.
+    lie close by. Costs a product and 5 gradients of one batch, before a refusal as many again; a forward pass where no
+    custom Function runs.
 
     Args:
         product: of one batch.

@@ -96,11 +96,9 @@ def intervals(
         coupling: rho.
         rounding: error of a Rayleigh quotient.
     """
-    missing = torch.full_like(values, math.inf)
     high = _beyond(values, whole.upper, rest.upper, coupling) + rounding
     low = -(_beyond(-values, _negative(whole.lower), _negative(rest.lower), coupling) + rounding)
-    above, below = torch.where(tops, high, values + rounding), torch.where(tops, values - rounding, low)
-    return Ends(torch.maximum(below, -missing), torch.minimum(above, missing))
+    return Ends(torch.where(tops, values - rounding, low), torch.where(tops, high, values + rounding))
 
 
 def _beyond(values: Tensor, whole: float | None, rest: float | None, coupling: float) -> Tensor:

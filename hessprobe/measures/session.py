@@ -21,7 +21,7 @@ from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.hessian import ProductError
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
-from hessprobe.operators.algebra import Block
+from hessprobe.operators import Block, LinearOperator
 from hessprobe.vectors import orthonormal_rows
 
 if TYPE_CHECKING:
@@ -99,35 +99,31 @@ class Session:
         def progress(state: krylov.Progress) -> None:
             self._report(Event("eigenvalues", state.matvecs, None, state.largest, state.largest_residual))
 
-        pairs = krylov.eigsh(
-            self.A,
-            k,
-            "both" if both else "largest",
-            tol=_EIGEN_TOL,
-            seed=self.settings.seed,
-            rtol=self.settings.bracket_rtol,
-            delta=self.settings.bracket_delta,
-            start=self._start.eigenvectors,
-            callback=progress,
-        )
+        which, start = "both" if both else "largest", self._start.eigenvectors
+        pairs = self._bracketed(self.A, which, k, start=start, callback=progress)
         self._report(Event("eigenvalues", pairs.matvecs, pairs.matvecs, float(pairs.values[0])))
         return pairs
+
+    def _bracketed(self, A: LinearOperator, which: str, k: int = 1, **more: Any) -> krylov.Eigenpairs:
+        """Return extreme eigenpairs with brackets of the width and the level that the settings ask for."""
+        settings = self.settings
+        return krylov.eigsh(
+            A,
+            k,
+            which,
+            tol=_EIGEN_TOL,
+            rtol=settings.bracket_rtol,
+            delta=settings.bracket_delta,
+            seed=settings.seed,
+            **more,
+        )
 
     @cached_property
     def smallest(self) -> Estimate:
         """lambda_min; of a positive semidefinite operator the run of its own it needs."""
         if not self.A.psd:
             return self.eigenpairs.estimate(-1)
-        pairs = krylov.eigsh(
-            self.A,
-            1,
-            "smallest",
-            tol=_EIGEN_TOL,
-            rtol=self.settings.bracket_rtol,
-            delta=self.settings.bracket_delta,
-            seed=self.settings.seed,
-            max_matvecs=_SMALLEST,
-        )
+        pairs = self._bracketed(self.A, "smallest", max_matvecs=_SMALLEST)
         estimate = pairs.estimate(0)
         return estimate.with_(support=(0.0, math.inf))
 
@@ -140,16 +136,7 @@ class Session:
             def progress(state: krylov.Progress, index: int = index) -> None:
                 self._report(Event("layers' eigenvalues", index, len(blocks), state.largest, state.largest_residual))
 
-            pairs = krylov.eigsh(
-                Block(self.A, where),
-                1,
-                "largest",
-                tol=_EIGEN_TOL,
-                rtol=self.settings.bracket_rtol,
-                delta=self.settings.bracket_delta,
-                seed=self.settings.seed,
-                callback=progress,
-            )
+            pairs = self._bracketed(Block(self.A, where), "largest", callback=progress)
             found[name] = pairs.estimate(0)
         self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
         return found

@@ -110,7 +110,7 @@ def read_where_held(term: BatchLoss, theta: Tensor, module: nn.Module) -> bool:
     raise UnsupportedError(
         "The loss reads parameters of the model that it has kept as tensors (as in ps = list(net.parameters())): they "
         "would stay as they are while the model moves, and their part of the curvature would be missing. Ask the model "
-        "for them inside the loss (net.parameters()), or pass forward=."
+        "for them inside the loss, or inside forward (module.parameters())."
     )
 
 

@@ -65,7 +65,8 @@ class EmpiricalRisk(Objective):
         weighting: ``"examples"``, ``"tokens"`` (targets not ignored), or ``"auto"``: what torch's mean is over.
         tf32: allow TF32 in float32 products on CUDA.
         check: evaluate the first batch twice and read it twice, and refuse what differs or is not finite; refuse too a
-            loss that sums over the batch, and parameters that move the loss but have no gradient.
+            loss that sums over the batch, and parameters that move the loss but have no gradient. Without it a loss
+            that reads the model's parameters sees them where they are.
 
     Attributes:
         module: the model without wrappers.
