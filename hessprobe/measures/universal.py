@@ -18,11 +18,11 @@ from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
-from hessprobe.krylov.quadrature import gauss
 from hessprobe.measures.names import UNIVERSAL_PREFIX
 from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
 from hessprobe.universal import catalogue as cat
+from hessprobe.universal.law import LAWS, sketched
 from hessprobe.universal.products import find_point
 from hessprobe.universal.samplers import Sampler
 
@@ -220,8 +220,8 @@ class UniversalWork:
     def _evaluated(self, entry: Catalogued, before: float) -> Estimate:
         session, measure = self.session, entry.measure
         seed = session.settings.seed
-        count, wanted = self._size(measure)
-        how: dict[str, Any] = {"n_probes": count, "seed": seed, "correct_bias": True}
+        count, wanted = self._size(measure, self._spectrum(entry))
+        how: dict[str, Any] = {"n_probes": count, "seed": seed, "correct_bias": True, "spectrum": self._spectrum(entry)}
         if session.settings.radius is not None:
             estimate = self._from_losses(measure, session.settings.radius, how)
         else:
@@ -250,7 +250,11 @@ class UniversalWork:
         matrix = self.session.A.dim if "matrix" in self.__dict__ else 0.0
         return matrix + math.fsum(self._held.get(key, forms.matvecs) for key, forms in self._forms.items())
 
-    def _size(self, measure: Measure) -> tuple[int, float]:
+    def _spectrum(self, entry: Catalogued) -> Spectrum | None:
+        """Return the spectrum behind the Hessian-based estimate, which the law of t follows from; None without one."""
+        return sketched(self.sketch) if entry.measure.mu.name in LAWS and "sketch" in self.__dict__ else None
+
+    def _size(self, measure: Measure, spectrum: Spectrum | None) -> tuple[int, float]:
         """Return the number of draws, and that which the tolerance asks for: a pilot tells."""
         settings = self.session.settings
         if measure.mu.fixed or settings.probes is not None:
@@ -260,7 +264,9 @@ class UniversalWork:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)
                 forms = self.forms(measure.mu, "pilot", _PILOT)
-                pilot = evaluate(measure, self.session.A, n_probes=_PILOT, correct_bias=True, forms=forms)
+                pilot = evaluate(
+                    measure, self.session.A, n_probes=_PILOT, correct_bias=True, forms=forms, spectrum=spectrum
+                )
         except NonFiniteError:
             return _MOST, math.inf
         std, target = pilot.std_error * math.sqrt(_PILOT), settings.rtol * abs(pilot.value)
@@ -312,18 +318,13 @@ def spectral_reference(
         trace: estimate of Tr A, independent of the sketch; with ``frobenius``.
         frobenius: estimate of ||A||_F.
     """
-    chains = []
-    for index in range(sketch.n_probes):
-        alphas, betas = sketch.chain(index)
-        if len(alphas):
-            rule = gauss(alphas, betas)
-            chains.append((rule.nodes, rule.weights * float(sketch.norms[index]) ** 2))
+    chains = [index for index in range(sketch.n_probes) if int(sketch.lengths[index])]
     if len(chains) < 2:
         kind = "exact" if not chains else "estimate"
-        return Estimate(closed_form(_pooled(sketch, chains)), kind=kind, matvecs=sketch.matvecs, method="slq")
+        return Estimate(closed_form(sketched(sketch, chains)), kind=kind, matvecs=sketch.matvecs, method="slq")
 
-    def value(used: list[tuple[Tensor, Tensor]], trace_off: float = 0.0, norm_off: float = 0.0) -> float:
-        spectrum = _pooled(sketch, used)
+    def value(used: list[int], trace_off: float = 0.0, norm_off: float = 0.0) -> float:
+        spectrum = sketched(sketch, used)
         if trace is not None and frobenius is not None:
             spectrum = _with_moments(spectrum, trace.value + trace_off, frobenius.value + norm_off)
         return closed_form(spectrum)
@@ -342,12 +343,6 @@ def spectral_reference(
         samples=len(chains),
         method="slq",
     )
-
-
-def _pooled(sketch: SpectralSketch, chains: list[tuple[Tensor, Tensor]]) -> Spectrum:
-    values = torch.cat([sketch.theta, *(nodes for nodes, _ in chains)])
-    weights = [torch.ones_like(sketch.theta), *(weights / len(chains) for _, weights in chains)]
-    return Spectrum(values, torch.cat(weights))
 
 
 def _with_moments(spectrum: Spectrum, trace: float, norm: float) -> Spectrum:

@@ -30,6 +30,8 @@ class Measure:
         c: factor in t, not 0; 1/2 makes t the second-order change of the loss along u.
         name: for messages and records.
         minimum: fewest draws that phi makes sense of (two for a variance).
+        skewed: True where a sample does not tell its own error, as of cumulants from the second on: ``evaluate`` takes
+            the error from the law of t, see ``law``.
         norm: True where S is the root of a sampled positive number; its interval is that of a norm, with unequal arms.
 
     Raises:
@@ -46,6 +48,7 @@ class Measure:
     name: str = "measure"
     minimum: int = 2
     norm: bool = False
+    skewed: bool = False
 
     def __post_init__(self) -> None:
         for label, value in (("phi", self.phi), ("psi", self.psi)):

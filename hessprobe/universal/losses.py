@@ -18,9 +18,11 @@ from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.hvp import Hessian
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
 from hessprobe.universal.definition import Measure
+from hessprobe.universal.law import law_error
 from hessprobe.universal.plugin import finish, plug_in
 from hessprobe.universal.products import draws, find_point
 from hessprobe.universal.samplers import Point, rademacher
+from hessprobe.universal.spectra import Spectrum
 
 # A difference of losses must be this many times the rounding of one loss, for a per cent of accuracy.
 _RESOLVED = 100.0
@@ -42,6 +44,7 @@ def evaluate_from_losses(
     correct_bias: bool = False,
     vectorize: bool | None = None,
     point: Point | None = None,
+    spectrum: Spectrum | None = None,
     callback: Callback | None = None,
 ) -> Estimate:
     r"""Estimate R_rho = phi(E psi(t)) from loss values, without a derivative.
@@ -65,6 +68,8 @@ def evaluate_from_losses(
         correct_bias: subtract the jackknife estimate of the plug-in bias.
         vectorize: evaluate many points in one vmapped call; None: where the first batch allows it.
         point: what an x-dependent mu reads; found from the objective where None.
+        spectrum: of the Hessian, where known: the error is then that of the law of t, see ``law``. Without it that of a
+            ``skewed`` measure comes from the sample, and its interval covers less than it says.
         callback: called with a ``Progress`` (in loss evaluations) after each block.
 
     Returns:
@@ -95,8 +100,12 @@ def evaluate_from_losses(
     found = plug_in(value, slope)
     rounding = _rounding_effect(measure, t, radii, lines.rounding * 2 * abs(measure.c), measure.mass(risk.dim))
     by_radius = [measure.value(measure.mass(risk.dim) * measure.samples(column).mean(0))[0] for column in t.T]
+    law = None
+    if spectrum is not None:
+        law = law_error(measure, spectrum, count, correct_bias=correct_bias, mass=measure.mass(risk.dim), seed=number)
     return finish(
         found,
+        law=law,
         correct_bias=correct_bias,
         name=measure.name,
         draws=count,

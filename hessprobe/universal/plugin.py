@@ -66,7 +66,7 @@ def plug_in(measure: Measure, samples: Tensor, mass: float = 1.0) -> PlugIn:
     influence = _influence(samples - mean, mass * slope)
     error = float((influence.square().sum() / (n * (n - 1))).sqrt())
     bias, jackknife_error = jackknife(lambda rows: measure.values(mass * rows), samples, value)
-    effective, df = _support(samples), spread_df(influence)
+    effective, df = support(samples), spread_df(influence)
     heavy = effective < min(_FEW, n / 4) or not math.isfinite(error)
     heavy = heavy or df < min(FEW_DF_ONE if samples.shape[1] == 1 else FEW_DF, n / 8)
     return PlugIn(value, error, bias, jackknife_error, effective, df, heavy, influence)
@@ -111,7 +111,16 @@ def jackknife(values: Callable[[Tensor], Tensor], samples: Tensor, whole: float)
     return bias, float((spread.sum() / groups).sqrt())
 
 
-def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: bool = False, **more: Any) -> Estimate:
+def finish(
+    found: PlugIn,
+    *,
+    correct_bias: bool,
+    name: str,
+    draws: int,
+    fixed: bool = False,
+    law: float | None = None,
+    **more: Any,
+) -> Estimate:
     """Return the estimate of a plug-in, with what is weak about it as flags and warnings.
 
     Args:
@@ -120,6 +129,7 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
         name: of the measure, for messages.
         draws: n.
         fixed: the law is concentrated at one point, so the value is exact.
+        law: error from the law of t, which replaces that of the sample; see ``law``.
         **more: further attributes of the estimate; ``solver`` and ``details`` are merged in.
 
     Warns:
@@ -127,7 +137,9 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
     """
     flags: tuple[str, ...] = ()
     correct = correct_bias and found.bias is not None
-    if found.heavy:
+    if law is not None:
+        more["known_square"] = None
+    if law is None and found.heavy:
         flags += ("heavy-tailed-mean",)
         _warn(_heavy_words(found, name, draws))
     if more.get("known_square") is not None and found.std_error > 0 and draws < _FEW_FOR_NORM:
@@ -144,11 +156,13 @@ def finish(found: PlugIn, *, correct_bias: bool, name: str, draws: int, fixed: b
         "bias_corrected": correct,
         "jackknife_std_error": found.jackknife_error,
         "effective_samples": found.effective,
+        "error_from": "sample" if law is None else "law",
     }
+    error, df = (found.std_error, found.df) if law is None else (law, math.inf)
     return Estimate(
         value=found.value - (float(found.bias or 0.0) if correct else 0.0),
-        errors=ErrorParts(probe=0.0 if fixed else found.std_error, solver=more.pop("solver", 0.0)),
-        df=math.inf if fixed else found.df,
+        errors=ErrorParts(probe=0.0 if fixed else error, solver=more.pop("solver", 0.0)),
+        df=math.inf if fixed else df,
         samples=0 if fixed else draws,
         kind="exact" if fixed else "estimate",
         flags=flags,
@@ -164,7 +178,8 @@ def _influence(deviations: Tensor, slope: Tensor) -> Tensor:
     return parts.sum(1)
 
 
-def _support(samples: Tensor) -> float:
+def support(samples: Tensor) -> float:
+    """Return the effective number of draws behind the least supported component of psi values (n, m) >= 0."""
     sizes = [effective_size(column) for column in samples.T if bool((column >= 0).all())]
     return min(sizes, default=float(len(samples)))
 

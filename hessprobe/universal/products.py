@@ -18,8 +18,10 @@ from hessprobe.krylov import eigsh
 from hessprobe.objective.base import Objective
 from hessprobe.operators import LinearOperator, aslinearoperator
 from hessprobe.universal.definition import Measure
+from hessprobe.universal.law import LAWS, law_error, spectrum_of
 from hessprobe.universal.plugin import finish, plug_in
 from hessprobe.universal.samplers import Point, Sampler
+from hessprobe.universal.spectra import Spectrum
 
 # Entries of a block of directions: 64 MB in fp64.
 _BLOCK = 1 << 23
@@ -101,6 +103,7 @@ def evaluate(
     correct_bias: bool = False,
     point: Point | None = None,
     forms: Forms | None = None,
+    spectrum: Spectrum | None = None,
     callback: Callback | None = None,
 ) -> Estimate:
     """Estimate S = phi(E_mu psi(c u^T A u)) from exact products.
@@ -113,14 +116,18 @@ def evaluate(
         correct_bias: subtract the jackknife estimate of the plug-in bias, exact for phi quadratic in s.
         point: what an x-dependent mu reads; found from an objective where None.
         forms: quadratic forms of the same law and operator to share.
+        spectrum: of the operator, where known: the error is then that of the law of t, see ``law``. Where None and the
+            measure is ``skewed``, a Lanczos sweep finds one, of at most about 230 products, unless ``forms`` are given.
         callback: called with a ``Progress`` after each block of products.
 
     Returns:
-        The estimate; ``std_error`` by the delta method. ``details``: ``bias`` (jackknife; None where phi is not defined
-        on part of the sample), ``bias_corrected``, ``jackknife_std_error``, ``effective_samples``. ``df`` is below
-        n - 1 where few draws carry the error. Flags: ``"heavy-tailed-mean"``: few draws carry the mean or its error, as
-        for exp(-t) away from a narrow mu, and neither is to be trusted; ``"plug-in-bias"``: the bias is over half the
-        standard error, and uncorrected; ``"few-probes"``: fewer than 64 draws for a norm.
+        The estimate; ``std_error`` by the delta method (asymptotic), or 1 / 1.96 of the half-width of the 95 % interval
+        that the law of t gives (``details["error_from"]``: ``"sample"`` or ``"law"``). ``details``: ``bias``
+        (jackknife; None where phi is not defined on part of the sample), ``bias_corrected``, ``jackknife_std_error``,
+        ``effective_samples``. ``df`` is below n - 1 where few draws carry the error. Flags: ``"heavy-tailed-mean"``:
+        few draws carry the mean or its error, as for exp(-t) away from a narrow mu, and neither is to be trusted;
+        ``"plug-in-bias"``: the bias is over half the standard error, and uncorrected; ``"few-probes"``: fewer than 64
+        draws for a norm.
 
     Raises:
         TypeError, ValueError: an argument outside its range, phi or psi of the wrong shape, an mu that needs more of
@@ -141,11 +148,19 @@ def evaluate(
         risk = A if isinstance(A, Objective) else None
         at, spent = (point, 0.0) if point is not None else find_point(measure.mu, operator, risk, number)
         forms = Forms(operator, measure.mu, at, seed=number, callback=callback)
+        if spectrum is None and measure.skewed and measure.mu.name in LAWS:
+            spectrum, products = spectrum_of(operator, number)
+            spent += products
     before = forms.matvecs
     t = measure.c * forms.first(count, measure.mu.scale)
-    found = plug_in(measure, measure.samples(t), measure.mass(operator.dim))
+    mass = measure.mass(operator.dim)
+    found = plug_in(measure, measure.samples(t), mass)
+    law = None
+    if spectrum is not None:
+        law = law_error(measure, spectrum, count, correct_bias=correct_bias, mass=mass, seed=number)
     return finish(
         found,
+        law=law,
         correct_bias=correct_bias,
         name=measure.name,
         draws=count,

@@ -16,7 +16,8 @@ from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.budget import spread_df
 from hessprobe.objective.analytic import Quadratic
 from hessprobe.operators import LinearOperator, aslinearoperator
-from hessprobe.universal import Forms, Measure, Point, agreement, catalogue, evaluate, samplers
+from hessprobe.universal import Forms, Measure, Point, Spectrum, agreement, catalogue, evaluate, samplers
+from hessprobe.universal.law import law_error, spectrum_of
 from hessprobe.universal.plugin import jackknife, plug_in
 from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size
 
@@ -359,3 +360,31 @@ def test_agreement() -> None:
     assert agreement(one.with_(errors=ErrorParts(0.3, None, 0.5)), other) == pytest.approx(1.0)
     assert agreement(Estimate(1.0), Estimate(1.0 + 1e-14)) == 0.0
     assert agreement(Estimate(1.0), Estimate(2.0)) == -math.inf
+
+
+def test_the_error_of_a_cumulant_comes_from_a_sweep_and_is_paid_for() -> None:
+    # 300 dimensions: more than a sweep takes. Its spectrum gives the error that the true one gives.
+    values = torch.cat([torch.tensor([20.0, -9.0, 5.0]).double(), torch.linspace(-0.3, 0.4, 297).double()])
+    A, measure = torch.diag(values), catalogue.cumulant(3).measure
+    found = evaluate(measure, A, n_probes=64, correct_bias=True)
+    assert found.details["error_from"] == "law"
+    assert 64 + 8 * 16 < found.matvecs <= 64 + 8 * 16 + 8 + 96 + 16
+    assert found.df == math.inf
+    spectrum, products = spectrum_of(aslinearoperator(A), 0)
+    assert found.matvecs == 64 + products
+    for power in (2, 3, 4, 6):
+        assert spectrum.power_sum(power) == pytest.approx(float(values.pow(power).sum()), rel=0.02)
+    assert found.std_error == law_error(measure, spectrum, 64, correct_bias=True)
+    # Given a spectrum nothing is added, and other measures do not ask for one.
+    given = evaluate(measure, A, n_probes=64, correct_bias=True, spectrum=Spectrum.of(values))
+    assert (given.matvecs, given.value) == (64, found.value)
+    assert evaluate(catalogue.trace().measure, A, n_probes=8).matvecs == 8
+
+
+def test_the_law_of_t_has_the_moments_of_the_formula() -> None:
+    # Multiplicities need not be whole: two of 1.5 and 2.5 have those of four eigenvalues in cumulants.
+    spectrum = Spectrum(torch.tensor([2.0, -1.0]).double(), torch.tensor([1.5, 2.5]).double())
+    error = law_error(catalogue.trace().measure, spectrum, 50, correct_bias=False)
+    # Var(2 t) = 2 Tr H^2.
+    assert error == pytest.approx(math.sqrt(2 * (1.5 * 4 + 2.5) / 50), rel=0.08)
+    assert law_error(Measure(lambda s: s[0], lambda t: t, samplers.cube()), spectrum, 50, correct_bias=False) is None
