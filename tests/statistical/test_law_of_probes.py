@@ -9,7 +9,7 @@ import torch
 from oracles import Plain, SumOperator, symmetric
 from torch import Tensor
 
-from hessprobe.estimators import trace
+from hessprobe.estimators import effective_rank, frobenius_norm, trace
 from hessprobe.estimators.difference import difference
 from hessprobe.estimators.law import fold
 from hessprobe.operators import DenseOperator
@@ -148,3 +148,19 @@ def test_folding_keeps_dot_products(seed: int) -> None:
     assert float(off.abs().max()) < 4 * (2 / 256) ** 0.5
     short = torch.randn(2, 200, generator=generator, dtype=torch.float64)
     assert torch.equal(fold(short), short)
+
+
+def test_effective_ranks_of_a_few_large_eigenvalues() -> None:
+    hits = []
+    for seed in range(RUNS):
+        generator = torch.Generator().manual_seed(seed)
+        values = 0.05 * torch.randn(D, generator=generator, dtype=torch.float64)
+        values[: 1 + seed % 2] += 10 * torch.rand(1 + seed % 2, generator=generator, dtype=torch.float64) + 1
+        A = symmetric(values, seed)
+        operator, truth = Plain(A), float(A.trace() ** 2 / A.square().sum())
+        norm = frobenius_norm(operator, n_probes=8, seed=seed)
+        found = effective_rank(trace(operator, n_probes=8, method="hutchinson", seed=seed), norm)
+        low, high = found.interval()
+        hits.append(low <= truth <= high)
+    # 89 % by the delta method.
+    share(hits)
