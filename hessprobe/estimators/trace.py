@@ -76,13 +76,14 @@ def trace(
             fixed at one, and all streams are independent.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
-        per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too.
+        per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too; below
+            64 samples over all terms, where the error needs them, that is always done.
         callback: called with a ``Progress`` after each block of products.
 
     Returns:
         The estimate. ``errors.data`` is the standard error from batches being a sample (jackknife over terms, probe
         noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flag
-        ``"heavy-tailed"``: fewer than 40 strongly skewed samples, as from a few outlying eigenvalues of one sign,
+        ``"heavy-tailed"``: fewer than 64 strongly skewed samples, as from a few outlying eigenvalues of one sign,
         whose nominal 95 % intervals cover some 91 to 94 %; deflate, or take more probes. ``details`` holds
         ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason``, ``pilot``,
         and of an exact trace ``diagonal``, fp64 (d,).
