@@ -91,6 +91,8 @@ class Estimate:
             the interval is formed for 1 / x, which undoes this. With r = t * errors.probe * F / x, the relative
             half-width of sqrt(x), sqrt(x) lies between sqrt(x) (1 + 2 r)^(-1/2) and sqrt(x) (1 - 2 r)^(-1/2), beyond
             r = 0.3 between the former and 0.98 + 2 r times sqrt(x).
+        ratio: of a quantity (t / F)^2 with t and F > 0 independent: their estimates, without solver parts. The interval
+            is made from theirs, on the scale of logarithms (``_ratio_ends``); None for other quantities.
     """
 
     value: float
@@ -108,6 +110,7 @@ class Estimate:
     details: dict[str, Any] = field(default_factory=dict)
     influence: Influence | None = field(default=None, repr=False, compare=False)
     known_square: float | None = None
+    ratio: tuple[Estimate, Estimate] | None = field(default=None, repr=False, compare=False)
 
     @property
     def std_error(self) -> float:
@@ -134,6 +137,9 @@ class Estimate:
         low, high = self.value - half, self.value + half
         if self.known_square is not None and self.errors.probe > 0 and not include_data and math.isfinite(half):
             low, high = _norm_ends(self.value, self.known_square, half - self.errors.solver)
+            low, high = low - self.errors.solver, high + self.errors.solver
+        if self.ratio is not None and not include_data:
+            low, high = _ratio_ends(*self.ratio, confidence)
             low, high = low - self.errors.solver, high + self.errors.solver
         return max(low, self.support[0]), min(high, self.support[1])
 
@@ -190,6 +196,7 @@ class Estimate:
             kind=kind if factor < 0 else self.kind,
             influence=None if self.influence is None else self.influence.scaled(factor),
             known_square=self.known_square * factor * factor if self.known_square is not None and factor > 0 else None,
+            ratio=None if self.ratio is None or factor <= 0 else (self.ratio[0].scaled(factor**0.5), self.ratio[1]),
         )
 
     def __str__(self) -> str:
@@ -217,3 +224,25 @@ def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:
     # 1 / x within 1 -+ 2 r; from 0.4 on in a straight line, as an end at infinity says nothing.
     up = (1 - 2 * min(r, _STRAIGHT)) ** -0.5 + 2 * max(r - _STRAIGHT, 0.0)
     return norm * math.sqrt(share + sampled / (1 + 2 * r)), norm * math.sqrt(share + sampled * up**2)
+
+
+def _ratio_ends(top: Estimate, bottom: Estimate, confidence: float) -> tuple[float, float]:
+    """Return the ends of the interval of (t / F)^2 from those of t and F > 0, whose errors are independent.
+
+    log |t / F| is a difference of independent numbers with intervals of their own; its arms are the roots of the sums
+    of squares of theirs (MOVER). It needs no symmetry of theirs, and is exact where both are normal. Where the interval
+    of t reaches 0, so does that of the ratio.
+
+    References:
+        Zou, Donner (2008), "Construction of confidence limits about effect measures: a general approach".
+    """
+    t, (least, most) = abs(top.value), sorted(top.interval(confidence))
+    if top.value < 0:
+        least, most = -most, -least
+    F, (small, large) = bottom.value, bottom.interval(confidence)
+    far = max(most, -least)
+    up = math.inf if small <= 0 else math.log(F / small)
+    above = math.log(far / t) if t > 0 else math.inf
+    high = far / F * (math.exp(math.hypot(above, up) - above) if math.isfinite(above) else 1.0)
+    low = 0.0 if least <= 0 else t / F * math.exp(-math.hypot(math.log(t / least), math.log(large / F)))
+    return low**2, high**2

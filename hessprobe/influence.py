@@ -49,7 +49,7 @@ class Influence:
         rows: by name of the stream of probes, (S, n) fp64, n >= 2.
         pairs: by name of the stream, (m,) fp64, i < j.
         entries: by name of the stream, (S, n, m) fp64: of quadratic forms of Rademacher probes the products w * (A w),
-            folded to m numbers (``linear.fold``). Twice the sum over these of their sample variances is the variance of
+            folded to m numbers (``law.fold``). Twice the sum over these of their sample variances is the variance of
             h_s by the law of the probes, far better known than from the rows.
         batches: for the error from the data being a sample, or None.
     """

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
-from hessprobe.estimators.law import welch_df
+from hessprobe.estimators.law import contrasts, law_variance, welch_df
 from hessprobe.estimators.linear import own_probes_error, shared_probes_error
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import DataError
@@ -160,8 +160,10 @@ def _spread(
     for name, stream in rows.items():
         count = stream.shape[1]
         if name in entries and name not in pairs:
-            variances = 2 * entries[name].var(1).sum(1) / count
-            parts.append((math.sqrt(float(variances.sum())), welch_df(variances, count)))
+            known = [law_variance(contrasts(rows).square().sum(1)) for rows in entries[name]]
+            values, squares = torch.tensor(known, dtype=torch.float64).T
+            error = math.sqrt(float(values.sum()) / count)
+            parts.append((error, welch_df(values, count, squares)))
             continue
         terms = [(math.sqrt(float(row.var()) / count), count - 1.0) for row in stream]
         if name in pairs:

@@ -104,12 +104,14 @@ def frobenius_norm(
 def effective_rank(trace: Estimate, frobenius: Estimate) -> Estimate:
     """Return (tr A)^2 / ||A||_F^2, the number of equal eigenvalues that would give both (participation ratio).
 
-    Errors by the delta method, with t = tr A, F = ||A||_F and independent errors s_t, s_F:
+    The standard error is that of the delta method, with t = tr A, F = ||A||_F and independent errors s_t, s_F:
 
         s^2 = (4 t^2 s_t^2 + 2 s_t^4) / F^4 + 4 t^4 s_F^2 / F^6,
 
-    the term 2 s_t^4 being what is left where t is near 0. The data part is at most the sum of both shares, which this
-    reports: they share the data, with unknown covariance.
+    the term 2 s_t^4 being what is left where t is near 0. The interval comes from those of t and F on the scale of
+    logarithms (``Estimate.ratio``); it is as good as they are: nominal 95 % intervals covered 94 to 99 % with 8 and 16
+    probes on nine spectra (300 seeds), where those of the delta method covered 86 to 97 %. The data part is at most the
+    sum of both shares, which this reports: they share the data, with unknown covariance.
 
     Args:
         trace: estimate of tr A.
@@ -146,7 +148,12 @@ def effective_rank(trace: Estimate, frobenius: Estimate) -> Estimate:
         flags=tuple(dict.fromkeys(trace.flags + frobenius.flags)),
         seconds=trace.seconds + frobenius.seconds,
         influence=_ratio_influence(trace, frobenius),
+        ratio=(_sampled(trace), _sampled(frobenius)) if first or second else None,
     )
+
+
+def _sampled(estimate: Estimate) -> Estimate:
+    return estimate.with_(errors=ErrorParts(estimate.errors.probe), influence=None, details={})
 
 
 def _ratio_influence(trace: Estimate, frobenius: Estimate) -> Influence | None:

@@ -27,8 +27,10 @@ _MAX_DRAWS = 1 << 14
 _FEWEST, _FAR_INSIDE = 2, 0.02
 # Fewer samples than this say little of their own error.
 FEWEST_SAMPLES = 5
-# Fewer samples than this with a larger skewness make the t-interval cover less than it says.
-_FEW = 40
+# Fewer samples than this do not tell their own variance where few eigenvalues rule, and products with the surrogate,
+# not only quadratic forms, are made for the variance that the law of the probes gives. Where its trace is sampled there
+# are forms only, and strongly skewed samples are flagged.
+_FEW = 64
 _SKEWED = 1.2
 
 
@@ -91,7 +93,8 @@ def pilot(task: Task) -> Plan:
     surrogate = A.surrogate if task.control is not False else None
     n = budget.pilot_passes(A.n_terms)
     price = float(len(A.groups)) if isinstance(A, BlockDiagonal) else 1.0
-    samples = sample_linear(A, Sampling(n, task.seed, task.law, "pilot", task.basis), surrogate=surrogate)
+    how = Sampling(n, task.seed, task.law, "pilot", task.basis, paired=n * A.n_terms < _FEW)
+    samples = sample_linear(A, how, surrogate=surrogate)
     known = known_parts(task, controlled=False)
     plain, control = samples.pooled(False), samples.pooled(True)
     value = plain[0] + known.trace
@@ -187,14 +190,15 @@ def _wanted(
 
 def _run(task: Task, known: Known, passes: int, details: dict[str, Any]) -> Estimate:
     A = task.operator
-    how = Sampling(passes, task.seed, task.law, "probe", task.basis, vectors=bool(A.blocks), paired=task.per_block)
+    paired = task.per_block or (known.surrogate_diagonal is not None and passes * A.n_terms < _FEW)
+    how = Sampling(passes, task.seed, task.law, "probe", task.basis, vectors=bool(A.blocks), paired=paired)
     samples = sample_linear(A, how, surrogate=known.surrogate, offset=known.trace, callback=task.callback)
     value, error, df = samples.pooled(True)
     twin = known.surrogate_sampled
     if twin is not None:
         error, df = math.hypot(error, twin.std_error), budget.joint_df((error, df), (twin.std_error, twin.df))
     between = _between(samples, known)
-    more = dict(details, blocks=_blocks(task, samples, known))
+    more = dict(details, blocks=_blocks(task, samples, known, paired=paired))
     # What is known was summed in the dtype of the products: where nothing is left to sample, its rounding is.
     rounding = ROUNDING * torch.finfo(A.dtype).eps * abs(known.trace) if known.surrogate is not None else 0.0
     if known.surrogate_diagonal is not None:
@@ -242,12 +246,12 @@ def _influence(samples: LinearSamples, known: Known) -> Influence:
     )
 
 
-def _blocks(task: Task, samples: LinearSamples, known: Known) -> dict[str, dict[str, float]]:
+def _blocks(task: Task, samples: LinearSamples, known: Known, *, paired: bool) -> dict[str, dict[str, float]]:
     """Return the block traces with their own errors, from the products of the trace."""
     A = task.operator
     if not samples.names:
         return {}
-    paired = task.per_block and known.surrogate is not None
+    paired = paired and known.surrogate is not None
     offsets = torch.zeros(A.dim, dtype=torch.float64, device=A.device)
     if known.deflated is not None or paired:
         offsets = known.diagonal(A, paired=paired)

@@ -1,22 +1,81 @@
-r"""The variance of quadratic forms by the law of their probes, from squared numbers that the products give.
+r"""The variance of a quadratic form from the law of its probes: known from the products far better than from the forms.
 
-The law of the probes gives the variance of w^T A w as 2 E h, where every product brings one number h >= 0 (see
-``linear``): ||A w||^2 for Gaussian probes, ||A w - (w^T A w / d) w||^2 on the sphere, and for Rademacher probes the
-squared norms of the n - 1 orthonormal contrasts between the rows w_i * (A w_i).
+For q = w^T A w and z = A w the law of the probe gives Var q, and the n products of a run estimate it without bias
+(theorems; d the dimension, w on the sphere of radius sqrt(d)):
+
+    Rademacher    Var q = 2 (||A||_F^2 - sum_k a_kk^2)               = 2 sum_k Var e_k,          e = w * z
+    Gaussian      Var q = 2 ||A||_F^2                                = 2 E ||z||^2
+    sphere        Var q = 2 d / (d + 2) (||A||_F^2 - (tr A)^2 / d)   = 2 E ||z - (q / d) w||^2
+
+sum_k Var e_k is the mean of n - 1 squared norms of orthonormal contrasts between the rows e_1 .. e_n, so that in all
+three cases Var q = 2 E h with m = n or n - 1 numbers h_j >= 0. The sample variance of the q_i fails where few
+eigenvalues rule: probes that have not seen these give forms that are both low and calm, and nominal 95 % intervals of 8
+probes hold 85 to 91 % of the time. The products see all directions at once.
+
+**Degrees of freedom** (asymptotic). No h varies more than the square of one normal number, of relative variance 2: the
+variance is known to at least m degrees of freedom, and on a flat spectrum to far more. The spread of the h_j is shrunk
+towards that worst case, which counts as eight of them. Over 4,000 seeds and ten spectra (flat, indefinite, one outlier
+of either sign, i^-1.5, i^-3, rank one, nearly diagonal) nominal 95 % intervals covered 94 to 98 % with 8 and with 16
+probes, at up to 1.13 and 1.06 times the width of a known variance; with n - 1 degrees of freedom 95 to 99 % at up to
+1.21 and 1.09 times.
+
+**Blocks.** With Rademacher probes the sum over a block l of w * (A w) has the variance 2 S - C, S = sum_{k in l} Var
+e_k, C the squared norm of the rows of the block outside its own columns: between S and 2 S. C is half the mean of
+(g_ij - g_ji)^2, g_ij = sum_{k in l} w_ik z_jk, over the pairs of probes that are multiplied together.
+
+References:
+    Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
+    Satterthwaite (1946), "An approximate distribution of estimates of variance components".
+    Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams" (``fold``).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hessprobe.vectors import row_dots
+# Numbers that a row of products is folded to for differences: a prime, which does not beat with the rows of a weight.
+_FOLDED = 251
+# Observations that the worst case counts for in the spread of the h_j.
+_PRIOR = 8
 
-# Numbers that a row of products is folded to for differences, and the most rows that are kept.
-_FOLDED, KEPT = 256, 4096
+
+class Variance(NamedTuple):
+    """A variance, and the variance that it has itself as an estimate."""
+
+    value: float
+    square: float
+
+
+def law_variance(squares: Tensor) -> Variance:
+    """Return the variance of one quadratic form from the numbers h_j (m,), m >= 1; see the head of this file."""
+    m, mean = len(squares), float(squares.mean())
+    own = float((squares - mean).square().sum())
+    # The square of the mean of m squared normal numbers is (m + 2) / m times too large.
+    worst = 2 * mean**2 * m / (m + 2)
+    return Variance(2 * mean, 4 * (own + _PRIOR * worst) / (m - 1 + _PRIOR) / m)
+
+
+def welch_df(parts: Tensor, count: int, squares: Tensor | None = None) -> float:
+    """Return the degrees of freedom of a sum of variances, each measured with ``count`` samples; inf where all are 0.
+
+    With V the sum and Var V the sum of ``squares``, nu = 2 V^2 / Var V - 2, as E V^2 = (E V)^2 + Var V, and at least
+    count - 1. For s^2 from n normal numbers, E s^4 = sigma^4 (n + 1) / (n - 1) makes 2 s^4 / (n + 1) an unbiased Var
+    s^2: nu is n - 1 for one variance and, at n = 2, three times what 2 s^4 / (n - 1) gives for many.
+
+    Args:
+        parts: (B,) variances.
+        count: n >= 2.
+        squares: (B,) variances of ``parts``; those of normal samples where None.
+    """
+    spread = float((2 * parts.square() / (count + 1) if squares is None else squares).sum())
+    return max(2 * float(parts.sum()) ** 2 / spread - 2, count - 1.0) if spread > 0 else math.inf
 
 
 def contrasts(rows: Tensor) -> Tensor:
@@ -40,84 +99,116 @@ def with_prior(variances: Tensor, count: int) -> Tensor:
     return ((count - 1) * variances + variances.mean()) / count
 
 
-def welch_df(parts: Tensor, count: int) -> float:
-    """Return the degrees of freedom of a sum of variances, each measured with ``count`` samples; inf where all are 0.
-
-    For s^2 from n normal numbers E s^4 = sigma^4 (n + 1) / (n - 1), so that sum_b v_b^2 / (n - 1) is too large by that
-    factor: nu = (sum v)^2 / (sum v^2 / (n + 1)) - 2 is n - 1 for one variance and, at n = 2, three times what the plain
-    formula gives for many.
-
-    References:
-        Satterthwaite (1946), with the moments of chi-square put in.
-    """
-    total, spread = float(parts.sum()), float(parts.square().sum())
-    return max(total**2 * (count + 1) / spread - 2, 1.0) if spread > 0 else math.inf
-
-
 def fold(rows: Tensor) -> Tensor:
-    """Return rows (k, d) folded to (k, m), m = min(d, 256), on the CPU: dot products are kept in the mean.
+    """Return fp64 rows (k, d) folded to (k, m), m = min(d, 251), on the CPU: dot products are kept in the mean.
 
     Every coordinate is added, with a random sign, to one of m sums, the same for all rows of a length: the squared norm
-    of a folded row has a relative standard deviation of at most sqrt(2 / m). Rows of up to m entries stay as they are.
-
-    References:
-        Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams".
+    of a folded row has a relative standard deviation of about sqrt(2 / m). Rows of up to m entries stay as they are.
     """
-    if rows.shape[1] <= _FOLDED:
+    dim = rows.shape[1]
+    if dim <= _FOLDED:
         return rows.cpu()
-    generator = torch.Generator().manual_seed(rows.shape[1])
-    where = torch.randint(_FOLDED, (rows.shape[1],), generator=generator).to(rows.device)
-    signs = (2 * torch.randint(2, (rows.shape[1],), generator=generator) - 1).to(rows)
-    return rows.new_zeros(len(rows), _FOLDED).index_add_(1, where, rows * signs).cpu()
+    signed = rows * _signs(dim, rows.device)
+    whole = dim // _FOLDED * _FOLDED
+    folded = signed[:, :whole].reshape(len(rows), -1, _FOLDED).sum(1)
+    folded[:, : dim - whole] += signed[:, whole:]
+    return folded.cpu()
 
 
-@dataclass
-class LawVariance:
-    """The variance of w^T A w by the law of the probes, from the products of one term; see the head of this file.
+@lru_cache(maxsize=1)
+def _signs(dim: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(dim)
+    return (2 * torch.randint(2, (dim,), generator=generator, dtype=torch.int8) - 1).to(device)
+
+
+@dataclass(frozen=True)
+class Law:
+    """What one term's products say of its quadratic forms.
 
     Attributes:
-        law: of the probes.
-        total: sum_i e_i, e = w * (A w), fp64 (d,).
-        squares: sum_i |e_i|^2.
-        forms, form_squares: sums of w_i^T A w_i and of their squares.
-        norms: sum_i |A w_i|^2.
-        count: probes so far.
-        keep: keep folded rows e_i for differences, of Rademacher probes.
-        folded: they, block by block.
+        variance: of one form.
+        blocks: (L,) S of each block for Rademacher probes, or None.
+        outside: (L,) C of each block, or None where no two probes were multiplied together.
+        folded: (n, m) rows e_i, or None; see ``fold``.
     """
 
-    law: str
-    keep: bool = False
-    folded: list[Tensor] = field(default_factory=list)
-    total: Tensor | float = 0.0
-    squares: float = 0.0
-    forms: float = 0.0
-    form_squares: float = 0.0
-    norms: float = 0.0
-    count: int = 0
+    variance: Variance
+    blocks: Tensor | None
+    outside: Tensor | None
+    folded: Tensor | None
 
-    def add(self, entries: Tensor, products: Tensor) -> None:
-        """Add fp64 rows e_i and the products A w_i, (k, d) each."""
-        forms = entries.sum(1)
-        self.total = self.total + entries.sum(0)
-        self.squares += float(entries.square().sum())
-        self.forms += float(forms.sum())
-        self.form_squares += float(forms.square().sum())
-        self.norms += float(row_dots(products, products).sum())
-        self.count += len(entries)
-        if self.keep and self.law == "rademacher":
-            self.folded.append(fold(entries))
+    def bounded(self, variances: Tensor) -> Tensor:
+        """Return variances of one block sum each (L,), from the samples' own and what the law leaves of them.
 
-    def variance(self) -> float | None:
-        """Return it, >= 0; None before two probes."""
-        n = self.count
-        if n < 2 or not isinstance(self.total, Tensor):
+        Where C is not known the samples' own are cut to what lies between S and 2 S.
+        """
+        if self.blocks is None:
+            return variances
+        known = variances if self.outside is None else 2 * self.blocks - self.outside
+        return torch.minimum(torch.maximum(known, self.blocks), 2 * self.blocks)
+
+
+class LawSums:
+    """Collects the h_j of one term, block of probes by block.
+
+    Args:
+        law: of the probes.
+        slices: of the blocks.
+        keep: keep folded rows of Rademacher probes, for differences.
+    """
+
+    def __init__(self, law: str, slices: Sequence[slice] = (), *, keep: bool = False) -> None:
+        self._law, self._slices, self._keep = law, slices, keep
+        self._first: Tensor | None = None
+        self._total: Tensor | None = None
+        self._seen, self._pairs = 0, 0
+        self._squares: list[Tensor] = []
+        self._blocks: list[Tensor] = []
+        self._outside: list[Tensor] = []
+        self._folded: list[Tensor] = []
+
+    def add(self, probes: Tensor, products: Tensor, entries: Tensor) -> None:
+        """Add probes w, products z and fp64 entries w * z, (k, d) each, k >= 1."""
+        if self._law == "rademacher":
+            self._add_contrasts(entries)
+            self._add_outside(probes, products)
+            if self._keep:
+                self._folded.append(fold(entries))
+            return
+        rows = products.double()
+        if self._law == "sphere":
+            rows = rows - entries.mean(1, keepdim=True) * probes.double()
+        self._squares.append(rows.square().sum(1))
+
+    def _add_contrasts(self, entries: Tensor) -> None:
+        if self._first is None or self._total is None:
+            self._first, self._total = entries[0].clone(), torch.zeros_like(entries[0])
+        # Distances from the first row, so that equal rows have none at all.
+        offset = entries - self._first
+        counts = self._seen + torch.arange(len(entries), dtype=torch.float64, device=entries.device)[:, None]
+        before = (self._total + offset.cumsum(0) - offset) / counts.clamp_min(1)
+        rows = ((offset - before).square_() * (counts / (counts + 1)))[1 if self._seen == 0 else 0 :]
+        self._squares.append(rows.sum(1))
+        if self._slices:
+            self._blocks.append(torch.stack([rows[:, where].sum(1) for where in self._slices], 1))
+        self._total += offset.sum(0)
+        self._seen += len(entries)
+
+    def _add_outside(self, probes: Tensor, products: Tensor) -> None:
+        if not self._slices or len(probes) < 2:
+            return
+        found = []
+        for where in self._slices:
+            forms = probes[:, where].double() @ products[:, where].double().T
+            found.append((forms - forms.T).square().sum() / 4)
+        self._outside.append(torch.stack(found))
+        self._pairs += len(probes) * (len(probes) - 1) // 2
+
+    def result(self) -> Law | None:
+        """Return what has been found; None before two probes."""
+        squares = torch.cat(self._squares) if self._squares else torch.zeros(0)
+        if len(squares) < (1 if self._law == "rademacher" else 2):
             return None
-        square, d, pairs = self.norms / n, len(self.total), n * (n - 1)
-        if self.law == "gaussian":
-            return 2 * square
-        if self.law == "sphere":
-            trace_square = max((self.forms**2 - self.form_squares) / pairs, 0.0)
-            return max(2 * d / (d + 2) * (square - trace_square / d), 0.0)
-        diagonal = (float(self.total.square().sum()) - self.squares) / pairs
-        return max(2 * (square - diagonal), 0.0)
+        blocks = torch.cat(self._blocks).mean(0) if self._blocks else None
+        outside = torch.stack(self._outside).sum(0) / self._pairs if self._outside else None
+        return Law(law_variance(squares), blocks, outside, torch.cat(self._folded) if self._folded else None)

@@ -9,19 +9,8 @@ costs; its variance is smaller by 2 sum_{b != b'} c_b c_b' <offdiag A_b, offdiag
 s_b^2 are estimated term by term and pooled, which gives the error about B times the degrees of freedom of n passes
 (Welch-Satterthwaite). The diagonal and the block traces come from w * (A w) in place of w^T A w, at no further product.
 
-The variance of a quadratic form is known from its law, given two numbers that the products hold: for Rademacher probes
-
-    Var w^T A w = 2 (||A||_F^2 - sum_k a_kk^2),   ||A||_F^2 = E |A w|^2,   a_kk = E e_k with e = w * (A w),
-
-so that mean_i |A w_i|^2 = mean_i |e_i|^2 and sum_k mean_{i != j} e_ik e_jk estimate it without bias: together they are
-twice the sum over coordinates of the sample variances of e_k. For Gaussian probes it is
-2 ||A||_F^2, for the sphere 2 d / (d + 2) (||A||_F^2 - (tr A)^2 / d). The variance of the n forms themselves is a poor
-estimate where few eigenvalues rule: probes that have not seen these give forms that are both low and calm, so that
-nominal 95 % intervals of 8 probes hold 85 to 91 % of the time. With the law's variance and n - 1 degrees of freedom, a
-little too few, they hold 95 to 99 % at 1.2 times the ideal width (8 probes) and 95 to 97 % at 1.1 times (16).
-
-The sum over a block of coordinates has a variance between R and 2 R, with R = sum over its rows of the squares off the
-diagonal: R where all of it couples to other blocks, 2 R where none does. The variance of the samples is cut to that.
+The variances s_b^2 come from the law of the probes and the products, see ``law``, or from the samples where only
+quadratic forms were made.
 
 References:
     Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
@@ -41,11 +30,13 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.estimators.deflate import block_rows, blocks_of, project
-from hessprobe.estimators.law import KEPT, LawVariance, welch_df, with_prior
+from hessprobe.estimators.law import Law, LawSums, welch_df, with_prior
 from hessprobe.jackknife import DataError, data_error
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
+
+# Rows of products, folded, that are kept at most for differences.
+_KEPT = 4096
 
 
 @dataclass
@@ -123,7 +114,8 @@ class Sampling:
         diagonal: keep per-entry sums, fp64 memory of 5 d.
         vectors: form w * (A w) for block sums even where there is no ``diagonal``; where the operator has no blocks
             only quadratic forms are asked of it.
-        paired: subtract the surrogate inside blocks and diagonal as well (its products, not its quadratic forms).
+        paired: make products with the surrogate, not quadratic forms, for the variance that the law of the probes
+            gives; it is then subtracted inside blocks and diagonal as well.
     """
 
     count: int
@@ -143,7 +135,8 @@ class LinearSamples:
     Attributes:
         weights: (B,) term weights.
         raw: (B, n) quadratic forms of P A_b P.
-        law: (B,) variances of one form by the law of the probes, or None where no products were made.
+        law: (B,) variances of one form by the law of the probes, and the variances of these, or None where no products
+            were made.
         paired_law: the same of A minus surrogate, or None.
         folded: (B, n, m) rows e_i of Rademacher probes folded to m numbers, see ``fold``, or None where they are many.
         paired_folded: the same of A minus surrogate, or None.
@@ -158,8 +151,8 @@ class LinearSamples:
     blocks: Pooled
     diagonal: Pooled | None
     names: tuple[str, ...] = field(default_factory=tuple)
-    law: Tensor | None = None
-    paired_law: Tensor | None = None
+    law: tuple[Tensor, Tensor] | None = None
+    paired_law: tuple[Tensor, Tensor] | None = None
     folded: Tensor | None = None
     paired_folded: Tensor | None = None
 
@@ -194,12 +187,15 @@ class LinearSamples:
 
     def pooled(self, controlled: bool) -> tuple[float, float, float]:
         """Return value, standard error and degrees of freedom of the sampled trace."""
-        return pooled_sum(self.weights, self.values(controlled), self.variances(controlled))
+        return pooled_sum(self.weights, self.values(controlled), self.variances(controlled), self._law(controlled))
+
+    def _law(self, controlled: bool) -> tuple[Tensor, Tensor] | None:
+        return self.paired_law if controlled and self.surrogate is not None else self.law
 
     def variances(self, controlled: bool) -> Tensor:
         """Return the variance of one form of each term (B,): the law's where it is known, else that of the samples."""
-        known = self.paired_law if controlled and self.surrogate is not None else self.law
-        return self.values(controlled).var(1) if known is None else known
+        known = self._law(controlled)
+        return self.values(controlled).var(1) if known is None else known[0]
 
     def entries(self, controlled: bool) -> Tensor | None:
         """Return the folded rows behind ``variances``, or None."""
@@ -207,20 +203,25 @@ class LinearSamples:
 
     def knows_law(self, controlled: bool) -> bool:
         """Return whether ``variances`` come from the law."""
-        return (self.paired_law if controlled and self.surrogate is not None else self.law) is not None
+        return self._law(controlled) is not None
 
 
-def pooled_sum(weights: Tensor, samples: Tensor, variances: Tensor) -> tuple[float, float, float]:
+def pooled_sum(
+    weights: Tensor, samples: Tensor, variances: Tensor, law: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, float, float]:
     """Return sum_b c_b mean_b with its pooled standard error and degrees of freedom.
 
     Args:
         weights: (B,).
         samples: (B, n), n >= 2.
         variances: (B,) of one sample.
+        law: what the law of the probes says of these, and the variances that they have as estimates, or None.
     """
-    parts = weights.square() * variances / samples.shape[1]
+    count = samples.shape[1]
+    shares = weights.square() / count
+    parts, squares = shares * variances, None if law is None else shares.square() * law[1]
     value = float((weights * samples.mean(1)).sum())
-    return value, math.sqrt(float(parts.sum())), welch_df(parts, samples.shape[1])
+    return value, math.sqrt(float(parts.sum())), welch_df(parts, count, squares)
 
 
 def own_probes_error(weights: Tensor, means: Tensor, noise: Tensor) -> DataError | None:
@@ -294,8 +295,8 @@ def sample_linear(
     raw: list[Tensor] = []
     control: list[Tensor] = []
     seen: list[float] = []
-    laws: list[LawVariance] = []
-    paired_laws: list[LawVariance] = []
+    laws: list[Law | None] = []
+    paired_laws: list[Law | None] = []
     noise = 0.0
     for index, (weight, term, twin) in enumerate(_paired_terms(A, surrogate)):
         walk = _Term(A, (weight, term, twin), how, index)
@@ -304,14 +305,17 @@ def sample_linear(
                 callback(_progress([*seen, walk.part()], walk, noise, (A.n_terms, stop, how.count), offset))
         seen.append(walk.part())
         noise += weight**2 * float(walk.samples().var()) / how.count
-        laws.append(walk.law)
-        paired_laws.append(walk.paired_law)
+        law, paired_law = walk.law.result(), walk.paired_law.result()
+        laws.append(law)
+        paired_laws.append(paired_law)
         weights.append(weight)
         raw.append(torch.cat(walk.raw).cpu())
         if twin is not None:
             control.append(torch.cat(walk.control).cpu())
         if walk.blocks.count:
-            blocks.add(weight, *walk.block_moments(), how.count)
+            mean, variance = walk.blocks.moments()
+            used = paired_law if twin is not None and how.paired else law
+            blocks.add(weight, mean, variance if used is None else used.bounded(variance), how.count)
         if diagonal is not None:
             mean, variance = walk.entries.moments()
             diagonal.add(weight, mean, with_prior(variance, how.count), how.count)
@@ -322,22 +326,25 @@ def sample_linear(
         blocks,
         diagonal,
         names,
-        law=_all_known(laws),
-        paired_law=_all_known(paired_laws),
-        folded=_all_folded(laws),
-        paired_folded=_all_folded(paired_laws),
+        law=_variances(laws),
+        paired_law=_variances(paired_laws),
+        folded=_folded(laws),
+        paired_folded=_folded(paired_laws),
     )
     return samples.checked()
 
 
-def _all_known(laws: list[LawVariance]) -> Tensor | None:
-    known = [variance for law in laws if (variance := law.variance()) is not None]
-    return torch.tensor(known, dtype=torch.float64) if len(known) == len(laws) else None
+def _variances(laws: list[Law | None]) -> tuple[Tensor, Tensor] | None:
+    known = [law.variance for law in laws if law is not None]
+    if len(known) < len(laws):
+        return None
+    table = torch.tensor(known, dtype=torch.float64)
+    return table[:, 0], table[:, 1]
 
 
-def _all_folded(laws: list[LawVariance]) -> Tensor | None:
-    folded = [torch.cat(law.folded) for law in laws if law.folded]
-    return torch.stack(folded) if len(folded) == len(laws) and len({len(rows) for rows in folded}) == 1 else None
+def _folded(laws: list[Law | None]) -> Tensor | None:
+    rows = [law.folded for law in laws if law is not None and law.folded is not None]
+    return torch.stack(rows) if len(rows) == len(laws) else None
 
 
 class _Term:
@@ -348,14 +355,13 @@ class _Term:
     ) -> None:
         self.weight, self.term, self.twin = pair
         self.how, self.index, self.cheap_forms = how, index, A.cheap_forms
-        self.slices = list(A.blocks.values())
+        self.slices = list(A.blocks.values()) if how.vectors or how.diagonal else []
         self.stream = ProbeStream(A.dim, how.seed, how.law, A.dtype, A.device, how.stream)
         self.raw: list[Tensor] = []
         self.control: list[Tensor] = []
         self.blocks, self.entries = Series(), Series()
-        self.block_norms: Tensor | float = 0.0
-        keep = how.count * A.n_terms <= KEPT
-        self.law, self.paired_law = LawVariance(how.law, keep), LawVariance(how.law, keep)
+        keep = how.count * A.n_terms <= _KEPT
+        self.law, self.paired_law = (LawSums(how.law, self.slices, keep=keep) for _ in range(2))
 
     def samples(self) -> Tensor:
         """Return the values so far, minus those of the surrogate where there is one."""
@@ -364,16 +370,6 @@ class _Term:
     def part(self) -> float:
         """Return the weighted mean of the values so far."""
         return self.weight * float(self.samples().mean())
-
-    def block_moments(self) -> tuple[Tensor, Tensor]:
-        """Return means and variances of the block sums; these within what the law of Rademacher probes leaves."""
-        mean, variance = self.blocks.moments()
-        total, n = (self.paired_law if self.twin is not None and self.how.paired else self.law).total, self.blocks.count
-        if self.how.law != "rademacher" or not isinstance(total, Tensor):
-            return mean, variance
-        squares = torch.stack([total[where].square().sum() for where in self.slices])
-        rest = (self.block_norms / n - (squares - self.block_norms) / (n * (n - 1))).clamp_min(0.0)
-        return mean, torch.minimum(torch.maximum(variance, rest), 2 * rest)
 
     def run(self) -> Iterator[int]:
         """Sample all probes; yield after each block how many are done."""
@@ -384,31 +380,30 @@ class _Term:
 
     def _block(self, probes: Tensor, inside: Tensor) -> None:
         how, twin = self.how, self.twin
-        if not (how.diagonal or (self.slices and how.vectors)):
+        if not (how.diagonal or self.slices or (how.paired and twin is not None)):
             if self.cheap_forms:
                 self.raw.append(self.term.quadratic_forms(inside))
             else:
                 products = project(how.basis, self.term.matvecs(inside))
                 entries = probes.double() * products.double()
                 self.raw.append(entries.sum(1))
-                self.law.add(entries, products)
+                self.law.add(probes, products, entries)
             if twin is not None:
                 self.control.append(twin.quadratic_forms(inside))
             return
-        products = self.term.matvecs(inside)
-        self.raw.append(row_dots(inside, products))
+        products = project(how.basis, self.term.matvecs(inside))
+        entries = probes.double() * products.double()
+        self.raw.append(entries.sum(1))
+        self.law.add(probes, products, entries)
         if twin is not None and how.paired:
-            other = twin.matvecs(inside)
-            self.control.append(row_dots(inside, other))
-            products = products - other
+            products = products - project(how.basis, twin.matvecs(inside))
+            entries = probes.double() * products.double()
+            self.control.append(self.raw[-1] - entries.sum(1))
+            self.paired_law.add(probes, products, entries)
         elif twin is not None:
             self.control.append(twin.quadratic_forms(inside))
-        products = project(how.basis, products)
-        entries = probes.double() * products.double()
-        (self.paired_law if twin is not None and how.paired else self.law).add(entries, products)
         if self.slices:
             self.blocks.add(torch.stack([entries[:, where].sum(1) for where in self.slices], dim=1))
-            self.block_norms = self.block_norms + torch.stack([entries[:, s].square().sum() for s in self.slices])
         if how.diagonal:
             self.entries.add(entries)
 

@@ -76,14 +76,16 @@ def trace(
             fixed at one, and all streams are independent.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
-        per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too.
+        per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too; below
+            64 samples over all terms, where the error needs them, that is always done.
         callback: called with a ``Progress`` after each block of products.
 
     Returns:
         The estimate. ``errors.data`` is the standard error from batches being a sample (jackknife over terms, probe
-        noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flag
-        ``"heavy-tailed"``: fewer than 40 strongly skewed samples, as from a few outlying eigenvalues of one sign,
-        whose nominal 95 % intervals cover some 91 to 94 %; deflate, or take more probes. ``details`` holds
+        noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flags
+        ``"few-probes"``: fewer than 5 samples in a sample of fixed size, an interval as wide as the theory asks for and
+        hardly of use; ``"heavy-tailed"``: fewer than 64 strongly skewed samples of a control variate with a sampled
+        trace, whose nominal 95 % intervals may cover 85 %: deflate, or take more probes. ``details`` holds
         ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason``, ``pilot``,
         and of an exact trace ``diagonal``, fp64 (d,).
 

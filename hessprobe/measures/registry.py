@@ -119,6 +119,10 @@ def _from_sketch(session: Session, name: str, estimate: Estimate) -> Estimate:
     return estimate.with_(matvecs=session.sketch.matvecs, seconds=session.sketch.seconds, flags=flags)
 
 
+# What is said of the probes, and with it of every layer.
+_OF_THE_PROBES = ("few-probes", "heavy-tailed")
+
+
 def _layers(session: Session, estimate: Estimate) -> dict[str, Estimate] | None:
     if not session.settings.per_layer:
         return None
@@ -130,6 +134,7 @@ def _layers(session: Session, estimate: Estimate) -> dict[str, Estimate] | None:
             df=block.get("df", estimate.df),
             samples=estimate.samples,
             method=estimate.method,
+            flags=tuple(flag for flag in estimate.flags if flag in _OF_THE_PROBES),
         )
         for name, block in blocks.items()
     }

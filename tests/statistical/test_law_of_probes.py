@@ -9,7 +9,8 @@ import torch
 from oracles import Plain, SumOperator, symmetric
 from torch import Tensor
 
-from hessprobe.estimators import trace
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators import effective_rank, frobenius_norm, trace
 from hessprobe.estimators.difference import difference
 from hessprobe.estimators.law import fold
 from hessprobe.operators import DenseOperator
@@ -123,7 +124,7 @@ def test_the_error_of_a_block_lies_between_what_its_rows_leave() -> None:
 
 def test_a_calm_sample_does_not_make_a_block_certain() -> None:
     # One large eigenvalue inside: the variance of 8 samples alone falls below a quarter of the truth in 36 of 200 runs,
-    # held to what the law leaves in 19. Such intervals still cover 90 % only, where samples alone cover 86 %.
+    # held to what the law leaves in 19, taken from pairs in 2; such intervals cover 86, 90 and 95 %.
     low = 0
     for seed in range(200):
         values = torch.zeros(20, dtype=torch.float64)
@@ -133,7 +134,7 @@ def test_a_calm_sample_does_not_make_a_block_certain() -> None:
         blocks = {"a": slice(0, 20), "b": slice(20, 60)}
         found = trace(Plain(matrix, blocks), n_probes=8, method="hutchinson", seed=seed).details["blocks"]["a"]
         low += found["std_error"] ** 2 < 0.25 * truth
-    assert low <= 27
+    assert low <= 8
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -144,7 +145,37 @@ def test_folding_keeps_dot_products(seed: int) -> None:
     folded = fold(rows)
     size = rows.norm(dim=1)
     off = (folded @ folded.T - rows @ rows.T) / (size[:, None] * size)
-    assert folded.shape == (6, 256)
-    assert float(off.abs().max()) < 4 * (2 / 256) ** 0.5
+    assert folded.shape == (6, 251)
+    assert float(off.abs().max()) < 4 * (2 / 251) ** 0.5
     short = torch.randn(2, 200, generator=generator, dtype=torch.float64)
     assert torch.equal(fold(short), short)
+
+
+def test_effective_ranks_of_a_few_large_eigenvalues() -> None:
+    hits = []
+    for seed in range(RUNS):
+        generator = torch.Generator().manual_seed(seed)
+        values = 0.05 * torch.randn(D, generator=generator, dtype=torch.float64)
+        values[: 1 + seed % 2] += 10 * torch.rand(1 + seed % 2, generator=generator, dtype=torch.float64) + 1
+        A = symmetric(values, seed)
+        operator, truth = Plain(A), float(A.trace() ** 2 / A.square().sum())
+        norm = frobenius_norm(operator, n_probes=8, seed=seed)
+        found = effective_rank(trace(operator, n_probes=8, method="hutchinson", seed=seed), norm)
+        low, high = found.interval()
+        hits.append(low <= truth <= high)
+    # 89 % by the delta method.
+    share(hits)
+
+
+def test_blocks_that_hold_the_large_eigenvalue() -> None:
+    blocks, hits = {"first": slice(0, 20), "second": slice(20, D)}, []
+    for seed in range(RUNS):
+        A = torch.zeros(D, D, dtype=torch.float64)
+        one = torch.randn(D - 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        A[20:, 20:] = torch.outer(one, one)
+        A = A + 0.05 * symmetric(torch.randn(D, generator=torch.Generator().manual_seed(seed)).double(), seed)
+        found = trace(Plain(A, blocks), n_probes=8, method="hutchinson", seed=seed).details["blocks"]["second"]
+        low, high = Estimate(found["value"], ErrorParts(found["std_error"]), df=found["df"]).interval()
+        hits.append(low <= float(A.diagonal()[20:].sum()) <= high)
+    # 92 % where the samples' own variance is cut to what the law leaves of it.
+    share(hits)

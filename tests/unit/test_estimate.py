@@ -76,3 +76,25 @@ def test_wrong_questions() -> None:
         Estimate(0.0).interval(1)
     with pytest.raises(ValueError, match="include_data must be False where the data error is unknown"):
         Estimate(0.0, ErrorParts(1.0)).interval(include_data=True)
+
+
+def test_the_interval_of_a_ratio_is_made_from_both_intervals() -> None:
+    t = student_quantile(0.975, 10)
+    top, bottom = Estimate(30.0, ErrorParts(3.0 / t), df=10), Estimate(6.0, ErrorParts(0.5 / t), df=10)
+    whole = Estimate(25.0, ErrorParts(1.0, solver=0.125), ratio=(top, bottom), support=(0.0, math.inf))
+    low = 5 * math.exp(-math.hypot(math.log(30 / 27), math.log(6.5 / 6)))
+    high = 5 * math.exp(math.hypot(math.log(33 / 30), math.log(6 / 5.5)))
+    assert whole.interval() == pytest.approx((low**2 - 0.125, high**2 + 0.125))
+    assert whole.with_(ratio=(top.scaled(-1), bottom)).interval() == pytest.approx(whole.interval())
+    ends = whole.with_(errors=ErrorParts(1.0)).scaled(4).interval()
+    assert ends == pytest.approx((4 * low**2, 4 * high**2))
+    assert whole.scaled(-1).ratio is None
+    # A numerator that may be 0, and one that is.
+    near = whole.with_(ratio=(top.with_(value=1.0), bottom)).interval()
+    assert near[0] == 0.0
+    assert near[1] == pytest.approx((math.exp(math.hypot(math.log(4), math.log(6 / 5.5))) / 6) ** 2 + 0.125)
+    none = whole.with_(ratio=(top.with_(value=0.0), bottom)).interval()
+    assert none == pytest.approx((0.0, (3 / 6) ** 2 + 0.125))
+    assert whole.with_(ratio=(top.with_(value=1e-300), bottom)).interval() == pytest.approx(none, rel=1e-4)
+    assert whole.with_(ratio=(top, bottom.with_(errors=ErrorParts(0.0)))).interval()[0] == pytest.approx(4.5**2 - 0.125)
+    assert whole.with_(ratio=(top, bottom.with_(support=(0.0, 9.0), value=0.1))).interval()[1] == math.inf

@@ -200,7 +200,7 @@ def test_errors_of_samples_that_do_not_match_are_added():
     assert found.estimate.std_error == one.std_error + other.std_error
     assert found.estimate.flags == ("not-paired",)
     assert (found.correlation, found.gain) == (None, None)
-    assert found.estimate.df == 15
+    assert found.estimate.df == min(one.df, other.df) >= 15
     unknown = difference(one.with_(influence=None), traced(FAR, n=16))
     assert "not-paired" in unknown.estimate.flags
 
@@ -209,7 +209,7 @@ def test_an_exact_value_beside_a_sampled_one_leaves_the_error_of_the_sampled_one
     exact = trace(Plain(A), method="exact")
     found = difference(exact, traced(FAR))
     assert found.estimate.std_error == pytest.approx(traced(FAR).std_error)
-    assert found.estimate.df == pytest.approx(31)
+    assert found.estimate.df == pytest.approx(traced(FAR).df)
     both = difference(exact, trace(Plain(FAR), method="exact")).estimate
     assert (both.std_error, both.kind) == (0.0, "exact")
     assert both.value == pytest.approx(float(FAR.trace() - A.trace()))

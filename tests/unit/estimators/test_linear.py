@@ -59,7 +59,10 @@ def test_block_size_does_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) 
     assert whole.diagonal is not None
     torch.testing.assert_close(parts.diagonal.mean, whole.diagonal.mean)
     torch.testing.assert_close(parts.diagonal.variance, whole.diagonal.variance)
-    torch.testing.assert_close(parts.blocks.variance, whole.blocks.variance)
+    torch.testing.assert_close(parts.pooled(False), whole.pooled(False))
+    torch.testing.assert_close(parts.blocks.mean, whole.blocks.mean)
+    # Pairs of probes that are multiplied together tell block variances apart: at most half of these is at stake.
+    assert bool(((parts.blocks.variance / whole.blocks.variance - 1).abs() < 0.5).all())
 
 
 def test_fresh_probes_gain_what_the_formula_says() -> None:

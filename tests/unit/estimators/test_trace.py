@@ -130,11 +130,14 @@ def test_control_variate_agrees_and_gains(deflated: int, per_block: bool) -> Non
         truth = float(A.total.diagonal()[where].sum())
         assert abs(blocks[name]["value"] - truth) < 4 * blocks[name]["std_error"]
     worst = max(entry["std_error"] for entry in blocks.values())
-    if per_block:
-        assert worst < min(entry["std_error"] for entry in plain.details["blocks"].values()) / 2
-        assert sum(entry["value"] for entry in blocks.values()) == pytest.approx(found.value)
-    else:
-        assert blocks == plain.details["blocks"]
+    # 40 samples are few: products with the surrogate are made whether blocks ask for them or not.
+    assert worst < min(entry["std_error"] for entry in plain.details["blocks"].values()) / 2
+    assert sum(entry["value"] for entry in blocks.values()) == pytest.approx(found.value)
+    many = [
+        trace(A, n_probes=16, method="hutchinson", deflate=rows, seed=3, per_block=per_block, control_variate=used)
+        for used in ("auto", False)
+    ]
+    assert (many[0].details["blocks"] == many[1].details["blocks"]) is not per_block
 
 
 def test_one_pass_over_the_terms_and_one_for_deflation() -> None:
@@ -207,7 +210,7 @@ def test_the_error_is_that_of_the_law_however_calm_the_samples() -> None:
     assert float(squares.mean()) == pytest.approx(law**2, abs=4 * float(squares.std()) / 200**0.5)
     # Samples of one large eigenvalue would tell their own variance to half of itself and worse.
     assert float(squares.std() / squares.mean()) < 0.35
-    assert all(one.flags == () and one.df == pytest.approx(19) for one in found)
+    assert all(one.flags == () and 19 <= one.df < 100 for one in found)
 
 
 @pytest.mark.parametrize(("law", "factor"), [("gaussian", 1.0), ("sphere", 1.0)])
@@ -261,3 +264,24 @@ def test_fp32_products_are_good_to_their_rounding() -> None:
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trace(Plain(symmetric(eigenvalues("flat"))), **options)
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gaussian", "sphere"])
+def test_few_samples_of_a_control_variate_have_the_error_of_the_law(law: str) -> None:
+    # One term, and what the surrogate leaves is one large eigenvalue: the spread of eight samples says little of it.
+    outlier = torch.zeros(60, dtype=torch.float64)
+    outlier[-1] = 30.0
+    matrix, rest = symmetric(eigenvalues("flat", 60)), symmetric(outlier)
+    twin = SumOperator(matrix[None], knows_diagonal=True)
+    A = SumOperator((matrix + rest)[None], surrogate=twin)
+    square, tr = float(rest.square().sum()), float(rest.trace())
+    taken = {"rademacher": float(rest.diagonal().square().sum()), "gaussian": 0.0, "sphere": tr**2 / 60}[law]
+    variance = 2 * (square - taken) * (60 / 62 if law == "sphere" else 1.0)
+    found = [trace(A, n_probes=8, method="hutchinson", control_variate=True, probes=law, seed=s) for s in range(400)]
+    truth = float((matrix + rest).trace())
+    squares = torch.tensor([8 * one.std_error**2 for one in found], dtype=torch.float64)
+    assert float(squares.mean()) == pytest.approx(variance, abs=4 * float(squares.std()) / 20)
+    hits = [low <= truth <= high for low, high in (one.interval() for one in found)]
+    # Two binomial errors below 95 %; 85 % with the samples' own variance.
+    assert sum(hits) / len(hits) >= 0.928
+    assert all(one.flags == () for one in found)

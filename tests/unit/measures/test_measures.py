@@ -92,6 +92,19 @@ def test_layers_add_up(measured: tuple[str, EmpiricalRisk, dict[str, Result], Te
     assert sum(share.value for share in results["frob"].layers.values()) == pytest.approx(1.0, rel=0.1)
 
 
+def test_layers_carry_what_is_said_of_the_probes_and_errors_of_their_own() -> None:
+    risk = nets.mlp((16,)).risk()
+    for probes, flags in ((4, ("few-probes",)), (8, ())):
+        how = MeasureSettings(operator="functional", probes=probes, per_layer=True, engine="double_backward")
+        (found,) = measure_all(["trace"], risk, how)
+        assert found.layers is not None
+        assert tuple(flag for flag in found.estimate.flags if flag == "few-probes") == flags
+        assert all(layer.flags == flags for layer in found.layers.values())
+        own = [layer.df for layer in found.layers.values() if layer.std_error > 0]
+        assert own == pytest.approx([probes - 1.0] * len(own))
+        assert found.estimate.df >= probes - 1
+
+
 def test_the_largest_eigenvalue_of_each_layer_is_that_of_its_block(
     measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor],
 ) -> None:

@@ -1,0 +1,129 @@
+"""Variances by the law of the probes: the identities behind them, and how well they are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hessprobe.estimators.law import LawSums, contrasts, fold, law_variance, welch_df, with_prior
+from hessprobe.probes import LAWS, ProbeStream
+
+DIM = 30
+SLICES = (slice(0, 9), slice(9, DIM))
+
+
+def matrix(seed: int = 0) -> Tensor:
+    root = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return root + root.T + torch.diag(3.0 * torch.arange(DIM, dtype=torch.float64))
+
+
+def collected(A: Tensor, law: str, n: int, size: int, seed: int = 0) -> LawSums:
+    sums, stream = LawSums(law, SLICES, keep=True), ProbeStream(DIM, seed, law)
+    for start in range(0, n, size):
+        W = stream.block(start, min(start + size, n))
+        sums.add(W, W @ A, W * (W @ A))
+    return sums
+
+
+def test_contrasts_hold_all_of_the_sample_variances() -> None:
+    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = contrasts(rows)
+    assert found.shape == (6, 5)
+    torch.testing.assert_close(found.square().sum(0), 6 * rows.var(0))
+    # Orthonormal and blind to a common shift: the same map takes the unit vectors to its own matrix.
+    basis = contrasts(torch.eye(7, dtype=torch.float64))
+    torch.testing.assert_close(basis @ basis.T, torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(basis.sum(1), torch.zeros(6, dtype=torch.float64), atol=1e-14, rtol=0)
+    assert float(contrasts(rows[:1].expand(4, 5)).abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_sums_are_their_definition_whatever_the_size_of_a_block(law: str, size: int) -> None:
+    A, W = matrix(), ProbeStream(DIM, 0, law).block(0, 8)
+    Z = W @ A
+    entries = W * Z
+    expected = {
+        "rademacher": entries.var(0).sum(),
+        "gaussian": Z.square().sum(1).mean(),
+        "sphere": (Z - entries.sum(1, keepdim=True) / DIM * W).square().sum(1).mean(),
+    }[law]
+    found = collected(A, law, 8, size).result()
+    assert found is not None
+    assert found.variance.value == pytest.approx(2 * float(expected))
+    if law != "rademacher":
+        assert (found.blocks, found.outside, found.folded) == (None, None, None)
+        return
+    assert found.blocks is not None
+    torch.testing.assert_close(found.blocks, torch.stack([entries[:, s].var(0).sum() for s in SLICES]))
+    assert (found.outside is None) == (size == 1)
+    assert found.folded is not None
+    torch.testing.assert_close(found.folded, entries)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_one_probe_says_nothing(law: str) -> None:
+    assert collected(matrix(), law, 1, 1).result() is None
+
+
+def test_a_diagonal_matrix_has_no_variance_at_all() -> None:
+    found = collected(torch.diag(torch.rand(DIM).double() / 3), "rademacher", 9, 4).result()
+    assert found is not None
+    assert found.variance == (0.0, 0.0)
+    assert welch_df(torch.zeros(1), 9, torch.zeros(1)) == math.inf
+
+
+def test_block_variances_are_unbiased_and_within_the_law() -> None:
+    A = matrix(3)
+    off = A - torch.diag(A.diagonal())
+    runs = [collected(A, "rademacher", 6, 6, seed).result() for seed in range(1500)]
+    outside = torch.stack([run.outside for run in runs if run is not None and run.outside is not None])
+    within = torch.stack([run.blocks for run in runs if run is not None and run.blocks is not None])
+    for column, where in enumerate(SLICES):
+        all_of_it, inner = float(off[where].square().sum()), float(off[where, where].square().sum())
+        for samples, truth in ((outside, all_of_it - inner), (within, all_of_it)):
+            error = float(samples[:, column].std()) / 1500**0.5
+            assert abs(float(samples[:, column].mean()) - truth) < 4 * error < 0.05 * truth
+    W = ProbeStream(DIM, 99).block(0, 20000)
+    sums = (W * (W @ A))[:, SLICES[0]].sum(1)
+    known = 2 * float(off[SLICES[0]].square().sum()) - float(off[SLICES[0], SLICES[1]].square().sum())
+    assert float(sums.var()) == pytest.approx(known, rel=0.05)
+    own = torch.tensor([0.0, 1e9], dtype=torch.float64)
+    alone = collected(A, "rademacher", 6, 1).result()
+    assert alone is not None
+    assert alone.blocks is not None
+    torch.testing.assert_close(alone.bounded(own), alone.blocks * torch.tensor([1.0, 2.0]))
+
+
+def test_degrees_of_freedom_lie_between_the_worst_case_and_the_spread() -> None:
+    normal = torch.randn(4000, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for power, least, most in ((2, 7.0, 12.0), (0, 13.0, 16.0)):
+        runs = [law_variance(squares) for squares in normal.abs() ** power]
+        values, squares = torch.tensor(runs, dtype=torch.float64).T
+        df = [welch_df(v[None], 8, s[None]) for v, s in zip(values, squares, strict=True)]
+        assert min(df) >= 7
+        assert least <= sum(df) / len(df) <= most
+        if power:
+            # Of squared normal numbers Var V is right in the mean.
+            assert float(squares.mean()) == pytest.approx(float(values.var()), rel=0.1)
+    # Terms of equal variance add up their degrees of freedom.
+    parts, own = torch.full((50,), 2.0), torch.full((50,), 2 * 4 / 9.0)
+    assert welch_df(parts, 8, own) == pytest.approx(welch_df(parts, 8)) == pytest.approx(448)
+
+
+def test_entries_borrow_one_degree_of_freedom() -> None:
+    found = with_prior(torch.tensor([0.0, 4.0], dtype=torch.float64), 4)
+    assert found.tolist() == [0.5, 3.5]
+
+
+def test_folded_rows_keep_their_dot_products() -> None:
+    rows = torch.randn(2, 20000, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    rows[1] += rows[0]
+    folded = fold(rows)
+    assert folded.shape == (2, 251)
+    assert float(folded[0] @ folded[1]) == pytest.approx(float(rows[0] @ rows[1]), rel=0.3)
+    torch.testing.assert_close(fold(rows[:, :251]), rows[:, :251])
+    torch.testing.assert_close(folded[1] - folded[0], fold(rows[1:] - rows[:1])[0])
