@@ -18,7 +18,7 @@ from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
 from hessprobe.objective import checking, determinism, model_loss, modes, selection, weighting
 from hessprobe.objective.base import Objective
-from hessprobe.objective.notes import Noted, train_modes, unreduced
+from hessprobe.objective.notes import Noted, functional_dropout, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
@@ -114,6 +114,7 @@ class EmpiricalRisk(Objective):
         self._data, self._loss, self._forward = data, loss, forward
         self._reads_parameters, self._unlike_a_mean = False, ""
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
+        self._trained = self.module.training
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
         buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
@@ -132,6 +133,7 @@ class EmpiricalRisk(Objective):
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
         self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
         self.caveats += (self._unlike_a_mean,) if self._unlike_a_mean else ()
+        self.caveats += tuple(self._noted.modes())
 
     def __repr__(self) -> str:
         loss, batches = self._rule.name if self._rule else "forward", len(self._measured.sizes)
@@ -361,9 +363,10 @@ class EmpiricalRisk(Objective):
             )
         term = next(self.terms())
         before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        with torch.no_grad(), determinism.AttentionWatch() as watch:
+        watch = determinism.CallWatch()
+        with torch.no_grad(), functional_dropout(self.module, watch) as seen, watch:
             first = checking.first_loss(term, self.theta, self.module)
-        self._noted.attention = watch.seen
+        self._noted.attention, self._noted.functional = watch.attention, self._trained and seen()
         self._require_finite(term, self.theta, first)
         with torch.no_grad():
             second = term(self.theta)
