@@ -86,6 +86,7 @@ class Hessian(LinearOperator):
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_products)
         self._surrogate: GaussNewton | None = None
+        self._alone = False
         self._surrogate_engine = surrogate_engine
 
     def __repr__(self) -> str:
@@ -119,19 +120,29 @@ class Hessian(LinearOperator):
 
     @property
     def surrogate(self) -> LinearOperator | None:
-        """The Gauss-Newton matrix of the same risk, out of the same memory; None where there are no outputs."""
-        if self._surrogate is None:
+        """The Gauss-Newton matrix of the same risk, out of the same memory.
+
+        None where there are no outputs, or the model or the loss lacks the derivatives that its products need.
+        """
+        if self._surrogate is None and not self._alone:
             try:
-                source = self._source
-                self._surrogate = GaussNewton(
-                    self.risk,
-                    engine=self._surrogate_engine,
-                    memory=source.budget,
-                    expected_products=source.expected_products,
-                )
+                self._surrogate = self._near()
             except UnsupportedError:
-                return None
+                self._alone = True
         return self._surrogate
+
+    def _near(self) -> GaussNewton:
+        source = self._source
+        near = GaussNewton(
+            self.risk,
+            engine=self._surrogate_engine,
+            memory=source.budget,
+            expected_products=source.expected_products,
+        )
+        # What can be differentiated only once may have outputs, a convex loss and no product.
+        if not self.is_exact:
+            near.require_engine()
+        return near
 
     def product_error(self, seed: int = 0) -> ProductError | None:
         """Return what finite differences are off by, from four probes; None where products are exact.
