@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,6 +177,23 @@ def ignoring() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
     return net(), lambda z, t: F.cross_entropy(z, t, ignore_index=255), batches
 
 
+def ignoring_late(*places: int, sizes: tuple[int, ...] = (8, 8, 8, 8)) -> Callable[[], tuple[nn.Module, Any, list]]:
+    def make() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+        batches = data(*sizes)
+        batches[2][1][list(places)] = 255
+        return net(), lambda z, t: F.cross_entropy(z, t, ignore_index=255), batches
+
+    return make
+
+
+def missing_late() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    batches = [
+        (x, torch.randn(len(x), 3, dtype=F64, generator=torch.Generator().manual_seed(2))) for x, _ in data(6, 6)
+    ]
+    batches[1][1][[0, 3], 0] = math.nan  # as many in one half as in the other
+    return net(), lambda z, t: (z - t)[~t.isnan()].square().mean(), batches
+
+
 def contrastive() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         unit = F.normalize(outputs, dim=1)
@@ -233,6 +251,14 @@ CASES = {
     "a detached factor in a backward": Case(cubed(HalfDetached), truth_of_cube, differences=True),
     "a custom backward that is right": Case(cubed(RightCube), truth_of_cube),
     "a loss that ignores labels unknown to us": Case(ignoring, refused="leaves out targets of 255"),
+    "an ignored label in the third batch alone": Case(
+        ignoring_late(2), refused="leaves out targets of 255: batch 2 has"
+    ),
+    "an ignored label in both halves of a batch": Case(ignoring_late(0, 4), refused="leaves out targets of 255"),
+    "an ignored label among 400 batches": Case(
+        ignoring_late(1, 5, 6, sizes=(4,) * 2 + (8,) + (4,) * 397), refused="leaves out targets of 255: batch 2 has"
+    ),
+    "missing values in the last batch": Case(missing_late, truth_of_batches, caveat="others would give another"),
     "a loss between examples": Case(contrastive, truth_of_batches, caveat="others would give another"),
     "weights normalised by a parametrization": Case(normalised, truth_of_normalised, differences=True),
     "weights normalised by a hook": Case(normalised_of_old, truth_of_normalised, differences=True),
