@@ -66,7 +66,8 @@ def _missed(row: Mapping[str, Any]) -> str:
     errors = row.get("errors") or {}
     if (errors.get("solver") or 0.0) <= (errors.get("probe") or 0.0):
         return flag_sentence("tolerance-missed")
-    helps = "a larger --shift or --dtype float64" if row["measure"] in _DAMPED else "--dtype float64"
+    wider = "--dtype float64 in place of float32"
+    helps = f"a larger --shift or {wider}" if row["measure"] in _DAMPED else wider
     return f"the interval is wider than --rtol asks for; more --probes do not help, {helps} may, or a larger --rtol"
 
 

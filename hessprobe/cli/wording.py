@@ -19,7 +19,7 @@ _PHRASES = (
     (re.compile(r"did not converge to tol=(\S+)"), r"did not converge to a relative residual of \1"),
     (
         re.compile(r"Raise max_matvecs or tol\."),
-        "Their intervals allow for that; fewer by --k, or --dtype float64, may converge.",
+        "Their intervals allow for that; fewer by --k, or --dtype float64 in place of float32, may converge.",
     ),
     (
         re.compile(r"max_probes must be larger for this tolerance; got (\S+), which leaves"),
@@ -35,8 +35,8 @@ _PHRASES = (
     (re.compile(r"Use smaller batches, a larger memory budget,"), "Use a smaller --batch-size, a larger --memory,"),
     (re.compile(r"\b([Pp])ass smaller batches"), r"\1ass a smaller --batch-size"),
     (re.compile(r"\b([Uu])se smaller batches"), r"\1se a smaller --batch-size"),
-    (re.compile(r"\bUse float64 or raise shift\b"), "Pass --dtype float64 or a larger --shift"),
-    (re.compile(r"\bor use a wider dtype\b"), "or pass --dtype float64"),
+    (re.compile(r"\bUse float64 or raise shift\b"), "Pass a larger --shift, or --dtype float64 in place of float32"),
+    (re.compile(r"\bor use a wider dtype\b"), "or pass --dtype float64 in place of float32"),
     (re.compile(r"\bfor split '(\w+)'"), r"for --split \1"),
     (re.compile(r"\bwith a smaller learning rate\b"), "with a smaller --lr"),
 )
@@ -48,7 +48,8 @@ FLAGS = {
     "--rtol",
     "budget-exhausted": "the tolerance needs more probes than are allowed; pass a larger --rtol, or --probes N",
     "not-converged": "some eigenvalue has not converged; the interval allows for that",
-    "rounding-limited": "eigenvalues are as good as the rounding of the products allows; --dtype float64 gives more",
+    "rounding-limited": "eigenvalues are as good as the rounding of the products allows; --dtype float64 in place of "
+    "float32 gives more",
     "multiplicity-unverified": "further eigenvalues as large as those reported were not ruled out",
     "wide-bracket": "the bracket of an eigenvalue is wider than --rtol asks for; it holds all the same",
     "warm-start": "the search began at given vectors",
@@ -60,7 +61,8 @@ FLAGS = {
     "data-error-noisy": "the error from the data being a sample is itself uncertain; more --probes help",
     "solver-limited": "the error is the solver's, not the probes'; more --probes do not help, a larger --shift does",
     "definiteness-assumed": "the matrix is taken to have no eigenvalue below minus --shift; none was seen",
-    "shift-below-rounding": "--shift is near the rounding of the products; pass --dtype float64 or a larger --shift",
+    "shift-below-rounding": "--shift is near the rounding of the products; pass a larger --shift, or --dtype float64 "
+    "in place of float32",
     "heavy-tailed-mean": "few draws carry the mean, so value and interval are not to be trusted",
     "plug-in-bias": "the value is off by a good part of its error, as phi of a mean of few draws is",
     "disagrees-with-hessian": "this and the Hessian-based estimate differ by more than 4 standard errors",

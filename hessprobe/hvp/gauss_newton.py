@@ -180,6 +180,14 @@ class GaussNewton(LinearOperator):
         """Which engine runs, and with ``"auto"`` why the others do not; ``"auto"`` before the first product."""
         return self._source.note if self._source.chosen else "auto"
 
+    def require_engine(self) -> None:
+        """Choose the engine now.
+
+        Raises:
+            UnsupportedError: none works with this model and loss.
+        """
+        _ = self._source.engine
+
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._pool.total(V)
 

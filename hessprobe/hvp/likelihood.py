@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.output_space import agree
+from hessprobe.hvp.output_space import agree, differentiating_twice
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.objective.weighting import LossRule, shifted_cross_entropy, token_cross_entropy
@@ -156,7 +156,8 @@ def _require_natural(batch: BatchLoss, outputs: Tensor) -> None:
     """
     rule = batch.rule if isinstance(batch, EmpiricalBatch) else None
     name = "this loss" if rule is None else rule.name
-    seen = _bend(batch, outputs)
+    with differentiating_twice():
+        seen = _bend(batch, outputs)
     if not bool((seen != 0).any()):
         raise UnsupportedError(
             f"The Fisher matrix needs a likelihood that is known; {name} is linear in the outputs, whose second "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
@@ -62,20 +65,31 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
     """
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
-    try:
+    with differentiating_twice():
         _require_own_bend(batch, outputs)
         smallest, scale = _extremes(batch, outputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError | UnsupportedError):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedError(f"The loss has no second derivative in the model's outputs: {reason}") from error
     if smallest < -1e3 * torch.finfo(outputs.dtype).eps * scale:
         raise UnsupportedError(
             f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; the second derivative there "
             f"has an eigenvalue of {smallest:.3g} (as of a variance among the outputs, or a loss that compares "
             "examples). Measure with operator='hessian'."
         )
+
+
+@contextmanager
+def differentiating_twice() -> Iterator[None]:
+    """Turn what torch raises inside, where the loss is differentiated twice in the outputs, into one sentence.
+
+    Raises:
+        UnsupportedError: the loss lacks a derivative.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError | UnsupportedError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"The loss has no second derivative in the model's outputs: {reason}") from error
 
 
 def _require_own_bend(batch: BatchLoss, outputs: Tensor) -> None:

@@ -94,9 +94,10 @@ class ProductPool:
         if bool(torch.isfinite(result).all()) or not bool(torch.isfinite(V).all()):
             return
         self.risk.require_finite_loss()
+        look = "Look" if self.risk.dtype == torch.float64 else "Measure in float64, or look"
         raise NonFiniteError(
             f"The curvature product is nan or inf at finite parameters{self._first_gradient()}. "
-            "Measure in float64 (dtype='float64'), or look for sqrt(0), log(0) or 0/0 in the model."
+            f"{look} for sqrt(0), log(0) or 0/0 in the model."
         )
 
     def _first_gradient(self) -> str:

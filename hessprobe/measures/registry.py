@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
+from hessprobe.hvp.product_error import ProductError
 from hessprobe.measures import distribution
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
@@ -233,16 +235,28 @@ def _with_rounding(session: Session, estimate: Estimate) -> Estimate:
 
 def _with_product_error(session: Session, name: str, estimate: Estimate) -> Estimate:
     """Return the estimate with what finite differences are off by in its solver part, and in its bracket."""
-    found = session.product_error
+    found = session.product_error(estimate)
     flagged = estimate.with_(flags=(*estimate.flags, "finite-differences"))
     if found is None:
         return flagged
     size = found.relative * abs(estimate.value)
     more = {**dict.fromkeys((*_ORDER, "frob"), found.norm), "trace": found.trace}.get(name, size)
-    more = found.trace / session.A.dim if name == "diagonal" else 4 * more if name == "effective-rank" else more
+    more = found.trace / session.A.dim if name == "diagonal" else more
+    more = _of_effective_rank(found, estimate.value, session.A.dim) if name == "effective-rank" else more
     bracket = None if estimate.bracket is None else (estimate.bracket[0] - more, estimate.bracket[1] + more)
     errors = replace(estimate.errors, solver=estimate.errors.solver + more)
     return flagged.with_(errors=errors, bracket=bracket)
+
+
+def _of_effective_rank(found: ProductError, value: float, d: int) -> float:
+    """Return what r = (tr A)^2 / ||A||_F^2, between 0 and d, is off by where trace and norm are off by ``found``."""
+    if not (value > 0 and found.norm > 0):
+        return float(d) if found.norm > 0 else 0.0
+    # |tr A| = sqrt(r) ||A||_F; both errors are relative. Beyond 1 a norm or a trace may be 0.
+    of_norm, of_trace = found.relative, found.relative * found.trace / (found.norm * math.sqrt(value))
+    most = value * ((1 + of_trace) / (1 - of_norm)) ** 2 if of_norm < 1 else math.inf
+    least = value * (max(1 - of_trace, 0.0) / (1 + of_norm)) ** 2
+    return max(min(most, float(d)) - value, value - least)
 
 
 def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:

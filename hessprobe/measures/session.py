@@ -18,7 +18,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
-from hessprobe.hvp.hessian import ProductError
+from hessprobe.hvp.product_error import ProductError
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
 from hessprobe.operators import Block, LinearOperator
@@ -141,11 +141,23 @@ class Session:
         self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
         return found
 
-    @cached_property
-    def product_error(self) -> ProductError | None:
-        """What finite differences are off by; None where products are exact."""
+    def product_error(self, estimate: Estimate) -> ProductError | None:
+        """Return what finite differences are off by in an estimate; None where products are exact.
+
+        Measured once, and once more on every coordinate where the estimate is made of all.
+        """
         hessian = self.A if isinstance(self.A, Hessian) else getattr(self.A, "hessian", None)
-        return hessian.product_error(self.settings.seed) if isinstance(hessian, Hessian) else None
+        if not isinstance(hessian, Hessian):
+            return None
+        every = self.takes_whole or estimate.kind == "exact" or "exact" in estimate.method
+        if every not in self._product_errors:
+            found = hessian.product_error(self.settings.seed, every_coordinate=every)
+            self._product_errors[every] = found
+        return self._product_errors[every]
+
+    @cached_property
+    def _product_errors(self) -> dict[bool, ProductError | None]:
+        return {}
 
     @cached_property
     def takes_whole(self) -> bool:

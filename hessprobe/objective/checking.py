@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.vectors import ParameterLayout
 
 # What a model or a loss raises for data that do not fit it.
-_MISFITS = (RuntimeError, ValueError, IndexError, TypeError)
+MISFITS = (RuntimeError, ValueError, IndexError, TypeError)
 
 
 def first_loss(term: BatchLoss, theta: Tensor, module: nn.Module) -> Tensor:
@@ -41,7 +40,7 @@ def first_loss(term: BatchLoss, theta: Tensor, module: nn.Module) -> Tensor:
     weighting.require_matching(term.rule, outputs, term.targets)
     try:
         term.rule.function(outputs, term.targets)
-    except _MISFITS as error:
+    except MISFITS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise weighting.mismatch(term.rule, outputs, term.targets, error) from error
@@ -64,7 +63,7 @@ def fitting(inputs: Any, dtype: torch.dtype, module: nn.Module, run: Callable[[]
     """
     try:
         yield
-    except _MISFITS as error:
+    except MISFITS as error:
         if isinstance(error, torch.OutOfMemoryError | HessprobeError):
             raise
         require_dtype(inputs, dtype, error)
@@ -112,76 +111,6 @@ def read_where_held(term: BatchLoss, theta: Tensor, module: nn.Module) -> bool:
         "would stay as they are while the model moves, and their part of the curvature would be missing. Ask the model "
         "for them inside the loss, or inside forward (module.parameters())."
     )
-
-
-def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
-    """Refuse a loss of unknown make that is no mean over the batch's examples where it is known what it is instead.
-
-    The loss of the whole batch is compared with those of its halves: a sum would weight batches by their size once
-    more, and a mean over targets that are not ignored must be told so.
-
-    Returns:
-        A sentence for every number measured on it, where the loss is something else (its examples see each other, or
-        have weights); else ``""``.
-
-    Raises:
-        ValueError: with the three values.
-    """
-    if not isinstance(term, EmpiricalBatch) or term.rule.known or term.examples < 2 or not term.separable:
-        return ""
-    middle = term.examples // 2
-    parts = term.slice(0, middle), term.slice(middle, term.examples)
-    if not all(part.size > 0 for part in parts):
-        return ""
-    try:
-        with torch.no_grad():
-            whole, one, other = (float(batch(theta)) for batch in (term, *parts))
-    except _MISFITS as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return ""  # a loss for batches of one size only
-    # A half of ignored targets alone has no loss: 0/0.
-    scale = abs(one) + abs(other) if math.isfinite(one + other) else abs(whole)
-    mean = (parts[0].size * one + parts[1].size * other) / term.size
-    rounding = torch.finfo(theta.dtype).eps ** 0.5 * scale
-    if abs(whole - one - other) <= rounding and abs(whole - mean) > 0.01 * scale:
-        raise ValueError(
-            f"loss must be a mean over the batch; got {term.rule.name}, which sums: the first batch has {whole:.6g} "
-            f"and its halves have {one:.6g} and {other:.6g}. Divide by the number of examples, or pass "
-            "weighting='examples' to have it weighted as if it were a mean."
-        )
-    if abs(whole - mean) <= rounding:
-        return ""
-    told = f"the first batch has {whole:.6g}, its halves have {one:.6g} and {other:.6g}"
-    left_out = _left_out(parts, (whole, one, other), rounding)
-    if left_out is not None:
-        raise ValueError(
-            f"loss must be a mean over the batch's {term.rule.unit}; got {term.rule.name}, which leaves out targets of "
-            f"{left_out}: {told}. Pass torch.nn.CrossEntropyLoss(ignore_index={left_out}) itself, which is weighted by "
-            "the targets that count, or weighting='examples' to have every batch weighted by its size."
-        )
-    return (
-        f"the loss {term.rule.name} of a batch is not the mean of its parts ({told}): the number is that of these "
-        "batches, and others would give another"
-    )
-
-
-def _left_out(parts: Sequence[EmpiricalBatch], losses: tuple[float, float, float], rounding: float) -> int | None:
-    """Return the target value whose absence explains the loss of a batch from those of its halves, or None."""
-    whole, one, other = losses
-    targets = [part.targets for part in parts]
-    if not all(isinstance(t, Tensor) and not t.is_floating_point() for t in targets):
-        return None
-    # What is ignored stands outside the classes: below 0 or above them. Small batches leave more than one explanation.
-    found = torch.unique(torch.cat([t.flatten() for t in targets])).tolist()
-    for value in sorted(found, key=lambda label: (label >= 0, -label)):
-        counts = [float((t != value).sum()) for t in targets]
-        total = sum(counts)
-        if 0 < total < sum(t.numel() for t in targets):
-            mean = sum(count * loss for count, loss in zip(counts, (one, other), strict=True) if count) / total
-            if abs(whole - mean) <= rounding:
-                return int(value)
-    return None
 
 
 def require_connected(term: BatchLoss, theta: Tensor, layout: ParameterLayout) -> None:

@@ -18,6 +18,8 @@ from hessprobe.objective.batches import content_hash, leaves
 # Rounding that differs between two calls (atomic additions on a GPU) stays below this many units in the last place.
 _ROUNDING = 100
 
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -31,12 +33,17 @@ class Observation:
     finite: bool
 
 
-class AttentionWatch(TorchFunctionMode):
-    """Notes in ``seen`` whether ``scaled_dot_product_attention`` was called inside."""
+class CallWatch(TorchFunctionMode):
+    """Notes which of torch's functions were called inside that behave otherwise in training.
+
+    Attributes:
+        attention: whether ``scaled_dot_product_attention`` was.
+        dropped: how often a dropout function was called with a rate above 0 that it did not apply.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = False
+        self.attention, self.dropped = False, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See ``TorchFunctionMode``."""
@@ -45,7 +52,10 @@ class AttentionWatch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention or (
             func is F.multi_head_attention_forward and not kwargs.get("need_weights", True)
         ):
-            self.seen = True
+            self.attention = True
+        if func in _DROPOUTS:
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+            self.dropped += not given.get("training", True) and given.get("p", 0.5) > 0
         return func(*args, **kwargs)
 
 

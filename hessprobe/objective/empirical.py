@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
-from hessprobe.objective import checking, determinism, model_loss, modes, selection, weighting
+from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, weighting
 from hessprobe.objective.base import Objective
-from hessprobe.objective.notes import Noted, train_modes, unreduced
+from hessprobe.objective.notes import Noted, functional_dropout, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
@@ -28,10 +28,11 @@ Term = EmpiricalBatch | ForwardBatch
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one pass over the data found: units and examples of every batch."""
+    """What one pass over the data found: units and examples of every batch, and the ends of its labels."""
 
     sizes: tuple[float, ...]
     examples: tuple[int, ...]
+    ranges: tuple[tuple[float, float], ...]
 
     @property
     def total(self) -> float:
@@ -46,7 +47,7 @@ class EmpiricalRisk(Objective):
     examples of a batch, the number is that of the given batches, and a caveat says so. Every call leaves the module,
     its buffers, modes and gradients, the random states and the global switches exactly as found. Construction reads the
     data once (through ``forward``, where that is given), and evaluates the first batch a few times and its gradient
-    once.
+    once. A loss of unknown make is evaluated on up to 32 batches and on two parts of each, less than one product costs.
 
     Args:
         module: the model; wrappers of ``torch.compile``, ``DataParallel`` and DDP are taken off. The parameters in
@@ -65,8 +66,8 @@ class EmpiricalRisk(Objective):
         weighting: ``"examples"``, ``"tokens"`` (targets not ignored), or ``"auto"``: what torch's mean is over.
         tf32: allow TF32 in float32 products on CUDA.
         check: evaluate the first batch twice and read it twice, and refuse what differs or is not finite; refuse too a
-            loss that sums over the batch, and parameters that move the loss but have no gradient. Without it a loss
-            that reads the model's parameters sees them where they are.
+            loss that sums over a batch or leaves out targets unasked, and parameters that move the loss but have no
+            gradient. Without it a loss that reads the model's parameters sees them where they are.
 
     Attributes:
         module: the model without wrappers.
@@ -114,6 +115,7 @@ class EmpiricalRisk(Objective):
         self._data, self._loss, self._forward = data, loss, forward
         self._reads_parameters, self._unlike_a_mean = False, ""
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
+        self._trained = self.module.training
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
         buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
@@ -132,6 +134,7 @@ class EmpiricalRisk(Objective):
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
         self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
         self.caveats += (self._unlike_a_mean,) if self._unlike_a_mean else ()
+        self.caveats += tuple(self._noted.modes())
 
     def __repr__(self) -> str:
         loss, batches = self._rule.name if self._rule else "forward", len(self._measured.sizes)
@@ -325,7 +328,7 @@ class EmpiricalRisk(Objective):
         return rule, key if needed else None
 
     def _measure(self) -> _Measured:
-        sizes, examples = [], []
+        sizes, examples, ranges = [], [], []
         for index, batch in self._read():
             if self._rule is None:
                 moved = data_tools.to_device(batch, self.device)
@@ -335,11 +338,12 @@ class EmpiricalRisk(Objective):
             inputs, targets = data_tools.split_batch(batch)
             examples.append(data_tools.rows(targets, inputs))
             sizes.append(self._rule.size(targets, examples[-1]))
+            ranges.append((0.0, 0.0) if self._rule.known else means.label_range(targets))
         if not math.fsum(sizes) > 0:
             raise DataError(
                 "data must hold targets that are counted; got only ignored or empty ones. Check the labels."
             )
-        return _Measured(tuple(sizes), tuple(examples))
+        return _Measured(tuple(sizes), tuple(examples), tuple(ranges))
 
     def _recalibration(self) -> Iterator[tuple[int, Callable[[], object]]]:
         for index, batch in self._read():
@@ -361,9 +365,10 @@ class EmpiricalRisk(Objective):
             )
         term = next(self.terms())
         before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        with torch.no_grad(), determinism.AttentionWatch() as watch:
+        watch = determinism.CallWatch()
+        with torch.no_grad(), functional_dropout(self.module, watch) as seen, watch:
             first = checking.first_loss(term, self.theta, self.module)
-        self._noted.attention = watch.seen
+        self._noted.attention, self._noted.functional = watch.attention, self._trained and seen()
         self._require_finite(term, self.theta, first)
         with torch.no_grad():
             second = term(self.theta)
@@ -373,8 +378,15 @@ class EmpiricalRisk(Objective):
         term = next(self.terms())
         self._reads_parameters = checking.read_where_held(term, self.theta, self.module)
         term = next(self.terms())
-        self._unlike_a_mean = checking.unlike_a_mean(term, self.theta)
         checking.require_connected(term, self.theta, self.layout)
+        self._unlike_a_mean = self._compare_parts()
+
+    def _compare_parts(self) -> str:
+        if self._rule is None or self._rule.known or not self._separable:
+            return ""
+        chosen = set(means.to_compare(self._measured.ranges))
+        found = [means.unlike_a_mean(term, self.theta) for term in self.terms() if term.index in chosen]
+        return next(filter(None, found), "")
 
     def _require_finite(self, term: Term, theta: Tensor, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
@@ -11,7 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from hessprobe.objective import modes
+from hessprobe.objective.determinism import CallWatch
 from hessprobe.objective.weighting import LossRule
+
+# Modules that a sentence names.
+_NAMED = 3
 
 _STATISTICS = {"eval": "with its running statistics", "batch": "with the statistics of each batch"}
 
@@ -21,12 +26,14 @@ class Noted:
     """What has been seen of an evaluation.
 
     Attributes:
-        switched: how many modules of each kind were in train mode, and are not while the loss is evaluated.
+        switched: names of the modules of each kind that were in train mode, and are not while the loss is evaluated.
+        functional: forward calls a dropout function, in a model that was in train mode, and it drops nothing.
         attention: the fused kernels of attention were switched off.
         checkpointed: activation checkpointing was switched off.
     """
 
-    switched: dict[str, int]
+    switched: dict[str, list[str]]
+    functional: bool = False
     attention: bool = False
     checkpointed: bool = False
 
@@ -34,12 +41,19 @@ class Noted:
         """Note that the model would have checkpointed a part of itself."""
         self.checkpointed = True
 
-    def sentences(self, module: nn.Module, batchnorm: str) -> Iterator[str]:
-        """Yield what was changed in ``module``."""
+    def modes(self) -> Iterator[str]:
+        """Yield what was in train mode and was measured in evaluation mode: the number is not that of training."""
         if self.switched:
-            counted = " and ".join(f"{count} {kind}" for kind, count in self.switched.items())
-            few = sum(self.switched.values()) == 1
-            yield f"{counted} {'module' if few else 'modules'} in train mode measured in evaluation mode"
+            counted = " and ".join(f"{len(names)} {kind}" for kind, names in self.switched.items())
+            names = [name for members in self.switched.values() for name in members]
+            listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            one = len(names) == 1
+            yield f"{counted} {'module' if one else 'modules'} in train mode measured in evaluation mode ({listed})"
+        if self.functional:
+            yield "dropout called in forward of a model in train mode measured in evaluation mode"
+
+    def sentences(self, module: nn.Module, batchnorm: str) -> Iterator[str]:
+        """Yield what was changed in ``module`` to have a second derivative, and how BatchNorm was measured."""
         if self.attention:
             yield "attention switched to the math kernel (the fused kernels have no second derivative)"
         if self.checkpointed:
@@ -50,14 +64,43 @@ class Noted:
             yield "rows of padding_idx have their true gradient (torch replaces it by zero)"
 
 
-def train_modes(module: nn.Module, batchnorm: str) -> dict[str, int]:
-    """Return how many modules behave otherwise in train mode, in which they are, than they will be measured."""
-    training = [member for member in module.modules() if member.training]
-    found = {
-        "Dropout": sum(_drops(member) for member in training),
-        "BatchNorm": sum(isinstance(member, _BatchNorm) for member in training) if batchnorm != "batch" else 0,
-    }
-    return {kind: count for kind, count in found.items() if count}
+def train_modes(module: nn.Module, batchnorm: str) -> dict[str, list[str]]:
+    """Return the names of modules that behave otherwise in train mode, in which they are, than they will be measured.
+
+    Args:
+        module: the model.
+        batchnorm: how BatchNorm is measured; ``"batch"`` is its train mode.
+    """
+    found: dict[str, list[str]] = {"Dropout": [], "BatchNorm": []}
+    for name, member in module.named_modules():
+        if not member.training:
+            continue
+        if _drops(member):
+            found["Dropout"].append(name or "the model itself")
+        elif isinstance(member, _BatchNorm) and batchnorm != "batch":
+            found["BatchNorm"].append(name or "the model itself")
+    return {kind: names for kind, names in found.items() if names}
+
+
+@contextmanager
+def functional_dropout(module: nn.Module, watch: CallWatch) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether dropout was called inside by something else than a dropout module.
+
+    Args:
+        module: the model.
+        watch: sees the calls.
+    """
+    by_modules = [0]
+
+    def count(member: nn.Module, _: object) -> None:
+        by_modules[0] += _drops(member)
+
+    handles = [m.register_forward_pre_hook(count) for m in module.modules() if isinstance(m, _DropoutNd)]
+    try:
+        yield lambda: watch.dropped > by_modules[0]
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def unreduced(rule: LossRule | None, n_examples: int, n_units: float) -> tuple[str, ...]:
@@ -79,6 +122,8 @@ def unreduced(rule: LossRule | None, n_examples: int, n_units: float) -> tuple[s
 
 
 def _drops(member: nn.Module) -> bool:
-    # Attention and recurrent networks drop by a number of their own.
-    rate = member.p if isinstance(member, _DropoutNd) else getattr(member, "dropout", 0)
-    return isinstance(rate, Real) and float(rate) > 0
+    # Attention and recurrent networks drop by a number of their own; stochastic depth is a class of other libraries.
+    rates = [member.p] if isinstance(member, _DropoutNd) else [getattr(member, "dropout", 0)]
+    if type(member).__name__ in ("DropPath", "StochasticDepth", "DropBlock2d"):
+        rates += [getattr(member, name, 0) for name in ("drop_prob", "p")]
+    return any(isinstance(rate, Real) and float(rate) > 0 for rate in rates)

@@ -244,7 +244,7 @@ class Neighborhood:
         least = f"at least about {wider:.2g} in {dtype}" if math.isfinite(wider) else "larger than anything useful"
         raise UnresolvedRadius(
             f"rho must be {least}; got {rho:.3g}, where the rise of a loss of {abs(self.here):.3g} drowns in its "
-            "rounding. Take a larger rho or float64.",
+            f"rounding. Take a larger rho{'' if dtype == 'float64' else ' or float64'}.",
             rho,
         )
 

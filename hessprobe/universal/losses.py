@@ -218,9 +218,10 @@ class _Lines:
                 f"rho must be such that losses differ; got {rho:.3g}, where {size}, as at every radius up to "
                 f"{_WIDEST:g}. The loss is flat or linear along these directions: use products in place of losses."
             )
+        more = "" if dtype == "float64" else ", float64"
         raise ValueError(
             f"rho must be >= {wider:.2g} for {dtype} at its smallest; got {rho:.3g}, where {size}. "
-            "Take a larger rho, fewer levels, float64, or products in place of losses."
+            f"Take a larger rho, fewer levels{more}, or products in place of losses."
         )
 
     def _noise(self) -> float:

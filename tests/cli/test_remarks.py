@@ -21,7 +21,7 @@ def test_flags_and_notes_are_sentences_in_options():
     said = remarks.remarks(row(flags=["not-converged"], notes=["Raise max_matvecs or tol."]))
     assert said == [
         "some eigenvalue has not converged; the interval allows for that",
-        "Their intervals allow for that; fewer by --k, or --dtype float64, may converge.",
+        "Their intervals allow for that; fewer by --k, or --dtype float64 in place of float32, may converge.",
     ]
 
 
@@ -70,8 +70,16 @@ def test_engines_are_named_as_on_the_command_line_and_only_where_one_ran():
     ("measure", "errors", "fix"),
     [
         ("frob", {"probe": 0.1, "solver": 0.0}, "pass more --probes than it took, or a larger --rtol"),
-        ("logdet", {"probe": 0.1, "solver": 0.2}, "more --probes do not help, a larger --shift or --dtype float64 may"),
-        ("lambda-max", {"probe": 0.0, "solver": 0.2}, "more --probes do not help, --dtype float64 may"),
+        (
+            "logdet",
+            {"probe": 0.1, "solver": 0.2},
+            "more --probes do not help, a larger --shift or --dtype float64 in place of float32 may",
+        ),
+        (
+            "lambda-max",
+            {"probe": 0.0, "solver": 0.2},
+            "more --probes do not help, --dtype float64 in place of float32 may",
+        ),
     ],
 )
 def test_a_missed_tolerance_says_what_helps(measure, errors, fix):

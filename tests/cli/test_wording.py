@@ -39,7 +39,7 @@ from hessprobe.errors import NumericalWarning
             "1 of 2 eigenpairs did not converge to tol=0.001 in 9 products (largest residual 3). "
             "Raise max_matvecs or tol.",
             "1 of 2 eigenpairs did not converge to a relative residual of 0.001 in 9 products (largest residual 3). "
-            "Their intervals allow for that; fewer by --k, or --dtype float64, may converge.",
+            "Their intervals allow for that; fewer by --k, or --dtype float64 in place of float32, may converge.",
         ),
         ("risks.py:make has max_norm=2, and d_model=3", "risks.py:make has max_norm=2, and d_model=3"),
     ],
@@ -62,7 +62,7 @@ def test_warnings_speak_in_options(capsys):
 
     failures.guarded(command)()
     assert capsys.readouterr().err == (
-        "hessprobe: warning: --shift must be larger. Pass --dtype float64 or a larger --shift.\n"
+        "hessprobe: warning: --shift must be larger. Pass a larger --shift, or --dtype float64 in place of float32.\n"
     )
 
 

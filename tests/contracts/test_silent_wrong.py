@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import hessprobe as hp
 from hessprobe.errors import NumericalWarning, UnsupportedError
-from hessprobe.hvp import GaussNewton, Hessian
+from hessprobe.hvp import Fisher, GaussNewton, Hessian
+from hessprobe.measures import MeasureSettings, measure_all
 
 F64 = torch.float64
 
@@ -122,6 +125,34 @@ class RightCube(torch.autograd.Function):
         return slope * 3 * x**2
 
 
+class Once(torch.autograd.Function):
+    """x^3 whose backward may be differentiated no further."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope * 3 * ctx.saved_tensors[0] ** 2
+
+
+class OnceLoss(torch.autograd.Function):
+    """A cross-entropy whose backward may be differentiated no further."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward((logits.softmax(1) - F.one_hot(targets, logits.shape[1])) / len(logits))
+        return F.cross_entropy(logits, targets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope * ctx.saved_tensors[0], None
+
+
 class Cube(nn.Module):
     def __init__(self, function: type[torch.autograd.Function] | None) -> None:
         super().__init__()
@@ -146,6 +177,23 @@ def ignoring() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
     return net(), lambda z, t: F.cross_entropy(z, t, ignore_index=255), batches
 
 
+def ignoring_late(*places: int, sizes: tuple[int, ...] = (8, 8, 8, 8)) -> Callable[[], tuple[nn.Module, Any, list]]:
+    def make() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+        batches = data(*sizes)
+        batches[2][1][list(places)] = 255
+        return net(), lambda z, t: F.cross_entropy(z, t, ignore_index=255), batches
+
+    return make
+
+
+def missing_late() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    batches = [
+        (x, torch.randn(len(x), 3, dtype=F64, generator=torch.Generator().manual_seed(2))) for x, _ in data(6, 6)
+    ]
+    batches[1][1][[0, 3], 0] = math.nan  # as many in one half as in the other
+    return net(), lambda z, t: (z - t)[~t.isnan()].square().mean(), batches
+
+
 def contrastive() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         unit = F.normalize(outputs, dim=1)
@@ -164,10 +212,20 @@ def normalised() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
     return module, nn.CrossEntropyLoss(), data(6, 5)
 
 
+def normalised_of_old() -> tuple[nn.Module, Any, list[tuple[Tensor, Tensor]]]:
+    module = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, and in use
+        torch.nn.utils.weight_norm(module[0])
+    return module, nn.CrossEntropyLoss(), data(6, 5)
+
+
 def truth_of_normalised(module: nn.Module, _: Any, batches: list) -> Callable[[dict[str, Tensor]], Tensor]:
     # Written out: torch's own operation for it has a second derivative that is not symmetric.
     def value(p: dict[str, Tensor]) -> Tensor:
-        size, direction = p["0.parametrizations.weight.original0"], p["0.parametrizations.weight.original1"]
+        old = "0.weight_g" in p
+        size = p["0.weight_g" if old else "0.parametrizations.weight.original0"]
+        direction = p["0.weight_v" if old else "0.parametrizations.weight.original1"]
         weight = size * direction / direction.norm(dim=1, keepdim=True)
         parameters = {"0.weight": weight, **{name: p[name] for name in ("0.bias", "2.weight", "2.bias")}}
         count = sum(len(x) for x, _ in batches)
@@ -193,8 +251,21 @@ CASES = {
     "a detached factor in a backward": Case(cubed(HalfDetached), truth_of_cube, differences=True),
     "a custom backward that is right": Case(cubed(RightCube), truth_of_cube),
     "a loss that ignores labels unknown to us": Case(ignoring, refused="leaves out targets of 255"),
+    "an ignored label in the third batch alone": Case(
+        ignoring_late(2), refused="leaves out targets of 255: batch 2 has"
+    ),
+    "an ignored label in both halves of a batch": Case(ignoring_late(0, 4), refused="leaves out targets of 255"),
+    "an ignored label among 400 batches": Case(
+        ignoring_late(1, 5, 6, sizes=(4,) * 2 + (8,) + (4,) * 397), refused="leaves out targets of 255: batch 2 has"
+    ),
+    "missing values in the last batch": Case(missing_late, truth_of_batches, caveat="others would give another"),
     "a loss between examples": Case(contrastive, truth_of_batches, caveat="others would give another"),
     "weights normalised by a parametrization": Case(normalised, truth_of_normalised, differences=True),
+    "weights normalised by a hook": Case(normalised_of_old, truth_of_normalised, differences=True),
+    "a layer that is differentiable once": Case(cubed(Once), truth_of_cube, differences=True),
+    "a loss that is differentiable once": Case(
+        lambda: (net(), OnceLoss.apply, data(6, 5)), mean_of(F.cross_entropy), differences=True
+    ),
 }
 
 
@@ -243,6 +314,74 @@ def test_an_ignored_label_is_seen_however_many_there_are(ignored: int) -> None:
         hp.EmpiricalRisk(module, loss, [(x, targets), (other, targets)])
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.differences])
+def test_differences_reach_every_estimator(name: str) -> None:
+    case = CASES[name]
+    module, loss, batches = case.make()
+    assert case.truth is not None
+    exact = dense(case.truth(module, loss, batches), module)
+    values = torch.linalg.eigvalsh(exact)
+    truths = {
+        "trace": float(values.sum()),
+        "frob": float(values.norm()),
+        "lambda-max": float(values[-1]),
+        "lambda-min": float(values[0]),
+        "effective-rank": float(values.sum() ** 2 / values.square().sum()),
+        "logdet": float((values.square() + 1).log().sum() / 2),
+    }
+    risk = hp.EmpiricalRisk(module, loss, batches)
+    for result in measure_all(list(truths), risk, MeasureSettings(seed=0, shift=1.0)):
+        truth, (low, high) = truths[result.measure], result.estimate.interval(0.95)
+        # The logarithms of the sketch are rounded too.
+        slack = 1e-12 * (1 + abs(truth)) if result.measure == "logdet" else 0.0
+        assert low - slack <= truth <= high + slack, result.measure
+        assert high - low < 0.1 * (1 + abs(truth)), result.measure
+        assert "finite-differences" in result.estimate.flags
+    H = Hessian(risk)
+    diagonal = hp.diagonal(H, n_probes=400, seed=0)
+    assert bool(((diagonal.values - exact.diagonal()).abs() <= 4.5 * diagonal.std_error + 1e-6).all())
+    assert hp.spectral_density(H, seed=0) is not None
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype", "seed"),
+    # The last two: no kink lies across a few coordinates, one does across others that an exact trace is made of.
+    [
+        (nn.Tanh, torch.float64, 300),
+        (nn.Tanh, torch.float32, 301),
+        (nn.Tanh, torch.float32, 303),
+        (nn.ReLU, torch.float32, 102),
+        (nn.ReLU, torch.float32, 106),
+    ],
+)
+@pytest.mark.parametrize("loss", [OnceLoss.apply, nn.CrossEntropyLoss()], ids=["fallback", "named"])
+def test_differences_of_all_kinds_of_directions_are_in_the_interval(loss, activation, dtype, seed) -> None:
+    torch.manual_seed(seed)
+    width, scale = (5, 12, 30)[seed % 3], (0.5, 1.0, 2.0)[seed // 3 % 3]
+    module = nn.Sequential(nn.Linear(4, width), activation(), nn.Linear(width, 3)).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(scale)
+    x, y = torch.randn(30, 4).double(), torch.randint(3, (30,))
+    values = torch.linalg.eigvalsh(dense(mean_of(F.cross_entropy)(module, loss, [(x, y)]), module))
+    truths = {
+        "trace": float(values.sum()),
+        "frob": float(values.norm()),
+        "lambda-max": float(values[-1]),
+        "effective-rank": float(values.sum() ** 2 / values.square().sum()),
+    }
+    risk = hp.EmpiricalRisk(module.to(dtype), loss, [(x.to(dtype), y)])
+    engine = "finite_difference" if isinstance(loss, nn.Module) else "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # wide across kinks, and said so
+        results = list(measure_all(list(truths), risk, MeasureSettings(seed=seed, engine=engine)))
+    for result in results:
+        low, high = result.estimate.interval(0.95)
+        assert low <= truths[result.measure] <= high, result.measure
+        if activation is nn.Tanh:
+            assert high - low < 0.03 * (1 + truths[result.measure])
+
+
 @pytest.mark.parametrize("engine", ["double_backward", "linearized", "forward_over_reverse"])
 def test_a_named_engine_is_refused_where_its_product_is_wrong(engine: str) -> None:
     risk = hp.EmpiricalRisk(net(Cube(HalfDetached)), nn.CrossEntropyLoss(), data(6))
@@ -257,10 +396,14 @@ def test_the_gauss_newton_matrix_is_refused_where_it_is_not_what_it_says() -> No
         (contrastive, "convex in the model's outputs; the second derivative there has an eigenvalue of -"),
         (penalised(), "a loss on the outputs alone"),
         (lambda: (net(), SavedGradient.apply, data(6)), "second derivative"),
+        (lambda: (net(), OnceLoss.apply, data(6)), "The loss has no second derivative in the model's outputs"),
     ):
         module, loss, batches = make()
         with pytest.raises(UnsupportedError, match=words):
             GaussNewton(hp.EmpiricalRisk(module, loss, batches))
+    for loss in (SavedGradient.apply, OnceLoss.apply):
+        with pytest.raises(UnsupportedError, match="second derivative"):
+            Fisher(hp.EmpiricalRisk(net(), loss, data(6)))
 
 
 def test_a_small_layer_with_a_wrong_backward_is_seen() -> None:

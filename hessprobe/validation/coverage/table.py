@@ -25,7 +25,8 @@ _LEGEND = (
     "*Coverage*: share of the intervals that hold the truth, over all cells of the question. *Worst cell*: the one "
     "whose runs without a flag cover least, the share of those runs, and its 95 % score interval (Wilson). *Flagged*: "
     "share of runs whose result says of itself that its interval may miss. *Width*: median over matrices of the mean "
-    "width over that of an ideal normal interval, 2 z times the root mean square error of the values. A cell under its "
+    "width over that of an ideal normal interval, 2 z times the root mean square error of the values (a bracket of an "
+    "eigenvalue is as wide as the tolerance allows, 1 %, however near the value is). A cell under its "
     "floor is made again with {confirm} times as many fresh runs, which alone decide; *low*: it is under the floor "
     "again, without a flag."
 )

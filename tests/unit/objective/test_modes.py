@@ -120,9 +120,9 @@ def test_eval_uses_running_statistics_and_batch_uses_those_of_the_batch() -> Non
     assert float(evaluated.loss()) == pytest.approx(expected_eval, rel=1e-13)
     assert float(by_batch.loss()) == pytest.approx(expected_batch, rel=1e-13)
     assert abs(expected_eval - expected_batch) > 1e-3
-    switched = "1 Dropout and 1 BatchNorm modules in train mode measured in evaluation mode"
+    switched = "1 Dropout and 1 BatchNorm modules in train mode measured in evaluation mode (drop, norm)"
     assert evaluated.notes == (switched, "BatchNorm with its running statistics")
-    switched = "1 Dropout module in train mode measured in evaluation mode"
+    switched = "1 Dropout module in train mode measured in evaluation mode (drop)"
     assert by_batch.notes == (switched, "BatchNorm with the statistics of each batch")
 
 

@@ -210,6 +210,7 @@ def test_a_radius_that_drowns_names_the_smallest_that_does_not(dtype: torch.dtyp
     tiny = 1e-12 if dtype == torch.float64 else 1e-6
     with pytest.raises(ValueError, match=rf"rho must be >= \S+ for {str(dtype)[6:]} .* drown in the rounding") as found:
         evaluate_from_losses(measure, risk, tiny)
+    assert ("fewer levels, float64, or products" in str(found.value)) == (dtype == torch.float32)
     named = float(str(found.value).split(">= ")[1].split(" ")[0])
     estimate = evaluate_from_losses(measure, risk, 1.05 * named, n_probes=400)
     _, H, _ = curvature([0.4, 0.3])

@@ -1,0 +1,251 @@
+"""Small problems of the cases: networks, losses and data, the same whenever they are built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprobe.benchmarks.conformance.case import Problem
+
+F64 = torch.float64
+_IGNORED = -100
+
+
+def _source(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _drawn(make: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = F64) -> nn.Module:
+    """Return the module, its parameters drawn from a generator of their own: modules use the global one."""
+    with torch.random.fork_rng(devices=[]):
+        module = make().to(dtype).eval()
+    source = _source(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = 1 / math.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else 0.3
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=source, dtype=F64))
+    return module
+
+
+def _vectors(module: nn.Module, count: int = 3, *, signs: bool = False) -> Tensor:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    shape, dtype = (count, sum(p.numel() for p in parameters)), parameters[0].dtype
+    if signs:
+        return (torch.randint(2, shape, generator=_source(7)) * 2 - 1).to(dtype)
+    return torch.randn(shape, generator=_source(7), dtype=F64).to(dtype)
+
+
+def _examples(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    source = _source(1)
+    return [(torch.randn(n, 4, generator=source, dtype=F64), torch.randint(3, (n,), generator=source)) for n in sizes]
+
+
+def classifier(
+    sizes: tuple[int, ...] = (32, 32, 32, 4),
+    middle: Callable[[], nn.Module] = nn.Identity,
+    *,
+    width: int = 5,
+    scale: float = 1.0,
+    **more: Any,
+) -> Problem:
+    """A tanh network with ``scale`` times the cross-entropy, on batches of the given sizes.
+
+    Args:
+        sizes: of the batches.
+        middle: makes a layer between activation and head.
+        width: of the hidden layer.
+        scale: of the loss.
+        more: fields of the problem.
+    """
+    module = _drawn(lambda: nn.Sequential(nn.Linear(4, width), nn.Tanh(), middle(), nn.Linear(width, 3)))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return scale * F.cross_entropy(outputs, targets)
+
+    return Problem(module, loss, _examples(*sizes), **{"vectors": _vectors(module), **more})
+
+
+def regression() -> Problem:
+    """A loss that is neither cross-entropy nor a mean of the outputs."""
+    module = _drawn(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), seed=3)
+    batches = [(x, x.pow(2).sum(1, keepdim=True)) for x, _ in _examples(9, 9, 5)]
+    return Problem(module, lambda o, t: (o - t).abs().pow(3).mean(), batches, _vectors(module))
+
+
+class _Tokens(nn.Module):
+    """Embedding, scaled-dot-product attention or a layer in its place, and logits (B, C, T)."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head, self.attention = (
+            nn.Embedding(6, 8),
+            nn.Linear(8, 24),
+            nn.Linear(8, 6),
+            attention,
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.embed(tokens)
+        if self.attention:
+            q, k, v = self.mix(hidden).view(*hidden.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            hidden = hidden + mixed.transpose(1, 2).flatten(2)
+        else:
+            hidden = torch.tanh(self.mix(hidden)).view(*hidden.shape[:2], 3, 8).sum(2)
+        logits: Tensor = self.head(hidden).transpose(1, 2)
+        return logits
+
+
+def tokens(*, attention: bool = False, ignored: int = _IGNORED, hidden: bool = False) -> Problem:
+    """Sequences whose ends are padding, differently many in each batch; the loss is a mean over the other tokens.
+
+    Args:
+        attention: mix tokens by attention.
+        ignored: label of padding.
+        hidden: give the loss as a function that does not show what it ignores.
+    """
+    module, source = _drawn(lambda: _Tokens(attention), seed=5), _source(6)
+    batches = []
+    for lengths in ((6, 2, 1, 5), (3, 3, 6, 1), (1, 2)):
+        targets = torch.randint(5, (len(lengths), 6), generator=source)
+        for row, length in zip(targets, lengths, strict=True):
+            row[length:] = ignored
+        batches.append((torch.randint(6, targets.shape, generator=source), targets))
+    shown = nn.CrossEntropyLoss(ignore_index=ignored)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = shown(outputs, targets)
+        return value
+
+    def counted(targets: Tensor) -> int:
+        return int((targets != ignored).sum())
+
+    return Problem(module, loss if hidden else shown, batches, _vectors(module), units=counted)
+
+
+class _Odd(nn.Module):
+    """A weight that two layers share, a frozen layer, and a parameter that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.frozen, self.second = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.second(torch.tanh(self.frozen(torch.tanh(self.first(inputs)))))
+        return outputs
+
+
+def odd() -> Problem:
+    """Unused, frozen and shared parameters."""
+    module = _drawn(_Odd, seed=4)
+    return Problem(module, F.cross_entropy, _examples(6, 5), _vectors(module))
+
+
+def _batchnorm() -> nn.Module:
+    norm = nn.BatchNorm1d(5)
+    norm.running_mean, norm.running_var = torch.full((5,), 0.5), torch.full((5,), 1.5)
+    return norm
+
+
+def batchnorm(*, training: bool) -> Problem:
+    """BatchNorm with statistics of its own, in either mode."""
+    problem = classifier((8, 8, 3), _batchnorm)
+    problem.module.train(training)
+    return problem
+
+
+def dropout() -> Problem:
+    """Dropout that is switched on."""
+    problem = classifier((8, 8), nn.Dropout)
+    problem.module.train()
+    return problem
+
+
+def wide() -> Problem:
+    """280,660 parameters in float32 and a vector of signs, whose length is 530."""
+    made = lambda: nn.Sequential(nn.Linear(400, 560), nn.Tanh(), nn.Linear(560, 100))  # noqa: E731
+    module = _drawn(made, dtype=torch.float32)
+    data = [(torch.randn(16, 400, generator=_source(2)), torch.randint(100, (16,), generator=_source(3)))]
+    return Problem(module, F.cross_entropy, data, _vectors(module, 1, signs=True))
+
+
+class _Quadratic(nn.Module):
+    """Outputs theta^T A theta / 2 for every example."""
+
+    def __init__(self, matrix: Tensor, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(theta)
+        self.matrix = nn.Buffer(matrix)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (self.theta @ self.matrix @ self.theta / 2).expand(len(inputs))
+
+
+def quadratic(values: Tensor, *, minimum: bool = False, **more: Any) -> Problem:
+    """A loss whose Hessian has the given eigenvalues in a random basis.
+
+    Args:
+        values: eigenvalues (d,), fp64.
+        minimum: put theta at 0, where the gradient vanishes.
+        more: fields of the problem.
+    """
+    d = len(values)
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=_source(8), dtype=F64))
+    matrix = (basis * values) @ basis.T
+    theta = torch.zeros(d, dtype=F64) if minimum else torch.randn(d, generator=_source(9), dtype=F64)
+    module = _Quadratic((matrix + matrix.T) / 2, theta).eval()
+    batches = [(torch.zeros(4, 1, dtype=F64), torch.zeros(4, dtype=F64))]
+    return Problem(module, lambda outputs, _: outputs.mean(), batches, _vectors(module), **more)
+
+
+def penalised() -> Problem:
+    """A loss that reads the parameters of the model itself."""
+    problem = classifier((6, 5))
+    module = problem.module
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        squares = torch.stack([p.square().sum() for p in module.parameters()])
+        return F.cross_entropy(outputs, targets) + 0.5 * squares.sum()
+
+    problem.loss = loss
+    return problem
+
+
+class _Saved(torch.autograd.Function):
+    """A cross-entropy that makes its gradient in forward, as fused kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward((logits.softmax(1) - F.one_hot(targets, logits.shape[1])) / len(logits))
+        return F.cross_entropy(logits, targets)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope * ctx.saved_tensors[0], None
+
+
+def _fused(outputs: Tensor, targets: Tensor) -> Tensor:
+    loss: Tensor = _Saved.apply(outputs, targets)  # type: ignore[no-untyped-call]  # untyped in torch
+    return loss
+
+
+def saved_gradient() -> Problem:
+    """A fused loss, which autograd differentiates a second time as if its gradient were linear."""
+    problem = classifier((6, 5))
+    problem.loss = _fused
+    return problem
+
+
+def many_probes() -> Problem:
+    """256 vectors, a batch whose activations take 0.25 MiB a vector, and 4 MiB for products."""
+    problem = classifier((512,), width=64, memory=4 << 20)
+    problem.vectors = _vectors(problem.module, 256)
+    return problem
