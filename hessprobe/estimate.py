@@ -12,6 +12,8 @@ from hessprobe import checks
 from hessprobe.influence import Influence
 from hessprobe.jackknife import DataError
 
+# What is said of the data error alone.
+_OF_DATA = ("data-error-unresolved", "data-error-noisy")
 # Levels that differ by less are the same, made of other sums.
 _ROUNDED = 1e-12
 
@@ -176,6 +178,12 @@ class Estimate:
         if self.kind == "exact":
             return f"The method {self.method!r} does not tell batches apart; a sampling method does."
         return "Give the data in two or more batches, or more probes, and data_error=True, to estimate it."
+
+    def without_data(self) -> Estimate:
+        """Return the estimate without anything that it says of the data being a sample."""
+        influence = None if self.influence is None else replace(self.influence, batches=None)
+        flags = tuple(flag for flag in self.flags if flag not in _OF_DATA)
+        return replace(self, errors=self.errors.with_data(None), influence=influence, flags=flags)
 
     def with_(self, **changes: Any) -> Estimate:
         """Return a copy with some attributes replaced."""

@@ -130,6 +130,14 @@ Probes = Annotated[
 Confidence = Annotated[
     float, _option("--confidence", metavar="C", help="Level of the intervals, in (0, 1).", panel=_NUMBERS)
 ]
+DataError = Annotated[
+    bool,
+    _option(
+        "--data-error/--no-data-error",
+        help="Tell the error that comes from the data being a sample, beside that of the measurement.",
+        panel=_NUMBERS,
+    ),
+]
 BatchSize = Annotated[
     int | None,
     _option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -36,6 +36,7 @@ __all__ = [
     "results_table",
     "row_error",
     "stdout_console",
+    "tells_data",
     "with_error",
 ]
 
@@ -57,21 +58,28 @@ def _interval(row: Mapping[str, Any], digits: int) -> str:
     return f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
 
 
-def errors_header(plus_minus: str) -> list[str]:
-    """Return the headers of the columns that ``error_cells`` fills."""
-    return ["value", f"{plus_minus} measurement", f"{plus_minus} data"]
+def tells_data(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether any of the rows of a table knows its data error: where none does there is no such column."""
+    return any(row["errors"].get("data") is not None for row in rows)
 
 
-def error_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
-    """Return value, measurement error and data error of a row as cells, a dash where there is no data error."""
+def errors_header(rows: Iterable[Mapping[str, Any]], plus_minus: str) -> list[str]:
+    """Return the headers of the columns that ``error_cells`` fills for these rows."""
+    return ["value", f"{plus_minus} measurement", *([f"{plus_minus} data"] if tells_data(rows) else [])]
+
+
+def error_cells(
+    row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT, *, data: bool = True
+) -> list[str]:
+    """Return value, measurement error and, unless ``data`` is False, data error of a row; a dash for an unknown one."""
     value, measured, sampled = error_texts(row, plus_minus, digits)
-    return [value, measured, sampled or "-"]
+    return [value, measured, *([sampled or "-"] if data else [])]
 
 
 def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[str]:
     """Return what the columns of errors mean, in the sentences that a table needs."""
     legend = [f"{plus_minus} measurement: standard error of the number for these data"]
-    if any(row["errors"].get("data") for row in rows):
+    if tells_data(rows):
         legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over batches)")
     if any(row["kind"] == "bracket" for row in rows):
         level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
@@ -86,11 +94,11 @@ def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console:
     and at last the products; where the interval goes, a line says where it is.
     """
     sign, interval = plus_minus_for(console), _interval_name(confidence)
-    errors = errors_header(sign)
+    errors, data = errors_header(rows, sign), tells_data(rows)
     count = len(errors)
 
     def cells(row: Mapping[str, Any], digits: int) -> list[str]:
-        return [row["measure"], *error_cells(row, sign, digits)]
+        return [row["measure"], *error_cells(row, sign, digits, data=data)]
 
     full = [[*cells(row, SIGNIFICANT), *result_cells(row, sign)[1:], row["method"]] for row in rows]
     short = [[*cells(row, SIGNIFICANT - 1), *_short_cells(row, sign)[1:]] for row in rows]

@@ -64,6 +64,8 @@ class Measured(Asked, Protocol):
     def seed(self) -> int: ...  # noqa: D102  # a field
     @property
     def confidence(self) -> float: ...  # noqa: D102  # a field
+    @property
+    def data_error(self) -> bool: ...  # noqa: D102  # a field
 
 
 def settings_of(request: Measured, **size: Any) -> MeasureSettings:
@@ -86,6 +88,7 @@ def settings_of(request: Measured, **size: Any) -> MeasureSettings:
             engine=engine,
             memory=options.parse_memory(request.memory),
             confidence=request.confidence,
+            data_error=request.data_error,
             **size,
         )
 

@@ -217,6 +217,7 @@ def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
             k: eigenpairs an end that are found with the extreme ones, >= 1; 1.
             shift: damping of logdet and effective-dimension, > 0; None for 1e-3.
             radius: of universal:* from losses alone, > 0; None for products.
+            data_error: tell the error that comes from the data being a sample, ``errors.data``; True.
 
     Raises:
         TypeError, ValueError: unknown name or setting (the message names the nearest), or one outside its range.
@@ -284,6 +285,9 @@ def _result(session: Session, name: str) -> Result:
         estimate = _with_product_error(session, name, estimate)
         layers = layers and {key: _with_product_error(session, name, layer) for key, layer in layers.items()}
     estimate = _with_rounding(session, estimate)
+    if not session.settings.data_error:
+        estimate = estimate.without_data()
+        layers = layers and {key: layer.without_data() for key, layer in layers.items()}
     if name != "density":
         estimate = judged(estimate, session.settings)
     return Result(

@@ -272,6 +272,7 @@ class Session:
             method="exact" if self.takes_whole else "auto",
             confidence=self.settings.confidence,
             target=self._sketch_target(),
+            data_error=self.settings.data_error,
             callback=self._progress("spectrum"),
             **self._sweep_size(),
         )

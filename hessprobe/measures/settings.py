@@ -36,6 +36,7 @@ class MeasureSettings:
         shift: damping of logdet and effective-dimension, > 0, in units of the eigenvalues; 1e-3 where None. Of
             universal:logdet and universal:det the power of two from twice the Frobenius norm on, where None.
         radius: measure universal:* from losses alone at this radius (and half of it), > 0; by products where None.
+        data_error: tell the error that comes from the data being a sample; False saves what that takes.
 
     Raises:
         TypeError, ValueError: a value outside its range.
@@ -52,6 +53,7 @@ class MeasureSettings:
     k: int = 1
     shift: float | None = None
     radius: float | None = None
+    data_error: bool = True
 
     def __post_init__(self) -> None:
         checks.one_of("operator", self.operator, OPERATORS)
@@ -65,6 +67,8 @@ class MeasureSettings:
             checks.real("shift", self.shift, low=0, low_open=True)
         if self.radius is not None:
             checks.real("radius", self.radius, low=0, low_open=True)
+        if not isinstance(self.data_error, bool):
+            raise TypeError(f"data_error must be True or False; got {self.data_error!r}. False leaves it out.")
 
     @property
     def bracket_rtol(self) -> float:

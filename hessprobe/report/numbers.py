@@ -59,7 +59,7 @@ def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SI
     value, uncertainty = number_texts(row["value"], error, digits=digits)
     value = {"lower bound": ">= ", "upper bound": "<= "}.get(row["kind"], "") + value
     data = row["errors"].get("data")
-    sampled = f"{plus_minus} {number_texts(None, data)[1]}" if data else ""
+    sampled = "" if data is None else f"{plus_minus} {number_texts(None, data)[1] or 0}"
     if row["kind"] == "bracket" and row.get("bracket") and row["value"] is not None:
         return value, _arms(row["value"] - row["bracket"][0], row["bracket"][1] - row["value"]), sampled
     if uncertainty:

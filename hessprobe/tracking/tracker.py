@@ -29,8 +29,9 @@ from hessprobe.tracking.ranks import measures_here, require_whole
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
 from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
 
-# What may differ between a state and the tracker that loads it: when it measures and how products are made.
-_FREE = ("every", "budget", "engine", "memory")
+# What may differ between a state and the tracker that loads it: when it measures, how products are made, and whether
+# the error that the data give is told beside the number.
+_FREE = ("every", "budget", "engine", "memory", "data_error")
 
 
 class SharpnessTracker:
@@ -77,7 +78,7 @@ class SharpnessTracker:
             the first point, which pays where many points follow.
         params: which parameters, as for ``EmpiricalRisk``.
         batchnorm: as for ``EmpiricalRisk``.
-        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``memory``).
+        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``memory``, ``data_error``).
 
     Attributes:
         points: what has been measured, in order; none on the ranks of DDP that do not measure.

@@ -76,6 +76,26 @@ def test_table_record_and_csv(run, folder, tmp_path):
     assert table[table.checkpoint == "a"].difference.isna().all()
 
 
+def test_without_data_errors_there_is_no_such_column_and_the_record_says_so(run, folder, tmp_path):
+    record_path = tmp_path / "r.json"
+    asked = ("-m", "trace", "-m", "lambda-max", "-m", "adaptive-trace", *QUICK, "--batch-size", "20")
+
+    def compared(*more):
+        files = [folder / f"{name}.pt" for name in "ab"]
+        shown = run("compare", *files, *asked, *more, "--json", record_path).out
+        return shown, json.loads(record_path.read_text())
+
+    both, one = compared(), compared("--no-data-error")
+    assert ("± data" in both[0], "± data" in one[0], "other data" in one[0]) == (True, False, False)
+    assert (both[1]["arguments"]["data_error"], one[1]["arguments"]["data_error"]) == (True, False)
+    for entry in ("results", "differences"):
+        assert any(row["errors"]["data"] for row in both[1][entry])
+        assert all(row["errors"]["data"] is None for row in one[1][entry])
+        assert [row["value"] for row in one[1][entry]] == [row["value"] for row in both[1][entry]]
+        assert [row["interval"] for row in one[1][entry]] == [row["interval"] for row in both[1][entry]]
+    assert all(row["beyond_data"] is None for row in one[1]["differences"])
+
+
 def test_another_baseline_turns_the_signs(run, folder):
     a, b = folder / "a.pt", folder / "b.pt"
     one = json.loads(run("compare", a, b, "-m", "trace", *QUICK, "--json", "-").out)

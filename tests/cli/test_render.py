@@ -97,12 +97,16 @@ def test_no_number_is_wrapped_or_cut_at_any_width(width, value, error):
 
 
 def test_80_columns_hold_the_table_and_120_the_method_too():
-    rows = [row(name) for name in ("lambda-max", "effective-dimension")]
+    errors = {"probe": 0.00091, "data": 0.0123, "solver": 0.0}
+    rows = [row(name, errors=errors) for name in ("lambda-max", "effective-dimension")]
     narrow, wide = terminal(80), terminal(120)
     render.results_table(rows, 0.95, narrow)
     render.results_table(rows, 0.95, wide)
     lines = narrow.file.getvalue().splitlines()
-    assert lines[4:] == ["± measurement: standard error of the number for these data"]
+    assert lines[4:] == [
+        "± measurement: standard error of the number for these data",
+        "± data: standard error from the data being a sample (jackknife over batches)",
+    ]
     assert lines[0].split() == ["measure", "value", "±", "meas.", "±", "data", "95%", "interval", "prod.", "sec."]
     assert "hutchinson+ggn" not in narrow.file.getvalue()
     assert wide.file.getvalue().count("hutchinson+ggn") == 2
@@ -135,8 +139,8 @@ def test_piped_table_is_plain_text():
     console = Console(file=io.StringIO(), width=20)
     render.results_table([row()], 0.9, console)
     assert console.file.getvalue().splitlines() == [
-        "measure  value    ± measurement  ± data  90% interval        products  seconds  method",
-        "trace    0.30612  ± 0.00091      -       0.30432 to 0.30792  57        1.23     hutchinson+ggn",
+        "measure  value    ± measurement  90% interval        products  seconds  method",
+        "trace    0.30612  ± 0.00091      0.30432 to 0.30792  57        1.23     hutchinson+ggn",
         "± measurement: standard error of the number for these data",
     ]
 
@@ -163,6 +167,12 @@ def test_both_errors_are_shown_and_what_they_are_is_said():
         ["± data: standard error from the data being a sample (jackknife over batches)"],
         ["+ or - alone: a bracket, which holds the eigenvalue with probability 99.5 %"],
     ]
+
+
+def test_a_data_error_of_zero_is_known_and_shown():
+    assert render.error_cells(row(errors={"probe": 0.00091, "data": 0.0, "solver": 0.0}))[2] == "± 0"
+    assert render.error_cells(row())[2] == "-"
+    assert render.error_cells(row(), data=False) == ["0.30612", "± 0.00091"]
 
 
 def test_ascii_output_has_no_plus_minus_sign():

@@ -82,6 +82,7 @@ class Request:
     data: str | None
     probes: int
     confidence: float
+    data_error: bool
     shift: float | None
     seed: int
     batch_size: int | None
@@ -118,6 +119,7 @@ def compare(
     data: options.ForeignData = None,
     probes: Probes = DEFAULT_PROBES,
     confidence: options.Confidence = 0.95,
+    data_error: options.DataError = True,
     shift: options.Shift = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,

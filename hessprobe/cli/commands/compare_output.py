@@ -120,7 +120,9 @@ def _print(request: Request, outcome: Outcome, record: Mapping[str, Any]) -> Non
 def _table(record: Mapping[str, Any], console: Console) -> None:
     sign = render.plus_minus_for(console)
     level = f"{100 * record['arguments']['confidence']:.4g}% interval"
-    header = ["measure", "checkpoint", *render.errors_header(sign), f"difference's {level}", "verdict"]
+    header = ["measure", "checkpoint", *render.errors_header(record["results"], sign)]
+    last = len(header)
+    header += [f"difference's {level}", "verdict"]
     differences = {(row["checkpoint"], row["measure"]): row for row in record["differences"]}
     full = [
         _cells(row, differences.get((row["checkpoint"], name)), record, sign)
@@ -128,7 +130,9 @@ def _table(record: Mapping[str, Any], console: Console) -> None:
         for row in record["results"]
         if row["measure"] == name
     ]
-    columns = (range(7), (0, 1, 2, 3, 4, 6), (0, 1, 2, 4, 6), (0, 1, 2, 6), (0, 1, 6))
+    # The interval goes first; then the measurement's error, as the verdict has that of the difference.
+    shorter: tuple[list[int], ...] = ([2, *range(3, last)], [2, *range(4, last)], [2], [])
+    columns = (range(last + 2), *((0, 1, *kept, last + 1) for kept in shorter))
     layouts = [([header[i] for i in kept], [[row[i] for i in kept] for row in full]) for kept in columns]
     render.print_table(layouts, console)
     for text in render.errors_legend(record["results"], sign):
@@ -136,7 +140,8 @@ def _table(record: Mapping[str, Any], console: Console) -> None:
 
 
 def _cells(row: Mapping[str, Any], found: Mapping[str, Any] | None, record: Mapping[str, Any], sign: str) -> list[str]:
-    cells = [row["measure"], row["checkpoint"], *render.error_cells(row, sign)]
+    data = render.tells_data(record["results"])
+    cells = [row["measure"], row["checkpoint"], *render.error_cells(row, sign, data=data)]
     if found is None:
         return [*cells, "", "baseline" if row["checkpoint"] == record["baseline"] else ""]
     low, high = number_texts(found["value"], row_error(found), *found["interval"])[2:]

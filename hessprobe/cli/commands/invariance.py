@@ -98,6 +98,7 @@ class Request:
     rtol: float | None
     probes: int | None
     confidence: float
+    data_error: bool
     shift: float | None
     resolution: float
     seed: int
@@ -160,6 +161,7 @@ def invariance(
     rtol: Rtol = None,
     probes: options.Probes = None,
     confidence: options.Confidence = 0.95,
+    data_error: options.DataError = True,
     shift: options.Shift = None,
     resolution: Resolution = 0.05,
     seed: options.Seed = 0,

@@ -44,6 +44,7 @@ class Request:
     rtol: float | None
     probes: int | None
     confidence: float
+    data_error: bool
     k: int | None
     shift: float | None
     radius: float | None
@@ -105,6 +106,7 @@ def measure(
     rtol: options.Rtol = None,
     probes: options.Probes = None,
     confidence: options.Confidence = 0.95,
+    data_error: options.DataError = True,
     k: options.K = None,
     shift: options.Shift = None,
     radius: options.Radius = None,

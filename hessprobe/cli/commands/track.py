@@ -43,6 +43,7 @@ class Request:
     rtol: float | None
     probes: int | None
     confidence: float
+    data_error: bool
     seed: int
     batch_size: int | None
     device: str | None
@@ -167,6 +168,7 @@ def track(
     ] = None,
     probes: options.Probes = None,
     confidence: options.Confidence = 0.95,
+    data_error: options.DataError = True,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     device: options.Device = None,

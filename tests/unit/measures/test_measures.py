@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import hessprobe as hp
 from hessprobe import krylov
+from hessprobe.estimate import Estimate
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures import NAMES, Event, MeasureSettings, Result, measure_all, session
 from hessprobe.objective import EmpiricalRisk
@@ -210,6 +211,40 @@ def test_products_are_shared() -> None:
         counts.append([r.estimate.matvecs for r in measure_all(names, risk, how)])
     assert counts[2][:2] == [counts[0][0], counts[1][0]]
     assert counts[2][2] == counts[2][0] + counts[2][1]
+
+
+def test_without_data_errors_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LARGEST", 0)  # else the whole matrix of this small network answers
+    names = ["lambda-max", "lambda-min", "trace", "frob", "effective-rank", "diagonal", "logdet"]
+
+    def measured(data_error: bool) -> list[Estimate]:
+        how = MeasureSettings(probes=12, engine="double_backward", shift=SHIFT, data_error=data_error)
+        return [result.estimate for result in measure_all(names, nets.mlp((16, 16)).risk(), how)]
+
+    asked, sweep = [], session.estimators.spectral_sketch
+
+    def spied(*args: Any, **how: Any) -> Any:
+        asked.append(how["data_error"])
+        return sweep(*args, **how)
+
+    monkeypatch.setattr(session.estimators, "spectral_sketch", spied)
+    both, one = measured(True), measured(False)
+    known = {name for name, told in zip(names, both, strict=True) if told.errors.data}
+    assert known >= {"lambda-max", "lambda-min", "frob", "logdet"}
+    assert any("data-error" in flag for told in both for flag in told.flags)
+    for told, bare in zip(both, one, strict=True):
+        assert bare.errors.data is None
+        assert (bare.value, bare.interval()) == (told.value, told.interval())
+        assert bare.influence is None or bare.influence.batches is None
+        assert not any("data-error" in flag for flag in bare.flags)
+        assert bare.matvecs <= told.matvecs
+    # A chain of the sweep takes a product more to say what each batch does to it.
+    assert asked == [True, False]
+
+
+def test_a_data_error_is_wanted_or_not() -> None:
+    with pytest.raises(TypeError, match=r"data_error must be True or False; got 'no'\. False leaves it out\."):
+        MeasureSettings(data_error="no")  # type: ignore[arg-type]
 
 
 def test_eigenvalues_come_first_and_progress_is_told() -> None:
