@@ -1,10 +1,11 @@
 """The engine under every sharpness-aware optimizer."""
 
 from hessprobe.optim.engine.optimizer import EngineOptions, SharpnessAware
-from hessprobe.optim.engine.requests import At, Curvature, Displacement, Evaluation, Rule, StepReport, Update
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Displacement, Evaluation, Rule, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
 
 __all__ = [
+    "Apply",
     "At",
     "Curvature",
     "Displacement",

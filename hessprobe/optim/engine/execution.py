@@ -16,7 +16,7 @@ from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import ClosureHessian
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.randomness import Replay, replayed
-from hessprobe.optim.engine.requests import At, Curvature, Evaluation, Rule, StepReport, Update
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Rule, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
 
 if TYPE_CHECKING:
@@ -49,16 +49,19 @@ class Execution:
         self._seen: set[int] = set()
         self._first: TensorList | None = None
         self._last: TensorList | None = None
+        self._number, self._applied = optimizer.t, False
+        self._clip_grad_norm: float | None = None
 
     def step(self, clip_grad_norm: float | None) -> Tensor | None:
         """Take the step; return the loss at the first point. See ``SharpnessAware.step``."""
-        owner = self._owner
+        owner, self._clip_grad_norm = self._owner, clip_grad_norm
         try:
             with torch.no_grad(), self._synchronised():
                 self._buffers.before()
                 outcome = self._directions()
-                owner.weights.restore()
-                self._finish(outcome, clip_grad_norm)
+                if outcome is not None:
+                    self._finish(outcome)
+                owner.memory.commit()
         except _SkippedError:
             self._skip()
         finally:
@@ -67,7 +70,7 @@ class Execution:
             self._buffers.restore()
         return self.report.loss
 
-    def _directions(self) -> TensorList | Update:
+    def _directions(self) -> TensorList | Update | None:
         owner = self._owner
         if owner.accumulate == "global" or len(self._shards) == 1:
             return self._drive(owner.rule(), self._shards)
@@ -83,7 +86,7 @@ class Execution:
             direction = self._drive(owner.rule(), [(one, 1.0)])
             self.report.loss = clean.add(self.report.loss, share)
             self.report.perturbed_loss = perturbed.add(self.report.perturbed_loss, share)
-            if isinstance(direction, Update):
+            if not isinstance(direction, TensorList):
                 raise ValueError(
                     f"accumulate must be 'global' for {type(owner).__name__}, whose update is more than a gradient; "
                     "got 'per_microbatch'. Use accumulate='global'."
@@ -94,16 +97,19 @@ class Execution:
             raise ValueError("closure must be a non-empty list; got an empty one.")
         return total
 
-    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> TensorList | Update:
+    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> TensorList | Update | None:
         answer: Evaluation | None = None
         while True:
             try:
                 request = rule.send(answer)  # type: ignore[arg-type]  # None starts a generator
             except StopIteration as done:
-                outcome: TensorList | Update = done.value
+                outcome: TensorList | Update | None = done.value
                 return outcome
             # What the rule has let go of must not be held here while the next pass fills the memory with activations.
             answer = None
+            if isinstance(request, Apply):
+                self._finish(request.update)
+                continue
             if isinstance(request, Curvature):
                 answer = self._curvature(request)
                 continue
@@ -207,15 +213,17 @@ class Execution:
             where = "at the weights" if not self._owner.weights.displaced else "at the displaced weights"
             radii = sorted({float(rho) for rho in self._owner.group_values("rho")})
             raise NonFiniteError(
-                f"The loss {where} is {float(loss)} in step {self._owner.t}, with rho "
-                f"{', '.join(f'{r:g}' for r in radii)}; the weights are as before the step. "
+                f"The loss {where} is {float(loss)} in step {self._number}, with rho "
+                f"{', '.join(f'{r:g}' for r in radii)}; the weights are as {'after' if self._applied else 'before'} "
+                "the step. "
                 "Lower the learning rate or rho."
             )
 
     # -- finishing --------------------------------------------------------------------------------
 
-    def _finish(self, outcome: TensorList | Update, clip_grad_norm: float | None) -> None:
+    def _finish(self, outcome: TensorList | Update) -> None:
         owner = self._owner
+        owner.weights.restore()
         update = outcome if isinstance(outcome, Update) else Update(outcome)
         self._diagnose()
         direction = self._average_over_ranks(update.gradient)
@@ -223,8 +231,8 @@ class Execution:
         self._gradients.put(direction if scale == 1.0 else direction * scale)
         if self._scaler is not None:
             self._scaler.unscale_(owner.base_optimizer)
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, clip_grad_norm)
+        if self._clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
         with _LearningRate(owner.base_optimizer, update.lr):
             if self._scaler is None:
                 owner.base_optimizer.step()
@@ -234,9 +242,14 @@ class Execution:
             update.then()
         owner.memory.remember_number("step", owner.t)
         owner.memory.commit()
+        self._applied = True
 
     def _skip(self) -> None:
         self._owner.weights.restore()
+        if self._applied:
+            # The step was taken; what overflowed is what the next one was to start from, which it does without.
+            self._gradients.clear()
+            return
         self.report.skipped = True
         # The gradients are left as they came, not finite: the scaler finds them so, takes no step and lowers its scale.
         self._scaler.unscale_(self._owner.base_optimizer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.optim.engine.gradients import Gradients
-from hessprobe.optim.engine.requests import At, Curvature, Evaluation, StepReport, Update
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ class ManualStep:
         except StopIteration as done:
             self._outcome, self._request = done.value, None
             return
+        if isinstance(request, Apply):
+            self._owner.abandon()
+            raise RuntimeError(
+                f"{type(self._owner).__name__} evaluates after its step as well and cannot be stepped by hand; "
+                "use opt.step(closure)."
+            )
         if isinstance(request, Curvature) or request.loss_only:
             self._owner.abandon()
             raise RuntimeError(

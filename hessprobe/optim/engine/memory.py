@@ -46,6 +46,11 @@ class Memory:
         self._vectors[name] = (parameters, value.tensors)
         self._numbers[f"has_{name}"] = True
 
+    def forget_vector(self, name: str) -> None:
+        """Have no such vector when the step has gone through."""
+        self._vectors.pop(name, None)
+        self._numbers[f"has_{name}"] = False
+
     def remember_number(self, name: str, value: Any) -> None:
         """Set a number (or a 0-dimensional tensor) when the step has gone through."""
         self._numbers[name] = value

@@ -189,6 +189,10 @@ class SharpnessAware(torch.optim.Optimizer):
         """Keep a vector for the next step, once this one has gone through."""
         self.memory.remember_vector(name, value, self.parameters())
 
+    def forget(self, name: str) -> None:
+        """Have no such vector in the next step, once this one has gone through."""
+        self.memory.forget_vector(name)
+
     def generator(self) -> torch.Generator:
         """Return a fresh generator for the next random draw of this step."""
         self._draws += 1

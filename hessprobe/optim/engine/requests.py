@@ -110,7 +110,21 @@ class Update:
     lr: Scalar | None = None
 
 
-Rule: TypeAlias = Generator[At | Curvature, Evaluation, TensorList | Update]
+@dataclass(frozen=True)
+class Apply:
+    """Take the base step now; yields None, and what the rule asks for after it is evaluated from the new weights.
+
+    For rules whose last evaluation is at the weights that the step leads to. Such a rule returns None. Where one of
+    these evaluations fails, the step itself has gone through, and what was remembered before it is kept.
+
+    Attributes:
+        update: of the base step.
+    """
+
+    update: Update
+
+
+Rule: TypeAlias = Generator[At | Curvature | Apply, Evaluation, TensorList | Update | None]
 
 
 @dataclass

@@ -8,24 +8,26 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware, TensorList
+from hessprobe.optim.engine import Apply, At, EngineOptions, Rule, SharpnessAware, TensorList, Update
 from hessprobe.optim.schedules import Schedule
 
 
 class SAMPa(SharpnessAware):
     """SAMPa: the ascent follows the gradient at an auxiliary point y, known since the step before.
 
-        with h = grad L(y) of the step before:
+        with h = grad L_A(y) of the step before, on its batch A:
         x~ = w + rho u(h),    y = w - lr h
-        base step with (1 - lam) grad L_B(x~) + lam grad L_B(y),        and grad L_B(y) is the next h
+        base step with (1 - lam) grad L_A(x~) + lam grad L_B(y),        and grad L_B(y) is the next h
 
-    Two gradients a step (one at the first, where h is not known and the step is the base's); they could run in
-    parallel, here they run one after the other. One vector of memory. The loss that ``step`` returns is the one at x~
-    (at w in the first step).
+    The gradient at x~ is that of the *previous* batch, on which its direction was found: an ascent along one batch says
+    little of another. It is taken at the end of the previous ``step``, from the weights which that leads to and with
+    its radius, so that no batch has to be kept; where that evaluation fails the step itself has gone through, and the
+    next one starts afresh. Two gradients a step, in the first one (h is not known: the step is the base's) too; they
+    could run in parallel, here they run one after the other. Two vectors of memory. The loss that ``step`` returns is
+    the one at y (at w in the first step). The weights must not be changed between steps by anything but ``step``.
 
     convention "code": y = w - lr (h + weight_decay w + momentum b) where the base has a momentum buffer b, as in the
-    authors' script for SGD; "paper": as above. One difference remains under both: that script, on two devices,
-    takes the gradient at x~ on the previous batch, which it has kept; here both are taken on the step's own.
+    authors' script for SGD; "paper": as above.
 
     Args:
         base_optimizer: see ``SharpnessAware``; its groups need ``lr``.
@@ -38,7 +40,7 @@ class SAMPa(SharpnessAware):
         Xie, Pethick and Cevher, SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 2024.
     """
 
-    vectors = ("auxiliary",)
+    vectors = ("auxiliary", "ascended")
 
     def __init__(
         self,
@@ -55,19 +57,23 @@ class SAMPa(SharpnessAware):
 
     def rule(self) -> Rule:
         """See the class."""
-        known = self.recall("auxiliary")
-        if known is None:
+        known, ascended = self.recall("auxiliary"), self.recall("ascended")
+        if known is None or ascended is None:
             here = yield At()
-            self.remember("auxiliary", here.gradient)
-            return here.gradient
-        there = yield At(self.ascent(known))
-        ahead = yield At(self._trial_step(known))
-        self.remember("auxiliary", ahead.gradient)
+            # Clipping writes to what the base step is given.
+            auxiliary, direction = here.gradient, here.gradient.clone()
+        else:
+            ahead = yield At(self._trial_step(known))
+            auxiliary, direction = ahead.gradient, ascended.map(self._mixed, ahead.gradient)
+        self.remember("auxiliary", auxiliary)
+        self.forget("ascended")
+        yield Apply(Update(direction))
+        there = yield At(self.ascent(auxiliary))
+        self.remember("ascended", there.gradient)
+        return None
 
-        def mixed(first: Tensor, second: Tensor) -> Tensor:
-            return torch.lerp(first, second, self.lam)
-
-        return there.gradient.map(mixed, ahead.gradient)
+    def _mixed(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.lerp(first, second, self.lam)
 
     def _trial_step(self, known: TensorList) -> TensorList:
         groups = zip(*(self.group_values(name, 0.0) for name in ("lr", "weight_decay", "momentum")), strict=True)

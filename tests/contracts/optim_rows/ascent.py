@@ -235,26 +235,27 @@ def lookbehind_adaptive(flat: Flat, w: Tensor) -> Step:
     return Step(replace=w + flat.by_tensor(part, first, last) * last)
 
 
-def sampa(flat: Flat, w: Tensor) -> Tensor:
-    if "h" not in flat.memory:
-        flat.memory["h"] = flat.grad(w)
-        return flat.memory["h"]
-    h = flat.memory["h"]
-    ahead = flat.grad(w - flat.lr * h)
-    flat.memory["h"] = ahead
-    return 0.7 * flat.grad(w + flat.rho * unit(h)) + 0.3 * ahead
+def on_the_batch_before(flat: Flat, point: Tensor) -> Tensor:
+    flat.t -= 1
+    gradient = flat.grad(point)
+    flat.t += 1
+    return gradient
 
 
-def sampa_code(flat: Flat, w: Tensor) -> Tensor:
+def sampa(flat: Flat, w: Tensor, lam: float = 0.3, code: bool = False) -> Tensor:
     if "h" not in flat.memory:
         flat.memory["h"] = flat.grad(w)
         return flat.memory["h"]
     h, base = flat.memory["h"], flat.memory["base"]
-    momentum = getattr(base, "buffer", None)
+    momentum = getattr(base, "buffer", None) if code else None
     step = h if momentum is None else h + flat.weight_decay * w + base.momentum * momentum
     ahead = flat.grad(w - flat.lr * step)
     flat.memory["h"] = ahead
-    return 0.8 * flat.grad(w + flat.rho * unit(h)) + 0.2 * ahead
+    return (1 - lam) * on_the_batch_before(flat, w + flat.rho * unit(h)) + lam * ahead
+
+
+def sampa_code(flat: Flat, w: Tensor) -> Tensor:
+    return sampa(flat, w, lam=0.2, code=True)
 
 
 def async_sam(flat: Flat, w: Tensor) -> Tensor:
@@ -369,26 +370,26 @@ ROWS = [
         evaluations=3,
         base_at_rho_zero=False,
     ),
-    # At lam > 0 the gradient at y enters the step whatever rho is.
+    # Whatever rho is, gradients at y and on the batch before enter the step.
     Row(
         "sampa",
         "sampa",
         sampa,
         {"lam": 0.3},
-        evaluations=[1] + [2] * 11,
-        base_at_rho_zero_arguments={"lam": 0.0},
+        base_at_rho_zero=False,
         scale_invariant=False,
         clean_loss=False,
+        evaluates_after_step=True,
     ),
     Row(
         "sampa-code",
         "sampa",
         sampa_code,
         {"convention": "code"},
-        evaluations=[1] + [2] * 11,
-        base_at_rho_zero_arguments={"lam": 0.0},
+        base_at_rho_zero=False,
         scale_invariant=False,
         clean_loss=False,
+        evaluates_after_step=True,
     ),
     Row("async-sam", "async-sam", async_sam, {}, evaluations=[1] + [2] * 11),
     Row("async-sam-descent", "async-sam", async_sam_descent, {"ascent": "descent"}, evaluations=1, clean_loss=False),

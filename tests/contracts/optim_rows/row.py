@@ -47,6 +47,7 @@ class Row:
         still_at_lr_zero: with lr = 0 (and no weight decay) nothing moves.
         single_group: its parameters cannot be split into groups.
         needs_model: it is given ``model=``.
+        evaluates_after_step: its last pass is at the weights that the step leads to.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Row:
     still_at_lr_zero: bool = True
     single_group: bool = False
     needs_model: bool = False
+    evaluates_after_step: bool = False
 
 
 def base_sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
-from contracts.optim_rows.harness import Closures, flat_weights, make_module, points_of_step
+from contracts.optim_rows.harness import Closures, flat_weights, make_module, points_of_step, step
 from contracts.optim_rows.problem import Flat, unit
 
+from hessprobe.errors import NonFiniteError
 from hessprobe.optim import LESAM, AsyncSAM, Cosine, LookbehindSAM, SAMPa
 
 
@@ -57,16 +58,59 @@ def test_lookbehind_clips_every_one_of_its_gradients(by_hand: bool):
     torch.testing.assert_close(flat_weights(module), expected, rtol=0, atol=1e-7)
 
 
-def test_sampa_evaluates_at_two_points_known_beforehand():
+def test_sampa_ascends_on_the_batch_that_gave_the_direction():
     module = make_module()
-    optimizer = SAMPa(torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), rho=0.2)
-    start = points_of_step(optimizer, module, 1)
-    assert len(start) == 1
-    slope = flat_problem(start[0], 1).grad(start[0])
+    optimizer = SAMPa(torch.optim.SGD(module.parameters(), lr=0.1), rho=0.2, lam=0.2)
+    here, _ = points_of_step(optimizer, module, 1)
+    slope = flat_problem(here, 1).grad(here)
     w = flat_weights(module)
-    there, ahead = points_of_step(optimizer, module, 2)
-    torch.testing.assert_close(there, w + 0.2 * unit(slope), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(w, here - 0.1 * slope, rtol=1e-12, atol=1e-13)
+    ahead, there = points_of_step(optimizer, module, 2)
     torch.testing.assert_close(ahead, w - 0.1 * slope, rtol=1e-12, atol=1e-13)
+    ascended = flat_problem(w, 1).grad(w + 0.2 * unit(slope))
+    slope = flat_problem(ahead, 2).grad(ahead)
+    new = flat_weights(module)
+    torch.testing.assert_close(new, w - 0.1 * (0.8 * ascended + 0.2 * slope), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(there, new + 0.2 * unit(slope), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_sampa_starts_afresh_where_its_last_pass_failed(failing: int):
+    module, other = make_module(), make_module()
+    optimizer, untouched = (SAMPa(torch.optim.SGD(m.parameters(), lr=0.1), rho=0.2) for m in (module, other))
+    for one, of in ((optimizer, module), (untouched, other)):
+        step(one, of, 1)
+    before, passes = flat_weights(module), []
+
+    def interrupt(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == failing:
+            raise KeyboardInterrupt
+
+    handle = module.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        step(optimizer, module, 2)
+    handle.remove()
+    step(untouched, other, 2)
+    # Its first pass comes before the base step, its second after it.
+    assert torch.equal(flat_weights(module), before if failing == 1 else flat_weights(other))
+    here = points_of_step(optimizer, module, 3)[0]
+    assert torch.equal(here, flat_weights(other)) == (failing == 2)
+
+
+def test_sampa_says_where_its_loss_was_not_finite():
+    module = make_module()
+    optimizer = SAMPa(torch.optim.SGD(module.parameters(), lr=0.1), rho=1e200)
+    with pytest.raises(NonFiniteError, match=r"displaced weights is nan in step 1, .* as after the step"):
+        step(optimizer, module, 1)
+
+
+def test_sampa_is_not_stepped_by_hand():
+    module = make_module()
+    optimizer = SAMPa(torch.optim.SGD(module.parameters(), lr=0.1))
+    Closures(module, 1).backward()
+    with pytest.raises(RuntimeError, match=r"evaluates after its step as well .* use opt.step\(closure\)"):
+        optimizer.wants_ascent()
 
 
 @pytest.mark.parametrize(("ascent", "evaluations"), [("clean", [1, 2, 2]), ("descent", [1, 1, 1])])
