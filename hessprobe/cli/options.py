@@ -11,6 +11,7 @@ import typer
 
 from hessprobe.cli.failures import UsageError
 from hessprobe.measures import NAMES, UNIVERSAL
+from hessprobe.report.figures.style import NARROWEST, STYLES, WIDEST
 
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
 DEFAULT_RTOL = 0.01
@@ -46,6 +47,19 @@ Json = Annotated[
     ),
 ]
 Csv = Annotated[str | None, _option("--csv", metavar="FILE", help="Write the numbers as CSV.", panel=_OUTPUT)]
+
+Width = Annotated[
+    float | None,
+    _option(
+        "--width",
+        metavar="INCHES",
+        help="Width of the figure: 3.25 for one column of a journal, 6.75 for two; its own by default.",
+        panel=_OUTPUT,
+    ),
+]
+FigureStyle = Annotated[
+    str, _option("--style", metavar="NAME", help=f"Look of the figure: {', '.join(STYLES)}.", panel=_OUTPUT)
+]
 
 Measures = Annotated[
     list[str] | None,
@@ -204,6 +218,20 @@ def positive(name: str, value: float | None, below: float = float("inf")) -> Non
         words = "a finite number > 0" if below == float("inf") else f"a number in (0, {below:g})"
         percent = f" Write {value / 100:g} for {value:g} %." if 1 <= value <= 100 and below == 1 else ""
         raise UsageError(f"{name} must be {words}; got {value:g}.{percent}")
+
+
+def figure_look(width: float | None, style: str) -> None:
+    """Refuse a width or a style that no figure has; None passes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if width is not None and not NARROWEST <= width <= WIDEST:
+        raise UsageError(
+            f"--width must be in inches, {NARROWEST:g} to {WIDEST:g}; got {width:g}. "
+            "One column of a journal is 3.25, two are 6.75."
+        )
+    choice("--style", style, STYLES)
 
 
 def parse_memory(text: str | None) -> int | None:

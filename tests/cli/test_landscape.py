@@ -160,7 +160,7 @@ def test_another_architecture_names_the_tensor(run, digits_checkpoint, others, t
         (["--map", "eror"], "--map must be one of loss, error, "),
         (["--out", "f.jpg"], "--out must end in .png, .svg, .pdf; got 'f.jpg'."),
         (["--out", "/nowhere/f.png"], "--out must lie in an existing folder; got '/nowhere/f.png'."),
-        (["--line", "--style", "surface"], "--interactive and --style surface are for planes; got a line."),
+        (["--line", "--surface"], "--interactive and --surface are for planes; got a line."),
         (["--directions", "eigen", "--line", "--which", "both"], "--which both gives two directions, but --line asks"),
     ],
 )

@@ -103,3 +103,16 @@ def test_wrong_usage(run, records, tmp_path):
     assert "--out must be a folder that can be made; got" in done.err
     assert "--format must be one of png, svg, pdf; got 'jpg'." in run("plot", records / "h.json", "--format", "jpg").err
     assert "nowhere.json cannot be read: No such file or directory" in run("plot", records / "nowhere.json").err
+
+
+def test_width_and_style_reach_every_figure(run, records, tmp_path):
+    done = run("plot", records / "h.json", "--out", tmp_path, "--format", "png", "--width", "3.25", "--style", "dark")
+    assert (done.code, done.err) == (0, "")
+    content = (tmp_path / "h-layers-hessian.png").read_bytes()
+    assert int.from_bytes(content[16:20]) == 975
+    assert run("plot", records / "h.json", "--out", tmp_path, "--width", "3.25").code == 0
+    assert (tmp_path / "h-layers-hessian.png").read_bytes() != content
+    assert "--width must be in inches, 2 to 20; got 0.5." in run("plot", records / "h.json", "--width", "0.5").err
+    assert "--width must be in inches" in run("plot", records / "h.json", "--width", "nan").err
+    done = run("plot", records / "h.json", "--style", "print")
+    assert (done.code, "--style must be one of paper, screen, dark; got 'print'." in done.err) == (2, True)

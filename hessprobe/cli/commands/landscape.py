@@ -10,7 +10,7 @@ import typer
 
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.source import check_source, source_of
-from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN, STYLES
+from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
@@ -56,7 +56,9 @@ class Request:
     dtype: str | None
     memory: str | None
     out: str | None
+    width: float | None
     style: str
+    surface: bool
     interactive: str | None
     json: str | None
     debug: bool
@@ -202,9 +204,11 @@ def landscape(
             help="Figure: png, svg or pdf; CKPT-DIRECTIONS.png by default. Points are kept beside it, in .npz.",
         ),
     ] = None,
-    style: Annotated[
-        str, _option("--style", metavar="NAME", panel=_OUTPUT, help="Figure of a plane: contour or surface.")
-    ] = "contour",
+    width: options.Width = None,
+    style: options.FigureStyle = "paper",
+    surface: Annotated[
+        bool, _option("--surface", panel=_OUTPUT, help="Draw a plane as a surface in place of contours.")
+    ] = False,
     interactive: Annotated[
         str | None,
         _option("--interactive", metavar="FILE", panel=_OUTPUT, help="HTML file with a surface to turn around."),
@@ -252,12 +256,12 @@ def check(request: Request) -> None:
         ("--normalization", request.normalization, NORMALIZATIONS),
         ("--biases", request.biases, BIASES),
         ("--which", request.which, ("largest", "smallest", "magnitude", "both")),
-        ("--style", request.style, STYLES),
     ):
         if value is not None:
             options.choice(option, value, known)
     for name in request.maps:
         options.choice("--map", name, MAPS)
+    options.figure_look(request.width, request.style)
     options.positive("--span", request.span)
     options.positive("--rho", request.rho)
     options.at_least("--size", request.size, 3)
@@ -282,8 +286,8 @@ def _refuse_contradictions(request: Request) -> None:
             "Use --directions line for two."
         )
     flat = request.line or (request.directions == "line" and count == 1)
-    if flat and (request.interactive is not None or request.style == "surface"):
-        raise failures.UsageError("--interactive and --style surface are for planes; got a line. Leave them out.")
+    if flat and (request.interactive is not None or request.surface):
+        raise failures.UsageError("--interactive and --surface are for planes; got a line. Leave them out.")
     if request.line and request.which == "both":
         raise failures.UsageError("--which both gives two directions, but --line asks for one. Leave one of them out.")
 

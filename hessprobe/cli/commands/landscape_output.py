@@ -46,7 +46,7 @@ def _draw(request: Request, found: Landscape, record: dict[str, Any]) -> None:
         from hessprobe.report.figures import figures_of
 
         for figure in figures_of(record):
-            figure.save(request.figure)
+            figure.save(request.figure, request.width, request.style)
     if request.interactive is not None:
         from hessprobe.landscape.interactive import write_html
         from hessprobe.report.figures.landscape import title_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,15 @@ _FORMATS = ("png", "svg", "pdf")
 _TOGETHER = "side-by-side"
 
 
+@dataclass(frozen=True)
+class _Look:
+    """Format, width in inches or None, and style of every figure."""
+
+    kind: str
+    width: float | None
+    style: str
+
+
 def plot(
     records: Annotated[list[str], typer.Argument(metavar="RECORD", help="JSON records of any commands.")],
     out: Annotated[
@@ -24,20 +34,26 @@ def plot(
         typer.Option("--out", metavar="FOLDER", help="Where the figures go; beside each record by default."),
     ] = None,
     kind: Annotated[str, typer.Option("--format", metavar="NAME", help=f"One of {', '.join(_FORMATS)}.")] = "png",
+    width: options.Width = None,
+    style: options.FigureStyle = "paper",
     debug: options.Debug = False,
 ) -> None:
-    """Make every figure again from records; nothing is computed. Records of several operators are put side by side.
+    """Make every figure again from records, with its numbers beside it as CSV; nothing is computed.
 
-    Example: hessprobe plot digits.json --out figures --format svg
+    Records of several operators are put side by side.
+
+    Example: hessprobe plot digits.json --out figures --format pdf --width 3.25
     """
     options.choice("--format", kind, _FORMATS)
+    options.figure_look(width, style)
+    look = _Look(kind, width, style)
     paths = list(dict.fromkeys(Path(record) for record in records))
     if out is not None:
         _make(Path(out))
     written, broken = 0, []
     for base, source in _work(paths, out):
         try:
-            written += _draw(source, base, kind)
+            written += _draw(source, base, look)
         except Exception as error:
             broken.append(error)
     for each in broken[:-1]:
@@ -62,18 +78,18 @@ def _work(paths: Sequence[Path], out: str | None) -> Iterator[tuple[Path, list[P
         yield (paths[0].parent if out is None else Path(out)) / _TOGETHER, list(paths)
 
 
-def _draw(sources: Sequence[Path], base: Path, kind: str) -> int:
+def _draw(sources: Sequence[Path], base: Path, look: _Look) -> int:
     """Write the figures of one record, or of several side by side, and return how many."""
     from hessprobe.errors import RecordError
     from hessprobe.report import read_record
     from hessprobe.report.figures import figures_across, figures_of
 
     if len(sources) > 1:
-        return _save(figures_across([*_readable(sources)]), base, kind)
+        return _save(figures_across([*_readable(sources)]), base, look)
     (path,) = sources
     record = read_record(path)
     try:
-        return _save(figures_of(record, path.parent), base, kind)
+        return _save(figures_of(record, path.parent), base, look)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
 
@@ -90,9 +106,11 @@ def _readable(sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield read_record(path)
 
 
-def _save(figures: Sequence[Drawn], base: Path, kind: str) -> int:
+def _save(figures: Sequence[Drawn], base: Path, look: _Look) -> int:
     for figure in figures:
-        path = figure.save(f"{base}-{figure.name}.{kind}")
+        path = figure.save(f"{base}-{figure.name}.{look.kind}", look.width, look.style)
+        if figure.data:
+            figure.save_data(path.with_suffix(".csv"))
         typer.echo(f"{path}: {figure.title}")
     return len(figures)
 

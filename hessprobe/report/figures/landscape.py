@@ -32,7 +32,9 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
         rho = RHO
     title = title_of(record)
     found = [landscape_of(row, f"results[{index}],") for index, row in enumerate(record["results"])]
-    return [drawn(each, style=given.get("style") or STYLES[0], rho=rho, title=title) for each in found]
+    # Older records say it as a style.
+    solid = bool(given.get("surface")) or given.get("style") == "surface"
+    return [drawn(each, style=STYLES[1] if solid else STYLES[0], rho=rho, title=title) for each in found]
 
 
 def title_of(record: Mapping[str, Any]) -> str:
