@@ -92,7 +92,9 @@ def _readable(sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _save(figures: Sequence[Drawn], base: Path, kind: str) -> int:
     for figure in figures:
-        path = figure.save(f"{base}-{figure.name}.{kind}")
+        target = f"{base}-{figure.name}.{kind}"
+        options.check_outputs(out=target)
+        path = figure.save(target)
         typer.echo(f"{path}: {figure.title}")
     return len(figures)
 

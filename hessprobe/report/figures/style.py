@@ -36,7 +36,12 @@ _RC: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
 }
-_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+# Who made it, so that a later run knows its own figures from others; no date, so that the same figure is the same file.
+_METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": "hessprobe"},
+    "pdf": {"CreationDate": None, "Creator": "hessprobe"},
+    "png": {"Software": "hessprobe"},
+}
 
 
 def build(draw: Callable[[Figure], object], size: tuple[float, float]) -> Figure:
