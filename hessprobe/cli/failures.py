@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Any, ParamSpec, cast
 
 import typer
 
-from hessprobe.cli import signals
+from hessprobe.cli import outputs, signals
 from hessprobe.cli.wording import in_options
 
 OK = 0
@@ -44,13 +45,15 @@ def as_usage() -> Iterator[None]:
 def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Return ``command`` with every failure turned into one line on stderr and an exit code.
 
-    The traceback is shown where the command's ``debug`` argument is true.
+    The traceback is shown where the command's ``debug`` argument is true. A command that writes files is given
+    ``--force`` as well; see ``hessprobe.cli.outputs``.
     """
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        with _one_line_warnings(debug):
+        force = bool(kwargs.pop("force", False))
+        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, force):
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -64,7 +67,20 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                     raise typer.Exit(INTERRUPTED) from None
                 fail(error, debug)
 
-    return run
+    return _with_force(run)
+
+
+def _with_force(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    signature = inspect.signature(command, eval_str=True)
+    if not outputs.NAMES & signature.parameters.keys():
+        return command
+    added = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=outputs.Force)
+    *others, last = signature.parameters.values()
+    parameters = [*others, added.replace(kind=last.kind), last]
+    changed = cast(Any, command)
+    changed.__signature__ = signature.replace(parameters=parameters)
+    changed.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
 
 
 def fail(error: Exception, debug: bool) -> None:

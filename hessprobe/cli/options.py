@@ -269,9 +269,9 @@ def check_outputs(**paths: str | None) -> None:
     """Prove that every output can be written before any work is done; None passes, and ``-`` as ``json``.
 
     Raises:
-        UsageError: a folder is missing or cannot be written, another output is ``-``, or two are the same file.
+        UsageError: see ``outputs.check``; or another output is ``-``, or two are the same file.
     """
-    from hessprobe.files import check_output
+    from hessprobe.cli import outputs
 
     seen: dict[Path, str] = {}
     for name, path in paths.items():
@@ -285,7 +285,7 @@ def check_outputs(**paths: str | None) -> None:
                 )
             seen[place] = name
             try:
-                check_output(f"--{name}", Path(path))
+                outputs.check(name, path)
             except ValueError as error:
                 raise UsageError(str(error)) from error
 

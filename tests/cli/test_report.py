@@ -79,7 +79,7 @@ def test_record_of_the_page_goes_to_stdout_alone(run, folder, tmp_path):
         (
             ["{dir}/runs/measure_sgd.json", "--out", "{dir}/runs/measure_sgd.json"],
             2,
-            "--out must be another file than the records",
+            "--out must be another file than those that are read",
         ),
         ([], 2, "RECORD|DIR must be given; got none."),
     ],
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_the_old_page(run, folder, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", full)
-    done = run("report", folder, "--out", page)
+    done = run("report", folder, "--out", page, "--force")
     assert done.code == 1
     assert "No space left on device" in done.err
     assert page.read_text() == "old"

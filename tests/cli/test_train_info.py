@@ -129,7 +129,7 @@ def test_resume_without_anything_to_resume_says_that_it_begins(run, tmp_path):
     assert done.code == 0
     assert done.err == f"hessprobe: no stopped run at {tmp_path}/a-resume.pt; beginning a new one\n"
     (tmp_path / "b.pt").write_bytes(b"mine")
-    assert run("train", *SMALL, "--epochs", "1", "--out", tmp_path / "b.pt", "--resume").code == 1
+    assert run("train", *SMALL, "--epochs", "1", "--out", tmp_path / "b.pt", "--resume").code == 2
     assert (tmp_path / "b.pt").read_bytes() == b"mine"
 
 

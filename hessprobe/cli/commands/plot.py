@@ -108,7 +108,9 @@ def _readable(sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _save(figures: Sequence[Drawn], base: Path, look: _Look) -> int:
     for figure in figures:
-        path = figure.save(f"{base}-{figure.name}.{look.kind}", look.width, look.style)
+        target = f"{base}-{figure.name}.{look.kind}"
+        options.check_outputs(out=target)
+        path = figure.save(target, look.width, look.style)
         if figure.data:
             figure.save_data(path.with_suffix(".csv"))
         typer.echo(f"{path}: {figure.title}")

@@ -78,8 +78,6 @@ def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
                 f"hessprobe measure {path} --json {path.with_suffix('.json')}"
             )
     options.check_outputs(out=out, json=json)
-    if Path(out).resolve() in {path.resolve() for path in paths}:
-        raise failures.UsageError(f"--out must be another file than the records; got {out!r}. Rename it.")
 
 
 def _publish(arguments: dict[str, Any], page: Page, json: str | None) -> None:

@@ -81,7 +81,12 @@ _SETTINGS: dict[str, dict[Any, Any]] = {
     "screen": {**_RC, **_LARGER},
     "dark": {**_RC, **_LARGER, **_LIGHT_ON_DARK},
 }
-_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+# Who made it, so that a later run knows its own figures from others; no date, so that the same figure is the same file.
+_METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": "hessprobe"},
+    "pdf": {"CreationDate": None, "Creator": "hessprobe"},
+    "png": {"Software": "hessprobe"},
+}
 
 
 def narrow(figure: Figure) -> bool:

@@ -1,0 +1,131 @@
+"""What a command may write: never over a file that it reads, nor over one that this program did not make."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hessprobe.files import check_output
+
+# The arguments of commands that are written to; all others can only name what is read.
+NAMES = frozenset({"json", "csv", "out", "interactive", "markdown"})
+
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace output files that hessprobe did not write.", rich_help_panel="Output"),
+]
+
+_HEAD = 4096
+# Nothing that is recognised by its content is larger.
+_LARGEST = 2**26
+_RECORD = re.compile(rb'\A\s*\{\s*"schema":\s*"hessprobe\.')
+_TABLE = re.compile(rb"\A(?:measure,operator,|step,epoch,checkpoint,)")
+_TIMES = re.compile(rb"torch \S+, \d+ threads, ")
+_PAGE = re.compile(rb'content="hessprobe"|hessprobe-landscape')
+_FIGURE = re.compile(rb"\A(?:\x89PNG|<\?xml|%PDF).*hessprobe", re.DOTALL)
+_CHECKPOINT = re.compile(rb"hessprobe\.checkpoint")
+_SIGNS = {"json": _RECORD, "csv": _TABLE, "markdown": _TIMES, "interactive": _PAGE}
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One run of a command.
+
+    Attributes:
+        command: its name.
+        inputs: the files that its arguments name, resolved.
+        force: whether files that are not ours may be replaced.
+    """
+
+    command: str = ""
+    inputs: frozenset[Path] = frozenset()
+    force: bool = False
+
+
+_current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
+
+
+@contextmanager
+def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Iterator[None]:
+    """Let ``check`` know, inside the block, what the command was given.
+
+    Args:
+        command: its name.
+        arguments: what it was called with.
+        force: whether files that are not ours may be replaced.
+    """
+    token = _current.set(Invocation(command, frozenset(_inputs(arguments)), force))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def check(name: str, path: str) -> None:
+    """Prove that an output can be written, and that nothing is lost when it is.
+
+    Args:
+        name: of the argument, as in ``NAMES``.
+        path: the file to be written.
+
+    Raises:
+        ValueError: see ``files.check_output``; or the command reads that file, or it is there and not what this command
+            writes there, and ``--force`` was not given.
+    """
+    run = _current.get()
+    if Path(path).resolve() in run.inputs:
+        raise ValueError(f"--{name} must be another file than those that are read; got {path!r} for both. Rename it.")
+    target = check_output(f"--{name}", path)
+    if not run.force and target.is_file() and not _is_ours(name, target, run.command):
+        raise ValueError(
+            f"--{name} must not replace a file that hessprobe did not write there; got {path!r}. Choose another name, "
+            "or pass --force."
+        )
+
+
+def _inputs(arguments: Mapping[str, Any]) -> Iterator[Path]:
+    for name, value in arguments.items():
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if name in NAMES or not isinstance(text, str):
+                continue
+            # FILE.py:FUNCTION and KIND:FILE name files too.
+            for part in {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}:
+                if _is_file(part):
+                    yield Path(part).resolve()
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_ours(name: str, path: Path, command: str) -> bool:
+    if name == "out" and command == "train":
+        return not path.stat().st_size or _is_checkpoint(path)
+    sign = _SIGNS.get(name, _FIGURE if path.suffix.lower() in (".png", ".svg", ".pdf") else _PAGE)
+    try:
+        if path.stat().st_size > _LARGEST:
+            return False
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return not content or sign.search(content) is not None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(_CHECKPOINT.search(archive.open(name).read(_HEAD)) for name in pickles)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError):
+        return False
