@@ -21,7 +21,7 @@ from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, Refined, refine
 from hessprobe.krylov.orthogonal import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
-from hessprobe.operators import Counted, LinearOperator, aslinearoperator
+from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import combine, orthonormal_rows, row_dots
 
@@ -114,9 +114,7 @@ def eigsh(
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)
     if rtol is not None:
         rtol = checks.real("rtol", rtol, low=0, high=1, low_open=True, high_open=True)
-    problem = _problem(
-        Counted(aslinearoperator(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback
-    )
+    problem = _problem(Counted(settled(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback)
     engine = _engine(problem, checks.resolve_seed(seed), start)
     random_part = 1.0 if start is None else _RANDOM_PART
     ritz, found = _search(problem, engine, random_part)

@@ -16,7 +16,7 @@ from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.hvp import Hessian
 from hessprobe.krylov import eigsh
 from hessprobe.objective.base import Objective
-from hessprobe.operators import LinearOperator, aslinearoperator
+from hessprobe.operators import LinearOperator, settled
 from hessprobe.universal.definition import Measure
 from hessprobe.universal.plugin import finish, plug_in
 from hessprobe.universal.samplers import Point, Sampler
@@ -135,7 +135,7 @@ def evaluate(
         raise TypeError(f"measure must be a Measure; got {type(measure).__name__}. Make one of phi, psi and mu.")
     count = draws(measure, n_probes)
     number = checks.resolve_seed(seed)
-    operator = Hessian(A) if isinstance(A, Objective) else aslinearoperator(A)
+    operator = Hessian(A) if isinstance(A, Objective) else settled(A)
     spent = 0.0
     if forms is None:
         risk = A if isinstance(A, Objective) else None
