@@ -21,7 +21,7 @@ from hessprobe.estimators.deflate import basis_of
 from hessprobe.estimators.linear import Sampling, sample_linear
 from hessprobe.estimators.task import Known, Task, block_diagonal, exact_diagonal, known_parts
 from hessprobe.estimators.xtrace import exchange, exchange_diagonal
-from hessprobe.operators import BlockDiagonal, Counted, LinearOperator, aslinearoperator
+from hessprobe.operators import BlockDiagonal, Counted, LinearOperator, settled
 from hessprobe.probes import LAWS
 
 METHODS = ("auto", "hutchinson", "xdiag", "exact")
@@ -129,7 +129,7 @@ def diagonal(
         "XTrace: Making the most of every sample in stochastic trace estimation" (XDiag).
     """
     started = time.perf_counter()
-    operator = Counted(aslinearoperator(A))
+    operator = Counted(settled(A))
     if not isinstance(control_variate, bool):
         checks.one_of("control_variate", control_variate, ("auto",))
     task = Task(

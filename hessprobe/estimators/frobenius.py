@@ -26,7 +26,7 @@ from hessprobe.estimators.squares import (
 )
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import DataError, data_error
-from hessprobe.operators import Counted, aslinearoperator
+from hessprobe.operators import Counted, settled
 from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.vectors import orthonormal_rows, row_dots
 
@@ -90,7 +90,7 @@ def frobenius_norm(
         NumericalWarning: ``max_probes`` is too small for the tolerance; the result has the flag ``"budget-exhausted"``.
     """
     started = time.perf_counter()
-    operator = Counted(aslinearoperator(A))
+    operator = Counted(settled(A))
     asked = budget.goal(rtol, atol, n_probes, confidence, max_probes)
     basis = basis_of(deflate, operator)
     request = _Request(operator, asked, checks.resolve_seed(seed), checks.one_of("probes", probes, LAWS), callback)

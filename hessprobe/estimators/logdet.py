@@ -14,7 +14,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.sweep import Target, spectral_sketch
-from hessprobe.operators import aslinearoperator
+from hessprobe.operators import settled
 
 _REFUSAL = (
     "log|det A| of an operator that may be indefinite or singular is ruled by its smallest eigenvalues and is not a "
@@ -81,7 +81,7 @@ def logdet(
         Ubaru, Chen, Saad (2017); Golub, Meurant (2010), chapter 6.
     """
     began = time.perf_counter()
-    operator = aslinearoperator(A)
+    operator = settled(A)
     target = _target(shift, eps, lower, operator.psd)
     sketch = spectral_sketch(
         operator,

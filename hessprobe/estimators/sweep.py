@@ -23,7 +23,7 @@ from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import fits, pays, whole_sketch
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
-from hessprobe.operators import Counted, Deflated, aslinearoperator
+from hessprobe.operators import Counted, Deflated, settled
 from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.vectors import combine, gram, row_dots
 
@@ -109,7 +109,7 @@ def spectral_sketch(
     asked = budget.goal(rtol, atol, fixed, confidence, max_probes)
     checks.one_of("law", law, LAWS)
     checks.one_of("method", method, ("auto", "slq", "exact"))
-    counted = Counted(aslinearoperator(A))
+    counted = Counted(settled(A))
     known = 0.0 if counted.psd and lower is None else lower
     basis = basis_of(deflate, counted)
     longest = _MAX_STEPS if target is not None and steps is None else _DEFAULT_STEPS

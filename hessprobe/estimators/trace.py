@@ -14,11 +14,12 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
 from hessprobe.estimators.deflate import basis_of
+from hessprobe.estimators.drawn import mean_of_draws
 from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
 from hessprobe.estimators.task import Task, block_diagonal, exact_diagonal, sums_of_blocks
 from hessprobe.estimators.xtrace import exchange, exchange_error, exchange_trace
-from hessprobe.operators import Counted, aslinearoperator
+from hessprobe.operators import Counted, LinearOperator, aslinearoperator
 from hessprobe.probes import LAWS
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
@@ -87,11 +88,13 @@ def trace(
         hardly of use; ``"heavy-tailed"``: fewer than 64 strongly skewed samples of a control variate with a sampled
         trace, whose nominal 95 % intervals may cover 85 %: deflate, or take more probes. ``details`` holds
         ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason``, ``pilot``,
-        and of an exact trace ``diagonal``, fp64 (d,).
+        and of an exact trace ``diagonal``, fp64 (d,). Of a matrix made of drawn labels it is the mean over the draws,
+        and ``errors.probe`` their spread: labels and probes together (``details`` is empty).
 
     Raises:
         ValueError, TypeError: an argument outside its range, or an option the method cannot honour.
         NonFiniteError: a product is nan or infinite.
+        UnsupportedError: a matrix made of one draw of labels.
 
     Warns:
         NumericalWarning: ``max_probes`` is too small for the tolerance; the result has the flag ``"budget-exhausted"``.
@@ -100,7 +103,28 @@ def trace(
         Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), "Hutch++"; Epperly, Tropp, Webber (2024), "XTrace".
     """
     started = time.perf_counter()
-    operator = Counted(aslinearoperator(A))
+    known = aslinearoperator(A)
+    if known.draws:
+
+        def one(draw: LinearOperator, seed: int) -> Estimate:
+            return trace(
+                draw,
+                rtol=rtol,
+                atol=atol,
+                n_probes=n_probes,
+                seed=seed,
+                method=method,
+                probes=probes,
+                deflate=deflate,
+                control_variate=control_variate,
+                confidence=confidence,
+                max_probes=max_probes,
+                per_block=per_block,
+                callback=callback,
+            )
+
+        return mean_of_draws(known.draws, one, checks.resolve_seed(seed))
+    operator = Counted(known)
     task = Task(
         operator=operator,
         goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -29,6 +29,7 @@ def Fisher(
     risk: Objective,
     *,
     kind: str = "exact",
+    n_draws: int = 1,
     seed: int | torch.Generator = 0,
     engine: str = "auto",
     memory: int | MemoryBudget | None = None,
@@ -45,61 +46,80 @@ def Fisher(
             ``BCELoss`` on probabilities it is the Fisher matrix of the likelihood, see ``hvp.likelihood``. Class
             weights stay the weights of the examples. ``"empirical"``: r_s is the slope of example s's loss at its own
             target, F the second moment of the per-example gradients: the Fisher matrix only in the limit where the
-            model is right. ``"mc"``: one random r_s an example with the expectation of ``"exact"``. Its numbers are
-            those of one set of draws: the interval of an estimator does not hold what other labels would give, which
-            differs by about 1/sqrt(N) relative, and eigenvalues and norms are biased upwards.
+            model is right. ``"mc"``: the mean over ``n_draws`` random r_s an example with the expectation of
+            ``"exact"``. Labels drawn otherwise would give a matrix that differs by about 1/sqrt(N n_draws) relative:
+            ``trace`` states that as its error, from two draws on; every number that is not linear in the matrix is
+            biased besides (norms and eigenvalues upwards), and refused.
+        n_draws: of labels for every example with ``"mc"``, >= 1.
         seed: of the draws of ``"mc"``; the same draws for every product.
         engine: see ``GaussNewton``.
         memory: see ``GaussNewton``.
         expected_products: see ``GaussNewton``.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, or n_draws out of range.
         UnsupportedError: no outputs; a loss that is no likelihood that is known (but for ``"empirical"``); or for
             ``"mc"`` more than 256 outputs an example.
 
     Warns:
-        NumericalWarning: for ``"mc"``, whose numbers have an error that no interval of them holds.
+        NumericalWarning: for ``"mc"`` with one draw, of which no number has an error that is known.
 
     References:
         Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation"; Martens (2020), "New
         insights and perspectives on the natural gradient method".
     """
     checks.one_of("kind", kind, KINDS)
+    n_draws = checks.positive_int("n_draws", n_draws)
     objective: Objective
     if kind == "exact":
         objective = likelihood(require_objective("risk", risk))
     else:
-        objective = _FisherObjective(require_objective("risk", risk), kind, checks.resolve_seed(seed))
-    if kind == "mc":
+        seed = checks.resolve_seed(seed)
+        every = range(n_draws if kind == "mc" else 1)
+        objective = _FisherObjective(require_objective("risk", risk), kind, seed, every, len(every))
+    if kind == "mc" and n_draws == 1:
         warnings.warn(
-            "The numbers of Fisher(kind='mc') are those of one draw of labels, an error that their intervals do not "
-            "hold. Use kind='exact', which costs the same, or compare several seeds.",
+            "Fisher(kind='mc') is made of one draw of labels, an error that nothing tells. Use kind='exact', which "
+            "costs the same, or n_draws=8, with which a trace has an error.",
             NumericalWarning,
             stacklevel=2,
         )
-    matrix = GaussNewton(
-        objective,
-        engine=engine,
-        memory=memory,
-        expected_products=expected_products,
-    )
-    matrix.name = "Fisher"
+
+    def metric(of: Objective) -> GaussNewton:
+        made = GaussNewton(of, engine=engine, memory=memory, expected_products=expected_products)
+        made.name = "Fisher"
+        return made
+
+    matrix = metric(objective)
+    if isinstance(objective, _FisherObjective) and kind == "mc":
+        matrix.draws = tuple(metric(objective.alone(draw)) for draw in range(n_draws))
     if kind == "exact" and objective is not risk:
         matrix.notes = ("Fisher matrix of the likelihood, which the Gauss-Newton matrix of this loss is not",)
     return matrix
 
 
 class _FisherObjective(Objective):
-    """The same outputs as a risk, with the loss 1/(2n) sum_s (r_s . f_s)^2 on them, whose Hessian is the metric."""
+    """The same outputs as a risk, with the loss 1/(2nK) sum_sk (r_sk . f_s)^2 on them, whose Hessian is the metric.
 
-    def __init__(self, risk: Objective, kind: str, seed: int) -> None:
-        self._risk, self._kind, self._seed = risk, kind, seed
+    Args:
+        risk: whose outputs.
+        kind: ``"empirical"`` or ``"mc"``.
+        seed: of all draws.
+        draws: indices of those that are taken.
+        of: how many there are.
+    """
+
+    def __init__(self, risk: Objective, kind: str, seed: int, draws: range, of: int) -> None:
+        self._risk, self._kind, self._seed, self._draws, self._of = risk, kind, seed, draws, of
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.theta, self.layout, self.n_terms = risk.theta, risk.layout, risk.n_terms
 
     def __repr__(self) -> str:
         return f"{self._kind} slopes of {self._risk!r}"
+
+    def alone(self, draw: int) -> _FisherObjective:
+        """Return the loss of one of the draws."""
+        return _FisherObjective(self._risk, self._kind, self._seed, range(draw, draw + 1), self._of)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context of the risk."""
@@ -118,12 +138,15 @@ class _FisherObjective(Objective):
             class_dim = _class_dim(batch)
             count = batch.size if class_dim is None else _counted(batch, outputs, class_dim)
             if self._kind == "empirical":
-                slopes = count * _slope(batch.loss_of_outputs, outputs)
-            elif class_dim is not None:
-                slopes = _label_slopes(batch, outputs, class_dim, self._seed, index)
+                slopes = [count * _slope(batch.loss_of_outputs, outputs)]
             else:
-                slopes = _gaussian_slopes(batch, outputs, self._seed, index)
-            yield _FisherBatch(batch, slopes, class_dim, count)
+                at = [index * self._of + draw for draw in self._draws]
+                slopes = (
+                    _gaussian_slopes(batch, outputs, self._seed, at)
+                    if class_dim is None
+                    else [_label_slopes(batch, outputs, class_dim, self._seed, probe) for probe in at]
+                )
+            yield _FisherBatch(batch, torch.stack(slopes, 1), class_dim, count)
 
 
 class _FisherBatch(BatchLoss):
@@ -131,7 +154,7 @@ class _FisherBatch(BatchLoss):
 
     Args:
         batch: of the risk.
-        slopes: r, of the shape of the outputs.
+        slopes: r (B, K, ...), K of the shape of the outputs (B, ...).
         class_dim: dimension over which r . f sums, one unit for each index of the others; None: one for each example.
         count: number of units n that the mean loss is over.
     """
@@ -150,10 +173,14 @@ class _FisherBatch(BatchLoss):
         return self._batch.outputs(theta)
 
     def loss_of_outputs(self, outputs: Tensor) -> Tensor:
-        """Return 1/(2n) sum over units of (r . f)^2."""
-        product = self._slopes * outputs
-        forms = product.reshape(len(product), -1).sum(1) if self._class_dim is None else product.sum(self._class_dim)
-        return forms.square().sum() / (2 * self._count) if self._count else (outputs * 0).sum()
+        """Return 1/(2nK) sum over units and draws of (r . f)^2."""
+        product = self._slopes * outputs[:, None]
+        draws = self._slopes.shape[1]
+        if self._class_dim is None:
+            forms = product.reshape(len(product), draws, -1).sum(2)
+        else:
+            forms = product.sum(self._class_dim + (self._class_dim > 0))
+        return forms.square().sum() / (2 * self._count * draws) if self._count else (outputs * 0).sum()
 
     def tensors(self) -> list[Tensor]:
         """Return those of the risk's batch, and the slopes."""
@@ -174,7 +201,7 @@ class _FisherBatch(BatchLoss):
         slopes = self._slopes[start:stop]
         if self._class_dim is None:
             return _FisherBatch(part, slopes, None, part.size)
-        return _FisherBatch(part, slopes, self._class_dim, _counted(part, slopes, self._class_dim))
+        return _FisherBatch(part, slopes, self._class_dim, _counted(part, slopes[:, 0], self._class_dim))
 
 
 def _slope(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
@@ -214,10 +241,10 @@ def _counted(batch: BatchLoss, outputs: Tensor, class_dim: int) -> float:
     return float(_valid(batch, outputs, class_dim).sum())
 
 
-def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, index: int) -> Tensor:
+def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, probe: int) -> Tensor:
     """Slopes softmax(f) - onehot(y) at labels y drawn from softmax(f), one draw a unit; 0 for ignored units."""
     shares = outputs.double().softmax(class_dim).movedim(class_dim, -1)
-    normal = ProbeStream(shares[..., 0].numel(), seed, "gaussian", device=outputs.device, stream="label").probe(index)
+    normal = ProbeStream(shares[..., 0].numel(), seed, "gaussian", device=outputs.device, stream="label").probe(probe)
     uniform = torch.special.ndtr(normal).view(shares.shape[:-1])
     drawn = (shares.cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(shares.shape[-1] - 1)
     slopes = shares - F.one_hot(drawn, shares.shape[-1])
@@ -225,7 +252,7 @@ def _label_slopes(batch: BatchLoss, outputs: Tensor, class_dim: int, seed: int, 
     return slopes.movedim(-1, class_dim).to(outputs.dtype)
 
 
-def _gaussian_slopes(batch: BatchLoss, outputs: Tensor, seed: int, index: int) -> Tensor:
+def _gaussian_slopes(batch: BatchLoss, outputs: Tensor, seed: int, probes: Sequence[int]) -> list[Tensor]:
     """Slopes L e, L L^T = d^2 l, e standard normal: those of targets drawn from the Gaussian of a square loss."""
     blocks = loss_hessians(batch, outputs)
     if blocks is None:
@@ -234,6 +261,7 @@ def _gaussian_slopes(batch: BatchLoss, outputs: Tensor, seed: int, index: int) -
             f"{outputs[0].numel()}. Use kind='empirical' or GaussNewton, or a cross-entropy loss of torch."
         )
     roots = square_roots(blocks * batch.size)
-    normal = ProbeStream(outputs.numel(), seed, "gaussian", device=outputs.device, stream="label").probe(index)
-    drawn = torch.einsum("sij,sj->si", roots, normal.view(roots.shape[:2]))
-    return drawn.to(outputs.dtype).view_as(outputs)
+    stream = ProbeStream(outputs.numel(), seed, "gaussian", device=outputs.device, stream="label")
+    normals = (stream.probe(probe).view(roots.shape[:2]) for probe in probes)
+    drawn = [torch.einsum("sij,sj->si", roots, normal) for normal in normals]
+    return [slopes.to(outputs.dtype).view_as(outputs) for slopes in drawn]

@@ -22,8 +22,12 @@ from hessprobe.hvp.output_sampled_trace import sampled_trace
 from hessprobe.hvp.output_space import MAX_OUTPUTS, require_convex
 from hessprobe.hvp.tracing import LinearFunction
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
+from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import row_dots
+
+# Batches on which the convexity of a loss of unknown make is looked at.
+_LOOKED_AT = 8
 
 
 class JacobianGraph:
@@ -127,7 +131,8 @@ class GaussNewton(LinearOperator):
 
     Raises:
         ValueError: unknown engine, or ``memory`` not positive.
-        UnsupportedError: no outputs, or a loss that is not convex in them (checked on the first batch).
+        UnsupportedError: no outputs, or a loss that is not convex in them (checked on the first
+            batch, and on up to 8 of a loss of unknown make).
 
     References:
         Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
@@ -155,7 +160,8 @@ class GaussNewton(LinearOperator):
         self._diagonal: tuple[Tensor, float] | None = None
         self._ways: list[Ways] = []
         with self._pool.context():
-            require_convex(next(iter(risk.terms())), risk.theta)
+            for batch in _sample(risk):
+                require_convex(batch, risk.theta)
 
     def __repr__(self) -> str:
         return f"{self.name}(dim={self.dim}, engine={self.engine_name!r}, risk={self.risk!r})"
@@ -241,3 +247,16 @@ class GaussNewton(LinearOperator):
             return None
         self._ways = found[1]
         return found[0]
+
+
+def _sample(risk: Objective) -> Iterator[BatchLoss]:
+    """Yield the first batch; of a loss of unknown make, which may bend down on other data, more of them evenly."""
+    asked: set[int] = set()
+    for index, batch in enumerate(risk.terms()):
+        if index == 0:
+            many = _LOOKED_AT if isinstance(batch, EmpiricalBatch) and not batch.rule.known else 1
+            asked = {round(i * (risk.n_terms - 1) / max(many - 1, 1)) for i in range(many)}
+        if index in asked:
+            yield batch
+        if index >= max(asked):
+            return

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.output_space import agree, differentiating_twice
+from hessprobe.hvp.output_space import agree, convex_on, differentiating_twice
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.objective.weighting import LossRule, shifted_cross_entropy, token_cross_entropy
@@ -58,7 +58,7 @@ def likelihood(risk: Objective) -> Objective:
             next(iter(found.terms()))
             return found
         if _kind(batch) != "natural":
-            _require_natural(batch, batch.outputs(risk.theta).detach())
+            _require_natural(batch, risk.theta)
     return risk
 
 
@@ -148,7 +148,7 @@ def _require_log_probabilities(outputs: Tensor) -> None:
         )
 
 
-def _require_natural(batch: BatchLoss, outputs: Tensor) -> None:
+def _require_natural(batch: BatchLoss, theta: Tensor) -> None:
     """Refuse a loss whose second derivative cannot be that of a likelihood in its natural parameters.
 
     Raises:
@@ -156,6 +156,7 @@ def _require_natural(batch: BatchLoss, outputs: Tensor) -> None:
     """
     rule = batch.rule if isinstance(batch, EmpiricalBatch) else None
     name = "this loss" if rule is None else rule.name
+    outputs = batch.outputs(theta).detach()
     with differentiating_twice():
         seen = _bend(batch, outputs)
     if not bool((seen != 0).any()):
@@ -165,9 +166,10 @@ def _require_natural(batch: BatchLoss, outputs: Tensor) -> None:
         )
     other = _turned(batch)
     if other is not None and not agree(_bend(other, outputs), seen):
+        other_way = "operator='ggn'" if convex_on([batch], theta) else "operator='hessian'"
         raise UnsupportedError(
             f"The Fisher matrix needs a likelihood that is known; the second derivative of {name} in the outputs "
-            "depends on the targets. Pass a loss of torch itself, or measure with operator='ggn', or "
+            f"depends on the targets. Pass a loss of torch itself, or measure with {other_way}, or "
             "Fisher(risk, kind='empirical')."
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -61,19 +61,39 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
     """Check on one batch that the loss is convex in the outputs.
 
     Raises:
-        UnsupportedError: it is not, or there are no outputs.
+        UnsupportedError: it is not, or there are no outputs; says whether one example's loss is not, or only that of
+            examples together.
     """
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
     with differentiating_twice():
         _require_own_bend(batch, outputs)
-        smallest, scale = _extremes(batch, outputs)
-    if smallest < -1e3 * torch.finfo(outputs.dtype).eps * scale:
-        raise UnsupportedError(
-            f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; the second derivative there "
-            f"has an eigenvalue of {smallest:.3g} (as of a variance among the outputs, or a loss that compares "
-            "examples). Measure with operator='hessian'."
-        )
+        blocks = loss_hessians(batch, outputs)
+        smallest, scale = _extremes(batch, outputs, blocks)
+    if smallest >= -1e3 * torch.finfo(outputs.dtype).eps * scale:
+        return
+    single = "a likelihood with its variance or scale among the outputs, as GaussianNLLLoss; a focal or a robust loss"
+    if blocks is not None:
+        why = f"of one example by itself ({single})"
+    elif outputs.dim() > 1 and outputs[0].numel() <= MAX_OUTPUTS:
+        why = "of examples that see each other (a contrastive or ranking loss)"
+    else:
+        why = f"({single}; or a loss that compares examples)"
+    raise UnsupportedError(
+        f"The Gauss-Newton matrix needs a loss that is convex in the model's outputs; the second derivative there "
+        f"has an eigenvalue of {smallest:.3g} {why}, and the matrix would not be positive semidefinite. The Hessian of "
+        "such a loss is right: measure with operator='hessian'."
+    )
+
+
+def convex_on(batches: Iterable[BatchLoss], theta: Tensor) -> bool:
+    """Return whether the loss is convex in the outputs of all ``batches``."""
+    try:
+        for batch in batches:
+            require_convex(batch, theta)
+    except UnsupportedError:
+        return False
+    return True
 
 
 @contextmanager
@@ -117,9 +137,8 @@ def _require_own_bend(batch: BatchLoss, outputs: Tensor) -> None:
         )
 
 
-def _extremes(batch: BatchLoss, outputs: Tensor) -> tuple[float, float]:
+def _extremes(batch: BatchLoss, outputs: Tensor, blocks: Tensor | None) -> tuple[float, float]:
     """Return the smallest curvature seen and the scale of all of them: eigenvalues, or forms of random directions."""
-    blocks = loss_hessians(batch, outputs)
     if blocks is not None:
         values = torch.linalg.eigvalsh(blocks.double())
         return float(values.min()), float(values.abs().max())

@@ -21,13 +21,13 @@ from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, Refined, refine
 from hessprobe.krylov.orthogonal import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
-from hessprobe.operators import Counted, LinearOperator, aslinearoperator
+from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import combine, orthonormal_rows, row_dots
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 
-# Share tau of fresh randomness in a warm start, which keeps the bounds rigorous.
+# Share tau of fresh randomness in a warm start, without which no bound holds with a known probability.
 _RANDOM_PART = 0.1
 _EXTRA = 20
 # Entries of a basis that may be held for the sake of the bounds, and its longest for large d.
@@ -86,7 +86,8 @@ def eigsh(
             is returned unconverged, with a warning and a flag.
         seed: of the random start, a non-negative integer or a generator.
         start: (j, d) approximate eigenvectors, j >= 1, such as those of a neighbouring checkpoint. The run starts from
-            their sum and a tenth of fresh noise, which keeps the bounds rigorous at a price in their constant.
+            their sum and a tenth of fresh noise, with which the bounds hold with the same probability; the price is
+            in their constant.
         delta: probability that an interval fails to hold its eigenvalue, in (0, 1); shared out between ends and rounds.
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.
@@ -114,9 +115,7 @@ def eigsh(
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)
     if rtol is not None:
         rtol = checks.real("rtol", rtol, low=0, high=1, low_open=True, high_open=True)
-    problem = _problem(
-        Counted(aslinearoperator(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback
-    )
+    problem = _problem(Counted(settled(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback)
     engine = _engine(problem, checks.resolve_seed(seed), start)
     random_part = 1.0 if start is None else _RANDOM_PART
     ritz, found = _search(problem, engine, random_part)

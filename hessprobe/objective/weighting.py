@@ -217,6 +217,9 @@ def _remedy(rule: LossRule, outputs: Any, targets: Any, reason: str) -> str:
             f"The labels are {int(used.min())} to {int(used.max())}, and the model has outputs for {classes} classes, "
             f"0 to {classes - 1}: number the classes from 0, or give the model one output a class."
         )
+    if "missing" in reason and "argument" in reason:
+        example = ", as lambda o, t: loss(o[:, 0], t, o[:, 1].exp())" if "GaussianNLL" in rule.name else ""
+        return f"{rule.name} takes more than outputs and targets: wrap it in a function of these two{example}."
     if about_dtype(reason):
         return "Convert the targets: class labels to int64 (.long()), others to the dtype of the outputs."
     return "Check the order and shapes in data."

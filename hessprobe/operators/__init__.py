@@ -3,7 +3,7 @@
 from hessprobe.operators.algebra import Block, BlockDiagonal, Combination, Congruence, Deflated, Shifted
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.operators.counted import Counted, Tally
-from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator
+from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator, settled
 from hessprobe.operators.reordered import Reordered
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "Tally",
     "WrappedOperator",
     "aslinearoperator",
+    "settled",
 ]

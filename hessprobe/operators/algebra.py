@@ -44,6 +44,10 @@ class Combination(LinearOperator):
         self.psd = all(A.psd and c >= 0 for A, c in zip(operators, coefficients, strict=True))
         self.is_exact = all(A.is_exact for A in operators)
         self.n_terms = first.n_terms if all(A.n_terms == first.n_terms for A in operators) else 1
+        drawn = min((len(A.draws) for A in operators if A.draws), default=0)
+        self.draws = tuple(
+            Combination([A.draws[i] if A.draws else A for A in operators], coefficients) for i in range(drawn)
+        )
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -81,6 +85,7 @@ class Shifted(LinearOperator):
         self._inner, self.shift = inner, checks.real("shift", shift)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.is_exact = inner.psd and shift >= 0, inner.is_exact
+        self.draws = tuple(Shifted(drawn, shift) for drawn in inner.draws)
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -117,6 +122,7 @@ class Deflated(LinearOperator):
         self._inner, self.basis = inner, basis
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.draws = tuple(Deflated(drawn, basis) for drawn in inner.draws)
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -152,6 +158,7 @@ class Block(LinearOperator):
         self._inner, self._where = inner, slice(start, stop)
         self.dim, self.dtype, self.device = stop - start, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.draws = tuple(Block(drawn, where) for drawn in inner.draws)
 
     def _matvecs(self, V: Tensor) -> Tensor:
         wide = V.new_zeros(V.shape[0], self._inner.dim)
@@ -192,6 +199,7 @@ class BlockDiagonal(LinearOperator):
         self._inner, self.groups = inner, tuple(groups)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.draws = tuple(BlockDiagonal(drawn, groups) for drawn in inner.draws)
 
     @property
     def surrogate(self) -> LinearOperator | None:
@@ -256,6 +264,7 @@ class Congruence(LinearOperator):
         self._inner, self.scale = inner, scale.to(inner.dtype)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.draws = tuple(Congruence(drawn, scale) for drawn in inner.draws)
 
     @property
     def surrogate(self) -> LinearOperator | None:

@@ -50,6 +50,8 @@ class LinearOperator(ABC):
         blocks: named contiguous slices of 0..d-1 (a network's parameter tensors), empty where there are none.
         cheap_forms: True where ``quadratic_forms`` costs clearly less than products do.
         is_exact: False where products carry more than rounding error (finite differences).
+        draws: independent random matrices whose mean this one is (Fisher matrices of drawn labels), each with the
+            expectation that is meant; () where nothing was drawn at random. What is made of the operator keeps them.
     """
 
     dim: int
@@ -59,6 +61,7 @@ class LinearOperator(ABC):
     n_terms: int = 1
     is_exact: bool = True
     cheap_forms: bool = False
+    draws: tuple[LinearOperator, ...] = ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, dtype={self.dtype}, device={self.device})"

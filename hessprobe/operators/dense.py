@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessprobe.errors import UnsupportedError
 from hessprobe.operators.base import LinearOperator
 
 # Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
@@ -170,6 +171,24 @@ def _mend(value: Any) -> str:
     if hasattr(value, "theta") and hasattr(value, "terms"):
         return "Pass Hessian(risk), or GaussNewton(risk), in its place."
     return "Wrap it in a class that has."
+
+
+def settled(A: Any) -> LinearOperator:
+    """Return ``aslinearoperator(A)`` for a number that is no sum over what was drawn at random to make ``A``.
+
+    Raises:
+        UnsupportedError: A is a random matrix: the number is biased, and no interval of it holds what others would
+            give.
+        TypeError, ValueError: see ``aslinearoperator``.
+    """
+    operator = aslinearoperator(A)
+    if operator.draws:
+        raise UnsupportedError(
+            "This number of a matrix made of drawn labels would be that of these labels alone, biased, and without "
+            "the error that other labels show. Use Fisher(risk), which is exact and costs the same; a trace can be "
+            "taken of Fisher(risk, kind='mc', n_draws=8)."
+        )
+    return operator
 
 
 def aslinearoperator(A: Any) -> LinearOperator:

@@ -30,6 +30,7 @@ class Reordered(LinearOperator):
         self._inner, self._order = inner, order.to(inner.device)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.draws = tuple(Reordered(drawn, order) for drawn in inner.draws)
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = torch.empty_like(V)

@@ -16,7 +16,7 @@ from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.hvp import Hessian
 from hessprobe.krylov import eigsh
 from hessprobe.objective.base import Objective
-from hessprobe.operators import LinearOperator, aslinearoperator
+from hessprobe.operators import LinearOperator, settled
 from hessprobe.universal.definition import Measure
 from hessprobe.universal.law import LAWS, law_error, spectrum_of
 from hessprobe.universal.plugin import finish, plug_in
@@ -142,7 +142,7 @@ def evaluate(
         raise TypeError(f"measure must be a Measure; got {type(measure).__name__}. Make one of phi, psi and mu.")
     count = draws(measure, n_probes)
     number = checks.resolve_seed(seed)
-    operator = Hessian(A) if isinstance(A, Objective) else aslinearoperator(A)
+    operator = Hessian(A) if isinstance(A, Objective) else settled(A)
     spent = 0.0
     if forms is None:
         risk = A if isinstance(A, Objective) else None
@@ -209,8 +209,8 @@ def find_point(mu: Sampler, A: LinearOperator, risk: Objective | None, seed: int
 def agreement(one: Estimate, other: Estimate) -> float:
     """Return the z-score between two independent estimates of one quantity.
 
-    z = (|difference| - solver bounds, at least 0) / sqrt(se_1^2 + se_2^2) with the sign of one - other; 0 where the
-    bounds explain the difference, inf where nothing does.
+    z = (|difference| - solver errors, at least 0) / sqrt(se_1^2 + se_2^2) with the sign of one - other; 0 where
+    these explain the difference, inf where nothing does.
     """
     gap = one.value - other.value
     slack = one.errors.solver + other.errors.solver

@@ -16,7 +16,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import Callback
 from hessprobe.hvp import Hessian
 from hessprobe.objective.base import Objective
-from hessprobe.operators import aslinearoperator
+from hessprobe.operators import settled
 from hessprobe.universal.definition import Measure
 from hessprobe.universal.products import DEFAULT_DRAWS, Forms, draws, evaluate
 from hessprobe.universal.roots import ROUNDING, SymmetricSystem
@@ -43,8 +43,8 @@ class Representation:
         condition: condition number of the linear system that phi solves: it multiplies the errors of E psi.
         scale: bound on ||H||_2 for which the integrals exist.
         mode: ``"exact"`` or ``"monte-carlo"``: how ``evaluate`` gets the integrals.
-        error_bound: for a sum, d times the largest error of the fit on [-scale, scale] (on a grid); 0 where the
-            representation is exact; None where its error depends on the spectrum (fewer nodes than dimensions).
+        error_bound: for a sum, d times the largest error of the fit on a grid of [-scale, scale], an estimate; 0
+            where the representation is exact; None where its error depends on the spectrum (fewer nodes than dimensions).
         truth: f itself, of the eigenvalues in descending order.
         system: what phi solves, see ``SymmetricSystem``; None for a sum, which needs no roots.
     """
@@ -103,7 +103,7 @@ class Representation:
             errors = ErrorParts(found.errors.probe, None, found.errors.solver + fit)
             return found.with_(errors=errors, details={**found.details, **more})
         if not isinstance(H, Tensor):
-            H = aslinearoperator(H).dense()
+            H = settled(H).dense()
         y, truth = self.integrals(H), float(self.truth(self._eigenvalues(H).flip(0)))
         value, slope = self.measure.value(y)
         amplification = float((slope * y).abs().sum())
@@ -123,7 +123,7 @@ class Representation:
 
     def _sampled(self, H: Any, n_probes: int, seed: int, callback: Callback | None) -> Estimate:
         """Return the estimate from random directions; how far indistinct eigenvalues move it is an error of it."""
-        operator = Hessian(H) if isinstance(H, Objective) else aslinearoperator(H)
+        operator = Hessian(H) if isinstance(H, Objective) else settled(H)
         forms = Forms(operator, self.measure.mu, Point(operator.dim), seed=seed, callback=callback)
         found = evaluate(self.measure, operator, n_probes=n_probes, seed=seed, forms=forms)
         if self.system is None:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import hessprobe as hp
 from hessprobe.errors import NumericalWarning, UnsupportedError
-from hessprobe.hvp import Fisher, GaussNewton
+from hessprobe.hvp import Fisher, GaussNewton, Hessian
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.operators import Block, BlockDiagonal, Combination, Congruence, Deflated, Reordered, Shifted
 from hessprobe.sharpness import fisher_rao_norm
 
 
@@ -136,7 +137,7 @@ def test_the_exact_fisher_is_the_sum_over_all_labels(name: str) -> None:
 def test_the_sampled_fisher_of_other_likelihoods(name: str) -> None:
     risk = _likelihood_risk(name)[0]
     exact = float(Fisher(risk).dense().trace())
-    with pytest.warns(NumericalWarning, match="one draw of labels"):
+    with pytest.warns(NumericalWarning, match="one draw of labels, an error that nothing tells"):
         draws = torch.tensor([float(Fisher(risk, kind="mc", seed=s, engine="double_backward").dense().trace())
                               for s in range(40)])  # fmt: skip
     error = float(draws.std()) / 40**0.5
@@ -171,7 +172,7 @@ def _data(risk: EmpiricalRisk) -> list[tuple[Tensor, Tensor]]:
     return [(batch.inputs, batch.targets) for batch in risk.terms()]
 
 
-@pytest.mark.filterwarnings("ignore:The numbers of Fisher:hessprobe.errors.NumericalWarning")
+@pytest.mark.filterwarnings("ignore:Fisher.kind=:hessprobe.errors.NumericalWarning")
 @pytest.mark.parametrize("name", ["mlp", "regression", "attention"])
 def test_the_sampled_fisher_is_the_gauss_newton_matrix_on_average(name: str) -> None:
     risk = nets.CASES[name]().risk()
@@ -186,7 +187,7 @@ def test_the_sampled_fisher_is_the_gauss_newton_matrix_on_average(name: str) -> 
     assert 4 * error < 0.2 * truth
 
 
-@pytest.mark.filterwarnings("ignore:The numbers of Fisher:hessprobe.errors.NumericalWarning")
+@pytest.mark.filterwarnings("ignore:Fisher.kind=:hessprobe.errors.NumericalWarning")
 def test_draws_are_the_same_for_every_product_and_differ_with_the_seed() -> None:
     risk = nets.mlp().risk()
     fisher = Fisher(risk, kind="mc", seed=1, memory=1000, engine="forward_over_reverse")
@@ -207,3 +208,55 @@ def test_a_loss_that_is_not_convex_in_the_outputs_is_refused() -> None:
     risk = EmpiricalRisk(nn.Linear(3, 2).double(), lambda outputs, targets: outputs.sin().mean(), data)
     with pytest.raises(UnsupportedError, match="convex in the model's outputs"):
         GaussNewton(risk)
+
+
+def test_the_interval_of_a_sampled_trace_holds_the_exact_one() -> None:
+    risk = nets.CASES["regression"]().risk()
+    truth = float(nets.full_gauss_newton(risk).trace())
+    found = [
+        hp.trace(Fisher(risk, kind="mc", n_draws=5, seed=seed, engine="double_backward"), method="exact")
+        for seed in range(40)
+    ]
+    # 38 are expected to; with errors of half the size, a level of .76, so many do with probability 0.06.
+    assert sum(low <= truth <= high for low, high in (e.interval(0.95) for e in found)) >= 35
+    assert {estimate.df for estimate in found} == {4}
+    assert {estimate.samples for estimate in found} == {5}
+    assert max(e.std_error for e in found) < 0.3 * truth
+
+
+def test_the_matrix_of_several_draws_is_their_mean() -> None:
+    for case in ("mlp", "regression", "attention"):
+        fisher = Fisher(nets.CASES[case]().risk(), kind="mc", n_draws=3, seed=4)
+        singles = torch.stack([draw.dense() for draw in fisher.draws])
+        torch.testing.assert_close(fisher.dense(), singles.mean(0), rtol=1e-10, atol=1e-13)
+        assert not torch.allclose(singles[0], singles[1])
+        mean = hp.trace(fisher, method="exact")
+        assert mean.value == pytest.approx(float(fisher.dense().trace()), rel=1e-10)
+        assert mean.std_error == pytest.approx(float(singles.diagonal(dim1=1, dim2=2).sum(1).std()) / 3**0.5, rel=1e-9)
+
+
+def test_numbers_of_drawn_labels_without_an_error_are_refused() -> None:
+    risk = nets.mlp().risk()
+    with pytest.warns(NumericalWarning, match="one draw of labels"):
+        single = Fisher(risk, kind="mc")
+    fisher = Fisher(risk, kind="mc", n_draws=4)
+    with pytest.raises(UnsupportedError, match="n_draws of at least 2"):
+        hp.trace(single)
+    some = next(iter(fisher.blocks.values()))
+    basis = torch.eye(risk.dim, dtype=torch.float64)[:2]
+    scale = torch.ones(risk.dim, dtype=torch.float64)
+    made = [fisher, single, Combination([fisher, Hessian(risk)], [1.0, -1.0]), Shifted(fisher, 0.1)]
+    made += [Block(fisher, some), Deflated(fisher, basis), Congruence(fisher, scale)]
+    made += [BlockDiagonal(fisher, list(fisher.blocks.values())), Reordered(fisher, torch.arange(risk.dim))]
+    for A in made:
+        assert len(A.draws) == (1 if A is single else 4)
+        for number in (hp.frobenius_norm, hp.eigsh, hp.diagonal, hp.spectral_density):
+            with pytest.raises(UnsupportedError, match="matrix made of drawn labels"):
+                number(A)
+    with pytest.raises(UnsupportedError, match="matrix made of drawn labels"):
+        hp.logdet(fisher, shift=1.0)
+    difference = hp.trace(made[2], n_probes=16, seed=0)
+    assert difference.samples == 4
+    assert difference.interval(0.999)[0] < float(made[2].dense().trace()) < difference.interval(0.999)[1]
+    with pytest.raises(ValueError, match="n_draws must be"):
+        Fisher(risk, kind="mc", n_draws=0)

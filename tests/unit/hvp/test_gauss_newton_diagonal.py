@@ -143,7 +143,7 @@ def test_a_copy_that_the_model_writes_into_stays_a_copy() -> None:
         torch.testing.assert_close(product, rows @ nets.full_hessian(risk), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:The numbers of Fisher:hessprobe.errors.NumericalWarning")
+@pytest.mark.filterwarnings("ignore:Fisher.kind=:hessprobe.errors.NumericalWarning")
 def test_fisher_with_a_pad_label_among_the_classes() -> None:
     torch.manual_seed(0)
     targets = torch.tensor([[1, 2, 0, 0], [2, 1, 1, 0]])

@@ -37,8 +37,9 @@ def _sum(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_a_sum_over_the_batch_is_refused(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
     targets = torch.full((8, 3), 1 / 3, dtype=dtype) if isinstance(loss, nn.KLDivLoss) else Y
     data = [(X.to(dtype), targets)]
-    words = r"mean over the batch; got .*, which sums: .*two parts .*weighting='examples'"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(
+        ValueError, match=r"mean over the batch; got .*, which sums: .*two parts .*weighting='examples'"
+    ):
         EmpiricalRisk(_net(dtype), loss, data)
     assert EmpiricalRisk(_net(dtype), loss, data, weighting="examples").n_units == 8
     assert EmpiricalRisk(_net(dtype), loss, data, check=False).n_units == 8
