@@ -13,16 +13,19 @@ from rich.table import Table
 from hessprobe.report.numbers import (
     SIGNIFICANT,
     error_texts,
+    errors_legend,
     is_exact,
     number_texts,
     plain,
     products_text,
     row_error,
+    tells_data,
     with_error,
 )
 
 __all__ = [
     "Row",
+    "both_errors",
     "error_cells",
     "errors_header",
     "errors_legend",
@@ -45,6 +48,13 @@ _GAP = "  "
 Row = Sequence[str]
 
 
+def both_errors(row: Mapping[str, Any], plus_minus: str = "±", *, data: bool = True) -> str:
+    """Return the value with its measurement and, unless ``data`` is False, its data error as one text."""
+    value, measured, sampled = error_texts(row, plus_minus)
+    known = measured if measured not in ("exact", "bound", "") else f"{plus_minus} 0"
+    return " ".join((value, known, *([sampled or "-"] if data else [])))
+
+
 def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
     """Return value ± error, interval, products and seconds of a record's row (or of a layer's) as text."""
     value, measured, _ = error_texts(row, plus_minus, digits)
@@ -58,11 +68,6 @@ def _interval(row: Mapping[str, Any], digits: int) -> str:
     return f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
 
 
-def tells_data(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether any of the rows of a table knows its data error: where none does there is no such column."""
-    return any(row["errors"].get("data") is not None for row in rows)
-
-
 def errors_header(rows: Iterable[Mapping[str, Any]], plus_minus: str) -> list[str]:
     """Return the headers of the columns that ``error_cells`` fills for these rows."""
     return ["value", f"{plus_minus} measurement", *([f"{plus_minus} data"] if tells_data(rows) else [])]
@@ -74,17 +79,6 @@ def error_cells(
     """Return value, measurement error and, unless ``data`` is False, data error of a row; a dash for an unknown one."""
     value, measured, sampled = error_texts(row, plus_minus, digits)
     return [value, measured, *([sampled or "-"] if data else [])]
-
-
-def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[str]:
-    """Return what the columns of errors mean, in the sentences that a table needs."""
-    legend = [f"{plus_minus} measurement: standard error of the number for these data"]
-    if tells_data(rows):
-        legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over batches)")
-    if any(row["kind"] == "bracket" for row in rows):
-        level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
-        legend.append(f"+ or - alone: a bracket, which holds the eigenvalue with probability {level:.4g} %")
-    return legend
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console: Console) -> None:
@@ -118,9 +112,15 @@ def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console:
 def layers_table(row: Mapping[str, Any], console: Console) -> None:
     """Print one line a parameter tensor for a result that was measured layer by layer."""
     sign = plus_minus_for(console)
-    header = [f"{row['measure']} of", f"value {sign} error", _interval_name(row["confidence"])]
-    cells = [[name, *result_cells(layer, sign)[:2]] for name, layer in row["layers"].items()]
-    print_table([(header, cells), _columns(header, cells, (0, 1))], console)
+    layers = row["layers"]
+    errors, data = errors_header(layers.values(), sign), tells_data(layers.values())
+    header = [f"{row['measure']} of", *errors, _interval_name(row["confidence"])]
+    cells = [
+        [name, *error_cells(layer, sign, data=data), _interval(layer, SIGNIFICANT)] for name, layer in layers.items()
+    ]
+    # The interval goes first, then the data error.
+    shorter = [_columns(header, cells, range(count)) for count in range(len(errors) + 1, 2, -1)]
+    print_table([(header, cells), *shorter], console)
 
 
 def print_table(layouts: Sequence[tuple[Row, Sequence[Row]]], console: Console) -> Row | None:

@@ -10,11 +10,20 @@ from hessprobe import files
 from hessprobe.comparison.differences import Line
 from hessprobe.comparison.gaps import Correlation
 from hessprobe.comparison.names import UNDECIDED, WITHIN
-from hessprobe.report.numbers import row_error, with_error
+from hessprobe.report.numbers import measured_text
 from hessprobe.report.record import estimate_row
 
-_VALUE = ("value", "std_error", "low", "high", "confidence")
-_DIFFERENCE = ("difference", "difference_std_error", "difference_low", "difference_high", "verdict", "p", "stands")
+_VALUE = ("value", "std_error", "data_std_error", "kind", "low", "high", "confidence")
+_JUDGED = ("verdict", "p", "stands", "beyond_data")
+_DIFFERENCE = (
+    "difference",
+    "difference_std_error",
+    "difference_data_std_error",
+    "difference_kind",
+    "difference_low",
+    "difference_high",
+    *_JUDGED,
+)
 
 
 def difference_row(line: Line, confidence: float) -> dict[str, Any]:
@@ -57,10 +66,10 @@ def verdict_text(row: Mapping[str, Any], plus_minus: str = "±") -> str:
     if row["verdict"] == UNDECIDED:
         return f"{UNDECIDED}: a bound, not a value" if "bound" in row["flags"] else f"{UNDECIDED}: not finite"
     if row["verdict"] == WITHIN:
-        return f"{WITHIN} ({with_error(row['value'], row_error(row), plus_minus)})"
+        return f"{WITHIN} ({measured_text(row, plus_minus)})"
     alone = "" if row["stands"] else " (alone)"
     lost = "" if row.get("beyond_data") is not False else ", may vanish on other data"
-    return f"{row['verdict']} by {with_error(abs(row['value']), row_error(row), plus_minus)}{alone}{lost}"
+    return f"{row['verdict']} by {measured_text(row, plus_minus, size=True)}{alone}{lost}"
 
 
 def comparison_csv(record: Mapping[str, Any]) -> str:
@@ -73,12 +82,13 @@ def comparison_csv(record: Mapping[str, Any]) -> str:
     for row in record["results"]:
         low, high = row["interval"]
         line = {**row, "path": paths[row["checkpoint"]], "low": low, "high": high}
+        line["data_std_error"] = row["errors"]["data"]
         found = differences.get((row["checkpoint"], row["measure"]))
         if found is not None:
             low, high = found["interval"]
             line |= {"difference": found["value"], "difference_std_error": found["std_error"]}
-            line |= {"difference_low": low, "difference_high": high}
-            line |= {key: found[key] for key in ("verdict", "p", "stands")}
+            line |= {"difference_data_std_error": found["errors"]["data"], "difference_kind": found["kind"]}
+            line |= {"difference_low": low, "difference_high": high, **{key: found[key] for key in _JUDGED}}
         lines.append(line)
     columns = ["measure", "operator", "checkpoint", "path", *_VALUE, *_DIFFERENCE]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SIGNIFICANT = 6
@@ -65,6 +65,32 @@ def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SI
     if uncertainty:
         return value, f"{plus_minus} {uncertainty}", sampled
     return value, "exact" if is_exact(row) else "bound" if "bound" in row["kind"] else "", sampled
+
+
+def tells_data(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether any of the rows of a table knows its data error: where none does there is no such column."""
+    return any(row["errors"].get("data") is not None for row in rows)
+
+
+def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[str]:
+    """Return what the columns of errors mean, in the sentences that a table needs."""
+    legend = [f"{plus_minus} measurement: standard error of the number for these data"]
+    if tells_data(rows):
+        legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over batches)")
+    if any(row["kind"] == "bracket" for row in rows):
+        level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
+        legend.append(f"+ or - alone: a bracket, which holds the eigenvalue with probability {level:.4g} %")
+    return legend
+
+
+def measured_text(row: Mapping[str, Any], plus_minus: str = "±", *, size: bool = False) -> str:
+    """Return ``"3.1 ± 0.2"`` of a result, of a bracket ``"3.10 [3.05, 3.20]"``; with ``size`` of its absolute value."""
+    sign = -1 if size and row["value"] is not None and row["value"] < 0 else 1
+    value, error = None if row["value"] is None else sign * row["value"], row_error(row)
+    if row["kind"] != "bracket" or value is None or None in row["interval"]:
+        return with_error(value, error, plus_minus)
+    text, _, low, high = number_texts(value, error, *sorted(sign * end for end in row["interval"]))
+    return f"{text} [{low}, {high}]" if low != high else text
 
 
 def _arms(below: float, above: float) -> str:

@@ -73,7 +73,8 @@ class Reading:
 
     Attributes:
         name: of the checkpoint.
-        value, error: as text; the error is empty where there is none.
+        value, error: as text; the error of the measurement with its sign, empty where there is none.
+        data: the error from the data being a sample, with its sign; empty where it is not known.
         interval, cost: in words.
         bar: None where there is no finite value.
         source: id of the record on the page.
@@ -84,6 +85,7 @@ class Reading:
     name: str
     value: str
     error: str
+    data: str
     interval: str
     cost: str
     bar: Bar | None

@@ -86,7 +86,7 @@ def write_track_csv(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def flat_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one flat dictionary a point: ``NAME``, ``NAME_error``, ``NAME_low`` and ``NAME_high`` of every measure."""
+    """Return one flat dictionary a point: ``NAME``, ``NAME_error``, ``..._low``, ``..._high``, ``..._data_error``."""
     return [_flat(row) for row in rows]
 
 
@@ -98,7 +98,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, measured in row["measures"].items():
         low, high = measured["interval"]
         flat |= {name: measured["value"], f"{name}_error": row_error(measured), f"{name}_low": low}
-        flat[f"{name}_high"] = high
+        flat |= {f"{name}_high": high, f"{name}_data_error": measured["errors"].get("data")}
     for index, value in enumerate(eigenvalues(row)[1:], 2):
         flat[f"eigenvalue_{index}"] = value
     return {

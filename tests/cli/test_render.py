@@ -97,7 +97,7 @@ def test_no_number_is_wrapped_or_cut_at_any_width(width, value, error):
 
 
 def test_80_columns_hold_the_table_and_120_the_method_too():
-    errors = {"probe": 0.00091, "data": 0.0123, "solver": 0.0}
+    errors = {"probe": 0.00091, "data": 0.12, "solver": 0.0}
     rows = [row(name, errors=errors) for name in ("lambda-max", "effective-dimension")]
     narrow, wide = terminal(80), terminal(120)
     render.results_table(rows, 0.95, narrow)
@@ -187,14 +187,27 @@ def test_layers_have_their_own_table():
     render.layers_table(row(layers={"layers.0.weight": row(), "layers.0.bias": row(value=0.01)}), console)
     text = console.file.getvalue()
     assert "trace of" in text
-    assert "0.01000 ± 0.00091" in text
+    assert "value  ± measurement        95% interval" in text
+    assert "0.01000      ± 0.00091  0.00820 to 0.01180" in text
+
+
+@pytest.mark.parametrize(("width", "kept"), [(80, 5), (56, 4), (40, 3)])
+def test_layers_have_their_data_error(width, kept):
+    errors = {"probe": 0.00091, "data": 0.0234, "solver": 0.0}
+    console = terminal(width)
+    render.layers_table(row(layers={"0.weight": row(errors=errors), "0.bias": row(value=0.01)}), console)
+    lines = console.file.getvalue().splitlines()
+    cells = ["0.weight", "0.30612", "± 0.00091", "± 0.023", "0.30432 to 0.30792"]
+    assert lines[2].split() == " ".join(cells[:kept]).split()
+    assert ("± data" in lines[0]) == (kept > 3)
+    assert lines[3].split()[4:5] == (["-"] if kept > 3 else [])
 
 
 def test_ten_measures_are_a_table_from_60_columns_on_and_keep_their_interval_from_80_on():
     rows = [row(name) for name in ALL]
     rows[1] = row("lambda-min", -0.00344172, 0.0, 1.7e-7, errors={"probe": 0.0, "data": None, "solver": 1.7e-7})
     rows[5] = row("logdet", -118696.2, 4.5, 10.8, matvecs=1552.3, seconds=5.03)
-    for width, kept in ((60, ["value", "prod."]), (80, ["value", "± meas.", "± data", "interval"])):
+    for width, kept in ((60, ["value", "prod."]), (80, ["value", "± meas.", "interval", "prod."])):
         console = terminal(width)
         render.results_table(rows, 0.95, console)
         lines = console.file.getvalue().splitlines()
@@ -211,5 +224,5 @@ def test_layers_without_error_are_exact():
     none = {"probe": 0.0, "data": None, "solver": 0.0}
     render.layers_table(row(layers={"a": row(error=0.0, errors=none), "b": row()}), console)
     lines = console.file.getvalue().splitlines()
-    assert lines[2].split() == ["a", "0.306123", "exact"]
+    assert lines[2].split() == ["a", "0.306123", "exact", "exact"]
     assert "0.30432 to 0.30792" in lines[3]

@@ -38,7 +38,8 @@ def sam(tmp_path_factory):
 
 def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     figure, record_path, table = tmp_path / "f.svg", tmp_path / "r.json", tmp_path / "t.csv"
-    done = run("track", sgd, *QUICK, "--out", figure, "--json", record_path, "--csv", table, "--k", "2")
+    outputs = ("--out", figure, "--json", record_path, "--csv", table)
+    done = run("track", sgd, *QUICK, "--batch-size", "20", *outputs, "--k", "2")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert "610 parameters, 60 examples (train), hessian, seed 0" in lines[0]
@@ -52,7 +53,7 @@ def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     for row in rows:
         checkpoint = load_checkpoint(row["checkpoint"])
-        risk = checkpoint.risk(examples=60)
+        risk = checkpoint.risk(examples=60, batch_size=20)
         assert row["sha256"] == checkpoint.sha256
         assert row["loss"] == float(risk.loss())
         alone = measure("lambda-max", risk, engine="double_backward", k=2)
@@ -65,6 +66,9 @@ def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     with table.open() as file:
         flat = list(csv.DictReader(file))
     assert float(flat[2]["frob"]) == rows[2]["measures"]["frob"]["value"]
+    assert float(flat[2]["frob_data_error"]) == rows[2]["measures"]["frob"]["errors"]["data"] > 0
+    assert "lambda-max ± meas. ± data" in lines[1]
+    assert "± data: standard error from the data being a sample" in done.out
     assert float(flat[1]["eigenvalue_2"]) == rows[1]["measures"]["lambda-max"]["arrays"]["eigenvalues"]["values"][1]
     text = figure.read_text()
     assert all(

@@ -222,7 +222,7 @@ def _print_table(steps: Sequence[Step]) -> None:
     sign = render.plus_minus_for(console)
     records = [read_record(step.record) for step in steps if step.words[0] == "measure"]
     header = ["measure", *_OPTIMIZERS]
-    columns = [{row["measure"]: _both_errors(row, sign) for row in record["results"]} for record in records]
+    columns = [{row["measure"]: render.both_errors(row, sign) for row in record["results"]} for record in records]
     render.print_table([(header, [[name, *(column[name] for column in columns)] for name in _MEASURES])], console)
     render.print_line(
         console, f"value {sign} measurement {sign} data (from the data being a sample); + alone: a bracket"
@@ -241,12 +241,3 @@ def _make(folder: Path) -> None:
 
 def _has_display() -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def _both_errors(row: Mapping[str, Any], sign: str) -> str:
-    """Return the value with its measurement and its data error, in this order."""
-    from hessprobe.cli import render
-
-    value, measured, data = render.error_cells(row, sign)
-    known = measured if measured not in ("exact", "bound", "") else f"{sign} 0"
-    return f"{value} {known} {data}" if data != "-" else f"{value} {known}"

@@ -49,17 +49,23 @@ def track_table(rows: Sequence[Mapping[str, Any]], console: Any) -> None:
     from hessprobe.cli import render
 
     sign = render.plus_minus_for(console)
-    columns = _columns(rows, sign)
     order = ["products", "|g|", "epoch", "test", "train", "lr", "align"]
-    layouts, gone = [], set()
-    for name in (None, *order):
-        gone.add(name)
-        kept = [title for title in columns if title not in gone]
-        layouts.append((kept, [[columns[title][index] for title in kept] for index in range(len(rows))]))
-    render.print_table(layouts, console)
+    told = [measured for row in rows for measured in row["measures"].values()]
+    layouts = []
+    for data in (True, False) if render.tells_data(told) else (False,):
+        columns, gone = _columns(rows, sign, data=data), set()
+        for name in (None, *order):
+            gone.add(name)
+            kept = [title for title in columns if title not in gone]
+            layouts.append((kept, [[columns[title][index] for title in kept] for index in range(len(rows))]))
+    header = render.print_table(layouts, console) or layouts[0][0]
+    shown = any(f"{sign} data" in title for title in header)
+    for text in render.errors_legend(told, sign):
+        if shown or not text.startswith(f"{sign} data"):
+            render.print_line(console, text, style="dim")
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], sign: str) -> dict[str, list[str]]:
+def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dict[str, list[str]]:
     from hessprobe.cli import render
 
     columns = {"step": [str(row["step"]) for row in rows], "epoch": [_text(row["epoch"]) for row in rows]}
@@ -67,8 +73,8 @@ def _columns(rows: Sequence[Mapping[str, Any]], sign: str) -> dict[str, list[str
     columns["|g|"] = [_text(row["gradient_norm"], 3) for row in rows]
     for name in rows[0]["measures"]:
         measured = [row["measures"][name] for row in rows]
-        title = f"{_SHORT.get(name, name)} {sign} error"
-        columns[title] = [render.with_error(each["value"], render.row_error(each), sign) for each in measured]
+        title = f"{_SHORT.get(name, name)} {sign} meas.{f' {sign} data' if data else ''}"
+        columns[title] = [render.both_errors(each, sign, data=data) for each in measured]
     columns["2/lr"] = [_text(row["edge"]["plain"], 4) for row in rows]
     columns["SAM edge"] = [_text(row["edge"]["sharpness_aware"], 4) for row in rows]
     columns["align"] = [_text((row["alignment"] or {}).get("first"), 3) for row in rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hessprobe.report.numbers import errors_legend, row_error, tells_data
 from hessprobe.report.parts import Cell, Column
 from hessprobe.report.sections import wording
 from hessprobe.report.sources import Source
@@ -17,7 +18,22 @@ _UNITS = {"curvature": "curvature (loss per squared parameter)"}
 
 def value_columns(name: str = "value") -> Column:
     """Return the column of a value and its error, which stand in two cells so that the signs align."""
-    return Column(f"{name} ± error", "value", span=2)
+    return Column(f"{name} ± measurement", "value", span=2)
+
+
+def data_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """Return the column of the errors from the data being a sample, or none where no row knows its own."""
+    return (Column("± data", "number"),) if tells_data(rows) else ()
+
+
+def data_cells(row: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Cell, ...]:
+    """Return the data error, empty where it is not known, for ``data_columns``."""
+    return (Cell(wording.data_text(row), row["errors"].get("data"), "number"),) if columns else ()
+
+
+def errors_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the errors of a table mean, in sentences."""
+    return [f"{text}." for text in errors_legend(rows, "±")] if rows else []
 
 
 def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
@@ -25,14 +41,21 @@ def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
     if row is None:
         return Cell("", kind="number"), Cell("", kind="error")
     value, error, _ = wording.value_texts(row)
-    return Cell(value, row["value"], "number"), Cell(f"± {error}" if error else "", row["std_error"], "error")
+    return Cell(value, row["value"], "number"), Cell(error, row_error(row), "error")
 
 
-def stacked_cell(row: Mapping[str, Any] | None) -> Cell:
-    """Return value and error in one cell, their interval below them, for tables that have no room for more columns."""
+def stacked_cell(row: Mapping[str, Any] | None, *, data: bool = False) -> Cell:
+    """Return value and error in one cell, their interval below them, for tables that have no room for more columns.
+
+    Args:
+        row: of a record.
+        data: put the data error behind the interval where it is known.
+    """
     if row is None:
         return Cell("", kind="number")
-    return Cell(wording.with_error(row), row["value"], "number", note=wording.value_texts(row)[2])
+    sampled = wording.data_text(row) if data else ""
+    below = [wording.value_texts(row)[2], *([f"{sampled} data"] if sampled else [])]
+    return Cell(wording.with_error(row), row["value"], "number", note="; ".join(below))
 
 
 def below(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -59,14 +82,16 @@ def cost_cells(row: Mapping[str, Any]) -> tuple[Cell, Cell]:
     return Cell(count(found), found, "number"), Cell(seconds(time), time, "number")
 
 
-def estimate_columns(interval: str) -> tuple[Column, ...]:
+def estimate_columns(interval: str, data: Sequence[Column] = ()) -> tuple[Column, ...]:
     """Return the columns that follow measure and checkpoint wherever results stand in a table: see ``estimate_cells``.
 
     Args:
         interval: header of the intervals, from ``interval_name``.
+        data: from ``data_columns``.
     """
     return (
         value_columns(),
+        *data,
         Column(interval, "number"),
         Column("products", "number"),
         Column("time", "number"),
@@ -75,10 +100,13 @@ def estimate_columns(interval: str) -> tuple[Column, ...]:
     )
 
 
-def estimate_cells(row: Mapping[str, Any], source: Source, interval: str) -> tuple[Cell, ...]:
-    """Return the cells of ``estimate_columns``: value, error, interval, cost, method, record."""
+def estimate_cells(
+    row: Mapping[str, Any], source: Source, interval: str, data: Sequence[Column] = ()
+) -> tuple[Cell, ...]:
+    """Return the cells of ``estimate_columns``: value, errors, interval, cost, method, record."""
     return (
         *value_cells(row),
+        *data_cells(row, data),
         interval_cell(row, interval),
         *cost_cells(row),
         Cell(row["method"], kind="code"),

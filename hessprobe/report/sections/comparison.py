@@ -10,6 +10,9 @@ from hessprobe.report.parts import Block, Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
+    data_cells,
+    data_columns,
+    errors_notes,
     estimate_cells,
     estimate_columns,
     interval_cell,
@@ -59,19 +62,21 @@ def _said(row: Row) -> str:
     if row["verdict"] in (WITHIN, UNDECIDED):
         return f"{row['verdict']} in {row['measure']} ({difference})"
     alone = "" if row["stands"] else ", which does not hold for all differences together"
-    return f"{row['verdict']} in {row['measure']} ({difference}{alone})"
+    lost = "" if row.get("beyond_data") is not False else ", which may vanish on other data"
+    return f"{row['verdict']} in {row['measure']} ({difference}{alone}{lost})"
 
 
 def _differences(source: Source) -> Table | None:
     found: Sequence[Row] = source.record["differences"]
     if not found:
         return None
-    interval = interval_name(found)
+    interval, data = interval_name(found), data_columns(found)
     columns = (
         Column("measure"),
         Column("checkpoint"),
         Column("against"),
         value_columns("difference"),
+        *data,
         Column(interval, "number"),
         Column("verdict"),
         Column("error if unpaired", "number"),
@@ -83,6 +88,7 @@ def _differences(source: Source) -> Table | None:
             Cell(row["checkpoint"]),
             Cell(row["baseline"]),
             *value_cells(row),
+            *data_cells(row, data),
             interval_cell(row, interval),
             _verdict(row),
             number_cell(row.get("independent_std_error") or None, 2),
@@ -91,31 +97,38 @@ def _differences(source: Source) -> Table | None:
         for row in found
     )
     sentence = part(source.record, "rescaling").get("sentence")
-    notes = (f"{wording.capital(str(sentence))}.",) if sentence else ()
+    notes = (*errors_notes(found), *((f"{wording.capital(str(sentence))}.",) if sentence else ()))
     return Table("Differences", columns, rows, notes)
 
 
 def _verdict(row: Row) -> Cell:
     if row["verdict"] in (WITHIN, UNDECIDED):
         return Cell(row["verdict"], kind="verdict", tone="weak")
-    return Cell(row["verdict"] if row["stands"] else f"{row['verdict']} (alone)", kind="verdict")
+    note = "" if row.get("beyond_data") is not False else "may vanish on other data"
+    return Cell(row["verdict"] if row["stands"] else f"{row['verdict']} (alone)", kind="verdict", note=note)
 
 
 def _values(page: Page, source: Source) -> Table | None:
     if not source.rows:
         return None
-    interval = interval_name(source.rows)
-    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval))
+    interval, data = interval_name(source.rows), data_columns(source.rows)
+    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval, data))
     rows = tuple(
         (
             Cell(row["measure"], kind="name"),
             Cell(row["checkpoint"]),
-            *estimate_cells(row, source, interval),
+            *estimate_cells(row, source, interval, data),
         )
         for row in source.rows
     )
     remarks = [f"{row['measure']} of {row['checkpoint']}: {said}" for row in source.rows for said in page.remarks(row)]
-    return Table("The compared values", columns, rows, tuple(units_note(source.rows)), tuple(dict.fromkeys(remarks)))
+    return Table(
+        "The compared values",
+        columns,
+        rows,
+        (*errors_notes(source.rows), *units_note(source.rows)),
+        tuple(dict.fromkeys(remarks)),
+    )
 
 
 def _correlations(source: Source) -> Table | None:

@@ -11,6 +11,9 @@ from hessprobe.measures.names import NAMES
 from hessprobe.report.parts import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
+    data_cells,
+    data_columns,
+    errors_notes,
     estimate_cells,
     estimate_columns,
     interval_cell,
@@ -99,6 +102,7 @@ def _card(page: Page, name: str, matrix: str, found: Sequence[Found]) -> Card:
                 page.data_name(source),
                 value,
                 error,
+                wording.data_text(row),
                 wording.interval(row),
                 wording.cost(row),
                 bar if len(found) > 1 else None,
@@ -118,13 +122,13 @@ def _weakness(row: Row) -> Row:
 
 def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Table:
     shown = [row for found in groups.values() for _, row in found]
-    interval = interval_name(shown)
-    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval))
+    interval, data = interval_name(shown), data_columns(shown)
+    columns = (Column("measure"), Column("checkpoint"), *estimate_columns(interval, data))
     rows = tuple(
         (
             Cell(name if matrix == "hessian" else f"{name}, {wording.operator(matrix)}", kind="name"),
             Cell(page.data_name(source)),
-            *estimate_cells(row, source, interval),
+            *estimate_cells(row, source, interval, data),
         )
         for (name, matrix), found in groups.items()
         for source, row in found
@@ -135,7 +139,7 @@ def _table(page: Page, groups: Mapping[tuple[str, str], Sequence[Found]]) -> Tab
         for source, row in found
         for said in page.remarks(row)
     ]
-    return Table("Every curvature number", columns, rows, tuple(units_note(shown)), tuple(remarks))
+    return Table("Every curvature number", columns, rows, (*errors_notes(shown), *units_note(shown)), tuple(remarks))
 
 
 def _layers(page: Page) -> Iterator[Table]:
@@ -144,36 +148,39 @@ def _layers(page: Page) -> Iterator[Table]:
             layers = row.get("layers")
             if not isinstance(layers, Mapping) or not layers:
                 continue
-            interval = interval_name(list(layers.values()))
+            shown = list(layers.values())
+            interval, data = interval_name(shown), data_columns(shown)
             rows = tuple(
                 (
                     Cell(str(name), kind="code"),
                     *value_cells(layer),
+                    *data_cells(layer, data),
                     interval_cell(layer, interval),
-                    _share(layer["value"], row["value"], squared=row["measure"] == "frob"),
+                    _share(layer["value"], 1.0 if row["measure"] == "frob" else row["value"]),
                 )
                 for name, layer in layers.items()
             )
             columns = (
                 Column("parameter"),
                 value_columns(),
+                *data,
                 Column(interval, "number"),
                 Column("share", "number"),
             )
             title = f"{wording.capital(wording.measure(row['measure'], row['operator']))}, layer by layer"
-            notes = ("Shares of the squared norm; blocks between layers have the rest.",)
+            shares = ("Values are shares of the squared norm; they add up to 1.",) if row["measure"] == "frob" else ()
             yield Table(
                 f"{title}: {page.data_name(source)} [{source.label}]",
                 columns,
                 rows,
-                notes if row["measure"] == "frob" else (),
+                shares,
             )
 
 
-def _share(value: float | None, whole: float | None, *, squared: bool) -> Cell:
+def _share(value: float | None, whole: float | None) -> Cell:
     if value is None or not whole:
         return Cell("", None, "number")
-    share = (value / whole) ** 2 if squared else value / whole
+    share = value / whole
     return Cell(f"{100 * share:.1f}\u00a0%", share, "number")
 
 
@@ -186,5 +193,5 @@ def _order(page: Page, found: Sequence[Found]) -> str:
     apart = all(_ends(left)[1] < _ends(right)[0] for (_, left), (_, right) in pairwise(ordered))
     names = " < ".join(page.data_name(source) for source, _ in ordered)
     if apart:
-        return f" Their intervals do not overlap: {names}."
+        return f" Their intervals for these data do not overlap: {names}."
     return f" Some of their intervals overlap, so the order {names} is not certain."

@@ -84,7 +84,7 @@ def _cells(source: Source, row: Row, names: Sequence[str], scores: Mapping[str, 
     epoch = "" if row["epoch"] is None else f"epoch {number(row['epoch'])}"
     yield Cell(count(row["step"]), row["step"], "number", note=epoch)
     for name in names:
-        yield stacked_cell(row["measures"].get(name))
+        yield stacked_cell(row["measures"].get(name), data=True)
     yield number_cell(part(row, "edge").get("plain"), 3)
     yield steady_cell(row.get("loss"))
     yield from (_score(row, names) for names in scores.values())

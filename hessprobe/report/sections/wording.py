@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hessprobe.measures.names import NAMES, UNIVERSAL
-from hessprobe.report.numbers import is_exact, row_error
+from hessprobe.report.numbers import error_texts, is_exact, row_error
 from hessprobe.report.typography import combined, count, joined, numbers, pretty, seconds
 
 _OPERATORS = {
@@ -28,6 +28,7 @@ _PHRASES = {
     "effective-dimension": "effective dimension of the {}",
 }
 _TO = "\u00a0to\u00a0"
+_AND = ",\u00a0"
 _NARROW = "within its last digit"
 _BOUNDS = {"lower bound": "≥\u00a0", "upper bound": "≤\u00a0"}
 
@@ -54,10 +55,11 @@ def capital(text: str) -> str:
 
 
 def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return value, error and interval of an estimate for print.
+    """Return value, measurement error with its sign, and interval of an estimate for print.
 
-    The error is empty where there is none; the interval says ``exact``, ``lower bound``, ... where it has no ends, and
-    ``within its last digit`` where both would be written like the value.
+    The error is empty where there is none, and the arms of a bracket: ``+0.006`` where the quantity lies between the
+    value and that much above. The interval is ``[0.61, 0.62]`` for a bracket; it says ``exact``, ``lower bound``, ...
+    where it has no ends, and ``within its last digit`` where both would be written like the value.
     """
     low, high = row["interval"]
     value, error, low_text, high_text = numbers(row["value"], row_error(row), low, high)
@@ -67,27 +69,46 @@ def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return shown, "", "none"
     if not error:
         return shown, "", "exact" if is_exact(row) else row["kind"]
+    bracket = row["kind"] == "bracket"
+    error = pretty(error_texts(row)[1]) if bracket else f"± {error}"
     if low_text == high_text:
         return shown, error, row["kind"] if bound else _NARROW
-    return shown, error, joined(low_text, high_text, _TO) or f"{low_text}{_TO}{high_text}"
+    between = _AND if bracket else _TO
+    together, plain = joined(low_text, high_text, between), f"{low_text}{between}{high_text}"
+    if bracket:
+        return shown, error, together.replace("(", "[").replace(")", "]") if together else f"[{plain}]"
+    return shown, error, together or plain
+
+
+def data_text(row: Mapping[str, Any]) -> str:
+    """Return ``± 0.15``, the error from the data being a sample, or nothing where it is not known."""
+    return pretty(error_texts(row)[2])
 
 
 def with_error(row: Mapping[str, Any]) -> str:
     """Return ``1.234 ± 0.005`` for print, with one power of ten where there is one."""
     value, error, _ = value_texts(row)
-    together = combined(row["value"], row_error(row))
+    together = None if row["kind"] == "bracket" else combined(row["value"], row_error(row))
     if together:
         return _BOUNDS.get(row["kind"], "") + together
-    return f"{value} ± {error}" if error else value
+    return f"{value} {error}" if error else value
 
 
 def interval(row: Mapping[str, Any]) -> str:
     """Return ``95 % interval 1.2 to 1.3``, or what stands in place of one."""
     text = value_texts(row)[2]
+    if row["kind"] == "bracket" and _AND in text:
+        return f"bracket {text}, {_sure(row)}"
     if _TO not in text:
         narrow = f"{level(row)} interval {_NARROW}"
         return {"exact": "exact up to rounding", "none": "no interval", _NARROW: narrow}.get(text, f"a {text}")
     return f"{level(row)} interval {text}"
+
+
+def _sure(row: Mapping[str, Any]) -> str:
+    """Return how sure a bracket is."""
+    chance = row.get("bracket_confidence")
+    return "certain" if chance is None or chance >= 1 else "probability " + pretty(f"{100 * chance:.4g}") + "\u00a0%"
 
 
 def level(row: Mapping[str, Any]) -> str:
@@ -103,5 +124,6 @@ def cost(row: Mapping[str, Any]) -> str:
 
 
 def quoted(row: Mapping[str, Any]) -> str:
-    """Return value, interval and cost as a sentence has them: ``1.23 (95 % interval 1.2 to 1.3; 8 products, 2 s)``."""
-    return f"{value_texts(row)[0]} ({interval(row)}; {cost(row)})"
+    """Return a result as a sentence has it: ``1.23 (95 % interval 1.2 to 1.3; data ± 0.2; 8 products, 2 s)``."""
+    sampled = data_text(row)
+    return f"{value_texts(row)[0]} ({interval(row)}; {f'data {sampled}; ' if sampled else ''}{cost(row)})"

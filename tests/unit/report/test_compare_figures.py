@@ -15,13 +15,21 @@ from hessprobe.report.figures import figures_of
 def difference(checkpoint, measure, value, half, verdict, independent=1.0, **more):
     known = {"checkpoint": checkpoint, "measure": measure, "value": value, "interval": [value - half, value + half]}
     errors = {"probe": half / 2, "data": None, "solver": 0.0}
-    known |= {"confidence": 0.95, "independent_std_error": independent, "errors": errors, "std_error": half / 2}
+    known |= {
+        "kind": "estimate",
+        "beyond_data": None,
+        "confidence": 0.95,
+        "independent_std_error": independent,
+        "errors": errors,
+        "std_error": half / 2,
+    }
     return {**known, "verdict": verdict, "stands": True, "p": 0.01, "flags": [], "baseline": "sgd", **more}
 
 
 def value(checkpoint, measure, number, half):
     return {"checkpoint": checkpoint, "measure": measure, "operator": "hessian", "value": number,
-            "interval": [number - half, number + half], "std_error": half / 2, "confidence": 0.95}  # fmt: skip
+            "interval": [number - half, number + half], "std_error": half / 2, "confidence": 0.95, "kind": "estimate",
+            "errors": {"probe": half / 2, "data": 0.75, "solver": 0.0}}  # fmt: skip
 
 
 def record():
@@ -154,10 +162,23 @@ def test_verdicts_in_words():
     assert verdict_text({**row, "verdict": "within error", "value": -0.1}) == "within error (-0.10 ± 0.20)"
     assert verdict_text({**row, "verdict": "undecided", "flags": ["bound"]}) == "undecided: a bound, not a value"
     assert verdict_text({**row, "verdict": "undecided"}) == "undecided: not finite"
+    bracket = {**row, "kind": "bracket", "interval": [-3.20, -3.11], "std_error": 0.0}
+    bracket["errors"] = {"probe": 0.0, "data": None, "solver": 0.06}
+    assert verdict_text(bracket) == "flatter by 3.142 [3.110, 3.200]"
+    assert verdict_text({**bracket, "verdict": "within error"}) == "within error (-3.142 [-3.200, -3.110])"
 
 
 def test_csv_has_a_line_a_value():
-    lines = comparison_csv(record()).splitlines()
-    assert lines[0].startswith("measure,operator,checkpoint,path,value,std_error,low,high,confidence,difference,")
-    assert lines[2] == "trace,hessian,sam,sam.pt,4.0,0.25,3.5,4.5,0.95,1.0,0.125,0.75,1.25,sharper,0.01,True"
-    assert lines[1].endswith(",0.95,,,,,,,")
+    made = record()
+    made["differences"][0] |= {"errors": {"probe": 0.125, "data": 0.5, "solver": 0.0}, "beyond_data": False}
+    lines = comparison_csv(made).splitlines()
+    assert lines[0] == (
+        "measure,operator,checkpoint,path,value,std_error,data_std_error,kind,low,high,confidence,difference,"
+        "difference_std_error,difference_data_std_error,difference_kind,difference_low,difference_high,verdict,p,stands,"
+        "beyond_data"
+    )
+    assert lines[2] == (
+        "trace,hessian,sam,sam.pt,4.0,0.25,0.75,estimate,3.5,4.5,0.95,"
+        "1.0,0.125,0.5,estimate,0.75,1.25,sharper,0.01,True,False"
+    )
+    assert lines[1].endswith(",0.95,,,,,,,,,,")

@@ -178,7 +178,7 @@ def test_summary_says_which_is_sharper_and_whether_the_intervals_can_tell(tmp_pa
         other = record("measure", [measured(value=0.5, error=0.01, **changes)], checkpoint="runs/sam.pt")
         return parsed(html.render(a_page(tmp_path, a=one, b=other))).one("section", id="summary").text
 
-    assert "Their intervals do not overlap: sam.pt < sgd.pt." in both()
+    assert "Their intervals for these data do not overlap: sam.pt < sgd.pt." in both()
     assert "Some of their intervals overlap, so the order sam.pt < sgd.pt is not certain." in both(interval=[0.0, 0.99])
 
 
@@ -303,6 +303,66 @@ def test_exact_values_and_bounds_say_what_they_are(tmp_path):
     assert "rises by ≥ 4.00000 \u00d7 10⁻⁴ (a lower bound;" in root.one("section", id="summary").text
 
 
+BRACKET = {
+    "kind": "bracket",
+    "bracket": [0.609999999, 0.616],
+    "interval": [0.609999999, 0.616],
+    "bracket_confidence": 0.995,
+    "errors": {"probe": 0.0, "data": 0.151, "data_df": 15.0, "solver": 0.006},
+}
+
+
+def test_a_bracket_is_an_interval_and_no_standard_error(tmp_path):
+    rows = [measured("lambda-max", 0.61, 0.0, **BRACKET), measured("trace")]
+    tiny = {
+        key: [1e-7 * end for end in ends] if key in ("bracket", "interval") else ends for key, ends in BRACKET.items()
+    }
+    tiny |= {"errors": {"probe": 0.0, "data": 0.151e-7, "solver": 0.006e-7}}
+    rows.append(measured("spectral-norm", 0.61e-7, 0.0, **tiny))
+    root = parsed(html.render(a_page(tmp_path, a=record("measure", rows))))
+    cards = root.one("section", id="numbers").text.replace("\xa0", " ").replace("\u202f", " ")
+    assert "0.6100 +0.0060 bracket [0.6100, 0.6160], probability 99.5 % ± 0.15 from the data being a sample" in cards
+    assert "bracket [6.100, 6.160] \u00d7 10⁻⁸, probability 99.5 %" in cards
+    said = root.one("section", id="summary").text.replace("\xa0", " ")
+    assert "0.6100 (bracket [0.6100, 0.6160], probability 99.5 %; data ± 0.15; 34.2 products" in said
+    table = root.one("section", id="curvature").one("table").text.replace("\xa0", " ")
+    assert "0.6100 +0.0060 ± 0.15 [0.6100, 0.6160] 34.2" in table
+    assert "0.7793 ± 0.0021 0.7751 to 0.7835" in table
+    assert not re.search(r"0\.6100\W+±", cards + said + table)
+    notes = root.one("section", id="curvature").text
+    assert "± measurement: standard error of the number for these data." in notes
+    assert "± data: standard error from the data being a sample" in notes
+    assert "a bracket, which holds the eigenvalue with probability 99.5 %." in notes
+
+
+def test_a_theorem_is_certain_and_without_data_errors_there_is_no_column(tmp_path):
+    sure = BRACKET | {"bracket_confidence": 1.0, "errors": {"probe": 0.0, "data": None, "solver": 0.006}}
+    root = parsed(html.render(a_page(tmp_path, a=record("measure", [measured("lambda-max", 0.61, 0.0, **sure)]))))
+    assert "bracket [0.6100, 0.6160], certain" in root.one("section", id="numbers").text.replace("\xa0", " ")
+    assert "data being a sample" not in root.text
+    headers = [node.text.strip() for node in root.one("section", id="curvature").one("thead").all("th")]
+    assert headers[2:4] == ["value ± measurement", "95 % interval"]
+
+
+def test_layers_and_differences_have_their_data_errors(tmp_path):
+    told = {"errors": {"probe": 0.0021, "data": 0.0456, "data_df": 15.0, "solver": 0.0}}
+    layers = {"0.weight": estimate(0.5, 0.0021, **told), "0.bias": estimate(0.28, 0.0021)}
+    made = compared()
+    made["differences"][0] |= {"errors": {"probe": 0.001, "data": 0.5, "solver": 0.0}, "beyond_data": False}
+    root = parsed(html.render(a_page(tmp_path, a=record("measure", [measured(layers=layers)]), b=made)))
+    shares = list(root.one("section", id="curvature").all("table"))[1]
+    headers = [node.text.strip() for node in shares.one("thead").all("th")]
+    assert headers == ["parameter", "value ± measurement", "± data", "95 % interval", "share"]
+    cells = [[cell.text.strip() for cell in row.children] for row in shares.one("tbody").all("tr")]
+    assert [row[:4] for row in cells] == [
+        ["0.weight", "0.5000", "± 0.0021", "± 0.046"],
+        ["0.bias", "0.2800", "± 0.0021", ""],
+    ]
+    differences = next(iter(root.one("section", id="comparison").all("table"))).text
+    assert "\u22120.3800 ± 0.0010 ± 0.50 \u22120.3820 to \u22120.3780 flatter may vanish on other data" in differences
+    assert "which may vanish on other data" in root.one("section", id="summary").text
+
+
 def test_invariance_is_summarized_with_its_largest_factor(page):
     said = parsed(html.render(page)).one("section", id="summary").text
     assert "change trace and frob (most trace, by a factor 37.5, under unit-rescaling 10)" in said
@@ -389,9 +449,12 @@ def test_lines_have_no_second_axis(tmp_path):
 
 
 def test_share_of_layers(tmp_path):
-    row = measured("frob", 2.0, 0.01, layers={"w": estimate(1.0, 0.01), "b": estimate(0.5, 0.01)})
-    text = parsed(html.render(a_page(tmp_path, a=record("measure", [row])))).one("section", id="curvature").text
-    assert "w 1.000 ± 0.010 0.980 to 1.020 25.0 %" in text.replace("\xa0", " ")
+    # Of a norm the layers are shares already.
+    norm = measured("frob", 2.0, 0.01, layers={"w": estimate(0.75, 0.01), "b": estimate(0.25, 0.01)})
+    trace = measured("trace", 2.0, 0.01, layers={"w": estimate(1.5, 0.01), "b": estimate(0.5, 0.01)})
+    text = parsed(html.render(a_page(tmp_path, a=record("measure", [norm, trace])))).one("section", id="curvature").text
+    assert "w 0.750 ± 0.010 0.730 to 0.770 75.0 %" in text.replace("\xa0", " ")
+    assert "w 1.500 ± 0.010 1.480 to 1.520 75.0 %" in text.replace("\xa0", " ")
 
 
 def test_invariance_rows_without_a_number(tmp_path):

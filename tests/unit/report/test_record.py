@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -105,13 +105,15 @@ def test_any_content_gives_json_that_reads_back(content):
 
 
 def test_csv_has_a_line_a_result_and_a_layer(tmp_path):
-    record = a_record(Outcome(ESTIMATE, layers={"w": ESTIMATE.scaled(0.5)}), Outcome(ESTIMATE, measure="frob"))
+    told = ESTIMATE.with_(errors=replace(ESTIMATE.errors, data=0.25))
+    record = a_record(Outcome(told, layers={"w": told.scaled(0.5)}), Outcome(ESTIMATE, measure="frob"))
     report.write_csv(tmp_path / "r.csv", record)
     table = pd.read_csv(io.BytesIO((tmp_path / "r.csv").read_bytes()), keep_default_na=False)
     assert list(table["measure"]) == ["trace", "trace", "frob"]
     assert list(table["layer"]) == ["", "w", ""]
     assert list(table["value"]) == [2.0, 1.0, 2.0]
     assert next(zip(table["low"], table["high"], strict=True)) == pytest.approx(ESTIMATE.interval(0.9))
+    assert list(table["data_std_error"]) == [0.25, 0.125, 0.3]
     assert list(table["flags"]) == ["weak"] * 3
 
 
