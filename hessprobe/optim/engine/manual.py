@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.optim.engine.gradients import Gradients
+from hessprobe.optim.engine.ranks import average_over_ranks
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
+from hessprobe.optim.engine.updates import decouple
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
@@ -67,12 +69,14 @@ class ManualStep:
             raise RuntimeError(
                 f"{type(owner).__name__} sets its own step size and cannot be stepped by hand; use opt.step(closure)."
             )
-        self._gradients.put(update.gradient)
+        self._gradients.put(average_over_ranks(owner, update.gradient))
         if clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(owner.parameters(), clip_grad_norm)
         owner.base_optimizer.step()
-        if update.then is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if update.decoupled is not None:
+                decouple(owner, average_over_ranks(owner, update.decoupled))
+            if update.then is not None:
                 update.then()
         owner.memory.remember_number("step", owner.t)
         owner.memory.commit()

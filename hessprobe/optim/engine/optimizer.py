@@ -20,6 +20,7 @@ from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
+from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach
 from hessprobe.optim.engine.weights import Weights
@@ -60,8 +61,8 @@ class SharpnessAware(torch.optim.Optimizer):
         rng: ``"fresh"``, or ``"same"`` to replay the global generators, so that every pass has the same dropout masks.
         accumulate: with a list of closures, ``"global"`` (one displacement from the mean gradient) or
             ``"per_microbatch"`` (one for each closure: m-sharpness).
-        sync: under DistributedDataParallel (give it as ``model``), ``"global"`` or ``"local"`` (every rank displaces
-            along its own gradient, and the resulting directions are averaged).
+        sync: under DistributedDataParallel, ``"global"`` or ``"local"`` (every rank displaces along its own gradient,
+            and what enters the update is averaged); for the latter ``model`` must be the wrapped module.
         foreach: fused arithmetic; by default where it is faster.
         diagnostics: also compute the norms and the cosine of ``last``, for two more reads of the gradients.
         check_finite: refuse a nan or infinite loss before anything changes; by default on a CPU, where that is free.
@@ -232,6 +233,7 @@ class SharpnessAware(torch.optim.Optimizer):
             return None
         self.rule_in_use = True
         self.prepare()
+        require_wrapped(self)
         passes = self._passes(closure, loss, scaler)
         run = Execution(self, passes, shard_shares(weights, len(passes)), scaler)
         self.last = run.report

@@ -101,13 +101,17 @@ class Update:
 
     Attributes:
         gradient: d, handed to the base optimizer at w.
-        then: called after the base step, for a part of the update that must not pass through the base.
-        lr: learning rate of this base step in place of the groups' own; None leaves theirs.
+        decoupled: c, or None: a part of the update that must not pass through the base. After the base step
+            w <- w - lr c, with each group's ``lr``; where ranks displace locally it is averaged as ``gradient`` is.
+        then: called after the base step, for what has no such form. It must do the same on every rank.
+        lr: learning rate of this base step in place of the groups' own, or a function of the gradient that the base is
+            given, averaged over the ranks; None leaves theirs.
     """
 
     gradient: TensorList
+    decoupled: TensorList | None = None
     then: Callable[[], None] | None = None
-    lr: Scalar | None = None
+    lr: Scalar | Callable[[TensorList], Scalar] | None = None
 
 
 @dataclass(frozen=True)

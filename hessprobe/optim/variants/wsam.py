@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 
 from hessprobe import checks
-from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware, TensorList, Update
+from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware, Update
 from hessprobe.optim.schedules import Schedule
 
 
@@ -52,9 +52,4 @@ class WSAM(SharpnessAware):
         alpha, sharpness = self.gamma / (1 - self.gamma), there.gradient - here.gradient
         if not self.decouple:
             return here.gradient + sharpness * alpha
-        return Update(here.gradient, then=lambda: self._regularize(sharpness, alpha))
-
-    def _regularize(self, sharpness: TensorList, alpha: float) -> None:
-        rates = self.group_values("lr")
-        for weight, term, lr in zip(self.parameters(), sharpness.tensors, rates, strict=True):
-            weight.add_(term, alpha=-float(lr) * alpha)
+        return Update(here.gradient, decoupled=sharpness * alpha)
