@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.optim.engine.buffers import BufferGuard
@@ -17,9 +17,9 @@ from hessprobe.optim.engine.curvature import ClosureHessian
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.randomness import Replay, replayed
 from hessprobe.optim.engine.ranks import acts_locally, average_over_ranks, on_every_rank, without_gradient_averaging
-from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Rule, StepReport, Update
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, Rule, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
-from hessprobe.optim.engine.updates import LearningRate, decouple
+from hessprobe.optim.engine.updates import LearningRate, decouple, resolved
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
@@ -52,11 +52,10 @@ class Execution:
         self._first: TensorList | None = None
         self._last: TensorList | None = None
         self._number, self._applied, self._told = optimizer.t, False, False
-        self._clip_grad_norm: float | None = None
 
-    def step(self, clip_grad_norm: float | None) -> Tensor | None:
+    def step(self) -> Tensor | None:
         """Take the step; return the loss at the first point. See ``SharpnessAware.step``."""
-        owner, self._clip_grad_norm = self._owner, clip_grad_norm
+        owner = self._owner
         try:
             with torch.no_grad(), self._synchronised():
                 self._buffers.before()
@@ -78,7 +77,7 @@ class Execution:
             self._buffers.restore()
         return self.report.loss
 
-    def _directions(self) -> TensorList | Update | None:
+    def _directions(self) -> Outcome | None:
         owner = self._owner
         if owner.accumulate == "global" or len(self._shards) == 1:
             return self._drive(owner.rule(), self._shards)
@@ -88,30 +87,33 @@ class Execution:
                 "steps; got 'per_microbatch'. Use accumulate='global'."
             )
         total: TensorList | None = None
+        is_clipped = False
         clean, perturbed = _Mean(), _Mean()
         for one, share in self._shards:
             self.report.loss = self.report.perturbed_loss = None
-            direction = self._drive(owner.rule(), [(one, 1.0)])
+            outcome = self._drive(owner.rule(), [(one, 1.0)])
             self.report.loss = clean.add(self.report.loss, share)
             self.report.perturbed_loss = perturbed.add(self.report.perturbed_loss, share)
-            if not isinstance(direction, TensorList):
+            update = Update(TensorList([]), lr=0.0) if outcome is None else resolved(outcome)
+            if any(part is not None for part in (update.decoupled, update.then, update.lr)):
                 raise ValueError(
                     f"accumulate must be 'global' for {type(owner).__name__}, whose update is more than a gradient; "
                     "got 'per_microbatch'. Use accumulate='global'."
                 )
             owner.weights.restore()
+            direction, is_clipped = update.gradient, update.is_clipped
             total = direction * share if total is None else total.add_(direction, alpha=share)
         if total is None:
             raise ValueError("closure must be a non-empty list; got an empty one.")
-        return total
+        return Update(total, is_clipped=is_clipped)
 
-    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> TensorList | Update | None:
+    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> Outcome | None:
         answer: Evaluation | None = None
         while True:
             try:
                 request = rule.send(answer)  # type: ignore[arg-type]  # None starts a generator
             except StopIteration as done:
-                outcome: TensorList | Update | None = done.value
+                outcome: Outcome | None = done.value
                 return outcome
             # What the rule has let go of must not be held here while the next pass fills the memory with activations.
             answer = None
@@ -233,19 +235,19 @@ class Execution:
 
     # -- finishing --------------------------------------------------------------------------------
 
-    def _finish(self, outcome: TensorList | Update) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         owner = self._owner
         self._agree()
         owner.weights.restore()
-        update = outcome if isinstance(outcome, Update) else Update(outcome)
+        update = resolved(outcome)
         self._diagnose()
         direction = average_over_ranks(owner, update.gradient)
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         self._gradients.put(direction if scale == 1.0 else direction * scale)
         if self._scaler is not None:
             self._scaler.unscale_(owner.base_optimizer)
-        if self._clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
+        if not update.is_clipped:
+            owner.clip_gradients()
         with LearningRate(owner.base_optimizer, update.lr(direction) if callable(update.lr) else update.lr):
             if self._scaler is None:
                 owner.base_optimizer.step()

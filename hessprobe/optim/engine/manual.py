@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.ranks import average_over_ranks
-from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, StepReport, Update
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, StepReport
 from hessprobe.optim.engine.tensors import TensorList
-from hessprobe.optim.engine.updates import decouple
+from hessprobe.optim.engine.updates import decouple, resolved
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
@@ -27,7 +27,7 @@ class ManualStep:
         self._gradients = Gradients(optimizer.parameters(), optimizer._fused())
         self._rule = optimizer.rule()
         self._request: At | None = None
-        self._outcome: TensorList | Update | None = None
+        self._outcome: Outcome | None = None
         self._started = False
         optimizer.last = StepReport()
 
@@ -56,7 +56,7 @@ class ManualStep:
         self._owner.last.evaluations += 1
         self._send(Evaluation(_unknown(gradient), gradient))
 
-    def descend(self, clip_grad_norm: float | None) -> None:
+    def descend(self) -> None:
         """Hand the rule's gradient to the base optimizer."""
         owner = self._owner
         if self.wants_ascent() or self._outcome is None:
@@ -64,14 +64,15 @@ class ManualStep:
                 f"{type(owner).__name__} wants another evaluation before descend(). "
                 "Write 'while opt.wants_ascent():' above 'with opt.ascend():'."
             )
-        update = self._outcome if isinstance(self._outcome, Update) else Update(self._outcome)
+        with torch.no_grad():
+            update = resolved(self._outcome)
         if update.lr is not None:
             raise RuntimeError(
                 f"{type(owner).__name__} sets its own step size and cannot be stepped by hand; use opt.step(closure)."
             )
         self._gradients.put(average_over_ranks(owner, update.gradient))
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(owner.parameters(), clip_grad_norm)
+        if not update.is_clipped:
+            owner.clip_gradients()
         owner.base_optimizer.step()
         with torch.no_grad():
             if update.decoupled is not None:

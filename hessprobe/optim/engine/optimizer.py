@@ -131,6 +131,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._trainable: list[Tensor] = []
         self._draws = 0
         self._use_foreach = False
+        self._clip_grad_norm: float | None = None
         self._fill_groups()
 
     @abstractmethod
@@ -166,6 +167,18 @@ class SharpnessAware(torch.optim.Optimizer):
             used.add(rho)
             factors += [_reading(rho * factor)] * count
         return Displacement(direction, factors, is_uniform=len(used) == 1)
+
+    def clipped(self, gradient: TensorList) -> TensorList:
+        """Return ``gradient`` with a norm of at most this step's ``clip_grad_norm``; itself where there is none."""
+        if self._clip_grad_norm is None:
+            return gradient
+        # The factor of torch.nn.utils.clip_grad_norm_.
+        return gradient.times((self._clip_grad_norm / (gradient.norm() + 1e-6)).clamp_max(1.0))
+
+    def clip_gradients(self) -> None:
+        """Clip ``.grad`` of all parameters together by this step's ``clip_grad_norm``."""
+        if self._clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self._clip_grad_norm)
 
     def perturbed(self, vector: TensorList) -> TensorList:
         """Return the part of ``vector`` in groups that are perturbed."""
@@ -220,7 +233,10 @@ class SharpnessAware(torch.optim.Optimizer):
             loss: forward only, returns the loss with its graph: for rules that evaluate losses or curvature; in place
                 of ``closure`` it is enough by itself.
             scaler: the ``GradScaler`` that the closure scales its loss with; call ``scaler.update()`` after the step.
-            clip_grad_norm: bound > 0 on the norm of the gradient that the base optimizer is given.
+            clip_grad_norm: bound > 0 on the norm of what the base optimizer is given: the rule's direction d, for most
+                rules a combination of gradients at several points, for those that own their update the preconditioned
+                direction. Gradients that only say where to evaluate are not clipped. WSAM and Lookbehind clip several
+                gradients a step, see there.
             weights: of the shards, summing to 1; equal by default.
 
         Raises:
@@ -231,13 +247,13 @@ class SharpnessAware(torch.optim.Optimizer):
         if closure is None and loss is None:
             plain_step(self, clip_grad_norm)
             return None
-        self.rule_in_use = True
+        self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
         require_wrapped(self)
         passes = self._passes(closure, loss, scaler)
         run = Execution(self, passes, shard_shares(weights, len(passes)), scaler)
         self.last = run.report
-        return run.step(clip_grad_norm)
+        return run.step()
 
     def ascend(self) -> AbstractContextManager[None]:
         """For loops written by hand: inside, the weights are displaced; compute the loss and call backward there.
@@ -253,8 +269,9 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def descend(self, *, clip_grad_norm: float | None = None) -> None:
         """Take the step that the evaluations since the last one lead to."""
-        step, self._manual = self._manual_step(), None
-        step.descend(clip_grad_norm)
+        step = self._manual_step()
+        self._clip_grad_norm, self._manual = clip_grad_norm, None
+        step.descend()
 
     def first_step(self, zero_grad: bool = False) -> None:
         """Displace the weights after a first backward: the name that loops written for other packages use.

@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hessprobe.optim.engine.requests import Outcome, Update
 from hessprobe.optim.engine.tensors import TensorList
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
+
+
+def resolved(outcome: Outcome) -> Update:
+    """Return what a rule has returned as an ``Update``."""
+    if isinstance(outcome, TensorList):
+        return Update(outcome)
+    return outcome if isinstance(outcome, Update) else outcome()
 
 
 def decouple(optimizer: SharpnessAware, term: TensorList) -> None:
