@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.ranks import average_over_ranks
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, StepReport
@@ -29,6 +30,8 @@ class ManualStep:
         self._request: At | None = None
         self._outcome: Outcome | None = None
         self._started = False
+        # What the first pass makes of the buffers stays; it lies behind us where its gradient is there already.
+        self._buffers = BufferGuard(optimizer.model)
         optimizer.last = StepReport()
 
     def wants_ascent(self) -> bool:
@@ -42,13 +45,16 @@ class ManualStep:
         name = type(self._owner).__name__
         if not self.wants_ascent() or self._request is None:
             raise RuntimeError(f"{name} wants no further ascend() in this step; call opt.descend().")
-        request = self._request
+        request, counts = self._request, self._owner.last.evaluations == 0
         self._gradients.clear()
+        if not counts:
+            self._buffers.keep_all()
         try:
             with torch.no_grad():
                 self._owner.weights.displace(request.displacement)
             yield
             gradient = self._gradients.take()
+            self._buffers.restore()
         except BaseException:
             self._owner.abandon()
             raise

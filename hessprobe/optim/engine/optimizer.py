@@ -228,8 +228,9 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss; or a list of them, one
-                for each shard of the batch. None takes a plain base step on the present gradients, and warns of it
-                once where the rule has never been used (``PlainStepWarning``).
+                for each shard of the batch. None ends a step that ``first_step`` or ``ascend`` has begun; where none
+                is, it takes a plain base step on the present gradients, and warns of it once where the rule has never
+                been used (``PlainStepWarning``).
             loss: forward only, returns the loss with its graph: for rules that evaluate losses or curvature; in place
                 of ``closure`` it is enough by itself.
             scaler: the ``GradScaler`` that the closure scales its loss with; call ``scaler.update()`` after the step.
@@ -241,12 +242,21 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: the loss of a pass is nan or infinite (without scaler); the weights are as they were.
+            RuntimeError: a step by hand has been begun, and a closure is given or the rule wants more evaluations.
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
         if closure is None and loss is None:
-            plain_step(self, clip_grad_norm)
+            if self._manual is None:
+                plain_step(self, clip_grad_norm)
+            else:
+                self._end_manual_step(clip_grad_norm)
             return None
+        if self._manual is not None:
+            raise RuntimeError(
+                "step(closure) must not be called inside a step by hand; got one that first_step() or ascend() has "
+                "begun. End it with second_step() or descend()."
+            )
         self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
         require_wrapped(self)
@@ -269,34 +279,37 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def descend(self, *, clip_grad_norm: float | None = None) -> None:
         """Take the step that the evaluations since the last one lead to."""
-        step = self._manual_step()
-        self._clip_grad_norm, self._manual = clip_grad_norm, None
-        step.descend()
+        self._manual_step()
+        # By its name: learning-rate schedulers, hooks and trainers count the calls of ``step``.
+        self.step(clip_grad_norm=clip_grad_norm)
 
     def first_step(self, zero_grad: bool = False) -> None:
         """Displace the weights after a first backward: the name that loops written for other packages use.
+
+        A rule with more points wants it after every backward but the last, see ``wants_ascent``.
 
         Args:
             zero_grad: accepted as there; the gradients are cleared in any case.
         """
         del zero_grad
-        self._phase = self._manual_step().ascend()
-        self._phase.__enter__()
+        self._leave_phase()
+        phase = self._manual_step().ascend()
+        phase.__enter__()
+        self._phase = phase
 
-    def second_step(self, zero_grad: bool = False) -> None:
-        """Restore the weights after a second backward and take the step.
+    def second_step(self, zero_grad: bool = False, *, clip_grad_norm: float | None = None) -> None:
+        """Restore the weights after a second backward and take the step; ``step()`` does the same.
 
         Args:
             zero_grad: clear the gradients afterwards.
+            clip_grad_norm: see ``step``.
 
         Raises:
-            RuntimeError: without a ``first_step`` before it, or for a rule that wants more than two gradients.
+            RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
         """
-        phase, self._phase = self._phase, None
-        if phase is None:
+        if self._phase is None:
             raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
-        phase.__exit__(None, None, None)
-        self.descend()
+        self.step(clip_grad_norm=clip_grad_norm)
         if zero_grad:
             self.zero_grad()
 
@@ -324,7 +337,20 @@ class SharpnessAware(torch.optim.Optimizer):
         """Forget a hand-written step that was begun, after putting the weights back."""
         self.weights.restore()
         self.memory.discard()
-        self._manual = None
+        self._manual = self._phase = None
+
+    def _leave_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+    def _end_manual_step(self, clip_grad_norm: float | None) -> None:
+        self._leave_phase()
+        self._clip_grad_norm = clip_grad_norm
+        try:
+            self._manual_step().descend()
+        finally:
+            self.abandon()
 
     def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
         if self.needs_loss and loss is None:
