@@ -238,6 +238,24 @@ def test_finite_at_a_zero_gradient(row: Row):
         assert torch.isfinite(flat_weights(module)).all()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@every_row
+def test_a_clipped_step_is_as_long_as_its_bound(row: Row, scaled: bool):
+    bound = 1e-4
+    module = make_module()
+    optimizer = build(row, module)
+    for group in optimizer.param_groups:
+        group.update(lr=1.0, weight_decay=0.0, momentum=1e-300 if group.get("momentum") else 0.0)
+    before = flat_weights(module)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    step(optimizer, module, 1, clip_grad_norm=bound, scaler=scaler)
+    length = float((flat_weights(module) - before).norm()) / bound
+    # clip_grad_norm_ divides by the norm plus 1e-6; only WSAM's two gradients may cancel.
+    assert length <= row.clip_factor * (1 + 1e-9)
+    if row.clip_is_reached:
+        assert length == pytest.approx(row.clip_factor, rel=1e-4)
+
+
 @rows_that(lambda row: row.scale_invariant)
 def test_scaling_the_loss_scales_the_direction(row: Row):
     directions = []

@@ -52,6 +52,15 @@ class BufferGuard:
             if now is not None and (now is not before or now._version != version or isinstance(owner, _NormBase)):
                 self._saved.append(_Saved(owner, name, now, now.detach().clone()))
 
+    def keep_all(self) -> None:
+        """Keep every buffer as it is now, before a pass that must leave no trace."""
+        self._saved = [
+            _Saved(owner, name, buffer, buffer.detach().clone())
+            for owner in self._owners
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+
     def restore(self) -> None:
         """Put them back, at their addresses."""
         with torch.no_grad():

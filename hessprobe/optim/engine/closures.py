@@ -64,7 +64,7 @@ class Pass:
         outputs, loss = _pair(self.closure())
         (cotangent,) = torch.autograd.grad(loss, outputs, retain_graph=True)
         pulled = cotangent if request.cotangent is None else request.cotangent
-        torch.autograd.backward(outputs, pulled if self.scaler is None else pulled * self.scaler.get_scale())
+        torch.autograd.backward(outputs, pulled if self.scaler is None else self.scaler.scale(pulled))
         return Passed(loss.detach(), cotangent=cotangent.detach())
 
     def _forward(self, request: At) -> Passed:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.optim.engine.buffers import BufferGuard
@@ -16,8 +16,10 @@ from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import ClosureHessian
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.randomness import Replay, replayed
-from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Rule, StepReport, Update
+from hessprobe.optim.engine.ranks import acts_locally, average_over_ranks, on_every_rank, without_gradient_averaging
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, Rule, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
+from hessprobe.optim.engine.updates import LearningRate, decouple, resolved
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
@@ -49,20 +51,25 @@ class Execution:
         self._seen: set[int] = set()
         self._first: TensorList | None = None
         self._last: TensorList | None = None
-        self._number, self._applied = optimizer.t, False
-        self._clip_grad_norm: float | None = None
+        self._number, self._applied, self._told = optimizer.t, False, False
 
-    def step(self, clip_grad_norm: float | None) -> Tensor | None:
+    def step(self) -> Tensor | None:
         """Take the step; return the loss at the first point. See ``SharpnessAware.step``."""
-        owner, self._clip_grad_norm = self._owner, clip_grad_norm
+        owner = self._owner
         try:
             with torch.no_grad(), self._synchronised():
                 self._buffers.before()
                 outcome = self._directions()
-                if outcome is not None:
+                if outcome is None:
+                    self._agree()
+                else:
                     self._finish(outcome)
                 owner.memory.commit()
-        except _SkippedError:
+        except (_SkippedError, NonFiniteError) as failure:
+            if not self._told:
+                on_every_rank(owner, False)
+            if isinstance(failure, NonFiniteError):
+                raise
             self._skip()
         finally:
             owner.weights.restore()
@@ -70,7 +77,7 @@ class Execution:
             self._buffers.restore()
         return self.report.loss
 
-    def _directions(self) -> TensorList | Update | None:
+    def _directions(self) -> Outcome | None:
         owner = self._owner
         if owner.accumulate == "global" or len(self._shards) == 1:
             return self._drive(owner.rule(), self._shards)
@@ -80,30 +87,33 @@ class Execution:
                 "steps; got 'per_microbatch'. Use accumulate='global'."
             )
         total: TensorList | None = None
+        is_clipped = False
         clean, perturbed = _Mean(), _Mean()
         for one, share in self._shards:
             self.report.loss = self.report.perturbed_loss = None
-            direction = self._drive(owner.rule(), [(one, 1.0)])
+            outcome = self._drive(owner.rule(), [(one, 1.0)])
             self.report.loss = clean.add(self.report.loss, share)
             self.report.perturbed_loss = perturbed.add(self.report.perturbed_loss, share)
-            if not isinstance(direction, TensorList):
+            update = Update(TensorList([]), lr=0.0) if outcome is None else resolved(outcome)
+            if any(part is not None for part in (update.decoupled, update.then, update.lr)):
                 raise ValueError(
                     f"accumulate must be 'global' for {type(owner).__name__}, whose update is more than a gradient; "
                     "got 'per_microbatch'. Use accumulate='global'."
                 )
             owner.weights.restore()
+            direction, is_clipped = update.gradient, update.is_clipped
             total = direction * share if total is None else total.add_(direction, alpha=share)
         if total is None:
             raise ValueError("closure must be a non-empty list; got an empty one.")
-        return total
+        return Update(total, is_clipped=is_clipped)
 
-    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> TensorList | Update | None:
+    def _drive(self, rule: Rule, shards: Sequence[tuple[Pass, float]]) -> Outcome | None:
         answer: Evaluation | None = None
         while True:
             try:
                 request = rule.send(answer)  # type: ignore[arg-type]  # None starts a generator
             except StopIteration as done:
-                outcome: TensorList | Update | None = done.value
+                outcome: Outcome | None = done.value
                 return outcome
             # What the rule has let go of must not be held here while the next pass fills the memory with activations.
             answer = None
@@ -134,7 +144,9 @@ class Execution:
         self._gradients.before_pass()
         first = id(one) not in self._seen
         self._seen.add(id(one))
-        with _frozen(self._parameters, request.frozen), replayed(self._random, id(one)):
+        # DistributedDataParallel waits for every gradient, wanted or not.
+        frozen = None if torch.distributed.is_initialized() else request.frozen
+        with _frozen(self._parameters, frozen), replayed(self._random, id(one)):
             passed = one.run(request)
         # The first pass over a shard is the one that counts for running statistics.
         if first:
@@ -150,6 +162,8 @@ class Execution:
             return Evaluation(passed.loss, TensorList([]), passed.losses, passed.cotangent)
         gradient = self._gradients.take(1.0 if self._scaler is None else 1.0 / self._scaler.get_scale())
         self._require_finite(passed.loss, gradient)
+        if request.frozen is not None and frozen is None:
+            gradient = gradient.where([not still for still in request.frozen])
         return Evaluation(passed.loss, gradient, passed.losses, passed.cotangent)
 
     def _mean(self, parts: Sequence[tuple[Evaluation, float]]) -> Evaluation:
@@ -221,28 +235,49 @@ class Execution:
 
     # -- finishing --------------------------------------------------------------------------------
 
-    def _finish(self, outcome: TensorList | Update) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         owner = self._owner
+        self._agree()
         owner.weights.restore()
-        update = outcome if isinstance(outcome, Update) else Update(outcome)
+        update = resolved(outcome)
         self._diagnose()
-        direction = self._average_over_ranks(update.gradient)
+        direction = average_over_ranks(owner, update.gradient)
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         self._gradients.put(direction if scale == 1.0 else direction * scale)
         if self._scaler is not None:
             self._scaler.unscale_(owner.base_optimizer)
-        if self._clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
-        with _LearningRate(owner.base_optimizer, update.lr):
+        if not update.is_clipped:
+            owner.clip_gradients()
+        with LearningRate(owner.base_optimizer, update.lr(direction) if callable(update.lr) else update.lr):
             if self._scaler is None:
                 owner.base_optimizer.step()
             else:
                 self._scaler.step(owner.base_optimizer)
+        if update.decoupled is not None:
+            decouple(owner, average_over_ranks(owner, update.decoupled))
         if update.then is not None:
             update.then()
         owner.memory.remember_number("step", owner.t)
         owner.memory.commit()
         self._applied = True
+
+    def _agree(self) -> None:
+        """Stop where another rank has: passes are not in step under ``sync="local"``, so it is asked once, after them.
+
+        Raises:
+            NonFiniteError: there, without a scaler.
+        """
+        if on_every_rank(self._owner, True):
+            return
+        self._told = True
+        if self._scaler is not None:
+            if not self._applied:
+                self._gradients.spoil()  # the scalers of all ranks must do the same
+            raise _SkippedError
+        raise NonFiniteError(
+            f"A loss on another rank is not finite in step {self._number}; the weights are as "
+            f"{'after' if self._applied else 'before'} the step. Lower the learning rate or rho."
+        )
 
     def _skip(self) -> None:
         self._owner.weights.restore()
@@ -264,18 +299,7 @@ class Execution:
         report.cosine = self._first.dot(self._last) / product
 
     def _synchronised(self) -> AbstractContextManager[Any]:
-        model = self._owner.model
-        if self._owner.sync == "local" and hasattr(model, "no_sync"):
-            return model.no_sync()  # type: ignore[union-attr,no-any-return,operator]  # DistributedDataParallel
-        return nullcontext()
-
-    def _average_over_ranks(self, direction: TensorList) -> TensorList:
-        if self._owner.sync != "local" or not torch.distributed.is_initialized():
-            return direction
-        averaged = direction.clone()
-        for tensor in averaged.tensors:
-            torch.distributed.all_reduce(tensor)
-        return averaged.mul_(1.0 / torch.distributed.get_world_size())
+        return without_gradient_averaging(self._owner) if acts_locally(self._owner) else nullcontext()
 
 
 class _Mean:
@@ -312,21 +336,3 @@ def _shard(shards: Sequence[tuple[Pass, float]], index: int, name: str) -> Pass:
             "Give it one closure for each batch."
         )
     return shards[index][0]
-
-
-class _LearningRate:
-    """Sets every group's learning rate for the duration."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: Any) -> None:
-        self._groups, self._lr = optimizer.param_groups, lr
-        self._before: list[Any] = []
-
-    def __enter__(self) -> None:
-        if self._lr is not None:
-            self._before = [group["lr"] for group in self._groups]
-            for group in self._groups:
-                group["lr"] = float(self._lr)
-
-    def __exit__(self, *_: object) -> None:
-        for group, lr in zip(self._groups, self._before, strict=False):
-            group["lr"] = lr

@@ -70,6 +70,12 @@ class Gradients:
             parameter.grad = raw
         self._are_none = False
 
+    def spoil(self) -> None:
+        """Leave an infinite gradient, so that a ``GradScaler`` refuses the step."""
+        self.clear()
+        self._parameters[0].grad = torch.full_like(self._parameters[0], torch.inf).detach()
+        self._are_none = False
+
     def put(self, direction: TensorList) -> None:
         """Set ``.grad`` of every parameter that a pass has reached."""
         for parameter, tensor, reached in zip(self._parameters, direction.tensors, self._reached, strict=True):

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.gradients import Gradients
-from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, StepReport, Update
+from hessprobe.optim.engine.ranks import average_over_ranks
+from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, StepReport
 from hessprobe.optim.engine.tensors import TensorList
+from hessprobe.optim.engine.updates import decouple, resolved
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
@@ -25,8 +28,10 @@ class ManualStep:
         self._gradients = Gradients(optimizer.parameters(), optimizer._fused())
         self._rule = optimizer.rule()
         self._request: At | None = None
-        self._outcome: TensorList | Update | None = None
+        self._outcome: Outcome | None = None
         self._started = False
+        # What the first pass makes of the buffers stays; it lies behind us where its gradient is there already.
+        self._buffers = BufferGuard(optimizer.model)
         optimizer.last = StepReport()
 
     def wants_ascent(self) -> bool:
@@ -40,13 +45,16 @@ class ManualStep:
         name = type(self._owner).__name__
         if not self.wants_ascent() or self._request is None:
             raise RuntimeError(f"{name} wants no further ascend() in this step; call opt.descend().")
-        request = self._request
+        request, counts = self._request, self._owner.last.evaluations == 0
         self._gradients.clear()
+        if not counts:
+            self._buffers.keep_all()
         try:
             with torch.no_grad():
                 self._owner.weights.displace(request.displacement)
             yield
             gradient = self._gradients.take()
+            self._buffers.restore()
         except BaseException:
             self._owner.abandon()
             raise
@@ -54,7 +62,7 @@ class ManualStep:
         self._owner.last.evaluations += 1
         self._send(Evaluation(_unknown(gradient), gradient))
 
-    def descend(self, clip_grad_norm: float | None) -> None:
+    def descend(self) -> None:
         """Hand the rule's gradient to the base optimizer."""
         owner = self._owner
         if self.wants_ascent() or self._outcome is None:
@@ -62,17 +70,20 @@ class ManualStep:
                 f"{type(owner).__name__} wants another evaluation before descend(). "
                 "Write 'while opt.wants_ascent():' above 'with opt.ascend():'."
             )
-        update = self._outcome if isinstance(self._outcome, Update) else Update(self._outcome)
+        with torch.no_grad():
+            update = resolved(self._outcome)
         if update.lr is not None:
             raise RuntimeError(
                 f"{type(owner).__name__} sets its own step size and cannot be stepped by hand; use opt.step(closure)."
             )
-        self._gradients.put(update.gradient)
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(owner.parameters(), clip_grad_norm)
+        self._gradients.put(average_over_ranks(owner, update.gradient))
+        if not update.is_clipped:
+            owner.clip_gradients()
         owner.base_optimizer.step()
-        if update.then is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if update.decoupled is not None:
+                decouple(owner, average_over_ranks(owner, update.decoupled))
+            if update.then is not None:
                 update.then()
         owner.memory.remember_number("step", owner.t)
         owner.memory.commit()

@@ -20,6 +20,7 @@ from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
+from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach
 from hessprobe.optim.engine.weights import Weights
@@ -60,8 +61,8 @@ class SharpnessAware(torch.optim.Optimizer):
         rng: ``"fresh"``, or ``"same"`` to replay the global generators, so that every pass has the same dropout masks.
         accumulate: with a list of closures, ``"global"`` (one displacement from the mean gradient) or
             ``"per_microbatch"`` (one for each closure: m-sharpness).
-        sync: under DistributedDataParallel (give it as ``model``), ``"global"`` or ``"local"`` (every rank displaces
-            along its own gradient, and the resulting directions are averaged).
+        sync: under DistributedDataParallel, ``"global"`` or ``"local"`` (every rank displaces along its own gradient,
+            and what enters the update is averaged); for the latter ``model`` must be the wrapped module.
         foreach: fused arithmetic; by default where it is faster.
         diagnostics: also compute the norms and the cosine of ``last``, for two more reads of the gradients.
         check_finite: refuse a nan or infinite loss before anything changes; by default on a CPU, where that is free.
@@ -130,6 +131,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._trainable: list[Tensor] = []
         self._draws = 0
         self._use_foreach = False
+        self._clip_grad_norm: float | None = None
         self._fill_groups()
 
     @abstractmethod
@@ -165,6 +167,18 @@ class SharpnessAware(torch.optim.Optimizer):
             used.add(rho)
             factors += [_reading(rho * factor)] * count
         return Displacement(direction, factors, is_uniform=len(used) == 1)
+
+    def clipped(self, gradient: TensorList) -> TensorList:
+        """Return ``gradient`` with a norm of at most this step's ``clip_grad_norm``; itself where there is none."""
+        if self._clip_grad_norm is None:
+            return gradient
+        # The factor of torch.nn.utils.clip_grad_norm_.
+        return gradient.times((self._clip_grad_norm / (gradient.norm() + 1e-6)).clamp_max(1.0))
+
+    def clip_gradients(self) -> None:
+        """Clip ``.grad`` of all parameters together by this step's ``clip_grad_norm``."""
+        if self._clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self._clip_grad_norm)
 
     def perturbed(self, vector: TensorList) -> TensorList:
         """Return the part of ``vector`` in groups that are perturbed."""
@@ -214,28 +228,42 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss; or a list of them, one
-                for each shard of the batch. None takes a plain base step on the present gradients, and warns of it
-                once where the rule has never been used (``PlainStepWarning``).
+                for each shard of the batch. None ends a step that ``first_step`` or ``ascend`` has begun; where none
+                is, it takes a plain base step on the present gradients, and warns of it once where the rule has never
+                been used (``PlainStepWarning``).
             loss: forward only, returns the loss with its graph: for rules that evaluate losses or curvature; in place
                 of ``closure`` it is enough by itself.
             scaler: the ``GradScaler`` that the closure scales its loss with; call ``scaler.update()`` after the step.
-            clip_grad_norm: bound > 0 on the norm of the gradient that the base optimizer is given.
+            clip_grad_norm: bound > 0 on the norm of what the base optimizer is given: the rule's direction d, for most
+                rules a combination of gradients at several points, for those that own their update the preconditioned
+                direction. Gradients that only say where to evaluate are not clipped. WSAM and Lookbehind clip several
+                gradients a step, see there.
             weights: of the shards, summing to 1; equal by default.
 
         Raises:
             NonFiniteError: the loss of a pass is nan or infinite (without scaler); the weights are as they were.
+            RuntimeError: a step by hand has been begun, and a closure is given or the rule wants more evaluations.
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
         if closure is None and loss is None:
-            plain_step(self, clip_grad_norm)
+            if self._manual is None:
+                plain_step(self, clip_grad_norm)
+            else:
+                self._end_manual_step(clip_grad_norm)
             return None
-        self.rule_in_use = True
+        if self._manual is not None:
+            raise RuntimeError(
+                "step(closure) must not be called inside a step by hand; got one that first_step() or ascend() has "
+                "begun. End it with second_step() or descend()."
+            )
+        self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
+        require_wrapped(self)
         passes = self._passes(closure, loss, scaler)
         run = Execution(self, passes, shard_shares(weights, len(passes)), scaler)
         self.last = run.report
-        return run.step(clip_grad_norm)
+        return run.step()
 
     def ascend(self) -> AbstractContextManager[None]:
         """For loops written by hand: inside, the weights are displaced; compute the loss and call backward there.
@@ -251,33 +279,37 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def descend(self, *, clip_grad_norm: float | None = None) -> None:
         """Take the step that the evaluations since the last one lead to."""
-        step, self._manual = self._manual_step(), None
-        step.descend(clip_grad_norm)
+        self._manual_step()
+        # By its name: learning-rate schedulers, hooks and trainers count the calls of ``step``.
+        self.step(clip_grad_norm=clip_grad_norm)
 
     def first_step(self, zero_grad: bool = False) -> None:
         """Displace the weights after a first backward: the name that loops written for other packages use.
+
+        A rule with more points wants it after every backward but the last, see ``wants_ascent``.
 
         Args:
             zero_grad: accepted as there; the gradients are cleared in any case.
         """
         del zero_grad
-        self._phase = self._manual_step().ascend()
-        self._phase.__enter__()
+        self._leave_phase()
+        phase = self._manual_step().ascend()
+        phase.__enter__()
+        self._phase = phase
 
-    def second_step(self, zero_grad: bool = False) -> None:
-        """Restore the weights after a second backward and take the step.
+    def second_step(self, zero_grad: bool = False, *, clip_grad_norm: float | None = None) -> None:
+        """Restore the weights after a second backward and take the step; ``step()`` does the same.
 
         Args:
             zero_grad: clear the gradients afterwards.
+            clip_grad_norm: see ``step``.
 
         Raises:
-            RuntimeError: without a ``first_step`` before it, or for a rule that wants more than two gradients.
+            RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
         """
-        phase, self._phase = self._phase, None
-        if phase is None:
+        if self._phase is None:
             raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
-        phase.__exit__(None, None, None)
-        self.descend()
+        self.step(clip_grad_norm=clip_grad_norm)
         if zero_grad:
             self.zero_grad()
 
@@ -305,7 +337,20 @@ class SharpnessAware(torch.optim.Optimizer):
         """Forget a hand-written step that was begun, after putting the weights back."""
         self.weights.restore()
         self.memory.discard()
-        self._manual = None
+        self._manual = self._phase = None
+
+    def _leave_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+    def _end_manual_step(self, clip_grad_norm: float | None) -> None:
+        self._leave_phase()
+        self._clip_grad_norm = clip_grad_norm
+        try:
+            self._manual_step().descend()
+        finally:
+            self.abandon()
 
     def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
         if self.needs_loss and loss is None:

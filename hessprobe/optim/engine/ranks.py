@@ -9,9 +9,62 @@ import torch
 from torch import Tensor
 
 from hessprobe.operators import LinearOperator
+from hessprobe.optim.engine.tensors import TensorList
 
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
+
+
+def acts_locally(optimizer: SharpnessAware) -> bool:
+    """Return whether every rank of several displaces along its own gradient."""
+    if optimizer.sync != "local" or not torch.distributed.is_initialized():
+        return False
+    return bool(torch.distributed.get_world_size() > 1)
+
+
+def require_wrapped(optimizer: SharpnessAware) -> None:
+    """Refuse to act locally where averaging of the gradients cannot be held back.
+
+    Raises:
+        ValueError: ``model`` has no ``no_sync()``.
+    """
+    if acts_locally(optimizer) and not hasattr(optimizer.model, "no_sync"):
+        got = "None" if optimizer.model is None else type(optimizer.model).__name__
+        raise ValueError(
+            f"model must be the DistributedDataParallel module for sync='local'; got {got}. Pass model=ddp_model, the "
+            "one that the closure calls."
+        )
+
+
+def average_over_ranks(optimizer: SharpnessAware, vector: TensorList) -> TensorList:
+    """Return the mean of ``vector`` over ranks that displace locally (``sync="local"``), else itself.
+
+    What enters an update goes through this: ranks would drift apart otherwise.
+    """
+    if not acts_locally(optimizer):
+        return vector
+    averaged = vector.clone()
+    for tensor in averaged.tensors:
+        torch.distributed.all_reduce(tensor)
+    return averaged.mul_(1.0 / torch.distributed.get_world_size())
+
+
+def average_of_numbers(value: Tensor) -> Tensor:
+    """Return the mean over all ranks, however they displace; a rule may ask for it in ``Update.lr`` only."""
+    if not torch.distributed.is_initialized():
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+def on_every_rank(optimizer: SharpnessAware, holds: bool) -> bool:
+    """Return whether ``holds`` is True on all ranks that displace locally: a decision to stop is one of all of them."""
+    if not acts_locally(optimizer):
+        return holds
+    count = torch.tensor(int(holds), device=optimizer.parameters()[0].device)
+    torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MIN)
+    return bool(count)
 
 
 def mean_over_ranks(optimizer: SharpnessAware, value: Tensor) -> Tensor:
@@ -20,11 +73,7 @@ def mean_over_ranks(optimizer: SharpnessAware, value: Tensor) -> Tensor:
     A rule that makes weights of losses, or takes a decision from one, must do so from this: its ranks would drift apart
     otherwise. All ranks must call it as often.
     """
-    if optimizer.sync != "global" or not torch.distributed.is_initialized():
-        return value
-    total = value.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    return average_of_numbers(value) if optimizer.sync == "global" else value
 
 
 class MeanOverRanks(LinearOperator):

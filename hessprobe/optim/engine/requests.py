@@ -101,13 +101,19 @@ class Update:
 
     Attributes:
         gradient: d, handed to the base optimizer at w.
-        then: called after the base step, for a part of the update that must not pass through the base.
-        lr: learning rate of this base step in place of the groups' own; None leaves theirs.
+        decoupled: c, or None: a part of the update that must not pass through the base. After the base step
+            w <- w - lr c, with each group's ``lr``; where ranks displace locally it is averaged as ``gradient`` is.
+        then: called after the base step, for what has no such form. It must do the same on every rank.
+        is_clipped: True where the rule has clipped what ``gradient`` is made of, which is then left as it is.
+        lr: learning rate of this base step in place of the groups' own, or a function of the gradient that the base is
+            given, averaged over the ranks; None leaves theirs.
     """
 
     gradient: TensorList
+    decoupled: TensorList | None = None
     then: Callable[[], None] | None = None
-    lr: Scalar | None = None
+    is_clipped: bool = False
+    lr: Scalar | Callable[[TensorList], Scalar] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,9 @@ class Apply:
     update: Update
 
 
-Rule: TypeAlias = Generator[At | Curvature | Apply, Evaluation, TensorList | Update | None]
+# A function is called when the step is taken, where the bound of ``clip_grad_norm`` is known in loops by hand as well.
+Outcome: TypeAlias = TensorList | Update | Callable[[], Update]
+Rule: TypeAlias = Generator[At | Curvature | Apply, Evaluation, Outcome | None]
 
 
 @dataclass

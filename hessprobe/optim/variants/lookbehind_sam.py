@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.optim.engine import At, Displacement, EngineOptions, Rule, SharpnessAware, TensorList, Update
@@ -57,7 +57,6 @@ class LookbehindSAM(SharpnessAware):
             self.alpha = 1.0
         else:
             self.alpha = checks.real("alpha", alpha, low=0, low_open=True, high=1)
-        self._clip: float | None = None
         if self.sync == "local":
             raise ValueError("sync must be 'global' for LookbehindSAM, which takes k base steps at once; got 'local'.")
 
@@ -76,26 +75,13 @@ class LookbehindSAM(SharpnessAware):
         start = self.weights.original().clone()
         return Update(found[0], then=lambda: self._go_on(start, found[1:]))
 
-    def step(  # type: ignore[override]  # a list of closures as well
-        self, closure: Any = None, *, clip_grad_norm: float | None = None, **options: Any
-    ) -> Tensor | None:
-        """See ``SharpnessAware.step``."""
-        self._clip = clip_grad_norm
-        return super().step(closure, clip_grad_norm=clip_grad_norm, **options)
-
-    def descend(self, *, clip_grad_norm: float | None = None) -> None:
-        """See ``SharpnessAware.descend``."""
-        self._clip = clip_grad_norm
-        super().descend(clip_grad_norm=clip_grad_norm)
-
     def _go_on(self, start: TensorList, gradients: list[TensorList]) -> None:
         parameters = self.parameters()
         first = [p.detach().clone() for p in parameters] if self.is_adaptive else None
         for gradient in gradients:
             for parameter, tensor in zip(parameters, gradient.tensors, strict=True):
                 parameter.grad = None if parameter.grad is None else tensor
-            if self._clip is not None:
-                nn.utils.clip_grad_norm_(parameters, self._clip)
+            self.clip_gradients()
             self.base_optimizer.step()
         for index, (parameter, slow) in enumerate(zip(parameters, start.tensors, strict=True)):
             way = parameter.detach() - slow

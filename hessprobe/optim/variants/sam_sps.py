@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hessprobe import checks
-from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware, Update
-from hessprobe.optim.engine.ranks import mean_over_ranks
+from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware, TensorList, Update
+from hessprobe.optim.engine.ranks import average_of_numbers
 from hessprobe.optim.schedules import Schedule
 
 
@@ -61,9 +62,11 @@ class SAMSPS(SharpnessAware):
         norm = self.perturbed(here.gradient).norm()
         displacement = self.displacement(here.gradient, 1 - self.lam + self.lam / (norm + self.eps))
         there = yield At(displacement)
-        slope = there.gradient
+        excess = there.loss - self.lower - there.gradient.dot(displacement.dense())
+        return Update(there.gradient, lr=lambda slope: self._step_size(excess, slope))
+
+    def _step_size(self, excess: Tensor, slope: TensorList) -> Tensor:
         square = slope.dot(slope)
-        excess = mean_over_ranks(self, there.loss) - self.lower - slope.dot(displacement.dense())
-        size = (excess / square.clamp_min(torch.finfo(square.dtype).tiny)).clamp(0.0, self.gamma_max)
-        self.last.extra["step_size"] = size
-        return Update(slope, lr=size)
+        size = average_of_numbers(excess) / square.clamp_min(torch.finfo(square.dtype).tiny)
+        self.last.extra["step_size"] = size = size.clamp(0.0, self.gamma_max)
+        return size

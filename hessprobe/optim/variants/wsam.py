@@ -19,6 +19,9 @@ class WSAM(SharpnessAware):
         decoupled:  base step with g, then w <- w - lr a (g_t - g)
         coupled:    base step with (1 - a) g + a g_t
 
+    ``clip_grad_norm`` bounds g and g_t, each by itself, as in the authors' code: a step of plain SGD is at most
+    lr (1 + 2 a) clip_grad_norm long decoupled, and lr (|1 - a| + a) clip_grad_norm coupled.
+
     Two gradients a step. gamma = 1/2 coupled is SAM, gamma = 0 the base optimizer.
 
     Args:
@@ -49,12 +52,11 @@ class WSAM(SharpnessAware):
         """See the class."""
         here = yield At()
         there = yield At(self.ascent(here.gradient))
-        alpha, sharpness = self.gamma / (1 - self.gamma), there.gradient - here.gradient
-        if not self.decouple:
-            return here.gradient + sharpness * alpha
-        return Update(here.gradient, then=lambda: self._regularize(sharpness, alpha))
+        return lambda: self._update(here.gradient, there.gradient)
 
-    def _regularize(self, sharpness: TensorList, alpha: float) -> None:
-        rates = self.group_values("lr")
-        for weight, term, lr in zip(self.parameters(), sharpness.tensors, rates, strict=True):
-            weight.add_(term, alpha=-float(lr) * alpha)
+    def _update(self, first: TensorList, second: TensorList) -> Update:
+        slope, alpha = self.clipped(first), self.gamma / (1 - self.gamma)
+        sharpness = (self.clipped(second) - slope) * alpha
+        if self.decouple:
+            return Update(slope, decoupled=sharpness, is_clipped=True)
+        return Update(slope + sharpness, is_clipped=True)

@@ -360,6 +360,8 @@ ROWS = [
         lookbehind,
         {"k": 3},
         evaluations=4,
+        clip_factor=0.5 * 3,
+        clip_is_reached=False,
         base_at_rho_zero_arguments={"k": 1, "alpha": 1.0},
     ),
     Row(
@@ -368,6 +370,8 @@ ROWS = [
         lookbehind_adaptive,
         {"k": 2, "alpha": "adaptive"},
         evaluations=3,
+        clip_factor=2.0,
+        clip_is_reached=False,
         base_at_rho_zero=False,
     ),
     # Whatever rho is, gradients at y and on the batch before enter the step.

@@ -47,8 +47,15 @@ def stable_usam(flat: Flat, w: Tensor) -> Tensor:
 ROWS = [
     Row("sam", "sam", sam, {}),
     Row("gsam", "gsam", gsam, {"alpha": 0.4}),
-    Row("wsam-coupled", "wsam", wsam_coupled, {"gamma": 0.8, "decouple": False}),
-    Row("wsam", "wsam", wsam_decoupled, {"gamma": 0.8}),
+    Row(
+        "wsam-coupled",
+        "wsam",
+        wsam_coupled,
+        {"gamma": 0.8, "decouple": False},
+        clip_factor=3.0 + 4.0,
+        clip_is_reached=False,
+    ),
+    Row("wsam", "wsam", wsam_decoupled, {"gamma": 0.8}, clip_factor=1.0 + 2 * 4.0, clip_is_reached=False),
     Row("vasso", "vasso", vasso, {"theta": 0.4}),
     Row("stable-sam", "stable-sam", stable_sam, {}),
     Row("stable-usam", "stable-sam", stable_usam, {"normalize": False}, rho=0.3, scale_invariant=False),

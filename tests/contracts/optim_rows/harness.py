@@ -40,8 +40,8 @@ def build(row: Row, module: nn.Module, base: str = "sgd", two: bool = False, **o
 class Closures:
     """The closures of step ``t`` on ``module``, counting their calls; ``scale`` multiplies the loss."""
 
-    def __init__(self, module: nn.Module, t: int, scale: float = 1.0) -> None:
-        self.module, self.scale = module, scale
+    def __init__(self, module: nn.Module, t: int, scale: float = 1.0, scaler: Any = None) -> None:
+        self.module, self.scale, self.scaler = module, scale, scaler
         self.x, self.y = batch(t)
         self.backwards, self.forwards = 0, 0
 
@@ -49,8 +49,11 @@ class Closures:
         self.backwards += 1
         self.module.zero_grad()
         loss = self.scale * criterion(self.module(self.x), self.y)
-        loss.backward()
+        self._scaled(loss).backward()
         return loss
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def loss(self) -> Tensor:
         self.forwards += 1
@@ -69,7 +72,7 @@ class Closures:
             def closure() -> Tensor:
                 self.module.zero_grad()
                 loss = self.scale * criterion(self.module(self.x[rows]), self.y[rows])
-                loss.backward()
+                self._scaled(loss).backward()
                 return loss
 
             return closure
@@ -79,7 +82,7 @@ class Closures:
 
 def step(optimizer: Any, module: nn.Module, t: int, scale: float = 1.0, **options: Any) -> Tensor:
     """Take step ``t`` with the closure that the optimizer's kind asks for."""
-    closures = Closures(module, t, scale)
+    closures = Closures(module, t, scale, options.get("scaler"))
     if optimizer.needs_loss:
         options["loss"] = closures.loss
     if optimizer.closure_kind == "per-sample":

@@ -47,6 +47,8 @@ class Row:
         still_at_lr_zero: with lr = 0 (and no weight decay) nothing moves.
         single_group: its parameters cannot be split into groups.
         needs_model: it is given ``model=``.
+        clip_factor: greatest length of a step of SGD with lr 1, in units of a small ``clip_grad_norm``.
+        clip_is_reached: a step is as long as that; else it is no longer.
         evaluates_after_step: its last pass is at the weights that the step leads to.
     """
 
@@ -63,6 +65,8 @@ class Row:
     still_at_lr_zero: bool = True
     single_group: bool = False
     needs_model: bool = False
+    clip_factor: float = 1.0
+    clip_is_reached: bool = True
     evaluates_after_step: bool = False
 
 

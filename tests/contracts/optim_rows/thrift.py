@@ -333,6 +333,7 @@ ROWS = [
         {"lam": 0.7, "lower": 0.7, "gamma_max": 2.0, "weight_decay": 0.01},
         rho=0.1,
         still_at_lr_zero=False,
+        clip_factor=2.0,  # its step size, gamma_max
         **ALONE,
     ),
     Row(

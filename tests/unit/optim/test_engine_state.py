@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from hessprobe.optim import GSAM, SAM, WSAM, VaSSO
+from hessprobe.optim import GAM, GSAM, SAM, WSAM, MomentumSAM, VaSSO
 
 
 def closure_of(module, optimizer, x, y, scaler=None):
@@ -253,6 +255,87 @@ class TestByHand:
         assert all(p.grad is None for p in two.parameters())
         with pytest.raises(RuntimeError, match=r"second_step\(\) must follow first_step\(\)"):
             phased.second_step()
+
+    @pytest.mark.parametrize("end", ["second_step", "step", "descend"])
+    @pytest.mark.parametrize("make", [SAM, GAM], ids=lambda c: c.__name__)
+    def test_however_a_phase_ends_the_step_is_taken(self, make, end):
+        x, y = data()
+        one, two = self.network(), self.network()
+        optimizer = make(torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9), rho=0.2)
+        phased = make(torch.optim.SGD(two.parameters(), lr=0.1, momentum=0.9), rho=0.2)
+        for _ in range(3):
+            optimizer.step(closure_of(one, optimizer, x, y), clip_grad_norm=0.05)
+            phased.zero_grad()
+            nn.functional.cross_entropy(two(x), y).backward()
+            for _ in range(optimizer.last.evaluations - 1):
+                phased.first_step()
+                nn.functional.cross_entropy(two(x), y).backward()
+            getattr(phased, end)(clip_grad_norm=0.05)
+            assert torch.equal(weights(one), weights(two))
+
+    def test_a_phase_that_ends_too_early_or_in_a_closure_is_refused(self):
+        x, y = data()
+        module = self.network()
+        optimizer = GAM(torch.optim.SGD(module.parameters(), lr=0.1), rho=0.2)
+        before = weights(module)
+        nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.first_step()
+        nn.functional.cross_entropy(module(x), y).backward()
+        with pytest.raises(RuntimeError, match=r"must not be called inside a step by hand; .* second_step\(\)"):
+            optimizer.step(closure_of(module, optimizer, x, y))
+        with pytest.raises(RuntimeError, match="GAM wants another evaluation before descend"):
+            optimizer.step()
+        assert torch.equal(weights(module), before)
+        optimizer.step(closure_of(module, optimizer, x, y))
+        assert not torch.equal(weights(module), before)
+
+    @pytest.mark.parametrize("on_base", [False, True])
+    def test_schedulers_and_hooks_see_the_step(self, on_base):
+        x, y = data()
+        module = self.network()
+        optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.1), rho=0.2)
+        seen = []
+        optimizer.register_step_post_hook(lambda *_: seen.append(1))
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer.base_optimizer if on_base else optimizer, 1)
+        nn.functional.cross_entropy(module(x), y).backward()
+        with optimizer.ascend():
+            nn.functional.cross_entropy(module(x), y).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.descend()
+            schedule.step()
+        assert seen == [1]
+
+    @pytest.mark.parametrize("momentum", [0.1, None])
+    @pytest.mark.parametrize("phases", [False, True])
+    def test_statistics_are_updated_once(self, momentum, phases):
+        x, y = data()
+        module = TestBuffers().network(momentum)
+        optimizer = GAM(torch.optim.SGD(module.parameters(), lr=0.3), rho=1.0, model=module)
+        for _ in range(3):
+            plain = copy.deepcopy(module)
+            plain(x)
+            nn.functional.cross_entropy(module(x), y).backward()
+            for _ in range(3):
+                if phases:
+                    optimizer.first_step()
+                with nullcontext() if phases else optimizer.ascend():
+                    nn.functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+            for name, buffer in plain.named_buffers():
+                assert torch.equal(dict(module.named_buffers())[name], buffer), name
+
+    def test_statistics_of_the_only_pass_stay(self):
+        x, y = data()
+        module = TestBuffers().network(0.1)
+        base = torch.optim.SGD(module.parameters(), lr=0.3, momentum=0.9)
+        optimizer = MomentumSAM(base, rho=1.0, model=module)
+        optimizer.step(closure_of(module, optimizer, x, y))
+        before = [buffer.clone() for buffer in module.buffers()]
+        with optimizer.ascend():
+            nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.descend()
+        assert not any(torch.equal(old, new) for old, new in zip(before, module.buffers(), strict=True))
 
 
 class TestShardsOfABatch:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.optim import GSAM, SAM, Cosine, LikeLr, Linear, VaSSO
+from hessprobe.optim import GSAM, SAM, WSAM, AsyncSAM, Cosine, LikeLr, Linear, VaSSO
 
 X = torch.linspace(-1, 1, 24, dtype=torch.float64).view(8, 3)
 Y = torch.arange(8) % 2
@@ -131,6 +131,52 @@ def test_clipping_bounds_the_final_direction():
     assert float((weights(module) - before).norm()) == pytest.approx(0.01, rel=1e-4)
 
 
+@pytest.mark.parametrize(("decouple", "bound"), [(True, 0.19), (False, 0.17)])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_wsam_clips_both_of_its_gradients(decouple: bool, bound: float, by_hand: bool):
+    module = network()
+    optimizer = WSAM(torch.optim.SGD(module.parameters(), lr=1.0), rho=0.5, decouple=decouple)
+    w, closure = weights(module), closure_of(module, optimizer)
+    closure()
+    g = clipped(gradient(module))
+    closure()
+    if by_hand:
+        with optimizer.ascend():
+            closure()
+            gt = clipped(gradient(module))
+        optimizer.descend(clip_grad_norm=0.01)
+    else:
+        e = 0.5 * gradient(module) / gradient(module).norm()
+        other = network()
+        nn.utils.vector_to_parameters(w + e, other.parameters())
+        closure_of(other, torch.optim.SGD(other.parameters(), lr=1.0))()
+        gt = clipped(gradient(other))
+        optimizer.zero_grad()
+        optimizer.step(closure, clip_grad_norm=0.01)
+    moved = w - weights(module)
+    torch.testing.assert_close(moved, g + 9.0 * (gt - g), rtol=0, atol=1e-5)
+    assert 0.01 < float(moved.norm()) < bound
+
+
+def gradient(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in module.parameters()])
+
+
+def clipped(vector: torch.Tensor) -> torch.Tensor:
+    return 0.01 * vector / vector.norm()
+
+
+def test_a_remembered_gradient_is_not_the_one_left_in_grad():
+    module = network()
+    optimizer = AsyncSAM(sgd(module), ascent="descent")
+    optimizer.step(closure_of(module, optimizer))
+    kept = [optimizer.state[p]["sam_past"].clone() for p in module.parameters()]
+    assert all(value.any() for value in kept)
+    optimizer.zero_grad(set_to_none=False)
+    for parameter, value in zip(module.parameters(), kept, strict=True):
+        assert torch.equal(optimizer.state[parameter]["sam_past"], value)
+
+
 class TestShards:
     def test_global_accumulation_is_the_whole_batch(self):
         whole, parts = network(), network()
@@ -220,6 +266,10 @@ class TestSchedules:
     def test_a_run_longer_than_the_schedule_is_refused(self):
         with pytest.raises(ValueError, match="The rho schedule must cover the run; got steps=2 and this is step 3"):
             self.run(Linear(0.1, 0.2, steps=2), 3)
+
+    def test_the_radius_lies_between_its_ends_as_the_rate_does_between_its_own(self):
+        schedule = LikeLr(0.4, 0.1, lr_max=0.5, lr_min=0.1)
+        assert [schedule(1, lr) for lr in (0.5, 0.2, 0.1)] == pytest.approx([0.4, 0.175, 0.1])
 
     def test_follows_the_learning_rate_and_resumes(self):
         def make():
