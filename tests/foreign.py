@@ -11,6 +11,9 @@ from torch.func import functional_call
 def dense_hessian(model, loss, names=None):
     """The Hessian of ``loss(model)`` in float64 by the chosen parameters (all), flat in their order."""
     model = model.double().eval()
+    if hasattr(model, "set_attn_implementation"):
+        # The others have no second derivative outside hessprobe.
+        model.set_attn_implementation("eager")
     chosen = {n: p.detach() for n, p in model.named_parameters() if names is None or n in names}
     rest = {n: p.detach() for n, p in model.named_parameters() if n not in chosen}
     flat = torch.cat([p.reshape(-1) for p in chosen.values()])

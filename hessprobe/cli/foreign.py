@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,9 +13,9 @@ from hessprobe import checks
 from hessprobe.cli import code
 from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.errors import CheckpointError, HessprobeError
-from hessprobe.models import build, data, fitting
+from hessprobe.models import build, data, fitting, pretrained
 from hessprobe.models.examples import Examples
-from hessprobe.models.files import read_contents
+from hessprobe.models.files import Contents, read_contents, weight_files
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import LOSSES, Opening
 from hessprobe.models.spec import ZOO, ModelSpec, parse_spec
@@ -34,8 +35,11 @@ def spec_of(source: Source) -> ModelSpec | None:
     Raises:
         UsageError: it cannot be read.
     """
-    with as_usage():
-        return None if source.model is None else parse_spec(source.model)
+    if source.model is not None:
+        with as_usage():
+            return parse_spec(source.model)
+    kind = None if source.checkpoint is None else pretrained.kind_of_folder(source.checkpoint)
+    return None if kind is None else ModelSpec(f"{kind}:{source.checkpoint}", kind, str(source.checkpoint))
 
 
 def is_own(spec: ModelSpec, source: Source) -> bool:
@@ -74,6 +78,8 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
     """
     if source.data is None:
         raise UsageError(f"--data must be given with --model {spec.text}; got none. Choose {data.KINDS}.")
+    if spec.kind in ("transformers", "peft"):
+        return _open_pretrained(spec, source)
     with as_usage():
         examples = data.load(source.data, source.opening)
         model = _model(spec, examples)
@@ -92,6 +98,32 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
     return Opened(model.eval(), spec.text, examples, _loss(source.opening), origin, notes)
 
 
+def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
+    path, opening = source.checkpoint, source.opening
+    other = path is not None and Path(path).resolve() != Path(spec.name).resolve()
+    # A folder of the same library holds a network of its own; of any other file the weights alone are taken.
+    folder = str(path) if other and pretrained.kind_of_folder(str(path)) == spec.kind else spec.name
+    loose = other and folder == spec.name
+    origin: dict[str, Any] = {}
+    with as_usage():
+        build.only_arguments(spec, ("base",) if spec.kind == "peft" else ())
+        if spec.kind == "peft":
+            base = spec.arguments.get("base")
+            model, task, notes = pretrained.open_adapter(folder, opening.task, None if base is None else str(base))
+        else:
+            model, task, notes = pretrained.open_pretrained(folder, opening.task, weights=not loose)
+    if loose:
+        placed, origin = _placed(model, str(path), opening.key)
+        notes = (*notes, *placed)
+    else:
+        files = weight_files(folder)
+        digest = Contents(Path(folder), "", None, files).sha256() if files else ""
+        origin = {"path": folder, "sha256": digest, "format": f"{spec.kind} folder"}
+    with as_usage():
+        examples = data.load_for(model, spec.name, task, str(source.data), opening)
+    return Opened(model.eval(), spec.text, examples, _loss(opening), origin, (*notes, f"task: {task}"))
+
+
 def _model(spec: ModelSpec, examples: Any) -> nn.Module:
     if spec.kind == "torchvision":
         return build.build_torchvision(spec)
@@ -102,8 +134,6 @@ def _model(spec: ModelSpec, examples: Any) -> nn.Module:
         return _of_user(factory, spec, spec.place)
     if spec.kind == "module":
         return _of_user(code.function_of_module("--model", spec.place, spec.name), spec, "")
-    if spec.kind != ZOO:
-        raise HessprobeError(f"--model {spec.text} cannot be opened yet.")
     checks.one_of("model", spec.name, zoo.REGISTRY)
     implied = getattr(examples, "implied_arguments", {})
     return zoo.build_model(spec.name, zoo.complete_arguments(spec.name, spec.arguments, implied))

@@ -152,7 +152,7 @@ def _open(source: Source) -> Checkpoint | Opened:
     if path is not None:
         if not Path(path).is_dir() and _is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
-        if source.data is None:
+        if source.data is None and source.model is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if foreign.is_own(spec, source):
             checkpoint, notes = foreign.open_own(spec, source)

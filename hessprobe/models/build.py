@@ -38,10 +38,11 @@ def require(library: str, what: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == library
+        package = library.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
         reason = "which is not installed" if missing else f"which cannot be imported here ({error})"
         raise UnsupportedError(
-            f"{what} needs the package {library}, {reason}. Install it with: pip install {_INSTALL[library]}"
+            f"{what} needs the package {package}, {reason}. Install it with: pip install {_INSTALL[package]}"
         ) from error
 
 
@@ -84,6 +85,18 @@ def construct(factory: Any, spec: ModelSpec, *positional: Any, **fixed: Any) -> 
             f"--model {spec.text} must make a torch.nn.Module; got {type(model).__name__}. Return the network."
         )
     return model
+
+
+def only_arguments(spec: ModelSpec, known: tuple[str, ...]) -> None:
+    """Refuse arguments of a specification that are not known.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for key in spec.arguments:
+        if key not in known:
+            mend = f"Known is {', '.join(known)}." if known else "It takes none: its folder says everything."
+            raise ValueError(f"--model {spec.text} has no argument {key!r}. {mend}")
 
 
 def _require_arguments(factory: Any, spec: ModelSpec) -> None:

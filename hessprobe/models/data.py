@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
+from hessprobe import checks
 from hessprobe.errors import DataError
-from hessprobe.models import tables
+from hessprobe.models import language, rows, tables
 from hessprobe.models.examples import Examples
 from hessprobe.models.opening import Opening
 from hessprobe.training.datasets import KINDS as DATA_SETS
 from hessprobe.training.datasets import DataSet, load_dataset
 
-KINDS = "npz:FILE, csv:FILE, FOLDER of class folders, " + ", ".join(DATA_SETS.values())
+KINDS = "npz:FILE, csv:FILE, jsonl:FILE, FOLDER of class folders, " + ", ".join(DATA_SETS.values())
 _TABLES = {"npz": tables.load_npz, "csv": tables.load_csv}
+_ENDINGS = {".txt": "text", ".md": "text", ".json": "jsonl"}
 
 
 def is_data_set(name: str) -> bool:
@@ -41,11 +45,35 @@ def load(name: str, opening: Opening) -> Examples | DataSet:
     return load_dataset(f"{kind}{colon}{rest}")
 
 
+def load_for(model: nn.Module, folder: str, task: str, name: str, opening: Opening) -> Examples:
+    """Return labelled examples as a network of transformers takes them.
+
+    Args:
+        model: the network.
+        folder: where its tokenizer is, unless ``opening`` names another.
+        task: one of ``TASKS``.
+        name: ``text:FILE``, ``jsonl:FILE``, ``csv:FILE`` or ``hf:PATH[:split]``.
+        opening: columns, tokenizer, context, packing.
+
+    Raises:
+        ValueError: another kind, or an option outside its range.
+        DataError: the path is missing, or what is there cannot be used.
+        CheckpointError: there is no tokenizer.
+    """
+    kind, _, rest = _kind(name)
+    checks.one_of(f"data for the task {task}: KIND", kind, rows.KINDS)
+    found = rows.read_rows(kind, rest, name)
+    needed = language.needs_tokens(found)
+    reader = language.open_reader(model.config, folder, task, opening, needed=needed)
+    return language.read_examples(found, reader)
+
+
 def _kind(name: str) -> tuple[str, str, str]:
     kind, colon, rest = name.partition(":")
     path = Path(name).expanduser()
     if path.is_dir() and kind not in DATA_SETS:
         return "image-folder", ":", name
-    if path.is_file() and path.suffix[1:] in _TABLES:
-        return path.suffix[1:], ":", name
+    ending = _ENDINGS.get(path.suffix, path.suffix[1:])
+    if path.is_file() and ending in (*_TABLES, *rows.KINDS):
+        return ending, ":", name
     return kind, colon, rest
