@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hessprobe.cli import options
-from hessprobe.cli.failures import QuotedError, UsageError, as_usage
-from hessprobe.errors import HessprobeError
+from hessprobe.cli import code, foreign
+from hessprobe.cli.failures import UsageError, as_usage, say
+from hessprobe.errors import CheckpointError, HessprobeError
+from hessprobe.models.opened import Opened
+from hessprobe.models.opening import AS_FOUND, Opening
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
     RISK_BATCH_SIZE,
     WHOSE_WEIGHTS,
     Checkpoint,
     file_sha256,
-    foreign_checkpoint,
     is_checkpoint,
     load_checkpoint,
 )
@@ -37,6 +35,8 @@ class Source:
         objective: ``file.py:function``, or None.
         model: model of plain weights, or None.
         data: data of plain weights, or None.
+        opening: how files of other libraries are read.
+        quiet: keeps what a reader should know of such a file to the record.
         split, examples, batch_size, params, batchnorm, seed, device, dtype: as in ``Checkpoint.risk``; None where the
             user left the choice to the program.
     """
@@ -53,6 +53,8 @@ class Source:
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    opening: Opening = AS_FOUND
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,25 @@ def load_subject(source: Source) -> Subject:
     """
     if source.objective is not None:
         return _from_objective(source)
-    if not source.checkpoint:
-        raise UsageError("CKPT must be given; got none. Name a checkpoint, or pass --objective file.py:function.")
-    checkpoint = _open(source)
+    opened = _open(source)
+    if isinstance(opened, Opened):
+        return _from_foreign(opened, source)
     split = source.split or "train"
     with as_usage():
-        risk = checkpoint.risk(
-            split,
-            source.examples,
-            source.batch_size or RISK_BATCH_SIZE,
-            list(source.params) or None,
-            dtype=None if source.dtype is None else getattr(torch, source.dtype),
-            device=resolve_device(source.device),
-            batchnorm=source.batchnorm or "eval",
-            seed=source.seed,
+        risk = opened.risk(
+            split, source.examples, source.batch_size or RISK_BATCH_SIZE, seed=source.seed, **_measured(source)
         )
     described = risk.describe()
     data = {
-        "name": checkpoint.data.name,
-        "sha256": checkpoint.data.sha256,
+        "name": opened.data.name,
+        "sha256": opened.data.sha256,
         "split": split,
         "fingerprint": risk.fingerprint(),
         **described,
     }
     count = described.get("examples", source.examples)
-    title = f"{source.checkpoint}: {checkpoint.model_name}, {risk.dim:,} parameters, {count} examples ({split})"
-    return Subject(risk, title, describe_checkpoint(checkpoint), data)
+    title = f"{source.checkpoint}: {opened.model_name}, {risk.dim:,} parameters, {count} examples ({split})"
+    return Subject(risk, title, describe_checkpoint(opened), data)
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,19 +138,75 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def _open(source: Source) -> Checkpoint:
-    path = str(source.checkpoint)
-    if source.model is None and source.data is None:
+def _open(source: Source) -> Checkpoint | Opened:
+    path = source.checkpoint
+    spec = foreign.spec_of(source)
+    if spec is None:
+        if not path:
+            raise UsageError("CKPT must be given; got none. Name a checkpoint, or pass --objective file.py:function.")
+        if source.data is not None:
+            raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
         return load_checkpoint(path)
-    if is_checkpoint(path):
-        raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
-    if source.model is None or source.data is None:
-        raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
-    name, arguments = options.parse_model(source.model)
+    if path is not None:
+        if not Path(path).is_dir() and _is_own_file(path):
+            raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
+        if source.data is None and source.model is not None:
+            raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
+        if foreign.is_own(spec, source):
+            checkpoint, notes = foreign.open_own(spec, source)
+            _tell(source, notes)
+            return checkpoint
+    return foreign.open_foreign(spec, source)
+
+
+def _is_own_file(path: str) -> bool:
+    require_file(path)
+    try:
+        return is_checkpoint(path)
+    except CheckpointError:
+        # Whatever it is: reading it as weights says so.
+        return False
+
+
+def _from_foreign(opened: Opened, source: Source) -> Subject:
     with as_usage():
-        return foreign_checkpoint(path, name, arguments, source.data)
+        risk, said = opened.risk(
+            split=source.split,
+            examples=source.examples,
+            batch_size=source.batch_size,
+            seed=source.seed,
+            **_measured(source),
+        )
+    notes = (*opened.notes, *said)
+    _tell(source, notes)
+    described, split = risk.describe(), source.split or foreign.default_split(opened)
+    data = {
+        "name": source.data,
+        "split": split,
+        "fingerprint": risk.fingerprint(),
+        **described,
+        "notes": [*notes, *described["notes"]],
+    }
+    where = source.checkpoint or opened.name
+    model = "" if where == opened.name else f"{opened.name}, "
+    title = f"{where}: {model}{risk.dim:,} parameters, {risk.n_examples} examples ({split})"
+    return Subject(risk, title, foreign.describe(opened, source.checkpoint, risk.dim), data)
+
+
+def _measured(source: Source) -> dict[str, Any]:
+    return {
+        "params": list(source.params) or None,
+        "dtype": None if source.dtype is None else getattr(torch, source.dtype),
+        "device": resolve_device(source.device),
+        "batchnorm": source.batchnorm or "eval",
+    }
+
+
+def _tell(source: Source, notes: tuple[str, ...]) -> None:
+    for note in () if source.quiet else notes:
+        say(f"note: {note}")
 
 
 def _from_objective(source: Source) -> Subject:
@@ -164,7 +215,7 @@ def _from_objective(source: Source) -> Subject:
     if given:
         raise UsageError(f"{', '.join(given)} cannot go with --objective. Decide it inside the function.")
     path, _, name = str(source.objective).rpartition(":")
-    function = _function(path, name)
+    function = code.function_of_file("--objective", path, name)
     takes_checkpoint = bool(inspect.signature(function).parameters)
     if takes_checkpoint and source.checkpoint is None:
         raise UsageError(f"CKPT must be given: {name} of {path} takes its path; got none.")
@@ -175,7 +226,7 @@ def _from_objective(source: Source) -> Subject:
     except HessprobeError:
         raise
     except Exception as error:
-        raise _failed(f"{source.objective} failed", path, error) from error
+        raise code.failed(f"{source.objective} failed", path, error) from error
     if not isinstance(risk, EmpiricalRisk):
         raise HessprobeError(f"{source.objective} must return an EmpiricalRisk; got {type(risk).__name__}.")
     title = f"{source.objective}: {risk.dim:,} parameters"
@@ -184,40 +235,3 @@ def _from_objective(source: Source) -> Subject:
         checkpoint = {"path": source.checkpoint, "sha256": file_sha256(source.checkpoint)}
     origin = {"objective": source.objective, "objective_sha256": file_sha256(path)}
     return Subject(risk, title, checkpoint, {**origin, "fingerprint": risk.fingerprint(), **risk.describe()})
-
-
-def _function(path: str, name: str) -> Any:
-    if not (path and name):
-        raise UsageError("--objective must be FILE.py:FUNCTION; got no ':'. For example: --objective risks.py:make.")
-    if not Path(path).is_file():
-        # As of a checkpoint: a file that is missing is a failure of the work.
-        raise HessprobeError(f"--objective must name an existing file; got {path!r}. Check the path.")
-    module_name = f"_hessprobe_objective_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--objective must name a Python file (.py); got {path!r}.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name while the file runs; its neighbours can be imported.
-    sys.modules[module_name] = module
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise _failed(f"{path} failed to load", path, error) from error
-    finally:
-        sys.path.pop(0)
-    functions = tuple(key for key, value in vars(module).items() if callable(value))
-    if name not in functions:
-        raise UsageError(f"{path} has no function {name!r}.{options.nearest(name, functions)}")
-    return getattr(module, name)
-
-
-def _failed(what: str, path: str, error: Exception) -> QuotedError:
-    """Return the failure of the user's file at ``path``, with the innermost line of the user's own code."""
-    folder = Path(path).resolve().parent
-    own = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).resolve().parent == folder]
-    place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else None
-    place = (own[-1].filename, own[-1].lineno) if place is None and own else place
-    where = f" at {place[0]}:{place[1]}" if place else ""
-    name = type(error).__name__
-    return QuotedError(f"{what}{where}: {name}: {str(error).rstrip('.')}. --debug shows the traceback.")

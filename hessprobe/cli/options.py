@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hessprobe.cli.failures import UsageError
+from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.measures import NAMES, UNIVERSAL
+from hessprobe.models.spec import parse_pairs
 from hessprobe.report.figures.style import NARROWEST, STYLES, WIDEST
 
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
@@ -111,11 +111,21 @@ ObjectiveSpec = Annotated[
 ForeignModel = Annotated[
     str | None,
     _option(
-        "--model", metavar="NAME[:k=v,..]", help="Model of a plain state_dict, e.g. mlp:hidden=128-64.", panel=_INPUT
+        "--model",
+        metavar="SPEC",
+        help="Model of weights from elsewhere: mlp:hidden=128-64 of hessprobe, torchvision:NAME, timm:NAME, "
+        "transformers:FOLDER, peft:FOLDER, package.module:factory or file.py:factory, these with ?key=value&...",
+        panel=_INPUT,
     ),
 ]
 ForeignData = Annotated[
-    str | None, _option("--data", metavar="NAME", help="Data of a plain state_dict, e.g. digits.", panel=_INPUT)
+    str | None,
+    _option(
+        "--data",
+        metavar="SPEC",
+        help="Data of weights from elsewhere: a name such as digits, npz:FILE, csv:FILE, or a folder of class folders.",
+        panel=_INPUT,
+    ),
 ]
 PerLayer = Annotated[bool, _option("--per-layer", help="Also measure each parameter tensor's part.", panel=_INPUT)]
 K = Annotated[
@@ -255,14 +265,9 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UsageError: an argument without ``=``.
     """
-    name, _, rest = text.partition(":")
-    arguments: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        if not (key.strip() and equals):
-            raise UsageError(f"--model must be NAME or NAME:key=value,...; got {item!r} in {text!r}.")
-        arguments[key.strip()] = _parse_value(value.strip())
-    return name, arguments
+    name, _, listed = text.partition(":")
+    with as_usage():
+        return name, parse_pairs(text, listed, ",", "NAME or NAME:key=value,...")
 
 
 def check_outputs(**paths: str | None) -> None:
@@ -288,12 +293,3 @@ def check_outputs(**paths: str | None) -> None:
                 outputs.check(name, path)
             except ValueError as error:
                 raise UsageError(str(error)) from error
-
-
-def _parse_value(text: str) -> Any:
-    if re.fullmatch(r"\d+(-\d+)+", text):
-        return [int(part) for part in text.split("-")]
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except ValueError:
-        return text

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessprobe import report
 from hessprobe.cli import failures, render
+from hessprobe.cli.opening import arguments_of
 from hessprobe.cli.remarks import engines
 from hessprobe.cli.wording import flag_sentence
 from hessprobe.estimate import Estimate
@@ -55,7 +56,7 @@ def record_of(request: Request, subject: Subject, outcome: Outcome) -> dict[str,
     return report.build_record(
         "sharpness",
         [row_of(reading, request.confidence) for reading in outcome.readings],
-        arguments={**asdict(request), "kind": list(request.kinds), "rho": list(request.radii)},
+        arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},
         seed=request.seed,
         device=subject.risk.device,
         checkpoint=subject.checkpoint,

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hessprobe.cli import options
 from hessprobe.cli.failures import as_usage
+from hessprobe.cli.opening import check_opening
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Source
     from hessprobe.measures import MeasureSettings
+    from hessprobe.models.opening import Opening
 
 _CHOICES = {"split": options.SPLITS, "batchnorm": options.BATCHNORMS, "dtype": options.DTYPES}
 _SMALLEST = {"examples": 1, "batch_size": 1, "seed": 0}
@@ -22,6 +24,8 @@ class Asked(Protocol):
     def params(self) -> list[str] | None: ...  # noqa: D102  # a field
     @property
     def memory(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def opening(self) -> Opening: ...  # noqa: D102  # a field
 
 
 def check_source(request: Asked) -> None:
@@ -37,6 +41,7 @@ def check_source(request: Asked) -> None:
     for name, minimum in _SMALLEST.items():
         options.at_least(f"--{name.replace('_', '-')}", getattr(request, name), minimum)
     options.parse_memory(request.memory)
+    check_opening(request.opening)
 
 
 def source_of(request: Asked, checkpoint: str | None) -> Source:
@@ -48,7 +53,19 @@ def source_of(request: Asked, checkpoint: str | None) -> Source:
     """
     from hessprobe.cli.load import Source
 
-    alike = ("objective", "model", "data", "split", "examples", "batch_size", "batchnorm", "seed", "device", "dtype")
+    alike = (
+        "objective",
+        "model",
+        "data",
+        "split",
+        "examples",
+        "batch_size",
+        "batchnorm",
+        "seed",
+        "device",
+        "dtype",
+        "opening",
+    )
     given = {name: getattr(request, name) for name in alike}
     return Source(checkpoint=checkpoint, params=tuple(request.params or ()), **given)
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def foreign_checkpoint(path: str | Path, model_name: str, model_arguments: Mapping[str, Any], data: str) -> Checkpoint:
+def foreign_checkpoint(
+    path: str | Path,
+    model_name: str,
+    model_arguments: Mapping[str, Any],
+    data: str,
+    place: Callable[[nn.Module], None] | None = None,
+) -> Checkpoint:
     """Return a plain state_dict as a checkpoint of a model and data named by the caller.
 
     Args:
@@ -207,6 +213,7 @@ def foreign_checkpoint(path: str | Path, model_name: str, model_arguments: Mappi
         model_name: a name in the model zoo.
         model_arguments: those that differ from what the data and the defaults imply.
         data: name of a data set.
+        place: copies the weights into the model, from wherever they stand in the file; by default they are all of it.
 
     Raises:
         CheckpointError: the file is missing, damaged, or its weights do not fit the model.
@@ -219,7 +226,10 @@ def foreign_checkpoint(path: str | Path, model_name: str, model_arguments: Mappi
     layout = models.REGISTRY[model_name].layout
     content.require_layout(layout)
     spec = DataSpec(resolve_name(data), layout, content.sha256, context=context)
-    weights.load_weights(model, weights.read_state_dict(path), str(path))
+    if place is None:
+        weights.load_weights(model, weights.read_state_dict(path), str(path))
+    else:
+        place(model)
     return Checkpoint(model.eval(), model_name, arguments, spec, path=str(path), sha256=file_sha256(path))
 
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NAMES_SHOWN = 3
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | Path, harmless: Sequence[Any] = ()) -> Any:
     """Return the content of a file written by ``torch.save``, on the CPU; no code in it is ever run.
+
+    Args:
+        path: the file.
+        harmless: classes beyond those of ``weights_only`` that may be made, as ``torch.serialization.safe_globals``
+            takes them.
 
     Raises:
         CheckpointError: missing, a folder, unreadable, damaged, or holding Python objects that loading would have to
@@ -30,7 +35,7 @@ def read_torch_file(path: str | Path) -> Any:
     """
     source = require_file(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(harmless)):
             # torch warns about pickle protocols of foreign files; whether they can be read shows below.
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
@@ -40,7 +45,7 @@ def read_torch_file(path: str | Path) -> Any:
             raise CheckpointError(f"{source} is damaged or not a PyTorch file. Copy or save it again.") from error
         raise CheckpointError(
             f"{source} holds a Python object ({culprit}), which could run code when loaded; nothing was run. "
-            "Save the model's state_dict alone and load that."
+            "Save the model's state_dict alone and load that: torch.save(model.state_dict(), 'weights.pt')."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
         if isinstance(error, PermissionError):
@@ -60,7 +65,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         UnsupportedError: a ``.safetensors`` file where the package safetensors is not installed.
     """
     source = require_file(path)
-    content = _read_safetensors(source) if source.suffix == ".safetensors" else read_torch_file(source)
+    content = read_safetensors(source) if source.suffix == ".safetensors" else read_torch_file(source)
     for key in _WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -130,7 +135,13 @@ def require_file(path: str | Path) -> Path:
     return source
 
 
-def _read_safetensors(source: Path) -> Mapping[str, Tensor]:
+def read_safetensors(source: Path) -> Mapping[str, Tensor]:
+    """Return the named tensors of a file of safetensors.
+
+    Raises:
+        CheckpointError: truncated or of another format.
+        UnsupportedError: the package is not installed.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -146,7 +157,8 @@ def _read_safetensors(source: Path) -> Mapping[str, Tensor]:
 
 
 def _global_in(message: str) -> str | None:
-    found = re.search(r"(?:Unsupported (?:global|class|operand)|GLOBAL|class) ([\w.]+\.[\w.]+)", message)
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    found = found or re.search(r"(?:Unsupported (?:global|class|operand)|class) ([\w.]+\.[\w.]+)", message)
     return found.group(1) if found else None
 
 

@@ -10,9 +10,11 @@ import typer
 
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.commands.compare_work import Outcome, collect, members_of
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 from hessprobe.measures import UNIVERSAL
+from hessprobe.models.opening import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.measures import MeasureSettings
@@ -94,6 +96,7 @@ class Request:
     json: str | None
     csv: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ class Request:
         return tuple(dict.fromkeys(self.measure or DEFAULT_MEASURES))
 
 
+@opens_foreign
 def compare(
     ckpts: Annotated[
         list[str],
@@ -131,6 +135,7 @@ def compare(
     json: options.Json = None,
     csv: options.Csv = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Compare checkpoints on the same data and probes; every difference comes with its own, smaller, error.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe import comparison, report
 from hessprobe.cli import render
+from hessprobe.cli.opening import arguments_of
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.comparison.gaps import GAPS, correlate
 from hessprobe.comparison.names import FEWEST, UNDECIDED, grows_with_size
@@ -64,7 +65,7 @@ def make_record(request: Request, outcome: Outcome) -> dict[str, Any]:
     return report.build_record(
         "compare",
         rows,
-        arguments={**asdict(request), "measure": list(request.names)},
+        arguments={**arguments_of(request), "measure": list(request.names)},
         seed=request.seed,
         device=outcome.device,
         data=known[0].data if known else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.invariance import (
     DEFAULT_MEASURES,
@@ -17,6 +18,7 @@ from hessprobe.invariance import (
     TRANSFORMS,
     default_measures,
 )
+from hessprobe.models.opening import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
@@ -109,6 +111,7 @@ class Request:
     memory: str | None
     json: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -143,6 +146,7 @@ class Outcome:
         return isinstance(self.failure, KeyboardInterrupt)
 
 
+@opens_foreign
 def invariance(
     ckpt: Annotated[
         str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
@@ -172,6 +176,7 @@ def invariance(
     memory: options.Memory = None,
     json: options.Json = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Rescale and reorder a network without changing its function, and see which measures change.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe import report
 from hessprobe.cli import failures, render
+from hessprobe.cli.opening import arguments_of
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.invariance import DEFAULT_MEASURES, DENSE_LIMIT
 from hessprobe.report.record import estimate_row
@@ -36,7 +37,7 @@ def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
 
 def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
     found = outcome.found
-    arguments = {**asdict(request), "measure": list(outcome.names), "strength": list(request.strengths)}
+    arguments = {**arguments_of(request), "measure": list(outcome.names), "strength": list(request.strengths)}
     return report.build_record(
         "invariance",
         [_row(line, request.confidence) for line in outcome.lines],

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, source_of
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
+from hessprobe.models.opening import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
@@ -62,6 +64,7 @@ class Request:
     interactive: str | None
     json: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -108,6 +111,7 @@ class Outcome:
         return isinstance(self.failure, KeyboardInterrupt)
 
 
+@opens_foreign
 def landscape(
     ckpt: Annotated[
         str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
@@ -215,6 +219,7 @@ def landscape(
     ] = None,
     json: options.Json = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Draw the loss on a line or plane through a checkpoint; the checkpoint itself is on the grid.
 

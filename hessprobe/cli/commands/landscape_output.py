@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hessprobe.cli import failures
+from hessprobe.cli.opening import arguments_of
 
 if TYPE_CHECKING:
     from hessprobe.cli.commands.landscape import Outcome, Request
@@ -88,7 +88,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome, files: dict[st
     return report.build_record(
         "landscape",
         [] if outcome.landscape is None else [_row(outcome.landscape)],
-        arguments={**asdict(request), "map": list(request.maps)},
+        arguments={**arguments_of(request), "map": list(request.maps)},
         seed=request.seed,
         device=subject.risk.device,
         checkpoint=subject.checkpoint,

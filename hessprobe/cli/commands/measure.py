@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.opening import arguments_of, opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.measures import NAMES, UNIVERSAL
+from hessprobe.models.opening import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +59,7 @@ class Request:
     json: str | None
     csv: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +92,7 @@ class Outcome:
         return isinstance(self.failure, KeyboardInterrupt)
 
 
+@opens_foreign
 def measure(
     ckpt: Annotated[
         str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
@@ -119,6 +123,7 @@ def measure(
     json: options.Json = None,
     csv: options.Csv = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Measure the curvature of a checkpoint; every number comes with its error and its cost.
 
@@ -242,7 +247,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dic
     return report.build_record(
         "measure",
         rows,
-        arguments={**asdict(request), "measure": list(request.names), "rtol": request.tolerance},
+        arguments={**arguments_of(request), "measure": list(request.names), "rtol": request.tolerance},
         seed=request.seed,
         device=subject.risk.device,
         checkpoint=subject.checkpoint,

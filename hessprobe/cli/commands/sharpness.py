@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, engine_of, source_of
+from hessprobe.models.opening import AS_FOUND, Opening
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Request:
     memory: str | None
     json: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -97,6 +100,7 @@ class Outcome:
         return isinstance(self.failure, KeyboardInterrupt)
 
 
+@opens_foreign
 def sharpness(
     ckpt: Annotated[
         str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
@@ -185,6 +189,7 @@ def sharpness(
     memory: options.Memory = None,
     json: options.Json = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Measure how much the loss rises around a checkpoint, beside what the second-order model says.
 

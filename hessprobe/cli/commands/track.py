@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options, signals
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
+from hessprobe.models.opening import AS_FOUND, Opening
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Request:
     json: str | None
     csv: str | None
     debug: bool
+    opening: Opening = AS_FOUND
 
     @property
     def ckpt(self) -> str:
@@ -121,6 +124,7 @@ class Outcome:
         self.rows.append({**kept, "checkpoint": path})
 
 
+@opens_foreign
 def track(
     run_dir: Annotated[
         list[str],
@@ -187,6 +191,7 @@ def track(
     json: options.Json = None,
     csv: options.Csv = None,
     debug: options.Debug = False,
+    opening: Opening = AS_FOUND,
 ) -> None:
     """Measure the checkpoints of a run in order, and draw them against the edge of stability.
 
@@ -332,6 +337,7 @@ def _deciding(request: Request, settings: MeasureSettings) -> dict[str, Any]:
     from hessprobe.training.checkpoint import file_sha256
 
     chosen = {name: getattr(request, name) for name in _DECIDING}
+    chosen |= {name: value for name, value in asdict(request.opening).items() if value}
     how = {**asdict(settings), "memory": None, "names": list(request.names), "lr": request.lr}
     path = Path(str(request.objective).rpartition(":")[0])
     code = file_sha256(path) if request.objective is not None and path.is_file() else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hessprobe.cli import failures
+from hessprobe.cli.opening import arguments_of
 
 if TYPE_CHECKING:
     from hessprobe.cli.commands.track import Outcome, Request
@@ -126,7 +126,7 @@ def _record(request: Request, outcome: Outcome) -> dict[str, Any]:
     return report.build_record(
         "track",
         outcome.rows,
-        arguments={**asdict(request), "measure": list(request.names)},
+        arguments={**arguments_of(request), "measure": list(request.names)},
         seed=request.seed,
         device=outcome.device,
         data=outcome.data,

@@ -16,7 +16,7 @@ from hessprobe.training.datasets import pictures
 from hessprobe.training.datasets.base import DataSet, Report, every_fifth_of_each_class, image_set
 from hessprobe.training.datasets.cache import remembered
 
-_HELD_OUT = ("test", "validation", "valid", "val")
+HELD_OUT = ("test", "validation", "valid", "val")
 _LABELS = ("label", "labels", "fine_label", "target")
 # What ``save_to_disk`` leaves in a folder.
 _SAVED = ("dataset_dict.json", "state.json")
@@ -32,10 +32,10 @@ def load_hub(name: str, source: str, report: Report) -> DataSet:
         UnsupportedError: the library is not installed.
         DataError: it cannot be loaded, or has no image or class column.
     """
-    splits = _splits(source)
+    splits = load_splits(source)
     if "train" not in splits:
         raise DataError(f"{source} must have a split 'train'; got {', '.join(map(str, splits))}. Choose other data.")
-    held_out = next((split for split in _HELD_OUT if split in splits), None)
+    held_out = next((split for split in HELD_OUT if split in splits), None)
     parts = [splits["train"], *([splits[held_out]] if held_out else [])]
     # The library's own fingerprint of what it loaded: it changes with the content and with every transformation.
     key = hashlib.sha256("\n".join(["hf", *(str(part._fingerprint) for part in parts)]).encode()).hexdigest()
@@ -43,7 +43,13 @@ def load_hub(name: str, source: str, report: Report) -> DataSet:
     return image_set(name, kept["images"], kept["labels"], kept["test"], int(kept["labels"].max()) + 1)
 
 
-def _splits(source: str) -> dict[str, Any]:
+def load_splits(source: str) -> dict[str, Any]:
+    """Return the splits of a data set by name, or of a local path, through the library ``datasets``.
+
+    Raises:
+        UnsupportedError: the library is not installed.
+        DataError: it cannot be loaded.
+    """
     try:
         import datasets
     except ImportError as error:

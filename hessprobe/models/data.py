@@ -1,0 +1,79 @@
+"""``--data`` by its kinds: files of other programs, and the data sets of hessprobe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from hessprobe import checks
+from hessprobe.errors import DataError
+from hessprobe.models import language, rows, tables
+from hessprobe.models.examples import Examples
+from hessprobe.models.opening import Opening
+from hessprobe.training.datasets import KINDS as DATA_SETS
+from hessprobe.training.datasets import DataSet, load_dataset
+
+KINDS = "npz:FILE, csv:FILE, jsonl:FILE, FOLDER of class folders, " + ", ".join(DATA_SETS.values())
+_TABLES = {"npz": tables.load_npz, "csv": tables.load_csv}
+_ENDINGS = {".txt": "text", ".md": "text", ".json": "jsonl"}
+
+
+def is_data_set(name: str) -> bool:
+    """Return whether a name is that of a data set of hessprobe."""
+    return name.partition(":")[0] in DATA_SETS
+
+
+def load(name: str, opening: Opening) -> Examples | DataSet:
+    """Return labelled examples by name.
+
+    Args:
+        name: see ``KINDS``; a file or folder may stand without its kind where its ending says it.
+        opening: names of columns, sizes of images and the like.
+
+    Raises:
+        ValueError: an unknown kind, or an option outside its range.
+        DataError: the path is missing, or what is there cannot be read.
+        UnsupportedError: a library is needed and not installed.
+    """
+    kind, colon, rest = _kind(name)
+    if kind in _TABLES:
+        path = Path(rest).expanduser()
+        if not path.is_file():
+            raise DataError(f"data {name!r} must name a file that exists; got {rest!r}. Check the path.")
+        return _TABLES[kind](name, path, opening.label_column)
+    return load_dataset(f"{kind}{colon}{rest}")
+
+
+def load_for(model: nn.Module, folder: str, task: str, name: str, opening: Opening) -> Examples:
+    """Return labelled examples as a network of transformers takes them.
+
+    Args:
+        model: the network.
+        folder: where its tokenizer is, unless ``opening`` names another.
+        task: one of ``TASKS``.
+        name: ``text:FILE``, ``jsonl:FILE``, ``csv:FILE`` or ``hf:PATH[:split]``.
+        opening: columns, tokenizer, context, packing.
+
+    Raises:
+        ValueError: another kind, or an option outside its range.
+        DataError: the path is missing, or what is there cannot be used.
+        CheckpointError: there is no tokenizer.
+    """
+    kind, _, rest = _kind(name)
+    checks.one_of(f"data for the task {task}: KIND", kind, rows.KINDS)
+    found = rows.read_rows(kind, rest, name)
+    needed = language.needs_tokens(found)
+    reader = language.open_reader(model.config, folder, task, opening, needed=needed)
+    return language.read_examples(found, reader)
+
+
+def _kind(name: str) -> tuple[str, str, str]:
+    kind, colon, rest = name.partition(":")
+    path = Path(name).expanduser()
+    if path.is_dir() and kind not in DATA_SETS:
+        return "image-folder", ":", name
+    ending = _ENDINGS.get(path.suffix, path.suffix[1:])
+    if path.is_file() and ending in (*_TABLES, *rows.KINDS):
+        return ending, ":", name
+    return kind, colon, rest
