@@ -10,8 +10,7 @@ import numpy as np
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import between, entry, spread
-from hessprobe.report.figures.spectrum import OPERATORS
+from hessprobe.report.figures.fields import OPERATORS, between, entry, spread
 from hessprobe.report.figures.style import COLORS, GRAY, SHADE
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hessprobe.report.figures import layers, spectrum
+from hessprobe.report.figures import density, eigenvalues, layers
 from hessprobe.report.figures.drawn import Drawn
 
 _EIGENVALUES = ("lambda-max", "lambda-min", "spectral-norm")
@@ -17,11 +17,11 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     rows = {row["measure"]: (row, f"results[{index}],") for index, row in enumerate(record["results"])}
     drawn = []
     if "density" in rows:
-        drawn.append(spectrum.density(*rows["density"]))
+        drawn.append(density.density(*rows["density"]))
     first = next((rows[name] for name in _EIGENVALUES if name in rows), None)
     # Every measure of an eigenvalue carries all of them.
-    if first is not None and spectrum.has_several(*first):
-        drawn.append(spectrum.eigenvalues(*first))
+    if first is not None and eigenvalues.has_several(*first):
+        drawn.append(eigenvalues.eigenvalues(*first))
     layered = [found for found in rows.values() if found[0].get("layers")]
     if layered:
         drawn.append(layers.bars(layered))

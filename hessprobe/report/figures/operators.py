@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.report.figures.density import densities
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import entry, short, spread
-from hessprobe.report.figures.spectrum import OPERATORS, densities
+from hessprobe.report.figures.fields import OPERATORS, entry, short, spread
 from hessprobe.report.figures.style import COLORS, GRAY
 
 if TYPE_CHECKING:

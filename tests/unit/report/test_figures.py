@@ -9,36 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from figure_records import arrays, density_row, layer, record, row
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures import figures_across, figures_of
-
-ERRORS = {"probe": 0.1, "data": None, "solver": 0.0}
-
-
-def row(measure, value, half=0.5, operator="hessian", **more):
-    known = {"measure": measure, "operator": operator, "value": value, "interval": [value - half, value + half]}
-    return {**known, "std_error": half / 2, "confidence": 0.9, "errors": ERRORS, **more}
-
-
-def arrays(**named):
-    return {name: {"shape": [len(values)], "dtype": "float64", "values": values} for name, values in named.items()}
-
-
-def record(command, *rows, **more):
-    return {"command": command, "results": list(rows), "arguments": {"ckpt": "a/net.pt"}, **more}
-
-
-def layer(value, half):
-    return {"value": value, "interval": [value - half, value + half]}
-
-
-def density_row(operator="hessian", shift=0.0):
-    grid = [-1.0 + shift, 0.0, 1.0, 2.0, 4.0]
-    bands = {"cdf_band_low": [0.0, 0.1, 0.8, 0.9, 0.97], "cdf_band_high": [0.02, 0.3, 0.9, 0.95, 1.0]}
-    found = arrays(grid=grid, density=[0.01, 0.9, 0.2, 0.01, 0.001], cdf=[0.0, 0.2, 0.85, 0.92, 1.0], **bands,
-                   nodes=[-0.9, 0.0, 3.9], weights=[0.01, 0.98, 0.01])  # fmt: skip
-    return row("density", 0.1, operator=operator, arrays=found)
 
 
 def measured():
@@ -60,8 +34,9 @@ def test_a_measurement_gives_density_eigenvalues_and_layers():
     assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian"]
     assert found["density-hessian"].alt == (
         "Above, how many eigenvalues of the Hessian lie where, from \u22120.9 to 3.9; below, the share of them below "
-        "each point: left on a linear axis, right on a logarithmic one. At 0 the 90 % band of the distribution reaches "
-        "from 10 to 30 %. The band holds with this confidence at each point, not at all of them at once. It is "
+        "each point, on an axis that is linear between \u22120.001 and 0.001 (gray) and logarithmic beyond. At 0 the "
+        "90 % band of the distribution reaches from 10 to 30 %. The band holds with this confidence at "
+        "each point, not at all of them at once. It is "
         "what the Lanczos steps and probes leave open about the share below: wide where the steps are too few to tell "
         "crowded eigenvalues apart, as near 0."
     )
@@ -82,25 +57,6 @@ def test_quantiles_of_a_density_are_said_with_their_intervals():
         "Of the eigenvalues lie 5 % up to \u22120.50 (\u22120.75 to \u22120.25); 50 % up to 0.25 (\u22120.12 to 0.50); "
         "95 % up to 2.00 (1.50 to 2.50). At 0 the 90 % band"
     ) in alt
-
-
-def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
-    figure = by_name(figures_of(measured()))["density-hessian"].figure()
-    axes = figure.axes
-    assert [one.get_xscale() for one in axes] == ["linear", "symlog", "linear", "symlog"]
-    assert [one.get_xlabel() for one in axes[2:]] == ["eigenvalue", "eigenvalue, linear below 0.001"]
-    # The outermost point is not on the frame.
-    assert axes[3].get_xlim()[1] > 1.5 * 4.0
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "density", "Ritz values", "90 % band, at each point", "distribution function",
-    ]  # fmt: skip
-    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["density", "share of eigenvalues below"]
-    for one in axes[2:]:
-        (curve,), (band,) = one.lines, one.collections
-        assert curve.get_ydata().tolist() == [0.0, 0.2, 0.85, 0.92, 1.0]
-        corners = {(x, y) for x, y in band.get_paths()[0].vertices.tolist()}
-        assert {(0.0, 0.1), (0.0, 0.3), (1.0, 0.1), (4.0, 0.9), (2.0, 1.0), (4.0, 1.0)} <= corners
-        assert band.get_label() == "90 % band, at each point"
 
 
 def test_eigenvalues_are_drawn_with_their_errors_and_residuals():
