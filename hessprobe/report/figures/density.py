@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessprobe.report.figures.drawn import Drawn, table
-from hessprobe.report.figures.fields import OPERATORS, Floats, array, between, entry, short
+from hessprobe.report.figures.fields import OPERATORS, POSITIVE, Floats, array, between, entry, short
 from hessprobe.report.figures.kernel import curve as spread
 from hessprobe.report.figures.style import BLUE, COLORS, NARROW, SHADE, SKY, narrow
 
@@ -22,8 +22,6 @@ _LINEAR = 1e-3
 _ROOM = 1.6
 # Decades below the largest density that are worth the room, and how far the lowest peak is above the floor.
 _DECADES, _ABOVE = 9, 4.0
-# Matrices without negative eigenvalues.
-_POSITIVE = ("ggn", "fisher")
 _BAND = (
     "The band holds with this confidence at each point, not at all of them at once. It is what the Lanczos steps and "
     "probes leave open about the share below: wide where the steps are too few to tell crowded eigenvalues apart, as "
@@ -48,7 +46,7 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
     nodes, weights = array(row, "nodes", where), array(row, "weights", where)
     level = 100 * entry(row, "confidence", (int, float), where)
     zero = _threshold(nodes)
-    positive = str(row["operator"]) in _POSITIVE
+    positive = str(row["operator"]) in POSITIVE
     curves = {name: spread(nodes, weights, at, positive) for name, at in (("linear", None), ("symlog", zero))}
 
     def draw(figure: Figure) -> None:
@@ -116,7 +114,7 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
         RecordError: an array is missing.
     """
     spectra = {
-        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in _POSITIVE)
+        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in POSITIVE)
         for title, (row, where) in rows.items()
     }
     every = np.concatenate([nodes for nodes, _, _ in spectra.values()])

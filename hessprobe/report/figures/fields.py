@@ -21,6 +21,8 @@ OPERATORS = {
     "fisher": "Fisher matrix",
     "functional": "functional part",
 }
+# Those without negative eigenvalues.
+POSITIVE = ("ggn", "fisher")
 
 
 def entry(part: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -8,8 +8,11 @@ from typing import Any
 
 from hessprobe.report.figures import density, eigenvalues, layers
 from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.fields import POSITIVE
 
 _EIGENVALUES = ("lambda-max", "lambda-min", "spectral-norm")
+# Measures that look at both ends of the spectrum.
+_BOTH = {"lambda-min", "spectral-norm"}
 
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
@@ -21,7 +24,8 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     first = next((rows[name] for name in _EIGENVALUES if name in rows), None)
     # Every measure of an eigenvalue carries all of them.
     if first is not None and eigenvalues.has_several(*first):
-        drawn.append(eigenvalues.eigenvalues(*first))
+        both = bool(rows.keys() & _BOTH) and str(first[0]["operator"]) not in POSITIVE
+        drawn.append(eigenvalues.eigenvalues(*first, both))
     layered = [found for found in rows.values() if found[0].get("layers")]
     if layered:
         drawn.append(layers.bars(layered))

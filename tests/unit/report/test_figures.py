@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from figure_checks import WIDTHS, require_fit
 from figure_records import arrays, density_row, layer, record, row
 
 from hessprobe.errors import RecordError
@@ -59,14 +60,61 @@ def test_quantiles_of_a_density_are_said_with_their_intervals():
     ) in alt
 
 
-def test_eigenvalues_are_drawn_with_their_errors_and_residuals():
-    top, bottom = by_name(figures_of(measured()))["eigenvalues-hessian"].figure().axes
-    (bar,) = top.containers
+def test_eigenvalues_are_drawn_with_their_errors():
+    (panel,) = by_name(figures_of(measured()))["eigenvalues-hessian"].figure().axes
+    (bar,) = panel.containers
     points, _, (spans,) = bar
     assert points.get_ydata().tolist() == [9.0, 4.0, -1.0]
     assert [tuple(np.round(s[:, 1], 9)) for s in spans.get_segments()] == [(8.9, 9.1), (3.8, 4.2), (-1.3, -0.7)]
-    assert bottom.lines[0].get_ydata().tolist() == [0.01, 0.02, 0.04]
-    assert (bottom.get_yscale(), bottom.get_ylabel(), top.get_ylabel()) == ("log", "residual", "eigenvalue")
+    assert (panel.get_title(), panel.get_ylabel()) == ("largest", "eigenvalue")
+
+
+def both_ends(operator="hessian"):
+    values, errors = [9.0, 4.0, 3.0, -0.02, -0.03, -0.05], [0.1, 0.2, 0.3, 1e-3, 2e-3, 3e-3]
+    spectrum = arrays(eigenvalues=values, eigenvalue_errors=errors, residuals=[0.01, 0.02, 0.04, 1e-3, 1e-3, 1e-3])
+    return record(
+        "measure", *(row(name, 9.0, arrays=spectrum, operator=operator) for name in ("lambda-max", "lambda-min"))
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_end_of_the_spectrum_has_a_panel_and_a_scale_of_its_own(width):
+    (drawn,) = figures_of(both_ends())
+    figure = require_fit(drawn, width)
+    largest, smallest = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["largest", "smallest"]
+    assert largest.containers[0][0].get_ydata().tolist() == [9.0, 4.0, 3.0]
+    assert smallest.containers[0][0].get_ydata().tolist() == [-0.05, -0.03, -0.02]
+    assert smallest.get_ylim()[0] > -0.06
+    # A line at 0 would flatten what is far from it: points and two caps are all.
+    assert [len(panel.lines) for panel in (largest, smallest)] == [3, 3]
+    assert largest.get_ylim()[0] > 2
+    assert not any("Ritz" in text.get_text() for text in figure.findobj() if hasattr(text, "get_text"))
+    assert [(each["end"], each["number"], each["eigenvalue"]) for each in drawn.data][3:] == [
+        ("smallest", 1, -0.05), ("smallest", 2, -0.03), ("smallest", 3, -0.02),
+    ]  # fmt: skip
+    # Of a matrix without negative eigenvalues all that were found are the largest.
+    assert len(figures_of(both_ends("ggn"))[0].figure(width).axes) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layers_and_operators_fit(width):
+    require_fit(by_name(figures_of(measured()))["layers-hessian"], width)
+    known = {"lambda-max": 2.0, "lambda-min": -0.01, "trace": 20.0, "frob": 3.0}
+    rows = [row(name, value) for name, value in known.items()]
+    ggn = record("measure", row("trace", 19.0, operator="ggn"))
+    drawn = by_name(figures_across([record("measure", *rows), ggn]))["operators"]
+    figure = require_fit(drawn, width)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == list(known)
+    rows = [one.get_subplotspec().rowspan.start for one in figure.axes]
+    assert rows == ([0, 0, 1, 1] if width < 5 else [0, 0, 0, 0])
+    assert {
+        "matrix": "Gauss-Newton matrix",
+        "quantity": "trace",
+        "value": 19.0,
+        "low": 18.5,
+        "high": 19.5,
+    } in drawn.data
 
 
 def test_one_eigenvalue_is_no_figure():
