@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # More bars are not readable on a page; the largest of the first measure are kept.
 _MOST = 80
-# Letters of a name beside its bar, and in a figure of one column.
-_LONG, _SHORT = 40, 18
+# Letters of a name beside its bar at most and at least, inches of one, and those that a panel keeps.
+_LONG, _SHORT, _LETTER, _PANEL = 40, 14, 0.06, 0.8
 _TITLES = {"trace": "trace", "frob": r"share of $\Vert A\Vert_F^2$", "lambda-max": r"block's $\lambda_{\max}$"}
 _Bars = dict[str, tuple[float, float, float]]
 
@@ -44,12 +44,13 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
 
     def draw(figure: Figure) -> None:
         panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        letters = min(_LONG, max(_SHORT, int((figure.get_figwidth() - _PANEL * len(found)) / _LETTER)))
         for panel, (name, values), color in zip(panels, found.items(), COLORS, strict=False):
             _panel(panel, [values[each] for each in names], color)
             _background(panel, names)
             panel.set_xlabel(_TITLES.get(name, name))
             panel.locator_params(axis="x", nbins=3 if narrow(figure) else 4)
-        panels[0].set_yticks(range(len(names)), labels=_labels(names, _SHORT if narrow(figure) else _LONG))
+        panels[0].set_yticks(range(len(names)), labels=_labels(names, letters))
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         left = len(first) - len(names)
         if left:
