@@ -304,7 +304,7 @@ def test_a_landscape_is_that_of_its_record():
     (panel,) = found.figure().axes
     assert panel.lines[0].get_xdata().tolist() == [-1.0, 0.0, 1.0]
     assert panel.lines[0].get_ydata().tolist()[:2] == [2.0, 1.0]
-    assert panel.get_title() == "net.pt: loss  (1 of 3 points not finite, hatched)"
+    assert panel.get_title() == "net.pt\n1 of 3 points not finite (hatched)"
     assert found.alt == (
         "Loss landscape on 3 points (a); 1 at the checkpoint; loss from 1 to 2; 1 points of it are not finite."
     )
