@@ -12,7 +12,7 @@ def written(figure):
     found = [*figure.texts, figure._suptitle, figure._supxlabel, figure._supylabel]
     for legend in figure.legends:
         found += legend.get_texts()
-    for panel in figure.axes:
+    for panel in [each for one in figure.axes for each in (one, *one.child_axes)]:
         if not panel.get_visible():
             continue
         found += [panel.title, panel._left_title, panel._right_title]

@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 # Another number whenever the same key stands for other values: 2 since planes of pca lie around the first checkpoint.
 FORMAT = "hessprobe.landscape/2"
 # Above this ratio of the largest to the smallest value a linear scale shows a flat floor.
-_DECADES = 50.0
+_DECADES = 10.0
 
 
 def spans_decades(values: Floats, name: str) -> bool:

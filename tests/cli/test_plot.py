@@ -28,7 +28,10 @@ def test_every_record_is_drawn_and_operators_side_by_side(run, records, tmp_path
     done = run("plot", records / "h.json", records / "g.json", "--out", tmp_path / "new" / "out", "--format", "svg")
     assert (done.code, done.err) == (0, "")
     made = sorted(path.name for path in (tmp_path / "new" / "out").iterdir())
-    assert made == ["g-layers-ggn.svg", "h-layers-hessian.svg", "side-by-side-operators.svg"]
+    names = ["g-layers-ggn", "h-layers-hessian", "side-by-side-operators"]
+    assert made == [f"{name}.{ending}" for name in names for ending in ("csv", "svg")]
+    numbers = (tmp_path / "new" / "out" / "h-layers-hessian.csv").read_text().splitlines()
+    assert numbers == ["measure,layer,value,low,high", "trace,w.weight,3.0,2.0,4.0"]
     assert done.out.splitlines()[0].endswith("h-layers-hessian.svg: trace of the Hessian by layer")
     again = run("plot", records / "h.json")
     assert (again.code, (records / "h-layers-hessian.png").read_bytes()[:4]) == (0, b"\x89PNG")
@@ -39,7 +42,7 @@ def test_records_of_one_name_keep_their_figures_apart(run, records, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "h.json").write_bytes((records / "h.json").read_bytes())
     assert run("plot", tmp_path / "a" / "h.json", tmp_path / "b" / "h.json", "--out", tmp_path / "c").code == 0
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "c").glob("*.png")) == [
         "a-h-layers-hessian.png",
         "b-h-layers-hessian.png",
     ]

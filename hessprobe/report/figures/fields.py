@@ -15,6 +15,14 @@ from hessprobe.report.typography import joined, numbers, pretty
 
 Floats = NDArray[np.float64]
 NUMBER = (int, float, type(None))
+OPERATORS = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "fisher": "Fisher matrix",
+    "functional": "functional part",
+}
+# Those without negative eigenvalues.
+POSITIVE = ("ggn", "fisher")
 
 
 def entry(part: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:

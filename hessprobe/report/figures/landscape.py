@@ -14,14 +14,16 @@ from hessprobe.errors import RecordError
 from hessprobe.landscape.names import RHO, STYLES, TITLES
 from hessprobe.landscape.result import Landscape
 from hessprobe.report.figures import labels, lines, planes, surfaces
-from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.drawn import Drawn, table
 from hessprobe.report.figures.fields import NUMBER, entry, floats, short
+from hessprobe.report.figures.landscape_scale import axis_label, heading
+from hessprobe.report.figures.style import NARROW, narrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Panels side by side; more go below.
-_ACROSS = 3
+# Panels side by side; more go below. In inches: width of a figure of one panel and of several, height of a line.
+_ACROSS, _OWN, _PAGE, _LINE = 3, 4.2, 6.75, 0.16
 
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
@@ -38,9 +40,10 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
 
 
 def title_of(record: Mapping[str, Any]) -> str:
-    """Return the checkpoint, or the first and the last of them."""
+    """Return the checkpoint in the center, and of a line where it leads."""
     given = record["arguments"]
-    ends = [given.get("ckpt") or given.get("objective") or "checkpoint", *(given.get("with_") or [])[-1:]]
+    others = (given.get("with_") or []) if given.get("directions") == "line" else []
+    ends = [given.get("ckpt") or given.get("objective") or "checkpoint", *others[-1:]]
     return " to ".join(Path(end).name for end in ends)
 
 
@@ -94,7 +97,7 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
     """Return a figure of every quantity of a landscape, side by side.
 
     A line is drawn as a curve, a plane as filled contours or as a surface in three dimensions. The scale is logarithmic
-    where positive values span more than a factor 50. Holes are hatched gray and counted. Over the loss lie the contours
+    where positive values span more than a decade. Holes are hatched gray and counted. Over the loss lie the contours
     of the second-order model (dashed) with the border beyond which it is more than 10 % off, the marked points, and the
     ball of radius ``rho``.
 
@@ -111,55 +114,116 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError("landscape must hold a finite loss; got only holes. Choose a smaller span.")
 
+    center = landscape.marks[0][0] if landscape.kind in ("pca", "line") and landscape.marks else "checkpoint"
+    names = tuple(landscape.values)
+    solid = style == "surface" and len(landscape.axes) == 2
+
     def draw(figure: Figure) -> None:
-        solid = style == "surface" and len(landscape.axes) == 2
+        rows, columns = _shape(landscape, figure.get_figwidth())
         three = {"projection": "3d"} if solid else {}
-        rows, columns = _shape(landscape)
-        panels: Any = figure.subplots(rows, columns, squeeze=False, subplot_kw=three).ravel()
+        panels: Any = figure.subplots(rows, columns, squeeze=False, subplot_kw=three)
         handles: dict[str, Any] = {}
-        for spare in panels[len(landscape.values) :]:
-            spare.remove()
-        for name, panel in zip(landscape.values, panels, strict=False):
-            handles |= {handle.get_label(): handle for handle in _panel(figure, panel, landscape, name, style, rho)}
-        if handles:
-            figure.legend(handles=list(handles.values()), loc="outside lower center", ncol=2)
-        if title and len(landscape.values) == 1:
-            panels[0].set_title(f"{title}: {panels[0].get_title()}")
-        elif title:
-            figure.suptitle(title, fontsize=10)
+        for name, panel in zip(names, panels.flat, strict=False):
+            found = _panel(figure, panel, landscape, name, rho, solid, center)
+            handles |= {handle.get_label(): handle for handle in found}
+            panel.set_title(heading(landscape, name, title if len(names) == 1 else ""))
+        spare = panels.flat[len(names) :]
+        if not solid and len(landscape.axes) > 1:
+            _outer(figure, panels, landscape)
+        _legend(figure, [*handles.values()], spare)
+        if title and len(names) > 1:
+            figure.suptitle(title)
         labels.spread(figure, "white")
 
     what = "Loss" if len(landscape.values) == 1 else "Loss and curvature"
     shape = "line" if len(landscape.axes) == 1 else "plane"
-    heading = f"{what} on a {shape}" + ("" if landscape.kind == shape else f", directions {landscape.kind}")
-    return Drawn(f"landscape-{landscape.kind}", heading, _alt(landscape), draw, _size(landscape, style))
+    said = f"{what} on a {shape}" + ("" if landscape.kind == shape else f", directions {landscape.kind}")
+
+    def height(width: float) -> float:
+        return _height(landscape, width, solid)
+
+    width = _PAGE if len(names) > 1 else _OWN
+    name = f"landscape-{landscape.kind}"
+    return Drawn(name, said, _alt(landscape), draw, (width, height(width)), height, _data(landscape))
 
 
-def _shape(landscape: Landscape) -> tuple[int, int]:
-    """Return rows and columns of panels."""
-    columns = min(len(landscape.values), _ACROSS)
-    return -(-len(landscape.values) // columns), columns
+def _shape(landscape: Landscape, width: float) -> tuple[int, int]:
+    """Return rows and columns of panels: two rows of a page, two columns of one column of it."""
+    count = len(landscape.values)
+    columns = min(count, 2 if width < NARROW or count == 4 else _ACROSS)
+    return -(-count // columns), columns
 
 
-def _size(landscape: Landscape, style: str) -> tuple[float, float]:
-    rows, columns = _shape(landscape)
+def _height(landscape: Landscape, width: float, solid: bool) -> float:
+    """Return the height at which panels are as wide as there is room for; see ``planes.shape``."""
+    rows, columns = _shape(landscape, width)
+    count, slim = len(landscape.values), width < NARROW
+    words = _LINE * (1 + max(axis_label(landscape, index).count("\n") for index in range(len(landscape.axes))))
     if len(landscape.axes) == 1:
-        return 4.8 * columns, 0.7 + 3.1 * rows
-    return (5.6 * columns, 0.2 + 4.6 * rows) if style == "surface" else (5.4 * columns, 0.6 + 4.6 * rows)
+        return 0.9 + words + rows * (0.35 + (0.5 * min(width, _OWN + 0.6) if columns == 1 else 1.5))
+    if solid:
+        return 0.3 + rows * 0.86 * min(width, _OWN) if count == 1 else 0.3 + rows * 0.8 * width / columns
+    lost = _LINE * any(landscape.holes(name) for name in landscape.values)
+    entries = 1 + 2 * (landscape.quadratic() is not None) + 2 * bool(landscape.marks) + (landscape.kind == "gradient")
+    legend = 0.1 + _LINE * -(-entries // (2 if slim else 4))
+    if count == 1:
+        panel = (width - words - 0.37 - 0.52) / 1.05
+        return 0.25 + lost + planes.shape(landscape) * panel + 0.22 + words + legend
+    panel = (width - words - 0.35) / columns - (0.06 if slim else 0.48)
+    between = 0.62 if slim else 0.42
+    legend = legend if rows * columns == count else 0.0
+    return 0.3 + rows * (planes.shape(landscape) * panel / (1.0 if slim else 1.1) + between + lost) + words + legend
 
 
-def _panel(figure: Figure, panel: Any, landscape: Landscape, name: str, style: str, rho: float | None) -> list[Any]:
+def _outer(figure: Figure, panels: Any, landscape: Landscape) -> None:
+    """Write the names of axes once for a grid of panels, and the numbers at its edge."""
+    count, columns = len(landscape.values), panels.shape[1]
+    if count == 1:
+        return
+    for index, panel in enumerate(panels.flat[:count]):
+        panel.set(xlabel="", ylabel="")
+        panel.tick_params(labelleft=not index % columns, labelbottom=index + columns >= count)
+    figure.supxlabel(axis_label(landscape, 0), fontsize="medium")
+    figure.supylabel(axis_label(landscape, 1), fontsize="medium")
+
+
+def _legend(figure: Figure, handles: list[Any], spare: Any) -> None:
+    """Put the legend into the empty cell of a grid where there is one, below the panels otherwise."""
+    for panel in spare:
+        panel.set_axis_off()
+    if not handles:
+        return
+    if len(spare):
+        spare[0].legend(handles=handles, loc="center")
+    else:
+        figure.legend(handles=handles, loc="outside lower center", ncol=2 if narrow(figure) else 4)
+
+
+def _panel(
+    figure: Figure, panel: Any, landscape: Landscape, name: str, rho: float | None, solid: bool, center: str
+) -> list[Any]:
     """Draw one quantity and return the handles of a legend for the whole figure."""
     if not np.isfinite(landscape.values[name]).any():
-        panel.set_title(f"{TITLES[name]}: not finite anywhere")
         panel.set_axis_off()
         return []
     if len(landscape.axes) == 1:
-        return lines.line(panel, landscape, name, rho)
-    if style == "surface":
-        surfaces.surface(figure, panel, landscape, name)
-        return []
-    return planes.contour(figure, panel, landscape, name, rho)
+        return lines.line(panel, landscape, name, rho, center)
+    if solid:
+        return surfaces.surface(figure, panel, landscape, name)
+    return planes.contour(figure, panel, landscape, name, rho, alone=len(landscape.values) == 1, center=center)
+
+
+def _data(landscape: Landscape) -> list[dict[str, Any]]:
+    """Return one row a point: coordinates, every quantity, the second-order model; and one a marked point."""
+    places = dict(zip(("x", "y"), np.meshgrid(*landscape.axes, indexing="ij"), strict=False))
+    columns = {key: grid.ravel() for key, grid in {**places, **landscape.values}.items()}
+    model = landscape.quadratic()
+    rows = table(**columns, **({} if model is None else {"model": model.ravel()}))
+    marks = [
+        {"point": name, **dict(zip(("x", "y"), place, strict=False)), "loss": loss}
+        for name, place, loss in landscape.marks
+    ]
+    return [*rows, *marks]
 
 
 def _alt(landscape: Landscape) -> str:

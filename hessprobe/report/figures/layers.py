@@ -10,22 +10,17 @@ import numpy as np
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import between, entry, spread
-from hessprobe.report.figures.spectrum import OPERATORS
-from hessprobe.report.figures.style import COLORS, GRAY, SHADE
+from hessprobe.report.figures.fields import OPERATORS, between, entry, spread
+from hessprobe.report.figures.style import COLORS, GRAY, SHADE, narrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # More bars are not readable on a page; the largest of the first measure are kept.
 _MOST = 80
-# Letters of a name beside its bar.
-_LONG = 40
-_TITLES = {
-    "trace": "trace",
-    "frob": "share of the\nsquared Frobenius norm",
-    "lambda-max": "largest eigenvalue\nof the block",
-}
+# Letters of a name beside its bar at most and at least, inches of one, and those that a panel keeps.
+_LONG, _SHORT, _LETTER, _PANEL = 40, 14, 0.06, 0.8
+_TITLES = {"trace": "trace", "frob": r"share of $\Vert A\Vert_F^2$", "lambda-max": r"block's $\lambda_{\max}$"}
 _Bars = dict[str, tuple[float, float, float]]
 
 
@@ -49,21 +44,30 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
 
     def draw(figure: Figure) -> None:
         panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        letters = min(_LONG, max(_SHORT, int((figure.get_figwidth() - _PANEL * len(found)) / _LETTER)))
         for panel, (name, values), color in zip(panels, found.items(), COLORS, strict=False):
             _panel(panel, [values[each] for each in names], color)
             _background(panel, names)
             panel.set_xlabel(_TITLES.get(name, name))
-        panels[0].set_yticks(range(len(names)), labels=_labels(names))
+            panel.locator_params(axis="x", nbins=3 if narrow(figure) else 4)
+        panels[0].set_yticks(range(len(names)), labels=_labels(names, letters))
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         left = len(first) - len(names)
         if left:
-            panels[0].set_title(f"the {len(names)} largest of {len(first)}", loc="left", fontsize=8)
+            panels[0].set_title(f"the {len(names)} largest of {len(first)}", loc="left")
 
     titles = ", ".join(found)
     alt = f"By layer, {level:g} % intervals: " + "; ".join(f"{name}: {_words(each)}" for name, each in found.items())
     matrix = OPERATORS.get(operator, operator)
-    size = (2.2 + 2.2 * len(found), 1.1 + 0.21 * len(names))
-    return Drawn(f"layers-{operator}", f"{titles} of the {matrix} by layer", f"{alt}.", draw, size)
+    height = 0.75 + 0.19 * len(names)
+    size = (2.2 + 2.0 * len(found), height)
+    data = [
+        {"measure": name, "layer": layer, "value": value, "low": value - below, "high": value + above}
+        for name, each in found.items()
+        for layer, (value, below, above) in each.items()
+    ]
+    title = f"{titles} of the {matrix} by layer"
+    return Drawn(f"layers-{operator}", title, f"{alt}.", draw, size, lambda _: height, data)
 
 
 def _bars(row: Mapping[str, Any], where: str) -> _Bars:
@@ -82,15 +86,15 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def _labels(names: Sequence[str], long: int) -> list[str]:
     """Return names that fit beside the bars and differ: without their common modules, or with the middle left out."""
-    if max(map(len, names)) <= _LONG:
+    if max(map(len, names)) <= long:
         return list(names)
     modules = [name.split(".")[:-1] for name in names]
     common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False)))
     own = ["…" * bool(common) + ".".join(name.split(".")[common:]) for name in names]
     # Blocks are told apart at the front, weight and bias at the end.
-    short = [name if len(name) <= _LONG else f"{name[: _LONG // 2 - 1]}…{name[-_LONG // 2 :]}" for name in own]
+    short = [name if len(name) <= long else f"{name[: long // 2 - 1]}…{name[-long // 2 :]}" for name in own]
     return short if len(set(short)) == len(short) else own
 
 
@@ -101,7 +105,6 @@ def _panel(panel: Any, values: Sequence[tuple[float, float, float]], color: str)
                error_kw={"lw": 0.9, "capsize": 1.6, "zorder": 3})  # fmt: skip
     panel.axvline(0, color=GRAY, lw=0.8)
     panel.grid(axis="x")
-    panel.locator_params(axis="x", nbins=4)
 
 
 def _background(panel: Any, names: Sequence[str]) -> None:

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Landscape
-from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, heading, scale
+from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, quantity, scale
 from hessprobe.report.figures.style import BLUE, ORANGE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
+def line(panel: Axes, landscape: Landscape, name: str, rho: float | None, center: str) -> list[Any]:
     """Draw one quantity of a line with its second-order model, SAM's ball, holes and checkpoints.
 
     Returns:
@@ -25,7 +24,7 @@ def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> lis
     shown = np.where(np.isfinite(values), values, np.nan)
     marker = "o" if len(x) <= 31 else None
     panel.plot(x, shown, color=BLUE, lw=1.6, marker=marker, ms=2.5, zorder=3)
-    _, _, logarithmic = scale(shown, name)
+    logarithmic = scale(shown, name).logarithmic
     panel.set_yscale("log" if logarithmic else "linear")
     bottom, top = panel.get_ylim()
     model = landscape.quadratic() if name == "loss" else None
@@ -38,15 +37,14 @@ def line(panel: Axes, landscape: Landscape, name: str, rho: float | None) -> lis
         panel.axvspan(-half, half, color=SKY, alpha=0.3, lw=0, label=f"SAM's ball, $\\rho$ = {rho:g}")
     for hole in x[landscape.done & ~np.isfinite(values)]:
         panel.axvspan(hole - (x[1] - x[0]) / 2, hole + (x[1] - x[0]) / 2, color=HOLE, lw=0, zorder=0)
-    panel.plot(0, values[landscape.center], marker="*", ms=10, mfc="white", mec="black", mew=0.7, ls="none",
-               label="checkpoint", zorder=5)  # fmt: skip
+    panel.plot(0, values[landscape.center], marker="*", ms=7, mfc="white", mec="black", mew=0.6, ls="none",
+               label=center, zorder=5)  # fmt: skip
     for mark, place, loss in landscape.marks:
         if any(place) and loss is not None and name == "loss":
-            panel.plot(place[0], loss, marker="o", ms=6, mfc=ORANGE, mec="black", mew=0.6, ls="none", zorder=5,
+            panel.plot(place[0], loss, marker="o", ms=4.5, mfc=ORANGE, mec="black", mew=0.6, ls="none", zorder=5,
                        label=f"{mark}, true loss")  # fmt: skip
-    panel.set(xlim=(x[0], x[-1]), ylim=(bottom, top), xlabel=axis_label(landscape, 0), ylabel=TITLES[name])
-    panel.set_title(heading(landscape, name))
-    panel.grid(alpha=0.3, lw=0.5)
+    panel.set(xlim=(x[0], x[-1]), ylim=(bottom, top), xlabel=axis_label(landscape, 0), ylabel=quantity(name))
+    panel.grid()
     handles, _ = panel.get_legend_handles_labels()
     return handles
 
@@ -64,5 +62,5 @@ def _departure(panel: Axes, landscape: Landscape) -> None:
     while last < len(x) - 1 and good[last + 1]:
         last += 1
     for number, end in enumerate(x[[first, last]]):
-        panel.axvline(end, color=VERMILION, lw=1.0, ls=":", label=None if number else "model within 10 % of the loss",
+        panel.axvline(end, color=VERMILION, lw=1.0, ls=":", label=None if number else "model within 10 %",
                       zorder=1)  # fmt: skip

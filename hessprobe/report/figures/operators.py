@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.report.figures.density import densities
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import entry, short, spread
-from hessprobe.report.figures.spectrum import OPERATORS, densities
-from hessprobe.report.figures.style import COLORS, GRAY
+from hessprobe.report.figures.fields import OPERATORS, entry, short, spread
+from hessprobe.report.figures.style import COLORS, GRAY, small
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Panels side by side at most, and inches that one needs.
+_ACROSS, _PANEL = 4, 1.15
 Bars = Mapping[str, Mapping[str, tuple[float, float, float]]]
 _LINEAR = {"lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "effective-rank", "effective-dimension"}
 
@@ -74,26 +76,49 @@ def parts(name: str, bars: Bars) -> Drawn:
     quantities = list(dict.fromkeys(key for each in bars.values() for key in each))
 
     def draw(figure: Figure) -> None:
-        panels: Any = figure.subplots(1, len(quantities), squeeze=False, sharey=True)[0]
+        across = _across(len(quantities), figure.get_figwidth())
+        down = -(-len(quantities) // across)
+        panels: Any = figure.subplots(down, across, squeeze=False, sharey=True)
         places = np.arange(len(bars))
-        for panel, quantity in zip(panels, quantities, strict=True):
+        for panel, quantity in zip(panels.flat, quantities, strict=False):
             values, below, above = np.array([each.get(quantity, (np.nan,) * 3) for each in bars.values()]).T
             panel.barh(places, values, xerr=np.stack([below, above]), color=COLORS[: len(bars)], height=0.65,
                        error_kw={"lw": 1.0, "capsize": 2.5})  # fmt: skip
             for place in places[np.isnan(values)]:
-                panel.annotate("not measured", (0.04, place), xycoords=panel.get_yaxis_transform(), va="center",
-                               fontsize=7, color=GRAY)  # fmt: skip
+                panel.annotate("not measured", (0.05, place), xycoords=panel.get_yaxis_transform(), va="center",
+                               fontsize=small(), color=GRAY)  # fmt: skip
             panel.axvline(0, color=GRAY, lw=0.8)
-            panel.set_xlabel(quantity)
-            panel.locator_params(axis="x", nbins=4)
+            panel.set_title(quantity, loc="left")
+            panel.locator_params(axis="x", nbins=3)
+            panel.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
             panel.grid(axis="x")
-        panels[0].set_yticks(places, labels=list(bars))
-        panels[0].set_ylim(len(bars) - 0.5, -0.5)
+        for panel in panels.flat[len(quantities) :]:
+            panel.remove()
+        for panel in panels[:, 0]:
+            panel.set_yticks(places, labels=[title.removesuffix(" matrix") for title in bars])
+        panels[0, 0].set_ylim(len(bars) - 0.5, -0.5)
 
     said = [
         f"{quantity}: "
         + ", ".join(f"{title} {short(each[quantity][0])}" for title, each in bars.items() if quantity in each)
         for quantity in quantities
     ]
-    size = (1.6 + 1.9 * len(quantities), 1.0 + 0.35 * len(bars))
-    return Drawn(name, "Hessian, Gauss-Newton and what is left, side by side", f"{'; '.join(said)}.", draw, size)
+    data = [
+        {"matrix": title, "quantity": quantity, "value": value, "low": value - below, "high": value + above}
+        for title, each in bars.items()
+        for quantity, (value, below, above) in each.items()
+    ]
+
+    def height(width: float) -> float:
+        return -(-len(quantities) // _across(len(quantities), width)) * (0.65 + 0.24 * len(bars)) + 0.1
+
+    width = 1.6 + 1.5 * min(len(quantities), _ACROSS)
+    title = "Hessian, Gauss-Newton and what is left, side by side"
+    return Drawn(name, title, f"{'; '.join(said)}.", draw, (width, height(width)), height, data)
+
+
+def _across(count: int, width: float) -> int:
+    """Return panels side by side: as few rows as there is room for, and rows of about one length."""
+    most = max(1, min(_ACROSS, int((width - 0.8) / _PANEL)))
+    rows = -(-count // most)
+    return -(-count // rows)

@@ -7,48 +7,100 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
 from hessprobe.report.figures.labels import name as beside
-from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, bar_ticks, heading, scale
-from hessprobe.report.figures.style import DIVERGING, MAP, ORANGE, PURPLE, SKY, VERMILION
+from hessprobe.report.figures.landscape_scale import (
+    DEPARTURE,
+    HOLE,
+    Scale,
+    axis_label,
+    bar_ticks,
+    quantity,
+    scale,
+)
+from hessprobe.report.figures.style import DIVERGING, FILLED, MAP, ORANGE, PURPLE, SKY, VERMILION, narrow, small
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-# A number on a contour is cut within this share of the panel from its frame.
-_BORDER = 0.04
+# A number on a contour within this share of the panel from its frame would be cut by it.
+_BORDER = 0.1
+# Axes of two lengths are drawn to one scale up to this ratio.
+_LONGEST = 2.5
+# Names beside checkpoints, in a figure of one column and in others.
+_NAMED_NARROW, _NAMED = 5, 9
+_DARK = "#222222"
 
 
-def contour(figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: float | None) -> list[Any]:
-    """Draw one quantity of a plane and return the handles of a legend."""
-    from matplotlib.patheffects import withStroke
+def shape(landscape: Landscape) -> float:
+    """Return height over width of the panel: a square, or to scale where both axes are in one unit."""
+    x, y = (axis[-1] - axis[0] for axis in landscape.axes)
+    ratio = float(y / x)
+    equal = landscape.kind != "random" and math.isclose(*landscape.lengths, rel_tol=1e-3)
+    return ratio if equal and 1 / _LONGEST <= ratio <= _LONGEST else 1.0
 
+
+def contour(
+    figure: Figure, panel: Axes, landscape: Landscape, name: str, rho: float | None, *, alone: bool, center: str
+) -> list[Any]:
+    """Draw one quantity of a plane and return the handles of a legend.
+
+    Args:
+        figure: with the panel.
+        panel: empty axes.
+        landscape: of a plane.
+        name: of the quantity.
+        rho: radius of SAM's ball, or None.
+        alone: whether it is the only panel, so that numbers on lines and names of points have room.
+        center: what the checkpoint at 0 is called.
+    """
     values = np.where(np.isfinite(landscape.values[name]), landscape.values[name], np.nan)
-    norm, levels, logarithmic = scale(values, name)
+    shown = scale(values, name)
     x, y = landscape.axes
-    shown = np.ma.masked_invalid(values.T)
+    panel.set_label(FILLED)
     panel.set_facecolor(HOLE)
     diverging = name.startswith("lambda") and float(np.nanmin(values)) < 0 < float(np.nanmax(values))
-    filled = panel.contourf(x, y, shown, levels=levels, norm=norm, cmap=DIVERGING if diverging else MAP)
+    grid = np.ma.masked_invalid(values.T)
+    filled = panel.contourf(x, y, grid, levels=shown.levels, norm=shown.norm, cmap=DIVERGING if diverging else MAP)
     filled.set_rasterized(True)
-    lines = panel.contour(x, y, shown, levels=levels[2:-1:3], norm=norm, colors="white", linewidths=0.5, alpha=0.65)
-    texts = panel.clabel(lines, fmt=lambda value: f"{value:.2g}", fontsize=6.5, colors="white", inline_spacing=2)
-    for text in texts:
-        text.set_alpha(1.0)
-        text.set_path_effects([withStroke(linewidth=1.2, foreground="#222222")])
+    lines = panel.contour(x, y, grid, levels=shown.levels, colors="white", linewidths=0.4, alpha=0.7)
+    modeled = name == "loss" and landscape.quadratic() is not None
+    if alone and not modeled:
+        _number(panel, landscape, lines, shown, "white", _DARK)
+    _hatch(panel, landscape, name)
+    _bar(figure, panel, filled, shown, name, alone)
+    handles = _overlays(panel, landscape, shown, rho, alone) if name == "loss" else []
+    handles += _marks(panel, landscape, shown.norm if name == "loss" else None, center, alone)
+    _frame(panel, landscape, 5 if alone or not narrow(figure) else 3)
+    return handles
+
+
+def _bar(figure: Figure, panel: Any, filled: Any, shown: Scale, name: str, alone: bool) -> None:
+    """Put the bar beside the panel, as high as it is; on top of it where two panels share one column."""
+    above = not alone and narrow(figure)
+    place = panel.inset_axes((0.0, 1.04, 1.0, 0.05) if above else (1.03, 0.0, 0.045, 1.0), label=FILLED)
+    bar = figure.colorbar(filled, cax=place, orientation="horizontal" if above else "vertical")
+    if above:
+        place.xaxis.set_ticks_position("top")
+    bar_ticks(bar, shown, 6 if alone else 3 if above else 5)
+    if alone:
+        bar.set_label(quantity(name), labelpad=3)
+
+
+def _number(panel: Any, landscape: Landscape, lines: Any, shown: Scale, color: str, halo: str) -> None:
+    """Write the value on every line that is a tick of the bar; no line is cut open for it.
+
+    Where the model is drawn, its lines alone have numbers: those of the loss are the borders of the fill, on the bar.
+    """
+    from matplotlib.patheffects import withStroke
+
+    written = [level for level in lines.levels if np.isclose(level, shown.ticks).any()]
+    for text in panel.clabel(lines, written, fmt=shown.text, fontsize=small(), colors=color, inline=False):
+        text.set_path_effects([withStroke(linewidth=1.6, foreground=halo)])
         if _at_border(landscape, text.get_position()):
             text.remove()
-    _hatch(panel, landscape, name)
-    bar = figure.colorbar(filled, ax=panel, shrink=0.82, pad=0.02)
-    bar_ticks(bar, levels, logarithmic)
-    bar.set_label(TITLES[name], labelpad=3)
-    handles = _overlays(panel, landscape, levels, rho) if name == "loss" else []
-    handles += _marks(panel, landscape, norm if name == "loss" else None)
-    _frame(panel, landscape, name)
-    return handles
 
 
 def _at_border(landscape: Landscape, place: tuple[float, float]) -> bool:
@@ -70,7 +122,7 @@ def _places(landscape: Landscape, mask: Any) -> tuple[Floats, Floats]:
     return landscape.axes[0][i], landscape.axes[1][j]
 
 
-def _overlays(panel: Axes, landscape: Landscape, levels: Floats, rho: float | None) -> list[Any]:
+def _overlays(panel: Axes, landscape: Landscape, shown: Scale, rho: float | None, alone: bool) -> list[Any]:
     """Draw the second-order model, the border of its validity and SAM's ball; return legend handles."""
     from matplotlib.lines import Line2D
 
@@ -78,71 +130,102 @@ def _overlays(panel: Axes, landscape: Landscape, levels: Floats, rho: float | No
     x, y = landscape.axes
     model, share = landscape.quadratic(), landscape.departure()
     if model is not None and share is not None:
-        panel.contour(x, y, model.T, levels=levels[2:-1:3], colors="black", linewidths=0.7, linestyles="dashed")
-        handles.append(Line2D([], [], color="black", lw=0.8, ls="--", label="second-order model, same levels"))
+        dashed = panel.contour(x, y, model.T, levels=shown.ticks, colors="black", linewidths=0.8, linestyles="dashed")
+        if alone:
+            _number(panel, landscape, dashed, shown, "black", "white")
+        handles.append(Line2D([], [], color="black", lw=0.8, ls="--", label="second-order model"))
         if np.nanmax(share) > DEPARTURE:
             masked = np.ma.masked_invalid(share.T)
             panel.contour(x, y, masked, levels=[DEPARTURE], colors=VERMILION, linewidths=1.2)
-            handles.append(Line2D([], [], color=VERMILION, lw=1.2, label="model 10 % off the loss"))
+            handles.append(Line2D([], [], color=VERMILION, lw=1.2, label="model 10 % off"))
     if rho is not None:
         from hessprobe.landscape.geometry import circle
 
         ring = circle(landscape.gram, rho)
         panel.plot(ring[:, 0], ring[:, 1], color=SKY, lw=1.4)
-        small = np.abs(ring).max() < 0.012 * (x[-1] - x[0])
-        where = " (inside the star)" if small else ""
+        tiny = np.abs(ring).max() < 0.012 * (x[-1] - x[0])
+        where = " (inside the star)" if tiny else ""
         handles.append(Line2D([], [], color=SKY, lw=1.4, label=f"SAM's ball, $\\rho$ = {rho:g}{where}"))
     return handles
 
 
-def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None) -> list[Any]:
+def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: str, alone: bool) -> list[Any]:
     """Draw the center and the marked points, checkpoints filled with the color of their true loss."""
     from matplotlib.lines import Line2D
 
-    panel.plot(0, 0, marker="*", ms=9, mfc="white", mec="black", mew=0.7, ls="none", zorder=6)
-    handles: list[Any] = [Line2D([], [], marker="*", ms=8, mfc="white", mec="black", ls="none", label="checkpoint")]
+    panel.plot(0, 0, marker="*", ms=7, mfc="white", mec="black", mew=0.6, ls="none", zorder=6)
+    handles: list[Any] = [Line2D([], [], marker="*", ms=7, mfc="white", mec="black", ls="none", label=center)]
     if landscape.kind == "gradient":
         for (name, place, _), marker, color in zip(landscape.marks, ("^", "D"), (ORANGE, PURPLE), strict=False):
-            panel.plot(*place, marker=marker, ms=6, mfc=color, mec="black", mew=0.6, ls="none", zorder=5)
-            handles.append(Line2D([], [], marker=marker, ms=6, mfc=color, mec="black", ls="none", label=_greek(name)))
+            panel.plot(*place, marker=marker, ms=4.5, mfc=color, mec="black", mew=0.6, ls="none", zorder=7)
+            handles.append(Line2D([], [], marker=marker, ms=4.5, mfc=color, mec="black", ls="none", label=_greek(name)))
         return handles
     if not landscape.marks:
         return handles
     places = np.array([place for _, place, _ in landscape.marks])
     if landscape.kind == "pca":
-        panel.plot(places[:, 0], places[:, 1], color="white", lw=1.0, zorder=4)
-    _mark_checkpoints(panel, landscape, places, norm)
-    label = "checkpoints, filled with their true loss" if norm is not None else "checkpoints, projected"
-    handles.append(Line2D([], [], marker="o", ms=5, mfc="#35b779", mec="white", ls="none", label=label))
+        path = in_order(places)
+        panel.plot(*places[path].T, color="white", lw=0.9, zorder=4)
+    _mark_checkpoints(panel, landscape, places, norm, alone)
+    label = "fill: loss" if norm is not None else "projected"
+    handles.append(Line2D([], [], marker="o", ms=4, mfc="#35b779", mec="white", ls="none", label=f"others ({label})"))
     return handles
+
+
+def in_order(places: Floats) -> list[int]:
+    """Return the order of a trajectory: that of its points, with the center, which is the first, at the nearer end.
+
+    The center is named first whichever end of the training it is, and one line too many would be drawn otherwise.
+    """
+    rest = list(range(1, len(places)))
+    start, end = (float(np.linalg.norm(places[index] - places[0])) for index in (1, -1))
+    return [0, *rest] if start <= end else [*rest, 0]
 
 
 def _greek(text: str) -> str:
     return text.replace("rho", "$\\rho$").replace("alpha*", "$\\alpha^*$")
 
 
-def _mark_checkpoints(panel: Axes, landscape: Landscape, places: Floats, norm: Normalize | None) -> None:
+def _mark_checkpoints(panel: Any, landscape: Landscape, places: Floats, norm: Normalize | None, alone: bool) -> None:
     from matplotlib import colormaps
 
-    every = max(1, math.ceil(len(places) / 12))
-    box = {"boxstyle": "round,pad=0.15", "fc": (0.0, 0.0, 0.0, 0.45), "ec": "none"}
-    for index, ((name, _, loss), place) in enumerate(zip(landscape.marks, places, strict=True)):
+    box = {"boxstyle": "round,pad=0.12", "fc": (0.0, 0.0, 0.0, 0.5), "ec": "none"}
+    # The center has its star and the legend.
+    others = [index for index, place in enumerate(places) if place.any()]
+    most = _NAMED_NARROW if narrow(panel.figure) else _NAMED
+    named = (
+        {others[round(step)] for step in np.linspace(0, len(others) - 1, min(most, len(others)))} if alone else set()
+    )
+    names = shortened([landscape.marks[index][0] for index in others])
+    for index, text in zip(others, names, strict=True):
+        loss = landscape.marks[index][2]
         known = norm is not None and loss is not None and math.isfinite(loss)
         color = colormaps[MAP](norm(loss)) if known and norm is not None and loss is not None else "white"
-        if place.any():
-            panel.plot(*place, marker="o", ms=5.5, mfc=color, mec="white", mew=0.9, ls="none", zorder=5)
-        if not index % every or index == len(places) - 1:
-            text = f"{name}: {loss:.3g}" if known else name
-            beside(panel, tuple(place), text, fontsize=7, color="white", bbox=box, zorder=7)
+        panel.plot(*places[index], marker="o", ms=4.5, mfc=color, mec="white", mew=0.8, ls="none", zorder=5)
+        if index in named:
+            said = f"{text}: {loss:.3g}" if known and not narrow(panel.figure) else text
+            beside(panel, tuple(places[index]), said, fontsize=small(), color="white", bbox=box, zorder=7)
 
 
-def _frame(panel: Any, landscape: Landscape, name: str) -> None:
+def shortened(names: list[str]) -> list[str]:
+    """Return names without the words that all begin with: ``run-epoch-0002`` and ``run-epoch-0010``, 0002 and 0010."""
+    common = ""
+    for letters in zip(*names, strict=False):
+        if len(names) < 2 or len(set(letters)) > 1:
+            break
+        common += letters[0]
+    # Only whole words go.
+    cut = max((index + 1 for index, letter in enumerate(common) if not letter.isalnum()), default=0)
+    return [name[cut:] or name for name in names]
+
+
+def _frame(panel: Any, landscape: Landscape, ticks: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     x, y = landscape.axes
     panel.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    panel.set_box_aspect(shape(landscape))
     panel.set_xlabel(axis_label(landscape, 0))
     panel.set_ylabel(axis_label(landscape, 1))
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(6))
-    panel.set_title(heading(landscape, name))
+        axis.set_major_locator(MaxNLocator(ticks))

@@ -15,8 +15,8 @@ FORMATS = ("png", "svg", "pdf")
 STYLES = ("paper", "screen", "dark")
 # Inches: one column and two of a journal, the least in which labels of 7 points have room, the widest page.
 COLUMN, PAGE, NARROWEST, WIDEST = 3.25, 6.75, 2.0, 20.0
-# Below this width panels stand below each other and legends have fewer columns.
-_NARROW = 5.0
+# Below this width in inches panels stand below each other and legends have fewer columns.
+NARROW = 5.0
 
 # Okabe and Ito's colors, which the color-blind can tell apart, in an order that also differs in gray.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -91,7 +91,7 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 def narrow(figure: Figure) -> bool:
     """Return whether a figure has the width of one column, where panels stand below each other."""
-    return bool(figure.get_figwidth() < _NARROW)
+    return bool(figure.get_figwidth() < NARROW)
 
 
 def small() -> float:

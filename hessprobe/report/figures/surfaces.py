@@ -8,21 +8,22 @@ import numpy as np
 
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Landscape
-from hessprobe.report.figures.landscape_scale import bar_ticks, heading, scale
+from hessprobe.report.figures.landscape_scale import bar_ticks, scale
 from hessprobe.report.figures.style import MAP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def surface(figure: Figure, panel: Any, landscape: Landscape, name: str) -> None:
+def surface(figure: Figure, panel: Any, landscape: Landscape, name: str) -> list[Any]:
     """Draw one quantity of a plane as a surface, with its contours on the floor."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     values = np.where(np.isfinite(landscape.values[name]), landscape.values[name], np.nan)
-    norm, levels, logarithmic = scale(values, name)
+    shown = scale(values, name)
+    norm, logarithmic = shown.norm, shown.logarithmic
     x, y = np.meshgrid(*landscape.axes, indexing="ij")
     height = np.log10(values) if logarithmic else values
     colors = colormaps[MAP](norm(np.nan_to_num(values, nan=float(np.nanmin(values)))))
@@ -46,7 +47,7 @@ def surface(figure: Figure, panel: Any, landscape: Landscape, name: str) -> None
     panel.view_init(elev=32, azim=-55)
     # Labels of three-dimensional axes are not part of the layout: leave room for them.
     panel.set_box_aspect(None, zoom=0.86)
-    panel.set_title(heading(landscape, name))
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=MAP), ax=panel, shrink=0.6, pad=0.08)
     bar.set_label(f"{TITLES[name]}{', log scale' if logarithmic else ''}")
-    bar_ticks(bar, levels, logarithmic)
+    bar_ticks(bar, shown)
+    return []

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from figure_checks import WIDTHS, require_fit
+from matplotlib.colors import LogNorm
+from matplotlib.contour import QuadContourSet
 
 from hessprobe.landscape import Landscape, write_html
 from hessprobe.report.figures.landscape import drawn
@@ -45,24 +49,84 @@ def test_figures_are_the_same_every_time(tmp_path):
 
 def test_contours_name_axes_overlays_and_units(tmp_path):
     text = text_of(plane(), tmp_path, rho=0.3, title="a title")
-    for piece in ("a title", "second-order model, same levels", "model 10 % off the loss", "SAM's ball",
-                  "(1 = 2 in parameter space)", "smallest Hessian eigenvalue"):  # fmt: skip
+    for piece in ("a title", "second-order model", "model 10 % off", "SAM's ball",
+                  "(1 = 2 in parameter space)", "of the Hessian"):  # fmt: skip
         assert piece in text
     assert "not finite" not in text
     assert "second-order" not in text_of(plane(slope=None), tmp_path)
 
 
 def test_holes_are_counted_in_the_figure(tmp_path):
-    assert "2 of 49 points not finite, hatched" in text_of(plane(hole=True), tmp_path)
-    assert "1 of 7 points not finite, hatched" in text_of(line(), tmp_path)
+    assert "2 of 49 points not finite (hatched)" in text_of(plane(hole=True), tmp_path)
+    assert "1 of 7 points not finite (hatched)" in text_of(line(), tmp_path)
+
+
+def pca(*names, center="net.pt", places=((0.0, 0.0), (0.6, -0.5), (0.3, -0.4), (0.05, -0.1))):
+    """A trajectory whose center, named first, is its end."""
+    found = plane(kind="pca", labels=("principal component 1 (84.3 % of variance)", "principal component 2 (14 %)"),
+                  marks=tuple(zip((center, *names), places, (0.01, 3.0, 1.0, 0.1), strict=True)))  # fmt: skip
+    del found.values["lambda-min"]
+    found = replace(found, lengths=(1.0, 1.0))
+    return replace(found, axes=(found.axes[0], found.axes[1] / 2))
 
 
 def test_checkpoints_show_their_true_loss(tmp_path):
     marks = (("one", (0.5, 0.5), 1.75), ("two", (0.0, 0.0), 0.01))
-    text = text_of(plane(kind="pca", marks=marks), tmp_path)
+    lone = plane(kind="pca", marks=marks)
+    del lone.values["lambda-min"]
+    drawn(lone).save(tmp_path / "f.svg", 6.75)
+    text = (tmp_path / "f.svg").read_text()
     assert "one: 1.75" in text
-    assert "checkpoints, filled with their true loss" in text
+    assert "others (fill: loss)" in text
     assert "b, true loss" in text_of(line(marks=(("b", (0.5,), 0.35),)), tmp_path)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_trajectory_ends_in_its_center_without_a_line_to_its_start(width):
+    figure = require_fit(drawn(pca("run-epoch-0000", "run-epoch-0010", "run-epoch-0020"), title="net.pt"), width)
+    panel = figure.axes[0]
+    (path,) = [each for each in panel.lines if len(each.get_xdata()) == 4]
+    assert path.get_xdata().tolist() == [0.6, 0.3, 0.05, 0.0]
+    # Names are those words that differ, and the center has its own in the legend.
+    names = [text.get_text() for text in panel.texts if not text.get_text()[0].isdigit() or text.get_text()[:2] == "00"]
+    assert [name.split(":")[0] for name in names] == ["0000", "0010", "0020"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "net.pt" in legend
+    assert (panel.get_title(), panel.get_xlabel()) == ("net.pt", "PC 1 (84.3 % of variance)")
+    # Both axes to one scale.
+    box = panel.get_window_extent()
+    assert box.height / box.width == pytest.approx(0.5, rel=0.02)
+    forward = pca("b", "c", "d", places=((0.0, 0.0), (0.05, -0.1), (0.3, -0.4), (0.6, -0.5)))
+    path = next(each for each in drawn(forward).figure().axes[0].lines if len(each.get_xdata()) == 4)
+    assert path.get_xdata().tolist() == [0.0, 0.05, 0.3, 0.6]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_fill_lines_bar_and_model_have_the_same_levels(width):
+    lone = plane()
+    del lone.values["lambda-min"]
+    figure = require_fit(drawn(lone, title="net.pt"), width)
+    (panel,) = figure.axes
+    fill, lines, model = [each for each in panel.collections if isinstance(each, QuadContourSet)][:3]
+    assert fill.levels.tolist() == lines.levels.tolist()
+    # From 0.01 to 6: the fill begins and ends at round numbers that hold the values, spaced by ratio.
+    assert (fill.levels[0], fill.levels[-1]) == (0.01, 10.0)
+    assert isinstance(fill.norm, LogNorm)
+    assert 7 <= len(fill.levels) <= 13
+    assert set(model.levels) <= set(fill.levels)
+    (bar,) = panel.child_axes
+    shown = {float(text.get_text()) for text in bar.get_yticklabels()}
+    assert shown == set(model.levels)
+    # The bar is as high as the panel, the panel a square.
+    box, beside = panel.get_window_extent(), bar.get_window_extent()
+    assert (beside.y0, beside.y1) == pytest.approx((box.y0, box.y1), abs=1)
+    assert box.width == pytest.approx(box.height, rel=0.01)
+    assert box.width > 0.55 * figure.bbox.width
+    # Numbers stand on the dashed lines, which are not cut open: one curve each.
+    assert {text.get_text() for text in panel.texts} <= {text.get_text() for text in bar.get_yticklabels()}
+    assert panel.texts
+    whole = [path for path in model.get_paths() if len(path.vertices)]
+    assert all(sum(code == path.MOVETO for code in path.codes) <= 2 for path in whole)
 
 
 def test_a_line_shows_how_far_its_model_holds():
@@ -77,21 +141,28 @@ def test_a_line_shows_how_far_its_model_holds():
     assert [each.get_text() for each in figure.legends[0].get_texts()] == ["second-order model", "checkpoint"]
 
 
-def test_many_quantities_stand_in_rows_of_three():
+@pytest.mark.parametrize("width", WIDTHS)
+def test_many_quantities_fill_a_grid_without_an_empty_cell(width):
     many = plane()
     many.values.update({"error": many.values["loss"] / 10, "grad-norm": many.values["loss"]})
-    figure = drawn(many).figure()
+    many.values["lambda-max"] = many.values["loss"] * 3
+    figure = require_fit(drawn(many, title="net.pt"), width)
     titles = [each.get_title() for each in figure.axes if each.get_title()]
-    assert titles == ["loss", "smallest Hessian eigenvalue", "error rate", "gradient norm"]
-    assert figure.get_size_inches().tolist() == pytest.approx([3 * 5.4, 0.6 + 2 * 4.6])
+    assert titles == ["loss", r"$\lambda_{\min}$ of the Hessian", "error rate", "gradient norm",
+                      r"$\lambda_{\max}$ of the Hessian"]  # fmt: skip
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == ((3, 2) if width < 5 else (2, 3))
+    # The sixth cell holds the legend.
+    assert figure.axes[5].get_legend() is not None
+    assert not figure.legends
+    assert figure._supxlabel.get_text() == "a"
 
 
 def test_a_quantity_that_is_finite_nowhere_is_said():
     lost = plane()
     lost.values["lambda-min"] = np.full((7, 7), np.nan)
-    assert "smallest Hessian eigenvalue: not finite anywhere" in [
-        each.get_title() for each in drawn(lost).figure().axes
-    ]
+    titles = [each.get_title() for each in drawn(lost).figure().axes]
+    assert r"$\lambda_{\min}$ of the Hessian" + "\n49 of 49 points not finite (hatched)" in titles
 
 
 def test_surface(tmp_path):
@@ -99,13 +170,29 @@ def test_surface(tmp_path):
 
 
 def test_log_scale_where_values_span_decades():
-    assert scale(np.array([0.01, 1.0]), "loss")[2]
-    assert not scale(np.array([0.1, 1.0]), "loss")[2]
-    assert not scale(np.array([-0.1, 100.0]), "loss")[2]
-    assert not scale(np.array([0.001, 1.0]), "error")[2]
-    norm, levels, _ = scale(np.array([2.0, 2.0]), "loss")
-    assert norm.vmin < 2 < norm.vmax
+    assert scale(np.array([0.01, 1.0]), "loss").logarithmic
+    assert not scale(np.array([0.2, 1.0]), "loss").logarithmic
+    assert not scale(np.array([-0.1, 100.0]), "loss").logarithmic
+    assert not scale(np.array([0.001, 1.0]), "error").logarithmic
+    same = scale(np.array([2.0, 2.0]), "loss")
+    assert same.norm.vmin < 2 < same.norm.vmax
+    assert (np.diff(same.levels) > 0).all()
+
+
+@pytest.mark.parametrize("ends", [(0.559, 10.1), (0.01, 6.0), (1e-4, 3e3), (0.55, 0.58), (-3.0, 7.0), (1e-9, 1e9)])
+def test_levels_are_round_numbers_that_cover_the_values(ends):
+    shown = scale(np.array(ends), "loss")
+    levels = shown.levels
+    assert levels[0] <= ends[0] * (1 + 1e-12 * np.sign(ends[0]))
+    assert levels[-1] >= ends[1]
+    assert 6 <= len(levels) <= 20
     assert (np.diff(levels) > 0).all()
+    # No level beyond the next after the values, and numbers that are printed in full.
+    assert levels[1] > ends[0]
+    assert levels[-2] < ends[1]
+    assert all(float(f"{level:.4g}") == pytest.approx(level, rel=1e-9, abs=1e-12) for level in levels)
+    assert set(shown.ticks) <= set(levels)
+    assert 3 <= len(shown.ticks) <= 6
 
 
 def test_refusals(tmp_path):

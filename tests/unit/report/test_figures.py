@@ -9,36 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from figure_checks import WIDTHS, require_fit
+from figure_records import arrays, density_row, layer, record, row
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures import figures_across, figures_of
-
-ERRORS = {"probe": 0.1, "data": None, "solver": 0.0}
-
-
-def row(measure, value, half=0.5, operator="hessian", **more):
-    known = {"measure": measure, "operator": operator, "value": value, "interval": [value - half, value + half]}
-    return {**known, "std_error": half / 2, "confidence": 0.9, "errors": ERRORS, **more}
-
-
-def arrays(**named):
-    return {name: {"shape": [len(values)], "dtype": "float64", "values": values} for name, values in named.items()}
-
-
-def record(command, *rows, **more):
-    return {"command": command, "results": list(rows), "arguments": {"ckpt": "a/net.pt"}, **more}
-
-
-def layer(value, half):
-    return {"value": value, "interval": [value - half, value + half]}
-
-
-def density_row(operator="hessian", shift=0.0):
-    grid = [-1.0 + shift, 0.0, 1.0, 2.0, 4.0]
-    bands = {"cdf_band_low": [0.0, 0.1, 0.8, 0.9, 0.97], "cdf_band_high": [0.02, 0.3, 0.9, 0.95, 1.0]}
-    found = arrays(grid=grid, density=[0.01, 0.9, 0.2, 0.01, 0.001], cdf=[0.0, 0.2, 0.85, 0.92, 1.0], **bands,
-                   nodes=[-0.9, 0.0, 3.9], weights=[0.01, 0.98, 0.01])  # fmt: skip
-    return row("density", 0.1, operator=operator, arrays=found)
 
 
 def measured():
@@ -60,8 +35,9 @@ def test_a_measurement_gives_density_eigenvalues_and_layers():
     assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian"]
     assert found["density-hessian"].alt == (
         "Above, how many eigenvalues of the Hessian lie where, from \u22120.9 to 3.9; below, the share of them below "
-        "each point: left on a linear axis, right on a logarithmic one. At 0 the 90 % band of the distribution reaches "
-        "from 10 to 30 %. The band holds with this confidence at each point, not at all of them at once. It is "
+        "each point, on an axis that is linear between \u22120.001 and 0.001 (gray) and logarithmic beyond. At 0 the "
+        "90 % band of the distribution reaches from 10 to 30 %. The band holds with this confidence at "
+        "each point, not at all of them at once. It is "
         "what the Lanczos steps and probes leave open about the share below: wide where the steps are too few to tell "
         "crowded eigenvalues apart, as near 0."
     )
@@ -84,33 +60,61 @@ def test_quantiles_of_a_density_are_said_with_their_intervals():
     ) in alt
 
 
-def test_the_density_has_its_band_on_a_linear_and_a_symlog_axis():
-    figure = by_name(figures_of(measured()))["density-hessian"].figure()
-    axes = figure.axes
-    assert [one.get_xscale() for one in axes] == ["linear", "symlog", "linear", "symlog"]
-    assert [one.get_xlabel() for one in axes[2:]] == ["eigenvalue", "eigenvalue, linear below 0.001"]
-    # The outermost point is not on the frame.
-    assert axes[3].get_xlim()[1] > 1.5 * 4.0
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "density", "Ritz values", "90 % band, at each point", "distribution function",
-    ]  # fmt: skip
-    assert [axes[0].get_ylabel(), axes[2].get_ylabel()] == ["density", "share of eigenvalues below"]
-    for one in axes[2:]:
-        (curve,), (band,) = one.lines, one.collections
-        assert curve.get_ydata().tolist() == [0.0, 0.2, 0.85, 0.92, 1.0]
-        corners = {(x, y) for x, y in band.get_paths()[0].vertices.tolist()}
-        assert {(0.0, 0.1), (0.0, 0.3), (1.0, 0.1), (4.0, 0.9), (2.0, 1.0), (4.0, 1.0)} <= corners
-        assert band.get_label() == "90 % band, at each point"
-
-
-def test_eigenvalues_are_drawn_with_their_errors_and_residuals():
-    top, bottom = by_name(figures_of(measured()))["eigenvalues-hessian"].figure().axes
-    (bar,) = top.containers
+def test_eigenvalues_are_drawn_with_their_errors():
+    (panel,) = by_name(figures_of(measured()))["eigenvalues-hessian"].figure().axes
+    (bar,) = panel.containers
     points, _, (spans,) = bar
     assert points.get_ydata().tolist() == [9.0, 4.0, -1.0]
     assert [tuple(np.round(s[:, 1], 9)) for s in spans.get_segments()] == [(8.9, 9.1), (3.8, 4.2), (-1.3, -0.7)]
-    assert bottom.lines[0].get_ydata().tolist() == [0.01, 0.02, 0.04]
-    assert (bottom.get_yscale(), bottom.get_ylabel(), top.get_ylabel()) == ("log", "residual", "eigenvalue")
+    assert (panel.get_title(), panel.get_ylabel()) == ("largest", "eigenvalue")
+
+
+def both_ends(operator="hessian"):
+    values, errors = [9.0, 4.0, 3.0, -0.02, -0.03, -0.05], [0.1, 0.2, 0.3, 1e-3, 2e-3, 3e-3]
+    spectrum = arrays(eigenvalues=values, eigenvalue_errors=errors, residuals=[0.01, 0.02, 0.04, 1e-3, 1e-3, 1e-3])
+    return record(
+        "measure", *(row(name, 9.0, arrays=spectrum, operator=operator) for name in ("lambda-max", "lambda-min"))
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_end_of_the_spectrum_has_a_panel_and_a_scale_of_its_own(width):
+    (drawn,) = figures_of(both_ends())
+    figure = require_fit(drawn, width)
+    largest, smallest = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["largest", "smallest"]
+    assert largest.containers[0][0].get_ydata().tolist() == [9.0, 4.0, 3.0]
+    assert smallest.containers[0][0].get_ydata().tolist() == [-0.05, -0.03, -0.02]
+    assert smallest.get_ylim()[0] > -0.06
+    # A line at 0 would flatten what is far from it: points and two caps are all.
+    assert [len(panel.lines) for panel in (largest, smallest)] == [3, 3]
+    assert largest.get_ylim()[0] > 2
+    assert not any("Ritz" in text.get_text() for text in figure.findobj() if hasattr(text, "get_text"))
+    assert [(each["end"], each["number"], each["eigenvalue"]) for each in drawn.data][3:] == [
+        ("smallest", 1, -0.05), ("smallest", 2, -0.03), ("smallest", 3, -0.02),
+    ]  # fmt: skip
+    # Of a matrix without negative eigenvalues all that were found are the largest.
+    assert len(figures_of(both_ends("ggn"))[0].figure(width).axes) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layers_and_operators_fit(width):
+    require_fit(by_name(figures_of(measured()))["layers-hessian"], width)
+    known = {"lambda-max": 2.0, "lambda-min": -0.01, "trace": 20.0, "frob": 3.0}
+    rows = [row(name, value) for name, value in known.items()]
+    ggn = record("measure", row("trace", 19.0, operator="ggn"))
+    drawn = by_name(figures_across([record("measure", *rows), ggn]))["operators"]
+    figure = require_fit(drawn, width)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == list(known)
+    rows = [one.get_subplotspec().rowspan.start for one in figure.axes]
+    assert rows == ([0, 0, 1, 1] if width < 5 else [0, 0, 0, 0])
+    assert {
+        "matrix": "Gauss-Newton matrix",
+        "quantity": "trace",
+        "value": 19.0,
+        "low": 18.5,
+        "high": 19.5,
+    } in drawn.data
 
 
 def test_one_eigenvalue_is_no_figure():
@@ -300,7 +304,7 @@ def test_a_landscape_is_that_of_its_record():
     (panel,) = found.figure().axes
     assert panel.lines[0].get_xdata().tolist() == [-1.0, 0.0, 1.0]
     assert panel.lines[0].get_ydata().tolist()[:2] == [2.0, 1.0]
-    assert panel.get_title() == "net.pt: loss  (1 of 3 points not finite, hatched)"
+    assert panel.get_title() == "net.pt\n1 of 3 points not finite (hatched)"
     assert found.alt == (
         "Loss landscape on 3 points (a); 1 at the checkpoint; loss from 1 to 2; 1 points of it are not finite."
     )
