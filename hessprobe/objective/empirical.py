@@ -20,6 +20,7 @@ from hessprobe.objective import checking, determinism, model_loss, modes, select
 from hessprobe.objective.base import Objective
 from hessprobe.objective.notes import Noted, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
+from hessprobe.objective.untouched import KeptBatches
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
 
@@ -80,7 +81,7 @@ class EmpiricalRisk(Objective):
         TypeError: data that can be read only once or are not batches, parameters of mixed dtypes.
         ValueError: nothing to measure, a loss that is not scalar or sums over the batch, inputs or targets that do not
             fit.
-        DataError: empty data, or data that change between two passes.
+        DataError: empty data, or data that change between two passes or are edited in place.
         NondeterministicLossError: a loss that differs between two calls; names the module to blame.
         NonFiniteError: nan or inf in a parameter or in the loss.
         UnsupportedError: a model's own loss that is not recognised, an attention kernel without second derivative,
@@ -113,6 +114,7 @@ class EmpiricalRisk(Objective):
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
         self._reads_parameters, self._unlike_a_mean = False, ""
+        self._reading, self._kept = torch.Generator(), KeptBatches(data)
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
@@ -223,13 +225,14 @@ class EmpiricalRisk(Objective):
                     f"Parameter {name!r}, which is not in theta, has changed since this risk was made. "
                     "Make a new EmpiricalRisk."
                 )
+        self._kept.require_unchanged()
         roots = [m for m in (self.module, self._loss) if isinstance(m, nn.Module)]
         state = modes.evaluation(
             roots,
             device=self.device,
             batchnorm=self.batchnorm,
             tf32=self.tf32,
-            generators=data_tools.generators_of(self._data),
+            generators=[*data_tools.generators_of(self._data), self._reading],
             on_checkpoint=self._noted.see_checkpoint,
         )
         with state:
@@ -249,7 +252,7 @@ class EmpiricalRisk(Objective):
 
     def _read(self) -> Iterator[tuple[int, Any]]:
         # Each step is taken in evaluation state by itself, because a generator may be left half-read.
-        with self.evaluating():
+        with self.evaluating(), data_tools.seeded_by(self._data, self._reading):
             iterator = iter(self._data)
         index = -1
         while True:
@@ -327,6 +330,7 @@ class EmpiricalRisk(Objective):
     def _measure(self) -> _Measured:
         sizes, examples = [], []
         for index, batch in self._read():
+            self._kept.see(index, batch)
             if self._rule is None:
                 moved = data_tools.to_device(batch, self.device)
                 sizes.append(forward_weight(self._model, self.theta, moved, index))
