@@ -141,7 +141,12 @@ BatchSize = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    _option("--dtype", metavar="NAME", help="float32 or float64; the checkpoint's by default.", panel=_COMPUTE),
+    _option(
+        "--dtype",
+        metavar="NAME",
+        help="float32 or float64; default: that of the weights, at least float32.",
+        panel=_COMPUTE,
+    ),
 ]
 Engine = Annotated[
     str, _option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
