@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
-from hessprobe.objective import checking, determinism, model_loss, modes, selection, weighting
+from hessprobe.objective import checking, determinism, model_loss, modes, selection, sharded, weighting
 from hessprobe.objective.base import Objective
 from hessprobe.objective.notes import Noted, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
@@ -81,11 +81,12 @@ class EmpiricalRisk(Objective):
         TypeError: data that can be read only once or are not batches, parameters of mixed dtypes.
         ValueError: nothing to measure, a loss that is not scalar or sums over the batch, inputs or targets that do not
             fit.
-        DataError: empty data, or data that change between two passes or are edited in place.
+        DataError: empty data, one rank's share, or data that change between two passes or are edited in place.
         NondeterministicLossError: a loss that differs between two calls; names the module to blame.
         NonFiniteError: nan or inf in a parameter or in the loss.
         UnsupportedError: a model's own loss that is not recognised, an attention kernel without second derivative,
-            embeddings with ``max_norm``, a forward that cuts parameters off from the loss.
+            embeddings with ``max_norm``, a forward that cuts parameters off from the loss, parameters that are spread
+            over ranks.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class EmpiricalRisk(Objective):
     ) -> None:
         _require_arguments(module, loss, forward, batchnorm, weighting)
         data_tools.require_reiterable(data)
+        sharded.require_whole_data(data)
         self.module = modes.unwrap(module)
+        sharded.require_whole_module(self.module)
         model_loss.require_differentiable_attention(self.module)
         modes.require_pure(self.module)
         chosen = selection.select_parameters(self.module, params)
