@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from hessprobe import locks
+
 _NEW_FILE_MODE = 0o666
+_LONGEST_STEM = 40
 
 
 def check_output(name: str, path: str | Path) -> Path:
@@ -20,18 +26,24 @@ def check_output(name: str, path: str | Path) -> Path:
         path: the file that will be written later.
 
     Raises:
-        ValueError: the folder is missing or cannot be written, or ``path`` is a folder.
+        ValueError: the folder is missing or cannot be written, or ``path`` is a folder, a loop of links, or a named
+            pipe, whose reader could be waited for in vain once the work is done.
     """
     target = Path(path)
-    folder = target.parent
-    if target.is_dir():
+    mode = _mode(name, target)
+    if stat.S_ISDIR(mode):
         raise ValueError(f"{name} must be a file; got the folder {str(target)!r}. Add a file name.")
+    if stat.S_ISFIFO(mode) and target.parts[:2] not in (("/", "dev"), ("/", "proc")):
+        raise ValueError(f"{name} must be a file; got the named pipe {str(target)!r}. Write a file, and pass that on.")
+    if mode and not stat.S_ISREG(mode) and os.access(target, os.W_OK):
+        return target
+    folder = target.resolve().parent if target.is_symlink() else target.parent
     if not folder.is_dir():
         raise ValueError(
             f"{name} must lie in an existing folder; got {str(target)!r}. Make the folder {str(folder)!r} first."
         )
     try:
-        descriptor, probe = tempfile.mkstemp(dir=folder, prefix=f".{target.name[:40]}.")
+        descriptor, probe = _temporary(target)
         os.close(descriptor)
         os.unlink(probe)
     except OSError as error:
@@ -45,12 +57,15 @@ def check_output(name: str, path: str | Path) -> Path:
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that ``path`` holds either its old content or all of the new one, whatever interrupts.
 
+    Once it returns, the file outlives a loss of power. What an earlier process left when it was killed while it wrote
+    the same file is removed.
+
     Args:
         path: the file to make or replace; its folder exists.
         write: called once with a binary file open for writing.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; ``path`` is unchanged.
+        OSError: the folder cannot be written or the disk is full; it names ``path``, which is unchanged.
     """
     # A link keeps pointing at its file, and what is no file (a pipe, a terminal) is written to, never replaced.
     target = Path(path).resolve()
@@ -58,18 +73,92 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         with target.open("wb") as stream:
             write(stream)
         return
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".tmp")
+    try:
+        _remove_rests(target)
+        _replace(target, write)
+    except OSError as error:
+        if error.errno is None or error.filename in (str(target), target):
+            raise
+        raise type(error)(error.errno, error.strerror, str(target)) from error
+
+
+def _replace(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    descriptor, temporary = _temporary(target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _usual_mode())
-        os.replace(temporary, target)
+            os.chmod(temporary, _usual_mode())
+            if locks.AVAILABLE:
+                # Under the lock: once it is let go, the file counts as left behind.
+                os.replace(temporary, target)
+        if not locks.AVAILABLE:
+            # Where there are no locks (Windows) nothing is taken for left behind, and an open file cannot be renamed.
+            os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _sync_folder(target.parent)
+
+
+def _temporary(target: Path) -> tuple[int, str]:
+    """Return a new locked file beside ``target``: open descriptor and path."""
+    while True:
+        descriptor, path = tempfile.mkstemp(dir=target.parent, prefix=f".{_stem(target)}.", suffix=".tmp")
+        locks.lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, path
+        # Another process took it for a rest before it was locked.
+        os.close(descriptor)
+
+
+def _remove_rests(target: Path) -> None:
+    """Remove temporary files of ``target`` whose processes are dead, as only the dead hold no lock."""
+    pattern = re.compile(rf"\.{re.escape(_stem(target))}\.[a-z0-9_]{{8}}\.tmp")
+    with os.scandir(target.parent) as entries:
+        rests = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+    for path in rests:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if locks.lock(descriptor):
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _stem(target: Path) -> str:
+    name = target.name
+    if len(name) <= _LONGEST_STEM:
+        return name
+    return f"{name[: _LONGEST_STEM - 9]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def _sync_folder(folder: Path) -> None:
+    # The name of a file is the folder's content. Some systems cannot open or sync a folder; there it is not needed.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _mode(name: str, target: Path) -> int:
+    """Return the mode of what is at ``target``, 0 where nothing is.
+
+    Raises:
+        ValueError: no file can be there.
+    """
+    try:
+        return os.stat(target).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{name} must be the path of a file; got {str(target)!r} ({reason}). Rename it.") from error
 
 
 def _usual_mode() -> int:

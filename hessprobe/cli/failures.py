@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import re
@@ -133,10 +134,18 @@ def one_line(error: BaseException) -> str:
             "(products are then made in smaller pieces), or fewer --examples."
         )
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = _os_sentence(error)
     if not isinstance(error, QuotedError):
         text = in_options(text)
     expected = isinstance(error, (UsageError, QuotedError, ValueError, TypeError, OSError)) or _is_ours(error)
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _os_sentence(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "Free some space, or choose another folder" if full else "Check the path and its permissions"
+    return f"{error.filename} cannot be {'written' if full else 'used'}: {error.strerror}. {mend}."
 
 
 def _is_wrong_usage(error: Exception) -> bool:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from hessprobe.cli.failures import UsageError, as_usage
+from hessprobe.looks import NARROWEST, STYLES, WIDEST
 from hessprobe.measures import NAMES, UNIVERSAL
 from hessprobe.models.spec import parse_pairs
-from hessprobe.report.figures.style import NARROWEST, STYLES, WIDEST
 
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
 DEFAULT_RTOL = 0.01
@@ -173,7 +173,12 @@ BatchSize = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    _option("--dtype", metavar="NAME", help="float32 or float64; the checkpoint's by default.", panel=_COMPUTE),
+    _option(
+        "--dtype",
+        metavar="NAME",
+        help="float32 or float64; default: that of the weights, at least float32.",
+        panel=_COMPUTE,
+    ),
 ]
 Engine = Annotated[
     str, _option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)

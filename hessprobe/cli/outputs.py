@@ -7,13 +7,15 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hessprobe import locks
 from hessprobe.files import check_output
+from hessprobe.locks import Lock
 
 # The arguments of commands that are written to; all others can only name what is read.
 NAMES = frozenset({"json", "csv", "out", "interactive", "markdown"})
@@ -43,11 +45,13 @@ class Invocation:
         command: its name.
         inputs: the files that its arguments name, resolved.
         force: whether files that are not ours may be replaced.
+        held: the locks on its outputs.
     """
 
     command: str = ""
     inputs: frozenset[Path] = frozenset()
     force: bool = False
+    held: dict[Path, Lock | None] = field(default_factory=dict)
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
@@ -55,18 +59,22 @@ _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation()
 
 @contextmanager
 def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Iterator[None]:
-    """Let ``check`` know, inside the block, what the command was given.
+    """Let ``check`` know, inside the block, what the command was given; its outputs are its own until the end.
 
     Args:
         command: its name.
         arguments: what it was called with.
         force: whether files that are not ours may be replaced.
     """
-    token = _current.set(Invocation(command, frozenset(_inputs(arguments)), force))
+    run = Invocation(command, frozenset(_inputs(arguments)), force)
+    token = _current.set(run)
     try:
         yield
     finally:
         _current.reset(token)
+        for lock in run.held.values():
+            if lock is not None:
+                lock.release()
 
 
 def check(name: str, path: str) -> None:
@@ -78,7 +86,7 @@ def check(name: str, path: str) -> None:
 
     Raises:
         ValueError: see ``files.check_output``; or the command reads that file, or it is there and not what this command
-            writes there, and ``--force`` was not given.
+            writes there, and ``--force`` was not given; or another process is going to write it.
     """
     run = _current.get()
     if Path(path).resolve() in run.inputs:
@@ -89,6 +97,21 @@ def check(name: str, path: str) -> None:
             f"--{name} must not replace a file that hessprobe did not write there; got {path!r}. Choose another name, "
             "or pass --force."
         )
+    _keep(run, name, target)
+
+
+def _keep(run: Invocation, name: str, target: Path) -> None:
+    place = target.resolve()
+    # What is no file (/dev/null) can be written by many.
+    if not run.command or place in run.held or (place.exists() and not place.is_file()):
+        return
+    try:
+        run.held[place] = locks.take(place)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"--{name} must not be the output of another run that goes on; got {str(target)!r}. Wait for that run, or "
+            "choose another name."
+        ) from error
 
 
 def _inputs(arguments: Mapping[str, Any]) -> Iterator[Path]:

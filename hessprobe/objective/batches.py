@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,10 +69,30 @@ def generators_of(data: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+@contextmanager
+def seeded_by(data: Any, generator: torch.Generator) -> Iterator[None]:
+    """Let a DataLoader without a generator of its own draw from ``generator`` inside, where it begins a pass.
+
+    It draws a seed for its workers even where it has none; from the global generator this would be seen by all threads.
+    """
+    if not isinstance(data, DataLoader) or data.generator is not None:
+        yield
+        return
+    data.generator = generator
+    try:
+        yield
+    finally:
+        data.generator = None
+
+
 def to_device(tree: Any, device: torch.device) -> Any:
-    """Return ``tree`` with every tensor on ``device``; tensors already there are shared, arrays become tensors."""
+    """Return ``tree`` with every tensor on ``device``; tensors already there are shared, arrays become tensors.
+
+    Tensors of inference mode, which autograd cannot save, are copied.
+    """
     if isinstance(tree, Tensor):
-        return tree.to(device, non_blocking=True)
+        moved = tree.to(device, non_blocking=True)
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(tree, np.ndarray):
         return as_tensors(tree).to(device)
     if isinstance(tree, Mapping):

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
-from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, weighting
+from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, sharded, weighting
 from hessprobe.objective.base import Objective
 from hessprobe.objective.notes import Noted, functional_dropout, train_modes, unreduced
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
+from hessprobe.objective.untouched import KeptBatches
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
 
@@ -81,11 +82,12 @@ class EmpiricalRisk(Objective):
         TypeError: data that can be read only once or are not batches, parameters of mixed dtypes.
         ValueError: nothing to measure, a loss that is not scalar or sums over the batch, inputs or targets that do not
             fit.
-        DataError: empty data, or data that change between two passes.
+        DataError: empty data, one rank's share, or data that change between two passes or are edited in place.
         NondeterministicLossError: a loss that differs between two calls; names the module to blame.
         NonFiniteError: nan or inf in a parameter or in the loss.
         UnsupportedError: a model's own loss that is not recognised, an attention kernel without second derivative,
-            embeddings with ``max_norm``, a forward that cuts parameters off from the loss.
+            embeddings with ``max_norm``, a forward that cuts parameters off from the loss, parameters that are spread
+            over ranks.
     """
 
     def __init__(
@@ -103,7 +105,9 @@ class EmpiricalRisk(Objective):
     ) -> None:
         _require_arguments(module, loss, forward, batchnorm, weighting)
         data_tools.require_reiterable(data)
+        sharded.require_whole_data(data)
         self.module = modes.unwrap(module)
+        sharded.require_whole_module(self.module)
         model_loss.require_differentiable_attention(self.module)
         modes.require_pure(self.module)
         chosen = selection.select_parameters(self.module, params)
@@ -114,6 +118,7 @@ class EmpiricalRisk(Objective):
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
         self._reads_parameters, self._unlike_a_mean = False, ""
+        self._reading, self._kept = torch.Generator(), KeptBatches(data)
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._trained = self.module.training
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
@@ -226,13 +231,14 @@ class EmpiricalRisk(Objective):
                     f"Parameter {name!r}, which is not in theta, has changed since this risk was made. "
                     "Make a new EmpiricalRisk."
                 )
+        self._kept.require_unchanged()
         roots = [m for m in (self.module, self._loss) if isinstance(m, nn.Module)]
         state = modes.evaluation(
             roots,
             device=self.device,
             batchnorm=self.batchnorm,
             tf32=self.tf32,
-            generators=data_tools.generators_of(self._data),
+            generators=[*data_tools.generators_of(self._data), self._reading],
             on_checkpoint=self._noted.see_checkpoint,
         )
         with state:
@@ -252,7 +258,7 @@ class EmpiricalRisk(Objective):
 
     def _read(self) -> Iterator[tuple[int, Any]]:
         # Each step is taken in evaluation state by itself, because a generator may be left half-read.
-        with self.evaluating():
+        with self.evaluating(), data_tools.seeded_by(self._data, self._reading):
             iterator = iter(self._data)
         index = -1
         while True:
@@ -330,6 +336,7 @@ class EmpiricalRisk(Objective):
     def _measure(self) -> _Measured:
         sizes, examples, ranges = [], [], []
         for index, batch in self._read():
+            self._kept.see(index, batch)
             if self._rule is None:
                 moved = data_tools.to_device(batch, self.device)
                 sizes.append(forward_weight(self._model, self.theta, moved, index))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessprobe.errors import UnsupportedError
+from hessprobe.objective import threads
 from hessprobe.objective.checkpointing import no_checkpointing
 
 BATCHNORM = ("eval", "batch", "recalibrate")
@@ -80,7 +79,8 @@ def evaluation(
     transformer path, embeddings with their true gradient (no ``padding_idx``), compiled parts run eagerly, no
     activation checkpointing, no ambient autocast, TF32 and reduced-precision CPU products off unless ``tf32``.
     Restored: attributes, modes, buffer and parameter tables of every submodule, the torch (CPU and CUDA), NumPy and
-    Python random states, ``generators``, and the precision, attention and fast-path switches.
+    Python random states, ``generators``, and the precision, attention and fast-path switches. Of other threads see
+    ``hessprobe.objective.threads``.
 
     Args:
         modules: roots whose submodules are touched (the model, and a loss that is a module).
@@ -89,11 +89,15 @@ def evaluation(
         tf32: use TF32 for float32 products on CUDA.
         generators: of the data loader.
         on_checkpoint: called where the model would have checkpointed a part of itself.
+
+    Raises:
+        UnsupportedError: another thread measures one of the modules.
     """
     members = list({id(m): m for root in modules for m in root.modules()}.values())
     with ExitStack() as stack:
-        stack.enter_context(_random_state(device, generators))
+        stack.enter_context(threads.random_state(device, generators))
         stack.enter_context(_module_state(members))
+        stack.enter_context(threads.owned(modules))
         stack.enter_context(precision(tf32))
         stack.enter_context(_attention())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -140,23 +144,6 @@ def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
     if not same or list(table) != list(saved):
         table.clear()
         table.update(saved)
-
-
-@contextmanager
-def _random_state(device: torch.device, generators: Sequence[torch.Generator]) -> Iterator[None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    own = [(generator, generator.get_state()) for generator in generators]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002 - the global state is put back, never drawn from
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
-        for generator, state in own:
-            generator.set_state(state)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hessprobe import checks
-from hessprobe.errors import NonFiniteError
+from hessprobe.errors import NonFiniteError, UnsupportedError
 
 
 def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
@@ -44,10 +44,20 @@ def require_finite(module: nn.Module) -> None:
 
     Raises:
         NonFiniteError: with the name of the first such tensor and how many entries are bad.
+        UnsupportedError: a parameter made in inference mode, which has no gradient; or this is called inside it.
     """
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            "Curvature must be measured outside torch.inference_mode, where nothing has a gradient. Leave it first."
+        )
     kinds = (("parameter", module.named_parameters()), ("buffer", module.named_buffers()))
     for kind, tensors in kinds:
         for name, tensor in tensors:
+            if tensor.is_inference() and kind == "parameter":
+                raise UnsupportedError(
+                    f"parameter {name!r} must be made outside torch.inference_mode, where tensors have no gradient. "
+                    "Make or load the model outside, or pass copy.deepcopy of it."
+                )
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             nans = int(torch.isnan(tensor).sum())

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.errors import CheckpointError, UnsupportedError
+from hessprobe.training.archive import require_sound
+from hessprobe.training.stored import require_numbers, widen
 
 # Where trainers put the weights inside a larger dictionary, and what wrappers put before every name.
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
@@ -34,6 +36,7 @@ def read_torch_file(path: str | Path, harmless: Sequence[Any] = ()) -> Any:
             run code for.
     """
     source = require_file(path)
+    require_sound(source)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(harmless)):
             # torch warns about pickle protocols of foreign files; whether they can be read shows below.
@@ -47,7 +50,8 @@ def read_torch_file(path: str | Path, harmless: Sequence[Any] = ()) -> Any:
             f"{source} holds a Python object ({culprit}), which could run code when loaded; nothing was run. "
             "Save the model's state_dict alone and load that: torch.save(model.state_dict(), 'weights.pt')."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:
+        # Damaged bytes are taken for instructions of the reader, and raise whatever these raise.
         if isinstance(error, PermissionError):
             raise CheckpointError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
         raise CheckpointError(
@@ -84,7 +88,7 @@ def is_state_dict(content: Any) -> bool:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``state_dict`` into ``model``, in place, after checking that it fits.
+    """Copy ``state_dict`` into ``model``, in place, after checking that it fits; float64 weights make it float64.
 
     Args:
         model: its own state names and shapes are what is required.
@@ -92,8 +96,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         source: what to call the weights in a message.
 
     Raises:
-        CheckpointError: missing or unexpected names, a tensor of another shape, or nan or inf in a tensor; the message
-            names the tensor. The model is then unchanged.
+        CheckpointError: missing or unexpected names, a tensor of another shape, one that holds no weights (see
+            ``require_numbers``), or nan or inf in a tensor; the message names the tensor. The model is then unchanged.
     """
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state_dict]
@@ -110,12 +114,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
                 f"{source} has {name} of shape {tuple(given.shape)}, but the model has {tuple(tensor.shape)}. "
                 "Check the model's arguments."
             )
+        require_numbers(name, given, tensor, source)
         if given.is_floating_point() and not bool(torch.isfinite(given).all()):
             count = int((~torch.isfinite(given)).sum())
             raise CheckpointError(
                 f"{source} has nan or inf in {count} of the {given.numel()} entries of {name}. "
                 "Its training diverged; take an earlier checkpoint."
             )
+    widen(model, state_dict)
     model.load_state_dict(dict(state_dict))
 
 
@@ -151,7 +157,7 @@ def read_safetensors(source: Path) -> Mapping[str, Tensor]:
         ) from error
     try:
         tensors: Mapping[str, Tensor] = load_file(source)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
         raise CheckpointError(f"{source} is truncated or not a safetensors file. Copy or save it again.") from error
     return tensors
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
-from hessprobe import report
+from hessprobe import files, report
 from hessprobe.cli import outputs
 
 
@@ -104,3 +107,43 @@ def test_outside_a_command_every_output_is_checked_without_inputs(tmp_path):
     outputs.check("json", str(record))
     with pytest.raises(ValueError, match="--csv must not replace"):
         outputs.check("csv", str(record))
+
+
+def test_two_runs_on_one_output_refuse_each_other(run, program, digits_checkpoint, tmp_path):
+    record = tmp_path / "r.json"
+    first = program("measure", digits_checkpoint, "--json", record, env={**os.environ, "FAKE_SLEEP": "trace"})
+    assert first.stderr.readline() == "ready\n"
+    (tmp_path / "link.json").symlink_to(record)
+    for path in (record, tmp_path / "link.json"):
+        done = run("info", digits_checkpoint, "--json", path)
+        assert done.code == 2
+        assert f"--json must not be the output of another run that goes on; got '{path}'." in done.err
+    assert run("info", digits_checkpoint, "--json", tmp_path / "other.json").code == 0
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert run("info", digits_checkpoint, "--json", record).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "other.json", "r.json"]
+
+
+def test_a_killed_run_holds_no_lock(run, program, digits_checkpoint, tmp_path):
+    first = program(
+        "measure", digits_checkpoint, "--json", tmp_path / "r.json", env={**os.environ, "FAKE_SLEEP": "trace"}
+    )
+    assert first.stderr.readline() == "ready\n"
+    first.kill()
+    first.communicate(timeout=60)
+    assert run("info", digits_checkpoint, "--json", tmp_path / "r.json").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_full_disk_is_one_sentence_with_the_path(run, digits_checkpoint, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    done = run("info", digits_checkpoint, "--json", tmp_path / "r.json")
+    assert (done.code, done.err) == (
+        1,
+        f"hessprobe: error: {tmp_path}/r.json cannot be written: No space left on device. Free some space, or choose "
+        "another folder.\n",
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe import checks, files
+from hessprobe import checks, files, looks
 from hessprobe.report.figures import style as styles
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ class Drawn:
         """
         if width is None:
             return self.size
-        width = checks.real("width", width, low=styles.NARROWEST, high=styles.WIDEST, hint="In inches.")
+        width = checks.real("width", width, low=looks.NARROWEST, high=looks.WIDEST, hint="In inches.")
         return width, self.size[1] * width / self.size[0] if self.height is None else self.height(width)
 
-    def figure(self, width: float | None = None, style: str = styles.STYLES[0]) -> Figure:
+    def figure(self, width: float | None = None, style: str = looks.STYLES[0]) -> Figure:
         """Return it as a figure of matplotlib; arguments as in ``content``."""
         return styles.build(self.draw, self.sized(width), style)
 
-    def content(self, kind: str, width: float | None = None, style: str = styles.STYLES[0]) -> bytes:
+    def content(self, kind: str, width: float | None = None, style: str = looks.STYLES[0]) -> bytes:
         """Return what stands in a file of it; the same every time.
 
         Args:
@@ -78,16 +78,16 @@ class Drawn:
         Raises:
             TypeError, ValueError: another kind or style, or a width out of range.
         """
-        return styles.encoded(self.draw, self.sized(width), checks.one_of("kind", kind, styles.FORMATS), style)
+        return styles.encoded(self.draw, self.sized(width), checks.one_of("kind", kind, looks.FORMATS), style)
 
-    def save(self, path: str | Path, width: float | None = None, style: str = styles.STYLES[0]) -> Path:
+    def save(self, path: str | Path, width: float | None = None, style: str = looks.STYLES[0]) -> Path:
         """Write it to ``path``, whose ending chooses the format; other arguments as in ``content``.
 
         Raises:
             ValueError: another ending, or a folder that is missing or cannot be written.
         """
         target = files.check_output("path", path)
-        kind = checks.one_of("format of path", target.suffix.lower().removeprefix("."), styles.FORMATS)
+        kind = checks.one_of("format of path", target.suffix.lower().removeprefix("."), looks.FORMATS)
         content = self.content(kind, width, style)
         files.write_atomically(target, lambda file: file.write(content))
         return target

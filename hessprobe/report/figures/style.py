@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hessprobe import checks
+from hessprobe.looks import STYLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
-STYLES = ("paper", "screen", "dark")
-# Inches: one column and two of a journal, the least in which labels of 7 points have room, the widest page.
-COLUMN, PAGE, NARROWEST, WIDEST = 3.25, 6.75, 2.0, 20.0
 # Below this width in inches panels stand below each other and legends have fewer columns.
 NARROW = 5.0
 
