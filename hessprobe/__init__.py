@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hessprobe.estimators.sweep import spectral_sketch
     from hessprobe.estimators.trace import trace
     from hessprobe.hvp import Fisher, GaussNewton, Hessian
+    from hessprobe.hvp.product import hvp
     from hessprobe.krylov.eigsh import eigsh
     from hessprobe.measures.registry import measure
     from hessprobe.measures.settings import MeasureSettings
@@ -53,6 +54,9 @@ _HOMES = {
     "trace": "estimators",
 }
 
+# Packages that are public by their own name; ``hvp`` is also a function.
+_PACKAGES = ("hvp",)
+
 __all__ = [
     "EmpiricalRisk",
     "ErrorParts",
@@ -69,6 +73,7 @@ __all__ = [
     "effective_rank",
     "eigsh",
     "frobenius_norm",
+    "hvp",
     "load_checkpoint",
     "logdet",
     "measure",
@@ -80,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

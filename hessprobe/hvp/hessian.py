@@ -21,7 +21,7 @@ from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import LinearOperator
 from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import ParameterLayout, row_dots
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "linearized": Linearized,
@@ -116,6 +116,11 @@ class Hessian(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """The parameter tensors."""
         return self.risk.layout.slices
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the parameters."""
+        return self.risk.layout
 
     @property
     def surrogate(self) -> LinearOperator | None:

@@ -34,7 +34,7 @@ def test_empirical_is_the_mean_outer_product_of_example_gradients(name: str) -> 
     risk = nets.CASES[name]().risk()
     gradients = _example_gradients(risk)
     expected = gradients.T @ gradients / len(gradients)
-    torch.testing.assert_close(Fisher(risk, kind="empirical").dense(), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(Fisher(risk, kind="empirical").to_dense(), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_empirical_counts_tokens_as_examples() -> None:
@@ -50,7 +50,7 @@ def test_empirical_counts_tokens_as_examples() -> None:
             rows += [torch.autograd.grad(one, theta, retain_graph=True)[0] for one in losses[keep]]
     gradients = torch.stack(rows)
     expected = gradients.T @ gradients / len(gradients)
-    torch.testing.assert_close(Fisher(risk, kind="empirical").dense(), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(Fisher(risk, kind="empirical").to_dense(), expected, rtol=1e-10, atol=1e-14)
 
 
 # Losses with the law of a target that they are the negative log-likelihood of: targets to sum over, their log-density.
@@ -117,7 +117,7 @@ def test_the_exact_fisher_is_the_sum_over_all_labels(name: str) -> None:
                 total += share * log.detach().exp() * torch.outer(slope, slope)
     expected = total / count
     fisher = Fisher(risk)
-    torch.testing.assert_close(fisher.dense(), expected, rtol=1e-9, atol=1e-13 * float(expected.abs().max()))
+    torch.testing.assert_close(fisher.to_dense(), expected, rtol=1e-9, atol=1e-13 * float(expected.abs().max()))
     assert fisher.psd
     assert float(expected.trace()) > 0.01
     estimate = hp.measure("trace", risk, operator="fisher", seed=3)
@@ -135,9 +135,9 @@ def test_the_exact_fisher_is_the_sum_over_all_labels(name: str) -> None:
 @pytest.mark.parametrize("name", ["log-probabilities", "probabilities", "rates"])
 def test_the_sampled_fisher_of_other_likelihoods(name: str) -> None:
     risk = _likelihood_risk(name)[0]
-    exact = float(Fisher(risk).dense().trace())
+    exact = float(Fisher(risk).to_dense().trace())
     with pytest.warns(NumericalWarning, match="one draw of labels"):
-        draws = torch.tensor([float(Fisher(risk, kind="mc", seed=s, engine="double_backward").dense().trace())
+        draws = torch.tensor([float(Fisher(risk, kind="mc", seed=s, engine="double_backward").to_dense().trace())
                               for s in range(40)])  # fmt: skip
     error = float(draws.std()) / 40**0.5
     assert abs(float(draws.mean()) - exact) < 4 * error < 0.7 * exact
@@ -164,7 +164,7 @@ def test_what_is_no_known_likelihood_is_refused() -> None:
         Fisher(EmpiricalRisk(bits.module, _own_binary, list(_data(bits))))
     scores = _likelihood_risk("scores")[0]
     plain = EmpiricalRisk(scores.module, lambda f, y: F.cross_entropy(f, y), list(_data(scores)))
-    torch.testing.assert_close(Fisher(plain).dense(), Fisher(scores).dense())
+    torch.testing.assert_close(Fisher(plain).to_dense(), Fisher(scores).to_dense())
 
 
 def _data(risk: EmpiricalRisk) -> list[tuple[Tensor, Tensor]]:
@@ -198,7 +198,7 @@ def test_draws_are_the_same_for_every_product_and_differ_with_the_seed() -> None
 def test_it_is_positive_semidefinite() -> None:
     fisher = Fisher(nets.mlp().risk())
     assert fisher.psd
-    assert float(torch.linalg.eigvalsh(fisher.dense()).min()) > -1e-14
+    assert float(torch.linalg.eigvalsh(fisher.to_dense()).min()) > -1e-14
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_refused() -> None:
