@@ -212,6 +212,15 @@ def test_positive_semidefinite_is_claimed_only_where_it_is_known(name: str) -> N
     assert not operators.Shifted(A, -1.0).psd
 
 
+def test_cheap_quadratic_forms_are_known_of_compositions() -> None:
+    H, G = _hessian(), hp.GaussNewton(_risk(), **ENGINE)
+    assert (2 * G).cheap_forms
+    assert (G + G / 2).cheap_forms
+    assert operators.Shifted(G, 1.0).cheap_forms
+    assert not (H + G).cheap_forms
+    assert not operators.Shifted(H, 1.0).cheap_forms
+
+
 NETWORKS = ["Hessian", "GaussNewton", "Fisher", "FunctionalPart", "Combination", "Shifted", "Deflated"]
 NETWORKS += ["BlockDiagonal", "Congruence", "Counted"]
 
