@@ -387,12 +387,9 @@ class Block(LinearOperator):
     @property
     def layout(self) -> ParameterLayout | None:
         """That of the parameter tensors within, where the block is made of whole ones; else None."""
-        whole, kept = self._inner.layout, self.blocks
-        if whole is None or sum(part.stop - part.start for part in kept.values()) != self.dim:
-            return None
-        return ParameterLayout(
-            tuple(kept), tuple(dict(zip(whole.names, whole.shapes, strict=True))[name] for name in kept)
-        )
+        whole = self._inner.layout
+        kept = None if whole is None else whole.of_names(self.blocks)
+        return kept if kept is not None and kept.dim == self.dim else None
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._taken(self._inner.matvecs(self._placed(V)))

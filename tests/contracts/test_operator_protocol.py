@@ -273,6 +273,7 @@ def test_blocks_are_found_by_name() -> None:
     )
     _close(weights.block("2.weight").to_dense(), M[35:55, 35:55])
     assert H.block(["0.weight", "0.*"]).dim == 35
+    assert H.block([slice(0, 15), slice(15, 30)]).blocks == {"0.weight": slice(0, 30)}
     assert H.block(slice(0, 31)).layout is None
     assert H.block(slice(0, 31)).blocks == {"0.weight": slice(0, 30)}
     with pytest.raises(ValueError, match=r"the name of a parameter; got '0.weights'. Did you mean '0.weight'"):
