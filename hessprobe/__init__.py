@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hessprobe import optim
+    from hessprobe.comparison.comparing import Comparison, compare
+    from hessprobe.errors import HessprobeError, NumericalWarning
     from hessprobe.estimate import ErrorParts, Estimate
     from hessprobe.estimators.density import spectral_density
     from hessprobe.estimators.diagonal import diagonal
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from hessprobe.estimators.sweep import spectral_sketch
     from hessprobe.estimators.trace import trace
     from hessprobe.hvp import Fisher, GaussNewton, Hessian
+    from hessprobe.hvp.product import hvp
+    from hessprobe.krylov.eigenpairs import Eigenpairs
     from hessprobe.krylov.eigsh import eigsh
+    from hessprobe.krylov.extreme import lambda_max
+    from hessprobe.landscape.result import Landscape
+    from hessprobe.landscape.scene import landscape
     from hessprobe.measures.registry import measure
     from hessprobe.measures.settings import MeasureSettings
     from hessprobe.objective import EmpiricalRisk
@@ -29,21 +37,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Comparison": "comparison",
+    "Eigenpairs": "krylov",
     "EmpiricalRisk": "objective",
     "ErrorParts": "estimate",
     "Estimate": "estimate",
     "Fisher": "hvp",
     "GaussNewton": "hvp",
     "Hessian": "hvp",
+    "HessprobeError": "errors",
+    "Landscape": "landscape",
     "LinearOperator": "operators",
     "MeasureSettings": "measures",
+    "NumericalWarning": "errors",
     "SharpnessTracker": "tracking",
     "SpectralSketch": "estimators",
     "aslinearoperator": "operators",
+    "compare": "comparison",
     "diagonal": "estimators",
     "effective_rank": "estimators",
     "eigsh": "krylov",
     "frobenius_norm": "estimators",
+    "lambda_max": "krylov",
     "load_checkpoint": "training.checkpoint",
     "logdet": "estimators",
     "measure": "measures",
@@ -53,25 +68,38 @@ _HOMES = {
     "trace": "estimators",
 }
 
+# Packages that are public by their own name; ``hvp`` and ``landscape`` are also functions.
+_PACKAGES = ("hvp", "landscape", "optim")
+
 __all__ = [
+    "Comparison",
+    "Eigenpairs",
     "EmpiricalRisk",
     "ErrorParts",
     "Estimate",
     "Fisher",
     "GaussNewton",
     "Hessian",
+    "HessprobeError",
+    "Landscape",
     "LinearOperator",
     "MeasureSettings",
+    "NumericalWarning",
     "SharpnessTracker",
     "SpectralSketch",
     "aslinearoperator",
+    "compare",
     "diagonal",
     "effective_rank",
     "eigsh",
     "frobenius_norm",
+    "hvp",
+    "lambda_max",
+    "landscape",
     "load_checkpoint",
     "logdet",
     "measure",
+    "optim",
     "save_checkpoint",
     "spectral_density",
     "spectral_sketch",
@@ -80,6 +108,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

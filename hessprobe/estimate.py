@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import special
 
-from hessprobe import checks
+from hessprobe import checks, display
 from hessprobe.influence import Influence
 from hessprobe.jackknife import DataError
 
@@ -63,7 +63,7 @@ class ErrorParts:
         return replace(self, probe=self.probe * factor, data=data, solver=self.solver * factor)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """A number with its error and its cost.
 
@@ -71,6 +71,8 @@ class Estimate:
     ``t`` the Student quantile at ``df`` degrees of freedom, cut to ``support``; that of a norm has unequal arms, see
     ``known_square``. The sampling error of the data, ``errors.data``, is a statement about other data sets and widens
     the interval only when asked for.
+
+    It is used as the number that it is: ``float(e)``, ``f"{e:.3g}"``; ``str(e)`` adds error and cost.
 
     Attributes:
         value: the estimate, in the unit of the measured quantity.
@@ -210,9 +212,106 @@ class Estimate:
             ratio=None if self.ratio is None or factor <= 0 else (self.ratio[0].scaled(factor**0.5), self.ratio[1]),
         )
 
+    @property
+    def layers(self) -> dict[str, Estimate]:
+        """One estimate a parameter tensor, of ``measure(..., per_layer=True)``; empty where none were asked for."""
+        return dict(self.details.get("layers") or {})
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        """Return the value in a format of numbers, or ``str(self)`` where none is given."""
+        return format(float(self.value), spec) if spec else str(self)
+
+    def __repr__(self) -> str:
+        low, high = self.interval(self._level)
+        flags = f", flags={self.flags}" if self.flags else ""
+        return (
+            f"Estimate({self.value:.6g}, std_error={self.std_error:.2g}, {100 * self._level:.4g}% interval "
+            f"{low:.6g} to {high:.6g}, matvecs={self.matvecs:g}, method={self.method!r}, kind={self.kind!r}{flags})"
+        )
+
     def __str__(self) -> str:
-        low, high = self.interval()
-        return f"{self.value:.6g} (95% interval {low:.6g} to {high:.6g}, {self.matvecs:g} products, {self.method})"
+        cost = f"{self.matvecs:g} products" + (f", {self.method}" if self.method else "")
+        return f"{self.value:.6g} ({self._certainty()}, {cost})" + (f" [{', '.join(self.flags)}]" if self.flags else "")
+
+    def _certainty(self) -> str:
+        low, high = self.interval(self._level)
+        if self.kind == "exact" and self.value - low <= _ROUNDED * abs(self.value) >= high - self.value:
+            return "exact"
+        if self.kind in ("lower bound", "upper bound"):
+            return self.kind
+        return f"{100 * self._level:.4g}% interval {low:.6g} to {high:.6g}"
+
+    @property
+    def _level(self) -> float:
+        """95 %, or the confidence of a bracket that holds with less."""
+        return min(0.95, self.bracket_confidence) if self.kind == "bracket" else 0.95
+
+    def row(self, confidence: float = 0.95) -> dict[str, Any]:
+        """Return the number, its errors and its cost by name, as records have them; nan and inf may stand in it.
+
+        Raises:
+            ValueError: as ``interval``.
+        """
+        return {
+            "value": self.value,
+            "std_error": self.std_error,
+            "interval": list(self.interval(confidence)),
+            "confidence": confidence,
+            "matvecs": self.matvecs,
+            "samples": self.samples,
+            "method": self.method,
+            "kind": self.kind,
+            "seconds": self.seconds,
+            "errors": {
+                "probe": self.errors.probe,
+                "data": self.errors.data,
+                "data_df": self.errors.data_df if math.isfinite(self.errors.data_df) else None,
+                "solver": self.errors.solver,
+            },
+            "bracket": None if self.bracket is None else list(self.bracket),
+            "bracket_confidence": self.bracket_confidence,
+            "flags": list(self.flags),
+        }
+
+    def to_dict(self, confidence: float | None = None) -> dict[str, Any]:
+        """Return everything that is known as plain data for JSON, with nan and inf as None.
+
+        Args:
+            confidence: level of the interval; 0.95 by default, or what a bracket holds with where that is less.
+
+        Raises:
+            ValueError: as ``interval``.
+        """
+        level = self._level if confidence is None else confidence
+        found: dict[str, Any] = display.plain({**self.row(level), "df": self.df, "details": self.details})
+        return found
+
+    def plot(self, which: str | None = None) -> Any:
+        """Return a matplotlib figure: the density, several eigenvalues, or one bar a layer, where these were measured.
+
+        Args:
+            which: ``"density"``, ``"eigenvalues"`` or ``"layers"``; the first that there is by default.
+
+        Raises:
+            ValueError: nothing to draw, a single number; the message says what to measure.
+        """
+        return display.draw(self, which=which)
+
+    def _repr_html_(self) -> str:
+        data = "not known" if self.errors.data is None else f"{self.errors.data:.2g}"
+        rows = [
+            (self.details.get("measure", "value"), f"{self.value:.6g}"),
+            ("kind", self._certainty()),
+            ("± measurement", f"{self.std_error:.2g}"),
+            ("± data", data),
+            ("products", f"{self.matvecs:g}"),
+            ("seconds", f"{self.seconds:.3g}"),
+            ("method", self.method),
+        ]
+        return display.html_table([*rows, *([("flags", ", ".join(self.flags))] if self.flags else [])])
 
 
 def _joined(*parts: tuple[float, float]) -> tuple[float, float]:

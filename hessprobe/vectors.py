@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,11 @@ class ParameterLayout:
     def of(cls, tensors: Mapping[str, Tensor]) -> ParameterLayout:
         """Return the layout of named tensors in their own order."""
         return cls(tuple(tensors), tuple(tensor.shape for tensor in tensors.values()))
+
+    def of_names(self, names: Iterable[str]) -> ParameterLayout:
+        """Return the layout of some of the tensors alone, in the order of ``names``."""
+        chosen, shapes = tuple(names), dict(zip(self.names, self.shapes, strict=True))
+        return ParameterLayout(chosen, tuple(shapes[name] for name in chosen))
 
     @property
     def sizes(self) -> list[int]:
@@ -56,6 +62,67 @@ class ParameterLayout:
     def join(self, tensors: Iterable[Tensor]) -> Tensor:
         """Return the flat vector (d,) of tensors given in layout order."""
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def flatten(self, vector: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
+        """Return a vector as one flat tensor (d,).
+
+        Args:
+            vector: flat already (d,); or tensors of the parameters' shapes, by name in any order or as a list in
+                theirs.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: a name or a tensor too many or too few, or another shape; the message names it.
+
+        Examples:
+            >>> import torch
+            >>> layout = ParameterLayout.of({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)})
+            >>> flat = layout.flatten({"bias": torch.tensor([3.0]), "weight": torch.tensor([[1.0, 2.0]])})
+            >>> flat
+            tensor([1., 2., 3.])
+            >>> layout.unflatten(flat)
+            {'weight': tensor([[1., 2.]]), 'bias': tensor([3.])}
+        """
+        if isinstance(vector, Tensor):
+            if vector.shape != (self.dim,):
+                raise ValueError(
+                    f"vector must have shape ({self.dim},); got {tuple(vector.shape)}. One entry a parameter."
+                )
+            return vector
+        if isinstance(vector, Mapping):
+            for name in vector:
+                if name not in self.names:
+                    raise ValueError(f"vector must name parameters; got {name!r}. It may have {', '.join(self.names)}.")
+            missing = [name for name in self.names if name not in vector]
+            if missing:
+                raise ValueError(f"vector must hold every parameter; got none for {missing[0]!r}. Pass zeros for it.")
+            parts = [vector[name] for name in self.names]
+        elif isinstance(vector, list | tuple):
+            parts = list(vector)
+        else:
+            raise TypeError(f"vector must be a tensor, a dict or a list of tensors; got {type(vector).__name__}.")
+        if len(parts) != len(self.names):
+            raise ValueError(f"vector must hold {len(self.names)} tensors, one a parameter; got {len(parts)}.")
+        for name, shape, part in zip(self.names, self.shapes, parts, strict=True):
+            if not isinstance(part, Tensor) or part.shape != shape:
+                got = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+                raise ValueError(f"vector must have a tensor of shape {tuple(shape)} for {name!r}; got {got}.")
+        return self.join(parts)
+
+    def unflatten(self, flat: Tensor, like: object = None) -> Any:
+        """Return the flat vector ``flat`` (d,) as views of the parameters' shapes.
+
+        Args:
+            flat: (d,).
+            like: what ``flatten`` was given: the result is then a tensor, a dict, a list or a tuple as that is. A
+                dict by name by default.
+        """
+        if isinstance(like, Tensor):
+            return flat
+        named = self.split(flat)
+        if isinstance(like, list | tuple):
+            return tuple(named.values()) if isinstance(like, tuple) else list(named.values())
+        return named
 
 
 def require_same(layouts: Sequence[ParameterLayout], names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Progress bars with the time left, on stderr, where a person is watching."""
+"""Progress on stderr, where a person is watching: bars, or one line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from hessprobe.progress import Update, progress_bars
+
+__all__ = ["Update", "progress_bars", "status_line"]
 
 # To the start of the line, which is then emptied.
 _CLEAR = "\r\x1b[2K"
-
-Update = Callable[[str, float, float | None, str], None]
 
 
 @contextmanager
@@ -36,30 +35,3 @@ def status_line() -> Iterator[Callable[[str], None]]:
     finally:
         sys.stderr.write(_CLEAR)
         sys.stderr.flush()
-
-
-@contextmanager
-def progress_bars() -> Iterator[Update]:
-    """Yield ``update(stage, done, total, remark)``, which draws one bar a stage; it does nothing off a terminal.
-
-    ``total`` is None where it is not known; the remark stands behind the bar.
-    """
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[remark]}"),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-
-        def update(stage: str, done: float, total: float | None, remark: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, remark=remark)
-            bars.update(tasks[stage], completed=done, total=total, remark=remark)
-
-        yield update

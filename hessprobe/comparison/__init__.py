@@ -1,11 +1,7 @@
 """Comparison of checkpoints: differences with their own errors, and measures against the generalisation gap.
 
-    settings = MeasureSettings(probes=64)
-    values = {
-        label: {one.measure: one.estimate for one in measure_each(risk, ["trace", "frob"], settings)}
-        for label, risk in risks.items()
-    }
-    for line in compare(values, baseline="sgd"):
+    found = compare({"sgd": risk, "sam": other}, measures=["trace", "frob"])
+    for line in found.lines:
         print(line.measure, line.label, line.verdict, line.difference.estimate.interval())
 
 The names of what can be compared are importable without torch; the rest comes on first use.
@@ -19,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 
 if TYPE_CHECKING:
-    from hessprobe.comparison.differences import Line, compare
+    from hessprobe.comparison.comparing import Comparison, compare
+    from hessprobe.comparison.differences import Line, compare_values
     from hessprobe.comparison.gaps import Correlation, correlate
     from hessprobe.comparison.measuring import measure_each
     from hessprobe.comparison.ranks import RankCorrelation, kendall
@@ -29,11 +26,13 @@ __all__ = [
     "DEFAULT_MEASURES",
     "FEWEST",
     "MEASURES",
+    "Comparison",
     "Correlation",
     "Line",
     "RankCorrelation",
     "Rescaling",
     "compare",
+    "compare_values",
     "correlate",
     "kendall",
     "measure_each",
@@ -41,11 +40,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparing",
     "Correlation": "gaps",
     "Line": "differences",
     "RankCorrelation": "ranks",
     "Rescaling": "rescaling",
-    "compare": "differences",
+    "compare": "comparing",
+    "compare_values": "differences",
     "correlate": "gaps",
     "kendall": "ranks",
     "measure_each": "measuring",

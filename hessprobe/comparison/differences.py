@@ -47,7 +47,9 @@ class Line:
         return self.verdict not in (WITHIN, UNDECIDED)
 
 
-def compare(values: Mapping[str, Mapping[str, Estimate]], baseline: str, *, confidence: float = 0.95) -> list[Line]:
+def compare_values(
+    values: Mapping[str, Mapping[str, Estimate]], baseline: str, *, confidence: float = 0.95
+) -> list[Line]:
     """Return a line for every measure and every checkpoint but the baseline, measure by measure.
 
     Args:

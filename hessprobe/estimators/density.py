@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprobe import checks
+from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.distribution import (
@@ -94,6 +94,39 @@ class Density:
             f"positive={self.positive.value:.3g}, grid={len(self.grid)}, samples={self.samples}, "
             f"matvecs={self.matvecs:g})"
         )
+
+    def to_dict(self, confidence: float = 0.95) -> dict[str, Any]:
+        """Return the curve, the distribution with its band, moments, shares and cost as plain data for JSON.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        low, high = self.band(confidence)
+        names = ("dim", "law", "grid", "density", "cdf", "nodes", "weights", "moments", "positive", "negative")
+        known = {name: getattr(self, name) for name in (*names, "near_zero", "zero", "ends", "samples", "matvecs")}
+        band = {"confidence": confidence, "low": low, "high": high}
+        found: dict[str, Any] = display.plain({**known, "band": band})
+        return found
+
+    def plot(self, confidence: float = 0.95) -> Any:
+        """Return a matplotlib figure: the density, and the distribution function in its band.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        return display.draw(self, confidence=confidence)
+
+    def _repr_html_(self) -> str:
+        rows = [("smallest, largest Ritz value", f"{self.ends[0]:.4g}, {self.ends[1]:.4g}")]
+        for q in (0.05, 0.5, 0.95):
+            read = self.quantile(q)
+            rows.append((f"quantile {q:g}", f"{read.value:.4g} ({read.low:.4g} to {read.high:.4g})"))
+        rows += [(f"share {name} zero", f"{one:.3g}") for name, one in self._shares()]
+        caption = f"{self.dim:,} eigenvalues, {self.matvecs:g} products; zero is within {self.zero:.3g}"
+        return display.html_table(rows, caption=caption)
+
+    def _shares(self) -> list[tuple[str, Estimate]]:
+        return [("below", self.negative), ("near", self.near_zero), ("above", self.positive)]
 
     def band(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """Return the pointwise band ``(low, high)`` of the distribution function on the grid at ``confidence``.

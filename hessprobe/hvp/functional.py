@@ -12,8 +12,8 @@ from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.hessian import Hessian
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import Objective
-from hessprobe.operators.algebra import Combination
-from hessprobe.operators.base import LinearOperator
+from hessprobe.operators.base import Combination, LinearOperator
+from hessprobe.vectors import ParameterLayout
 
 
 class FunctionalPart(LinearOperator):
@@ -80,6 +80,11 @@ class FunctionalPart(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """The parameter tensors."""
         return self.hessian.blocks
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the parameters."""
+        return self.hessian.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._difference.matvecs(V)

@@ -23,8 +23,9 @@ from hessprobe.hvp.output_space import MAX_OUTPUTS, require_convex
 from hessprobe.hvp.tracing import LinearFunction
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
 from hessprobe.objective.terms import EmpiricalBatch
-from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import row_dots
+from hessprobe.operators.base import LinearOperator
+from hessprobe.operators.sampled import SampledTrace
+from hessprobe.vectors import ParameterLayout, row_dots
 
 # Batches on which the convexity of a loss of unknown make is looked at.
 _LOOKED_AT = 8
@@ -170,6 +171,11 @@ class GaussNewton(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """The parameter tensors."""
         return self.risk.layout.slices
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the parameters."""
+        return self.risk.layout
 
     @property
     def engine_name(self) -> str:

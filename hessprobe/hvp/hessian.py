@@ -19,6 +19,7 @@ from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.hvp.product_error import COMPARED, ProductError, compare
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import LinearOperator
+from hessprobe.vectors import ParameterLayout
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "linearized": Linearized,
@@ -100,6 +101,11 @@ class Hessian(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """The parameter tensors."""
         return self.risk.layout.slices
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the parameters."""
+        return self.risk.layout
 
     @property
     def surrogate(self) -> LinearOperator | None:

@@ -39,7 +39,7 @@ from hessprobe.hvp.example_norms import Ways, example_squares
 from hessprobe.hvp.output_space import agree, loss_hessians, square_roots
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.terms import EmpiricalBatch
-from hessprobe.operators.base import SampledTrace
+from hessprobe.operators.sampled import SampledTrace
 from hessprobe.probes import ProbeStream
 
 Root = Callable[[Tensor], Tensor]

@@ -8,6 +8,7 @@ from torch import Tensor
 from hessprobe.hvp.engine import Product
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.operators.base import LinearOperator
+from hessprobe.vectors import ParameterLayout
 
 
 class BatchOperator(LinearOperator):
@@ -28,6 +29,11 @@ class BatchOperator(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """Those of the whole operator."""
         return self._parent.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the whole operator."""
+        return self._parent.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         with self._pool.context():

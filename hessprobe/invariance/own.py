@@ -106,7 +106,7 @@ def pseudo_logdet(A: LinearOperator) -> Estimate:
             f"pseudo-logdet needs the whole matrix, of at most {DENSE_LIMIT} parameters; got {A.dim}. "
             "Choose fewer with params=."
         )
-    dense = A.dense().double()
+    dense = A.to_dense().double()
     values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
     size = float(values.abs().max())
     if size == 0:

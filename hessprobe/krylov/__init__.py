@@ -3,6 +3,7 @@
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.krylov.eigenpairs import Eigenpairs, Progress
 from hessprobe.krylov.eigsh import eigsh
+from hessprobe.krylov.extreme import lambda_max
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
 
@@ -16,5 +17,6 @@ __all__ = [
     "eigsh",
     "gauss",
     "gauss_radau",
+    "lambda_max",
     "lanczos",
 ]

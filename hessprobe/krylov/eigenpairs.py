@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hessprobe import checks
+from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import data_error
@@ -90,6 +91,32 @@ class Eigenpairs:
             f"largest residual {float(self.residuals.max()):.2g}, {int(self.converged.sum())} converged, "
             f"which={self.which!r}, matvecs={self.matvecs:g})"
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values, intervals, residuals and cost as plain data for JSON, without the vectors."""
+        names = ("values", "residuals", "converged", "exact", "confidence", "which", "matvecs", "method", "seconds")
+        ends = {"low": self.intervals.low, "high": self.intervals.high}
+        known = {name: getattr(self, name) for name in (*names, "flags")}
+        found: dict[str, Any] = display.plain({**known, "intervals": ends, "data_error": self.data_error})
+        return found
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure of the eigenvalues with their errors, and the residuals below.
+
+        Raises:
+            ValueError: fewer than two.
+        """
+        return display.draw(self)
+
+    def _repr_html_(self) -> str:
+        columns = (self.values, self.intervals.low, self.intervals.high, self.residuals)
+        rows = [
+            (i, f"{value:.6g}", f"{low:.6g} to {high:.6g}", f"{residual:.2g}")
+            for i, (value, low, high, residual) in enumerate(zip(*(each.tolist() for each in columns), strict=True))
+        ]
+        header = ("", "eigenvalue", f"{100 * self.confidence:.4g}% interval", "residual")
+        caption = f"{len(rows)} of {self.vectors.shape[1]} eigenvalues, {self.matvecs:g} products"
+        return display.html_table(rows, header=header, caption=caption)
 
     @property
     def errors(self) -> Tensor:

@@ -1,12 +1,15 @@
 """Loss landscapes: lines and planes through parameter space, evaluated exactly.
 
-Names are loaded on first use: the command line reads ``names`` alone, without torch.
+The package is also the function ``landscape``: ``hessprobe.landscape(risk)``. Names are loaded on first use: the
+command line reads ``names`` alone, without torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from hessprobe.callable_package import make_callable
 
 if TYPE_CHECKING:
     from hessprobe.landscape.axes import axis, covering_axis, share_axis
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from hessprobe.landscape.matching import match
     from hessprobe.landscape.plane import Plane
     from hessprobe.landscape.result import Landscape
-    from hessprobe.landscape.scene import Scene, survey
+    from hessprobe.landscape.scene import Scene, landscape, survey
     from hessprobe.landscape.trajectory import line_plane, pca_plane
 
 _HOMES = {
@@ -28,6 +31,7 @@ _HOMES = {
     "eigen_plane": "directions",
     "evaluate": "grid",
     "gradient_plane": "directions",
+    "landscape": "scene",
     "line_plane": "trajectory",
     "match": "matching",
     "normalized": "directions",
@@ -47,6 +51,7 @@ __all__ = [
     "eigen_plane",
     "evaluate",
     "gradient_plane",
+    "landscape",
     "line_plane",
     "match",
     "normalized",
@@ -66,3 +71,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+make_callable(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hessprobe import files
+from hessprobe import display, files
 
 Floats = NDArray[np.float64]
 # Another number whenever the same key stands for other values: 2 since planes of pca lie around the first checkpoint.
@@ -27,7 +27,7 @@ def spans_decades(values: Floats, name: str) -> bool:
     return bool(name != "error" and len(finite) and finite.min() > 0 and finite.max() / finite.min() > _DECADES)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
     """Values on a grid.
 
@@ -43,6 +43,7 @@ class Landscape:
         slope: (k,) derivative of the loss along the directions at the center; None where it was not asked for.
         bend: (k, k) second derivatives.
         evaluated: number of points that this run computed; the others were found on disk.
+        notes: what a reader should know, in words.
     """
 
     axes: tuple[Floats, ...]
@@ -57,6 +58,39 @@ class Landscape:
     slope: Floats | None = None
     bend: Floats | None = None
     evaluated: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shape = " x ".join(str(len(axis)) for axis in self.axes)
+        ranges = ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, low, high in self._ranges())
+        return f"Landscape({shape} points, directions={self.kind!r}, {ranges})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return axes, values, directions and the second-order model as plain data for JSON; holes are None."""
+        names = ("kind", "labels", "lengths", "gram", "axes", "values", "marks", "slope", "bend", "facts", "notes")
+        found: dict[str, Any] = display.plain({name: getattr(self, name) for name in names})
+        return found
+
+    def plot(self, *, style: str = "contour", rho: float | None = None, title: str = "") -> Any:
+        """Return a matplotlib figure, one panel a quantity.
+
+        Args:
+            style: ``"contour"`` or ``"surface"``, of a plane.
+            rho: radius of SAM's ball to draw, > 0.
+            title: above the figure.
+
+        Raises:
+            ValueError: another style, or nothing finite to draw.
+        """
+        return display.draw(self, style=style, rho=rho, title=title)
+
+    def _ranges(self) -> list[tuple[str, float, float]]:
+        finite = {name: values[np.isfinite(values)] for name, values in self.values.items()}
+        return [(name, float(own.min()), float(own.max())) for name, own in finite.items() if own.size]
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{low:.6g}", f"{high:.6g}", self.holes(name)) for name, low, high in self._ranges()]
+        return display.html_table(rows, header=("quantity", "lowest", "highest", "holes"), caption=repr(self))
 
     @property
     def center(self) -> tuple[int, ...]:

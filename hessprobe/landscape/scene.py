@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hessprobe import checks
 from hessprobe.errors import DataError, HessprobeError
 from hessprobe.landscape import directions, matching, trajectory
 from hessprobe.landscape.axes import Floats, axis, covering_axis, share_axis
 from hessprobe.landscape.grid import digest, evaluate
-from hessprobe.landscape.names import RHO, SIZE, SPAN
+from hessprobe.landscape.names import DIRECTIONS, MAPS, RHO, SIZE, SPAN
 from hessprobe.landscape.plane import Plane
 from hessprobe.landscape.result import Landscape, Store
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.base import Objective
+from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.modes import batchnorms
+from hessprobe.progress import Show, progress_bars
 from hessprobe.vectors import require_same
 
 Report = Callable[[int, int], object]
@@ -61,6 +64,70 @@ class Scene:
     seed: int = 0
     memory: int | None = None
     store: str | Path | None = None
+
+
+def landscape(
+    risk: EmpiricalRisk,
+    others: Sequence[EmpiricalRisk] = (),
+    *,
+    directions: str = "random",
+    line: bool = False,
+    size: int = SIZE,
+    span: float = SPAN,
+    maps: Sequence[str] = ("loss",),
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    progress: Show = False,
+    **options: Any,
+) -> Landscape:
+    """Return the loss on a line or a plane through the parameters of ``risk``, which are the point 0 of the grid.
+
+    Args:
+        risk: in the center.
+        others: further checkpoints on the same data: one or two for ``"line"``, two or more for ``"pca"``.
+        directions: ``"random"``, ``"eigen"``, ``"gradient"``, ``"line"`` or ``"pca"``.
+        line: one direction instead of two (random, eigen).
+        size: points an axis, >= 3; an odd number is symmetric.
+        span: how far to go on either side, in units of the directions, > 0.
+        maps: ``"loss"``, ``"error"``, ``"grad-norm"``, ``"lambda-max"``, ``"lambda-min"``.
+        seed: of random directions, >= 0.
+        names: of ``risk`` and ``others``, for the marks.
+        progress: draw a bar: True, False, or ``"auto"``.
+        options: further fields of ``Scene``: ``normalization``, ``biases``, ``which``, ``rho``, ``match``,
+            ``quadratic``, ``memory``, ``store``.
+
+    Raises:
+        TypeError, ValueError: an unknown option (the message names the nearest) or one outside its range, or
+            checkpoints that do not fit each other.
+        DataError: checkpoints measured on different data.
+        UnsupportedError: neurons that cannot be matched.
+    """
+    require_objective("risk", risk)
+    checks.one_of("directions", directions, DIRECTIONS)
+    quantities = tuple(dict.fromkeys(("loss", *(checks.one_of("maps", name, MAPS) for name in maps))))
+    known = [each.name for each in fields(Scene)]
+    for name in options:
+        if name not in known:
+            raise TypeError(checks.no_argument("landscape", name, ("line", "maps", "progress", *known)))
+    count = 1 + len(others)
+    labels = tuple(names) if names is not None else ("checkpoint", *(f"checkpoint {i}" for i in range(2, count + 1)))
+    if len(labels) != count:
+        raise ValueError(f"names must be one for each of {count} checkpoints; got {len(labels)}. Name risk first.")
+    scene = Scene(
+        risk=risk,
+        others=tuple(others),
+        names=labels,
+        directions=directions,
+        one=line,
+        size=size,
+        span=span,
+        quantities=quantities,
+        seed=seed,
+        **options,
+    )
+    with progress_bars(progress) as update:
+        found, notes = survey(scene, lambda done, total: update("points", done, total, ""))
+    return replace(found, notes=tuple(notes))
 
 
 def survey(scene: Scene, callback: Report | None = None) -> tuple[Landscape, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from hessprobe.hvp.product_error import ProductError
 from hessprobe.measures import distribution
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
-from hessprobe.measures.settings import MeasureSettings, Result, settings_of
+from hessprobe.measures.settings import Event, MeasureSettings, Result, settings_of
 from hessprobe.objective.base import Objective, require_objective
+from hessprobe.progress import Show, progress_bars
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,30 @@ def results(session: Session, names: Sequence[str]) -> Iterator[Result]:
         yield _result(session, name)
 
 
-def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
-    """Return one registered measure of a risk.
+@overload
+def measure(name: str, risk: Objective, *, progress: Show = False, **settings: Any) -> Estimate: ...
+@overload
+def measure(
+    name: Sequence[str], risk: Objective, *, progress: Show = False, **settings: Any
+) -> dict[str, Estimate]: ...
+def measure(
+    name: str | Sequence[str], risk: Objective, *, progress: Show = False, **settings: Any
+) -> Estimate | dict[str, Estimate]:
+    """Return one registered measure of a risk, or several that share their products.
 
     Args:
-        name: in ``NAMES`` or ``UNIVERSAL`` of ``hessprobe.measures``, e.g. ``"trace"``.
+        name: in ``NAMES`` or ``UNIVERSAL`` of ``hessprobe.measures``, e.g. ``"trace"``; or several, e.g.
+            ``["lambda-max", "trace", "frob"]``, whose estimates come by name. Each then counts all the products that
+            it rests on, so that shared ones stand in more than one.
         risk: the objective.
+        progress: draw bars: True, False, or ``"auto"`` for on a terminal and in a notebook.
         settings: the fields of ``MeasureSettings``, where each is told in full:
 
             operator: ``"hessian"`` (default), ``"ggn"``, ``"fisher"`` or ``"functional"``.
             rtol: half-width of the interval relative to the value, in (0, 1); 0.01.
             probes: fixed number of probes in place of ``rtol``, >= 2; None.
             seed: of the probes, >= 0; 0.
-            per_layer: also one value for every parameter tensor; False.
+            per_layer: also one value for every parameter tensor, in ``Estimate.layers``; False.
             engine: of the products, see ``Hessian``; ``"auto"``.
             memory: bytes that products may keep; None for half of what is free.
             confidence: level of the interval, in (0, 1); 0.95.
@@ -219,11 +231,41 @@ def measure(name: str, risk: Objective, **settings: Any) -> Estimate:
             radius: of universal:* from losses alone, > 0; None for products.
             data_error: tell the error that comes from the data being a sample, ``errors.data``; True.
 
+    Returns:
+        The estimate, or a dict of them in the order of ``name``. ``details`` has ``measure``, ``operator``, ``unit``,
+        ``notes`` for a reader, ``arrays`` (eigenvalues, a density, a diagonal) and ``layers``.
+
     Raises:
         TypeError, ValueError: unknown name or setting (the message names the nearest), or one outside its range.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 1).double()
+        >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double(), torch.zeros(2, 1).double())]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.MSELoss(), data)
+        >>> trace = hp.measure("trace", risk, per_layer=True)
+        >>> print(trace)
+        16 (exact, 3 products, exact)
+        >>> f"{trace:.3f}", float(trace.layers["weight"])
+        ('16.000', 14.0)
     """
-    (result,) = measure_all([name], risk, settings_of("measure", **settings))
-    return replace(result.estimate, details={**result.estimate.details, "arrays": result.arrays, "notes": result.notes})
+    names, made = [name] if isinstance(name, str) else list(name), settings_of("measure", ("progress",), **settings)
+    found = {}
+    with progress_bars(progress) as update:
+
+        def report(event: Event) -> None:
+            update(event.stage, event.done, event.total, "" if event.value is None else f"{event.value:.4g}")
+
+        for result in measure_all(names, risk, made, report):
+            found[result.measure] = _answered(result)
+    return found[name] if isinstance(name, str) else {each: found[each] for each in names}
+
+
+def _answered(result: Result) -> Estimate:
+    said: dict[str, Any] = {"measure": result.measure, "operator": result.operator, "unit": result.unit}
+    said |= {"arrays": result.arrays, "notes": result.notes}
+    said |= {} if result.layers is None else {"layers": result.layers}
+    return result.estimate.with_(details={**result.estimate.details, **said})
 
 
 def _with_rounding(session: Session, estimate: Estimate) -> Estimate:

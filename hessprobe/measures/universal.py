@@ -155,7 +155,7 @@ class UniversalWork:
                 f"universal:lebesgue-det must have at most {_LEBESGUE_DIM} parameters; got {A.dim}. The share of a "
                 "cube that carries the integral falls exponentially with the dimension. Measure universal:logdet."
             )
-        low = float(torch.linalg.eigvalsh(A.dense().double()).min())
+        low = float(torch.linalg.eigvalsh(A.to_dense().double()).min())
         if not low > 0:
             raise ValueError(
                 f"universal:lebesgue-det must have a positive definite matrix; got an eigenvalue {low:.4g}, where "
@@ -179,7 +179,7 @@ class UniversalWork:
             value = float(session.A.quadratic_forms(unit[None]))
             return Estimate(value, ErrorParts(solver=rounding * abs(value)), kind="exact")
         if short == "lebesgue-det":
-            return Estimate(entry.closed_form(Spectrum.of_matrix(session.A.dense())), kind="exact")
+            return Estimate(entry.closed_form(Spectrum.of_matrix(session.A.to_dense())), kind="exact")
         if self._small:
             return spectral_reference(self.sketch, entry.closed_form)
         return spectral_reference(self.sketch, entry.closed_form, session.trace, session.frobenius)

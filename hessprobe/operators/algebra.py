@@ -1,81 +1,17 @@
-"""Operators made of operators: linear combinations, shifts, projections, blocks, congruences."""
+"""Operators made of one operator: shifts, projections, block diagonals, congruences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import combine, gram
-
-
-class Combination(LinearOperator):
-    """sum_i c_i A_i.
-
-    When all A_i are sums over the same terms (the Hessian and the Gauss-Newton matrix of one risk), so is the result.
-
-    Args:
-        operators: at least one, all of the same dimension, dtype and device.
-        coefficients: one finite number an operator.
-
-    Raises:
-        ValueError: different sizes, dtypes or devices, or not one coefficient an operator.
-    """
-
-    def __init__(self, operators: Sequence[LinearOperator], coefficients: Sequence[float]) -> None:
-        if not operators or len(operators) != len(coefficients):
-            raise ValueError(
-                f"operators must be as many as coefficients and at least one; got {len(operators)} and "
-                f"{len(coefficients)}. Give one coefficient for each operator."
-            )
-        first = operators[0]
-        for other in operators[1:]:
-            if (other.dim, other.dtype, other.device) != (first.dim, first.dtype, first.device):
-                raise ValueError(
-                    f"operators must share dimension, dtype and device; got ({first.dim}, {first.dtype}, "
-                    f"{first.device}) and ({other.dim}, {other.dtype}, {other.device}). Make them from the same risk."
-                )
-        self._operators = tuple(operators)
-        self._coefficients = tuple(checks.real("coefficient", c) for c in coefficients)
-        self.dim, self.dtype, self.device = first.dim, first.dtype, first.device
-        self.psd = all(A.psd and c >= 0 for A, c in zip(operators, coefficients, strict=True))
-        self.is_exact = all(A.is_exact for A in operators)
-        self.n_terms = first.n_terms if all(A.n_terms == first.n_terms for A in operators) else 1
-        drawn = min((len(A.draws) for A in operators if A.draws), default=0)
-        self.draws = tuple(
-            Combination([A.draws[i] if A.draws else A for A in operators], coefficients) for i in range(drawn)
-        )
-
-    @property
-    def blocks(self) -> dict[str, slice]:
-        """Those of the first operator."""
-        return self._operators[0].blocks
-
-    def _matvecs(self, V: Tensor) -> Tensor:
-        total = torch.zeros_like(V)
-        for A, coefficient in zip(self._operators, self._coefficients, strict=True):
-            total.add_(A.matvecs(V), alpha=coefficient)
-        return total
-
-    def quadratic_forms(self, V: Tensor) -> Tensor:
-        """Return v^T A v a row, through each operator's own quadratic forms (cheaper than products for some)."""
-        total = torch.zeros(V.shape[0], dtype=torch.float64, device=V.device)
-        for A, coefficient in zip(self._operators, self._coefficients, strict=True):
-            total.add_(A.quadratic_forms(V), alpha=coefficient)
-        return total
-
-    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
-        """Yield combined terms where all operators have the same ones, else the operator itself."""
-        if self.n_terms == 1:
-            yield 1.0, self
-            return
-        for pairs in zip(*(A.terms() for A in self._operators), strict=True):
-            weights = [weight for weight, _ in pairs]
-            scaled = [c * w / weights[0] for c, w in zip(self._coefficients, weights, strict=True)]
-            yield weights[0], Combination([term for _, term in pairs], scaled)
+from hessprobe.operators.base import LinearOperator
+from hessprobe.operators.sampled import SampledTrace
+from hessprobe.vectors import ParameterLayout, combine, gram, row_dots
 
 
 class Shifted(LinearOperator):
@@ -84,21 +20,51 @@ class Shifted(LinearOperator):
     def __init__(self, inner: LinearOperator, shift: float) -> None:
         self._inner, self.shift = inner, checks.real("shift", shift)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.is_exact = inner.psd and shift >= 0, inner.is_exact
+        self.psd = inner.psd and self.shift >= 0
+        self.cheap_forms = inner.cheap_forms
         self.draws = tuple(Shifted(drawn, shift) for drawn in inner.draws)
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
 
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the inner operator."""
+        return self._inner.layout
+
+    @property
+    def surrogate(self) -> LinearOperator | None:
+        """The inner surrogate, shifted."""
+        surrogate = self._inner.surrogate
+        return None if surrogate is None else Shifted(surrogate, self.shift)
+
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V).add(V, alpha=self.shift)
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A v + s v^T v a row, through the inner forms."""
+        return self._inner.quadratic_forms(V) + self.shift * row_dots(V, V)
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the inner diagonal, shifted."""
         known = self._inner.exact_diagonal()
         return None if known is None else (known[0] + self.shift, known[1])
+
+    def exact_diagonal_cost(self) -> float:
+        """Return that of the inner diagonal."""
+        return self._inner.exact_diagonal_cost()
+
+    def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
+        """Return the inner estimate, shifted by s d."""
+        found = self._inner.sampled_trace(draws, seed)
+        return None if found is None else replace(found, value=found.value + self.shift * self.dim)
 
 
 class Deflated(LinearOperator):
@@ -121,13 +87,23 @@ class Deflated(LinearOperator):
             raise ValueError(f"basis must have orthonormal rows; got |Q Q^T - I| = {defect:g}. Use orthonormal_rows.")
         self._inner, self.basis = inner, basis
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.psd, self.n_terms = inner.psd, inner.n_terms
         self.draws = tuple(Deflated(drawn, basis) for drawn in inner.draws)
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the inner operator."""
+        return self._inner.layout
 
     def project(self, V: Tensor) -> Tensor:
         """Return P v for every row v of ``V`` (k, d)."""
@@ -144,36 +120,6 @@ class Deflated(LinearOperator):
         """Yield the inner terms, each deflated."""
         for weight, term in self._inner.terms():
             yield weight, Deflated(term, self.basis)
-
-
-class Block(LinearOperator):
-    """The principal submatrix A[s, s] for one slice s (one layer's curvature)."""
-
-    def __init__(self, inner: LinearOperator, where: slice) -> None:
-        start, stop, step = where.indices(inner.dim)
-        if step != 1 or not start < stop:
-            raise ValueError(
-                f"where must be a contiguous, non-empty slice of 0..{inner.dim}; got {where}. Use slice(a, b)."
-            )
-        self._inner, self._where = inner, slice(start, stop)
-        self.dim, self.dtype, self.device = stop - start, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
-        self.draws = tuple(Block(drawn, where) for drawn in inner.draws)
-
-    def _matvecs(self, V: Tensor) -> Tensor:
-        wide = V.new_zeros(V.shape[0], self._inner.dim)
-        wide[:, self._where] = V
-        return self._inner.matvecs(wide)[:, self._where].contiguous()
-
-    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
-        """Yield the same block of every inner term."""
-        for weight, term in self._inner.terms():
-            yield weight, Block(term, self._where)
-
-    def exact_diagonal(self) -> tuple[Tensor, float] | None:
-        """Return that part of the inner diagonal."""
-        known = self._inner.exact_diagonal()
-        return None if known is None else (known[0][self._where], known[1])
 
 
 class BlockDiagonal(LinearOperator):
@@ -198,7 +144,7 @@ class BlockDiagonal(LinearOperator):
             )
         self._inner, self.groups = inner, tuple(groups)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.psd, self.n_terms = inner.psd, inner.n_terms
         self.draws = tuple(BlockDiagonal(drawn, groups) for drawn in inner.draws)
 
     @property
@@ -208,9 +154,19 @@ class BlockDiagonal(LinearOperator):
         return None if surrogate is None else BlockDiagonal(surrogate, self.groups)
 
     @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
+
+    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the inner operator."""
+        return self._inner.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = self._inner.matvecs(self._parts(V)).view(len(self.groups), *V.shape)
@@ -263,7 +219,7 @@ class Congruence(LinearOperator):
             )
         self._inner, self.scale = inner, scale.to(inner.dtype)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.psd, self.n_terms = inner.psd, inner.n_terms
         self.draws = tuple(Congruence(drawn, scale) for drawn in inner.draws)
 
     @property
@@ -273,9 +229,19 @@ class Congruence(LinearOperator):
         return None if surrogate is None else Congruence(surrogate, self.scale)
 
     @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
+
+    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the inner operator."""
+        return self._inner.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V * self.scale) * self.scale
@@ -293,3 +259,7 @@ class Congruence(LinearOperator):
         """Return the inner diagonal times scale squared."""
         known = self._inner.exact_diagonal()
         return None if known is None else (known[0] * self.scale.double() ** 2, known[1])
+
+    def exact_diagonal_cost(self) -> float:
+        """Return that of the inner diagonal."""
+        return self._inner.exact_diagonal_cost()

@@ -1,44 +1,38 @@
-"""The interface of a symmetric matrix that is known by its products."""
+"""A symmetric matrix that is known by its products: the interface, its algebra, and its principal submatrices."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hessprobe.vectors import row_dots
+from hessprobe import checks
+from hessprobe.operators.conversion import dense_matrix, scipy_operator
+from hessprobe.operators.operands import Operand, factor_of, operand
+from hessprobe.operators.sampled import SampledTrace
+from hessprobe.operators.selection import slices_of
+from hessprobe.vectors import ParameterLayout, row_dots
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-
-@dataclass(frozen=True)
-class SampledTrace:
-    """A trace estimated by other means than products with probes.
-
-    Attributes:
-        value: the estimate, unbiased.
-        std_error: its standard error.
-        df: degrees of freedom of ``std_error``.
-        cost: in products.
-    """
-
-    value: float
-    std_error: float
-    df: float
-    cost: float
+X = TypeVar("X")
 
 
 class LinearOperator(ABC):
     """A symmetric matrix A of size d x d, known by its products with vectors.
 
-    Subclasses set ``dim``, ``dtype``, ``device`` and define ``_matvecs``; everything else has a default. Probes are
-    rows: ``matvecs`` maps (k, d) to (k, d).
+    It is used as a matrix of NumPy or SciPy is: ``A.shape``, ``A @ v`` for (d,), ``A @ V`` for columns (d, k),
+    ``v @ A``, ``A + B``, ``A - B``, ``2 * A``, ``A / 2``, ``-A``, ``A.T``. A vector may also be a dict or a list of
+    tensors shaped like the network's parameters; the product then comes in the same form. ``matvecs`` takes vectors
+    as rows: (k, d) to (k, d). Products are detached: no gradient flows through them.
+
+    Subclasses set ``dim``, ``dtype``, ``device`` and define ``_matvecs``; everything else has a default.
 
     Attributes:
         dim: d >= 1.
@@ -48,10 +42,22 @@ class LinearOperator(ABC):
         surrogate: a near operator whose diagonal is known exactly or cheaply (the Gauss-Newton matrix for the
             Hessian), or None. Its terms match those of this operator one to one, with the same weights.
         blocks: named contiguous slices of 0..d-1 (a network's parameter tensors), empty where there are none.
+        layout: names and shapes of the network's parameter tensors within 0..d-1, or None where there are none.
         cheap_forms: True where ``quadratic_forms`` costs clearly less than products do.
         is_exact: False where products carry more than rounding error (finite differences).
         draws: independent random matrices whose mean this one is (Fisher matrices of drawn labels), each with the
             expectation that is meant; () where nothing was drawn at random. What is made of the operator keeps them.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+        >>> A.shape, A @ torch.tensor([1.0, 0.0])
+        ((2, 2), tensor([2., 1.]))
+        >>> (2 * A - A / 2).to_dense()
+        tensor([[3.0000, 1.5000],
+                [1.5000, 4.5000]])
+        >>> A.quadratic(torch.tensor([1.0, 1.0]))
+        tensor(7., dtype=torch.float64)
     """
 
     dim: int
@@ -62,6 +68,8 @@ class LinearOperator(ABC):
     is_exact: bool = True
     cheap_forms: bool = False
     draws: tuple[LinearOperator, ...] = ()
+    # NumPy leaves array @ A and number * A to the operator.
+    __array_ufunc__ = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, dtype={self.dtype}, device={self.device})"
@@ -80,6 +88,21 @@ class LinearOperator(ABC):
         """See the class attributes."""
         return {}
 
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """See the class attributes."""
+        return None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, d)."""
+        return self.dim, self.dim
+
+    @property
+    def T(self) -> LinearOperator:
+        """The operator itself: it is symmetric."""
+        return self
+
     def matvecs(self, V: Tensor) -> Tensor:
         """Return the products A v for every row v of ``V``.
 
@@ -90,6 +113,10 @@ class LinearOperator(ABC):
             TypeError: ``V`` is not a tensor of the operator's dtype.
             ValueError: wrong shape or device.
         """
+        self._check(V)
+        return self._matvecs(V) if V.shape[0] else V.clone()
+
+    def _check(self, V: Tensor) -> None:
         if not isinstance(V, Tensor) or V.dtype != self.dtype:
             got = V.dtype if isinstance(V, Tensor) else type(V).__name__
             raise TypeError(f"V must be a tensor of dtype {self.dtype}; got {got}. Convert it with V.to(A.dtype).")
@@ -100,9 +127,14 @@ class LinearOperator(ABC):
             )
         if V.device.type != self.device.type:
             raise ValueError(f"V must be on {self.device}; got {V.device}. Move it with V.to(A.device).")
-        if V.shape[0] == 0:
-            return V.clone()
-        return self._matvecs(V)
+
+    def _operand(self, x: Any, columns: bool = True) -> Operand:
+        return operand(x, self.dim, self.dtype, self.device, self.layout, columns=columns)
+
+    def _beside(self, x: X, columns: bool) -> X:
+        given = self._operand(x, columns)
+        products: X = given.restore(self.matvecs(given.rows))
+        return products
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v for every row of ``V`` (k, d), as fp64 (k,)."""
@@ -130,20 +162,291 @@ class LinearOperator(ABC):
         """
         return None
 
-    def dense(self) -> Tensor:
-        """Return A as a (d, d) matrix, made of d products; for tests and small d only."""
-        return self.matvecs(torch.eye(self.dim, dtype=self.dtype, device=self.device)).T.contiguous()
+    def __matmul__(self, x: X) -> X:
+        """Return A x, in the form of ``x``: a tensor or array (d,) or (d, k), or tensors shaped like the parameters."""
+        return self._beside(x, columns=True)
 
-    def as_scipy(self) -> ScipyOperator:
+    def __rmatmul__(self, x: X) -> X:
+        """Return x A, in the form of ``x``: a tensor or array (d,) or (k, d), or tensors shaped like the parameters."""
+        return self._beside(x, columns=False)
+
+    def __add__(self, other: Any) -> LinearOperator:
+        return _sum(self, other, 1.0)
+
+    def __radd__(self, other: Any) -> LinearOperator:
+        return _sum(self, other, 1.0)
+
+    def __sub__(self, other: Any) -> LinearOperator:
+        return _sum(self, other, -1.0)
+
+    def __rsub__(self, other: Any) -> LinearOperator:
+        return _sum(-self, other, 1.0)
+
+    def __mul__(self, factor: Any) -> LinearOperator:
+        number = factor_of(factor)
+        return Combination([part for part, _ in _parts(self)], [c * number for _, c in _parts(self)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> LinearOperator:
+        number = factor_of(divisor)
+        if number == 0:
+            raise ValueError("divisor must not be 0; got 0. Divide by another number.")
+        return self * (1 / number)
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
+    def quadratic(self, x: Any) -> Tensor:
+        """Return x^T A x in fp64: a scalar of one vector, (k,) of the columns of a matrix (d, k).
+
+        Args:
+            x: as in ``A @ x``. Vectors as rows go to ``quadratic_forms``.
+
+        Raises:
+            TypeError, ValueError: as ``A @ x``.
+        """
+        given = self._operand(x)
+        self._check(given.rows)
+        forms = self.quadratic_forms(given.rows).double()
+        return forms[0] if given.single else forms
+
+    def block(self, where: str | slice | Sequence[str | slice]) -> Block:
+        """Return a principal submatrix: rows and columns of some of the network's parameters.
+
+        Args:
+            where: a pattern of names in ``blocks`` (``"layer1.*"``, ``"*.weight"``, case-sensitive), a contiguous
+                slice, or several of them. The submatrix keeps the order of A.
+
+        Raises:
+            ValueError: a pattern that fits no name, or slices that are empty or overlap.
+        """
+        return Block(self, where)
+
+    def diagonal(self, **options: Any) -> Any:
+        """Return the diagonal with its error, as ``hessprobe.diagonal(A, **options)`` does."""
+        # Operators lie below the estimators and import none of them.
+        return import_module("hessprobe.estimators").diagonal(self, **options)
+
+    def to_dense(self, *, max_dim: int = 20_000) -> Tensor:
+        """Return A as a (d, d) tensor, made of d products.
+
+        Args:
+            max_dim: largest d to do this for, >= 1.
+
+        Raises:
+            ValueError: d exceeds ``max_dim``; the message says what the matrix would take.
+        """
+        return dense_matrix(self.matvecs, self.dim, self.dtype, self.device, max_dim)
+
+    def to_scipy(self) -> ScipyOperator:
         """Return the operator as a ``scipy.sparse.linalg.LinearOperator`` (products go through NumPy)."""
-        from scipy.sparse.linalg import LinearOperator as ScipyOperator
+        return scipy_operator(self.matvecs, self.dim, self.dtype, self.device)
 
-        def matmat(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            rows = torch.as_tensor(np.ascontiguousarray(columns.T), dtype=self.dtype, device=self.device)
-            return self.matvecs(rows).T.cpu().numpy()
 
-        def matvec(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            return matmat(vector.reshape(-1, 1))[:, 0]
+class Combination(LinearOperator):
+    """sum_i c_i A_i, what ``A + B`` and ``2 * A`` make.
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return ScipyOperator((self.dim, self.dim), matvec=matvec, matmat=matmat, rmatvec=matvec, dtype=dtype)
+    When all A_i are sums over the same terms (the Hessian and the Gauss-Newton matrix of one risk), so is the result.
+    It is known to be positive semidefinite where every A_i is that has a part in it, with c_i > 0. Its surrogate is
+    the same combination of theirs; an A_i without one stands for itself.
+
+    Args:
+        operators: at least one, all of the same dimension, dtype and device.
+        coefficients: one finite number an operator.
+
+    Raises:
+        ValueError: different sizes, dtypes or devices, or not one coefficient an operator.
+    """
+
+    def __init__(self, operators: Sequence[LinearOperator], coefficients: Sequence[float]) -> None:
+        if not operators or len(operators) != len(coefficients):
+            raise ValueError(
+                f"operators must be as many as coefficients and at least one; got {len(operators)} and "
+                f"{len(coefficients)}. Give one coefficient for each operator."
+            )
+        first = operators[0]
+        for other in operators[1:]:
+            if (other.dim, other.dtype, other.device) != (first.dim, first.dtype, first.device):
+                raise ValueError(
+                    f"operators must share dimension, dtype and device; got ({first.dim}, {first.dtype}, "
+                    f"{first.device}) and ({other.dim}, {other.dtype}, {other.device}). Make them from the same risk."
+                )
+        self._operators = tuple(operators)
+        self._coefficients = tuple(checks.real("coefficient", c) for c in coefficients)
+        self.dim, self.dtype, self.device = first.dim, first.dtype, first.device
+        self.psd = all(c == 0 or (A.psd and c > 0) for A, c in self.parts)
+        self.cheap_forms = all(A.cheap_forms for A in operators)
+        self.n_terms = first.n_terms if all(A.n_terms == first.n_terms for A in operators) else 1
+        drawn = min((len(A.draws) for A in operators if A.draws), default=0)
+        self.draws = tuple(
+            Combination([A.draws[i] if A.draws else A for A in operators], coefficients) for i in range(drawn)
+        )
+
+    @property
+    def parts(self) -> list[tuple[LinearOperator, float]]:
+        """The pairs (A_i, c_i)."""
+        return list(zip(self._operators, self._coefficients, strict=True))
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engines are
+        """True where every operator is."""
+        return all(A.is_exact for A in self._operators)
+
+    @property
+    def surrogate(self) -> LinearOperator | None:
+        """The combination of the surrogates; None where no operator has one."""
+        twins = [A.surrogate for A in self._operators]
+        if all(twin is None for twin in twins):
+            return None
+        return Combination(
+            [A if t is None else t for A, t in zip(self._operators, twins, strict=True)], self._coefficients
+        )
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Those of the first operator that has any."""
+        return next((A.blocks for A in self._operators if A.blocks), {})
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the first operator that has one."""
+        return next((A.layout for A in self._operators if A.layout), None)
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        total = torch.zeros_like(V)
+        for A, coefficient in self.parts:
+            total.add_(A.matvecs(V), alpha=coefficient)
+        return total
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A v a row, through each operator's own quadratic forms (cheaper than products for some)."""
+        total = torch.zeros(V.shape[0], dtype=torch.float64, device=V.device)
+        for A, coefficient in self.parts:
+            total.add_(A.quadratic_forms(V), alpha=coefficient)
+        return total
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield combined terms where all operators have the same ones, else the operator itself."""
+        if self.n_terms == 1:
+            yield 1.0, self
+            return
+        for pairs in zip(*(A.terms() for A in self._operators), strict=True):
+            weights = [weight for weight, _ in pairs]
+            scaled = [c * w / weights[0] for c, w in zip(self._coefficients, weights, strict=True)]
+            yield weights[0], Combination([term for _, term in pairs], scaled)
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return the combined diagonal where every one is known, at the cost of all."""
+        total, cost = torch.zeros(self.dim, dtype=torch.float64, device=self.device), 0.0
+        for A, coefficient in self.parts:
+            known = A.exact_diagonal()
+            if known is None:
+                return None
+            total.add_(known[0], alpha=coefficient)
+            cost += known[1]
+        return total, cost
+
+    def exact_diagonal_cost(self) -> float:
+        """Return the cost of all diagonals."""
+        return sum(A.exact_diagonal_cost() for A in self._operators)
+
+    def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
+        """Return that of a single operator, scaled; the errors of several from the same draws are not independent."""
+        found = self._operators[0].sampled_trace(draws, seed) if len(self._operators) == 1 else None
+        if found is None:
+            return None
+        c = self._coefficients[0]
+        return replace(found, value=c * found.value, std_error=abs(c) * found.std_error)
+
+
+class Block(LinearOperator):
+    """The principal submatrix A[s, s]: one layer's curvature, or that of several; see ``LinearOperator.block``."""
+
+    def __init__(self, inner: LinearOperator, where: str | slice | Sequence[str | slice]) -> None:
+        self._inner, self._where = inner, slices_of(where, inner.blocks, inner.dim)
+        self.dim = sum(part.stop - part.start for part in self._where)
+        self.dtype, self.device = inner.dtype, inner.device
+        self.psd, self.n_terms = inner.psd, inner.n_terms
+        self.draws = tuple(Block(drawn, self._where) for drawn in inner.draws)
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
+
+    @property
+    def surrogate(self) -> LinearOperator | None:
+        """The same block of the inner surrogate."""
+        surrogate = self._inner.surrogate
+        return None if surrogate is None else Block(surrogate, self._where)
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Those of the inner operator that lie within, where they are now."""
+        found, start = {}, 0
+        for part in self._where:
+            for name, own in self._inner.blocks.items():
+                if part.start <= own.start and own.stop <= part.stop:
+                    found[name] = slice(start + own.start - part.start, start + own.stop - part.start)
+            start += part.stop - part.start
+        return found
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the parameter tensors within, where the block is made of whole ones; else None."""
+        whole = self._inner.layout
+        kept = None if whole is None else whole.of_names(self.blocks)
+        return kept if kept is not None and kept.dim == self.dim else None
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        return self._taken(self._inner.matvecs(self._placed(V)))
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A[s, s] v a row, through the inner forms."""
+        return self._inner.quadratic_forms(self._placed(V))
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield the same block of every inner term."""
+        for weight, term in self._inner.terms():
+            yield weight, Block(term, self._where)
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return that part of the inner diagonal."""
+        known = self._inner.exact_diagonal()
+        return None if known is None else (self._taken(known[0][None])[0], known[1])
+
+    def exact_diagonal_cost(self) -> float:
+        """Return that of the inner diagonal."""
+        return self._inner.exact_diagonal_cost()
+
+    def _placed(self, V: Tensor) -> Tensor:
+        wide, start = V.new_zeros(V.shape[0], self._inner.dim), 0
+        for part in self._where:
+            stop = start + part.stop - part.start
+            wide[:, part], start = V[:, start:stop], stop
+        return wide
+
+    def _taken(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows[:, part] for part in self._where], dim=1)
+
+
+def _parts(A: LinearOperator) -> list[tuple[LinearOperator, float]]:
+    return A.parts if isinstance(A, Combination) else [(A, 1.0)]
+
+
+def _sum(A: LinearOperator, B: Any, sign: float) -> LinearOperator:
+    if not isinstance(B, LinearOperator):
+        raise TypeError(
+            f"+ and - must join two operators; got {type(B).__name__}. Wrap a matrix with aslinearoperator; A + s I is "
+            "operators.Shifted(A, s)."
+        )
+    gathered = _parts(A)
+    for other, coefficient in _parts(B):
+        for i, (one, own) in enumerate(gathered):
+            if one is other:
+                gathered[i] = one, own + sign * coefficient
+                break
+        else:
+            gathered.append((other, sign * coefficient))
+    return Combination([one for one, _ in gathered], [c for _, c in gathered])

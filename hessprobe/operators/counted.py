@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hessprobe.operators.base import LinearOperator, SampledTrace
+from hessprobe.operators.base import LinearOperator
+from hessprobe.operators.sampled import SampledTrace
+from hessprobe.vectors import ParameterLayout
 
 
 @dataclass
@@ -53,6 +55,11 @@ class Counted(LinearOperator):
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self.inner.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the inner operator."""
+        return self.inner.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         self.tally.products += self.share * V.shape[0]

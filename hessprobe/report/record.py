@@ -128,26 +128,7 @@ def result_row(result: MeasuredResult, confidence: float = 0.95) -> dict[str, An
 
 def estimate_row(estimate: Estimate, confidence: float = 0.95) -> dict[str, Any]:
     """Return an estimate as a dictionary, in which nan and inf may still stand."""
-    return {
-        "value": estimate.value,
-        "std_error": estimate.std_error,
-        "interval": list(estimate.interval(confidence)),
-        "confidence": confidence,
-        "matvecs": estimate.matvecs,
-        "samples": estimate.samples,
-        "method": estimate.method,
-        "kind": estimate.kind,
-        "seconds": estimate.seconds,
-        "errors": {
-            "probe": estimate.errors.probe,
-            "data": estimate.errors.data,
-            "data_df": estimate.errors.data_df if math.isfinite(estimate.errors.data_df) else None,
-            "solver": estimate.errors.solver,
-        },
-        "bracket": None if estimate.bracket is None else list(estimate.bracket),
-        "bracket_confidence": estimate.bracket_confidence,
-        "flags": list(estimate.flags),
-    }
+    return estimate.row(confidence)
 
 
 def build_record(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprobe import checks
+from hessprobe import checks, display
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.session import Start
@@ -241,6 +241,25 @@ class SharpnessTracker:
         ``hessprobe.report.write_track`` writes them as a record that ``hessprobe plot`` draws.
         """
         return [_row(point) for point in self.points]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the points and how they were measured as plain data for JSON."""
+        found: dict[str, Any] = display.plain({"settings": self.settings_dict(), "points": self.rows()})
+        return found
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure of the track: curvature against the thresholds of stability, loss, alignment.
+
+        Raises:
+            ValueError: no point yet.
+        """
+        return display.draw(self)
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        names = ["step", "loss", *self.measures] if rows else []
+        cells = [[row["step"], *(f"{row[name]:.5g}" for name in names[1:])] for row in rows]
+        return display.html_table(cells, header=names, caption=repr(self))
 
     def settings_dict(self) -> Mapping[str, Any]:
         """Return how it measures, for a record."""

@@ -103,7 +103,7 @@ class Representation:
             errors = ErrorParts(found.errors.probe, None, found.errors.solver + fit)
             return found.with_(errors=errors, details={**found.details, **more})
         if not isinstance(H, Tensor):
-            H = settled(H).dense()
+            H = settled(H).to_dense()
         y, truth = self.integrals(H), float(self.truth(self._eigenvalues(H).flip(0)))
         value, slope = self.measure.value(y)
         amplification = float((slope * y).abs().sum())

@@ -53,7 +53,7 @@ def digits_network(hidden: int = 8, steps: int = 150) -> TrainedNetwork:
     batches = list(zip(torch.split(inputs, _BATCHES), torch.split(targets, _BATCHES), strict=True))
     risk = EmpiricalRisk(model, nn.functional.cross_entropy, batches)
     hessian = Hessian(risk, engine="double_backward")
-    dense = hessian.dense()
+    dense = hessian.to_dense()
     dense = (dense + dense.T) / 2
     return TrainedNetwork(risk, hessian, dense, torch.linalg.eigvalsh(dense))
 

@@ -68,7 +68,7 @@ def test_k_prints_every_eigenvalue(run, digits_checkpoint):
     risk = load_checkpoint(digits_checkpoint).risk(examples=60, dtype=torch.float64)
     from hessprobe.hvp import Hessian
 
-    exact = torch.linalg.eigvalsh(Hessian(risk, engine="double_backward").dense()).flip(0)
+    exact = torch.linalg.eigvalsh(Hessian(risk, engine="double_backward").to_dense()).flip(0)
     wanted = [*exact[:3].tolist(), *exact[-3:].tolist()]
     assert values == pytest.approx(wanted, rel=2e-3)
     assert all(" ± " in line for line in lines[start + 1 : start + 7])

@@ -8,7 +8,7 @@ import nets
 import pytest
 import torch
 
-from hessprobe.comparison import compare, measure_each
+from hessprobe.comparison import compare_values, measure_each
 from hessprobe.measures import MeasureSettings, Result
 
 NAMES = ("trace", "frob", "lambda-max", "spectral-norm", "diagonal", "effective-rank", "adaptive-trace",
@@ -56,7 +56,7 @@ def pair():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_difference_agrees_with_the_full_hessians(pair, name):
     values, exact = pair
-    (line,) = compare({label: {name: own[name]} for label, own in values.items()}, "first")
+    (line,) = compare_values({label: {name: own[name]} for label, own in values.items()}, "first")
     found, truth = line.difference.estimate, exact["second"][name] - exact["first"][name]
     error = found.std_error + found.errors.solver / 4
     assert abs(found.value - truth) < 4 * error + 1e-9 * abs(exact["first"][name])
@@ -74,6 +74,6 @@ def test_the_difference_agrees_with_the_full_hessians(pair, name):
 
 def test_sampled_measures_are_paired(pair):
     values, _ = pair
-    gains = {line.measure: line.difference.gain for line in compare(values, "first")}
+    gains = {line.measure: line.difference.gain for line in compare_values(values, "first")}
     paired = {name for name, gain in gains.items() if gain is not None}
     assert {"trace", "adaptive-trace", "frob", "adaptive-frob", "universal:trace"} <= paired

@@ -27,7 +27,7 @@ def test_eigenpairs(net: tuple[hp.Hessian, Tensor]) -> None:
     pairs = hp.eigsh(H, k=2, which="both", tol=1e-7)
     torch.testing.assert_close(pairs.values[:2], values.flip(0)[:2], rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(pairs.values[-2:], values.flip(0)[-2:], rtol=1e-8, atol=1e-10)
-    theirs = scipy.sparse.linalg.eigsh(H.as_scipy(), k=2, which="LA", return_eigenvectors=False)
+    theirs = scipy.sparse.linalg.eigsh(H.to_scipy(), k=2, which="LA", return_eigenvectors=False)
     np.testing.assert_allclose(pairs.values[:2].numpy(), np.sort(theirs)[::-1], rtol=1e-8)
     assert pairs.bounds.lower <= float(values[0])
     assert pairs.bounds.upper >= float(values[-1])

@@ -295,7 +295,7 @@ def test_measured_right_or_refused(name: str) -> None:
     value = case.truth(module, loss, batches)
     exact = dense(value, module)
     H = Hessian(risk)
-    torch.testing.assert_close(H.dense(), exact, rtol=1e-5, atol=1e-6 if case.differences else 1e-9)
+    torch.testing.assert_close(H.to_dense(), exact, rtol=1e-5, atol=1e-6 if case.differences else 1e-9)
     assert H.is_exact != case.differences
     estimate = hp.trace(Hessian(risk), rtol=0.01)
     low, high = estimate.interval(0.999)
@@ -388,7 +388,7 @@ def test_a_named_engine_is_refused_where_its_product_is_wrong(engine: str) -> No
     with pytest.raises(
         (UnsupportedError, RuntimeError), match=r"custom torch\.autograd\.Function|functorch transforms"
     ):
-        Hessian(risk, engine=engine).dense()
+        Hessian(risk, engine=engine).to_dense()
 
 
 def test_the_gauss_newton_matrix_is_refused_where_it_is_not_what_it_says() -> None:
@@ -417,7 +417,7 @@ def test_a_likelihood_with_a_learned_variance_is_measured_and_named_where_it_is_
 
     risk = hp.EmpiricalRisk(*make())
     exact = dense(mean_of(loss)(*make()), risk.module)
-    torch.testing.assert_close(Hessian(risk).dense(), exact)
+    torch.testing.assert_close(Hessian(risk).to_dense(), exact)
     with pytest.raises(
         UnsupportedError, match=r"eigenvalue of -.* of one example by itself \(a likelihood with its var"
     ):

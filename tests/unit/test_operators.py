@@ -87,7 +87,7 @@ def test_foreign_operators_are_given_the_dtype_that_they_want(named: bool) -> No
     foreign = _Float32Tensors(matrix, named)
     A = aslinearoperator(foreign)
     assert (A.dtype, A.device.type) == (torch.float32, "cpu")
-    torch.testing.assert_close(A.dense().double(), matrix, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(A.to_dense().double(), matrix, rtol=1e-5, atol=1e-5)
     top = float(torch.linalg.eigvalsh(matrix)[-1])
     for found, truth in (
         (hp.trace(foreign, seed=0), float(matrix.trace())),
@@ -103,7 +103,7 @@ def test_the_dtype_of_a_numpy_operator_is_kept() -> None:
     for kind, dtype in ((np.float32, torch.float32), (np.float64, torch.float64)):
         A = aslinearoperator(scipy.sparse.linalg.aslinearoperator(matrix.astype(kind)))
         assert A.dtype == dtype
-        np.testing.assert_allclose(A.dense().numpy(), matrix, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(A.to_dense().numpy(), matrix, rtol=1e-5, atol=1e-5)
     counted = aslinearoperator(scipy.sparse.csr_matrix(np.diag(np.arange(D))))
     assert counted.dtype == torch.float64
     assert hp.trace(counted, seed=0).value == pytest.approx(D * (D - 1) / 2, rel=0.05)
@@ -131,7 +131,7 @@ def test_algebra_is_that_of_matrices(name: str) -> None:
     V = torch.randn(4, operator.dim, dtype=torch.float64)
     torch.testing.assert_close(operator.matvecs(V), V @ matrix)
     torch.testing.assert_close(operator.quadratic_forms(V), (V @ matrix * V).sum(1))
-    torch.testing.assert_close(operator.dense(), matrix)
+    torch.testing.assert_close(operator.to_dense(), matrix)
     terms = list(operator.terms())
     assert len(terms) == operator.n_terms
     torch.testing.assert_close(sum(w * term.matvecs(V) for w, term in terms), V @ matrix)
@@ -159,7 +159,7 @@ def test_foreign_operators() -> None:
     sparse = scipy.sparse.linalg.aslinearoperator(matrix.numpy())
     for foreign in (matrix.numpy(), matrix, sparse):
         torch.testing.assert_close(aslinearoperator(foreign).matvecs(V), V @ matrix)
-    back = aslinearoperator(matrix).as_scipy()
+    back = aslinearoperator(matrix).to_scipy()
     np.testing.assert_allclose(back @ np.eye(D), matrix.numpy())
     top = scipy.sparse.linalg.eigsh(back, k=1, which="LA", return_eigenvectors=False)
     assert top[0] == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]))

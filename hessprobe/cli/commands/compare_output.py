@@ -52,7 +52,7 @@ def make_record(request: Request, outcome: Outcome) -> dict[str, Any]:
     """Return the record: values, differences, correlations, and what they mean."""
     known = [member for member in outcome.members if member.results]
     values = {member.label: {one.measure: one.estimate for one in member.results} for member in known}
-    lines = comparison.compare(values, known[0].label, confidence=request.confidence) if len(known) > 1 else []
+    lines = comparison.compare_values(values, known[0].label, confidence=request.confidence) if len(known) > 1 else []
     gaps = {member.label: member.gaps for member in known}
     found = correlate(values, gaps, confidence=request.confidence, seed=request.seed) if request.correlate else ()
     rows = [

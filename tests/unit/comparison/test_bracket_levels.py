@@ -6,7 +6,7 @@ import nets
 import pytest
 import torch
 
-from hessprobe.comparison import compare
+from hessprobe.comparison import compare_values
 from hessprobe.estimators.difference import difference
 from hessprobe.krylov import eigsh
 from hessprobe.measures import MeasureSettings, measure_all
@@ -19,7 +19,7 @@ def test_differences_of_measured_eigenvalues_reach_the_level(confidence: float) 
         name: {one.measure: one.estimate for one in measure_all(["lambda-max"], case().risk(), settings)}
         for name, case in (("mlp", nets.mlp), ("regression", nets.regression))
     }
-    (line,) = compare(values, "mlp", confidence=confidence)
+    (line,) = compare_values(values, "mlp", confidence=confidence)
     low, high = line.difference.estimate.interval(confidence)
     tops = [float(torch.linalg.eigvalsh(nets.full_hessian(make().risk()))[-1]) for make in (nets.mlp, nets.regression)]
     assert low <= tops[1] - tops[0] <= high

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hessprobe.comparison import compare, kendall, measure_each, rescaling_of
+from hessprobe.comparison import compare_values, kendall, measure_each, rescaling_of
 from hessprobe.comparison.differences import p_value
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
@@ -28,7 +28,7 @@ def test_verdicts_rest_on_the_error_of_the_difference():
         "c": {"trace": estimate(10.001, 0.01)},
         "d": {"trace": estimate(9.0, 0.1)},
     }
-    lines = compare(values, "a")
+    lines = compare_values(values, "a")
     found = {(line.measure, line.label): line.verdict for line in lines}
     # Each value is known to 0.3 only; the differences to 0.005.
     assert found == {
@@ -39,12 +39,12 @@ def test_verdicts_rest_on_the_error_of_the_difference():
     }
     assert all(line.baseline == "a" for line in lines)
     assert [line.stands for line in lines] == [True, False, True, True]
-    other = {(line.measure, line.label): line for line in compare(values, "d")}
+    other = {(line.measure, line.label): line for line in compare_values(values, "d")}
     assert other["trace", "a"].difference.estimate.value == 1.0
 
 
 def test_bounds_and_nan_decide_nothing():
-    lines = compare(
+    lines = compare_values(
         {
             "a": {"lambda-max": Estimate(1.0, kind="lower bound"), "trace": Estimate(1.0)},
             "b": {"lambda-max": Estimate(3.0), "trace": Estimate(math.nan)},
@@ -73,11 +73,11 @@ def test_holm_steps_down_by_hand():
         error = float(rows.std()) / math.sqrt(2)
         sample = Influence({"probe": rows.repeat(500, 1) / math.sqrt(500)})
         values[label] = {"frob": Estimate(z * error, ErrorParts(error), influence=sample)}
-    lines = {line.label: line for line in compare(values, "base")}
+    lines = {line.label: line for line in compare_values(values, "base")}
     assert {label: line.stands for label, line in lines.items()} == dict.fromkeys("wxyz", True)
     assert lines["x"].p == pytest.approx(0.0127, abs=3e-4)
     values["v"] = {"frob": values["w"]["frob"].with_(value=1.0)}
-    lines = {line.label: line for line in compare(values, "base")}
+    lines = {line.label: line for line in compare_values(values, "base")}
     # With a fifth comparison 0.0027 < 0.05 / 5, but 0.0127 > 0.05 / 4: only the first stands.
     assert {label: line.stands for label, line in lines.items()} == {
         "w": False,
@@ -99,7 +99,7 @@ def test_holm_steps_down_by_hand():
 def test_compare_refuses(arguments, message):
     values, baseline, *rest = arguments
     with pytest.raises(ValueError, match=message):
-        compare(values, baseline, confidence=rest[0] if rest else 0.95)
+        compare_values(values, baseline, confidence=rest[0] if rest else 0.95)
 
 
 def test_measuring_refuses_a_tolerance_and_an_unknown_name():

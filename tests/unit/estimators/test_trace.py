@@ -64,7 +64,7 @@ def test_products_are_what_the_docstring_says(method: str, n: int, products: int
     A = Counted(Plain(symmetric(eigenvalues("decaying"))))
     estimate = trace(A, n_probes=n, method=method)
     assert estimate.matvecs == A.matvec_count == products
-    deflated = trace(A, n_probes=n, method="hutchinson", deflate=leading(A.inner.dense(), 4))
+    deflated = trace(A, n_probes=n, method="hutchinson", deflate=leading(A.inner.to_dense(), 4))
     assert deflated.matvecs == n + 4
 
 

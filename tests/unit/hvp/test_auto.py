@@ -215,7 +215,7 @@ def test_a_model_without_second_derivatives_falls_to_finite_differences() -> Non
     data = [(torch.ones(3, 2).double(), torch.zeros(3, 2).double())]
     H = Hessian(EmpiricalRisk(Square(), nn.MSELoss(), data))
     # L = (w1^4 + w2^4) / 2, H = diag(6 w^2).
-    matrix = H.dense()
+    matrix = H.to_dense()
     torch.testing.assert_close(matrix, torch.diag(torch.tensor([6.0, 24.0]).double()), rtol=1e-7, atol=1e-6)
     assert H.engine.name == "finite_difference"
     assert not H.is_exact

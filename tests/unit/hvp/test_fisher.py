@@ -35,7 +35,7 @@ def test_empirical_is_the_mean_outer_product_of_example_gradients(name: str) -> 
     risk = nets.CASES[name]().risk()
     gradients = _example_gradients(risk)
     expected = gradients.T @ gradients / len(gradients)
-    torch.testing.assert_close(Fisher(risk, kind="empirical").dense(), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(Fisher(risk, kind="empirical").to_dense(), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_empirical_counts_tokens_as_examples() -> None:
@@ -51,7 +51,7 @@ def test_empirical_counts_tokens_as_examples() -> None:
             rows += [torch.autograd.grad(one, theta, retain_graph=True)[0] for one in losses[keep]]
     gradients = torch.stack(rows)
     expected = gradients.T @ gradients / len(gradients)
-    torch.testing.assert_close(Fisher(risk, kind="empirical").dense(), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(Fisher(risk, kind="empirical").to_dense(), expected, rtol=1e-10, atol=1e-14)
 
 
 # Losses with the law of a target that they are the negative log-likelihood of: targets to sum over, their log-density.
@@ -118,7 +118,7 @@ def test_the_exact_fisher_is_the_sum_over_all_labels(name: str) -> None:
                 total += share * log.detach().exp() * torch.outer(slope, slope)
     expected = total / count
     fisher = Fisher(risk)
-    torch.testing.assert_close(fisher.dense(), expected, rtol=1e-9, atol=1e-13 * float(expected.abs().max()))
+    torch.testing.assert_close(fisher.to_dense(), expected, rtol=1e-9, atol=1e-13 * float(expected.abs().max()))
     assert fisher.psd
     assert float(expected.trace()) > 0.01
     estimate = hp.measure("trace", risk, operator="fisher", seed=3)
@@ -136,9 +136,9 @@ def test_the_exact_fisher_is_the_sum_over_all_labels(name: str) -> None:
 @pytest.mark.parametrize("name", ["log-probabilities", "probabilities", "rates"])
 def test_the_sampled_fisher_of_other_likelihoods(name: str) -> None:
     risk = _likelihood_risk(name)[0]
-    exact = float(Fisher(risk).dense().trace())
+    exact = float(Fisher(risk).to_dense().trace())
     with pytest.warns(NumericalWarning, match="one draw of labels, an error that nothing tells"):
-        draws = torch.tensor([float(Fisher(risk, kind="mc", seed=s, engine="double_backward").dense().trace())
+        draws = torch.tensor([float(Fisher(risk, kind="mc", seed=s, engine="double_backward").to_dense().trace())
                               for s in range(40)])  # fmt: skip
     error = float(draws.std()) / 40**0.5
     assert abs(float(draws.mean()) - exact) < 4 * error < 0.7 * exact
@@ -165,7 +165,7 @@ def test_what_is_no_known_likelihood_is_refused() -> None:
         Fisher(EmpiricalRisk(bits.module, _own_binary, list(_data(bits))))
     scores = _likelihood_risk("scores")[0]
     plain = EmpiricalRisk(scores.module, lambda f, y: F.cross_entropy(f, y), list(_data(scores)))
-    torch.testing.assert_close(Fisher(plain).dense(), Fisher(scores).dense())
+    torch.testing.assert_close(Fisher(plain).to_dense(), Fisher(scores).to_dense())
 
 
 def _data(risk: EmpiricalRisk) -> list[tuple[Tensor, Tensor]]:
@@ -199,7 +199,7 @@ def test_draws_are_the_same_for_every_product_and_differ_with_the_seed() -> None
 def test_it_is_positive_semidefinite() -> None:
     fisher = Fisher(nets.mlp().risk())
     assert fisher.psd
-    assert float(torch.linalg.eigvalsh(fisher.dense()).min()) > -1e-14
+    assert float(torch.linalg.eigvalsh(fisher.to_dense()).min()) > -1e-14
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_refused() -> None:
@@ -227,11 +227,11 @@ def test_the_interval_of_a_sampled_trace_holds_the_exact_one() -> None:
 def test_the_matrix_of_several_draws_is_their_mean() -> None:
     for case in ("mlp", "regression", "attention"):
         fisher = Fisher(nets.CASES[case]().risk(), kind="mc", n_draws=3, seed=4)
-        singles = torch.stack([draw.dense() for draw in fisher.draws])
-        torch.testing.assert_close(fisher.dense(), singles.mean(0), rtol=1e-10, atol=1e-13)
+        singles = torch.stack([draw.to_dense() for draw in fisher.draws])
+        torch.testing.assert_close(fisher.to_dense(), singles.mean(0), rtol=1e-10, atol=1e-13)
         assert not torch.allclose(singles[0], singles[1])
         mean = hp.trace(fisher, method="exact")
-        assert mean.value == pytest.approx(float(fisher.dense().trace()), rel=1e-10)
+        assert mean.value == pytest.approx(float(fisher.to_dense().trace()), rel=1e-10)
         assert mean.std_error == pytest.approx(float(singles.diagonal(dim1=1, dim2=2).sum(1).std()) / 3**0.5, rel=1e-9)
 
 
@@ -257,6 +257,6 @@ def test_numbers_of_drawn_labels_without_an_error_are_refused() -> None:
         hp.logdet(fisher, shift=1.0)
     difference = hp.trace(made[2], n_probes=16, seed=0)
     assert difference.samples == 4
-    assert difference.interval(0.999)[0] < float(made[2].dense().trace()) < difference.interval(0.999)[1]
+    assert difference.interval(0.999)[0] < float(made[2].to_dense().trace()) < difference.interval(0.999)[1]
     with pytest.raises(ValueError, match="n_draws must be"):
         Fisher(risk, kind="mc", n_draws=0)

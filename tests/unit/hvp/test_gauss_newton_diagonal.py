@@ -150,9 +150,9 @@ def test_fisher_with_a_pad_label_among_the_classes() -> None:
     net = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3)).double()
     plain = EmpiricalRisk(nn.Sequential(net, Transposed()), nn.CrossEntropyLoss(ignore_index=0), [(targets, targets)])
     truth = float(nets.full_gauss_newton(plain).trace())
-    assert float(hp.Fisher(plain).dense().trace()) == pytest.approx(truth, rel=1e-12)
+    assert float(hp.Fisher(plain).to_dense().trace()) == pytest.approx(truth, rel=1e-12)
     draws = torch.tensor(
-        [float(hp.Fisher(plain, kind="mc", seed=s, engine="double_backward").dense().trace()) for s in range(100)]
+        [float(hp.Fisher(plain, kind="mc", seed=s, engine="double_backward").to_dense().trace()) for s in range(100)]
     )
     error = float(draws.std()) / 10
     assert abs(float(draws.mean()) - truth) < 4 * error < 0.4 * truth

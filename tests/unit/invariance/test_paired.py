@@ -144,7 +144,7 @@ def test_permuted_network_is_measured_in_the_coordinates_before():
     other = risk_of(risk, runner.written(state))
     assert not torch.equal(applied.order, torch.arange(risk.dim))
     torch.testing.assert_close(other.theta, risk.theta[applied.order])
-    back = Reordered(DenseOperator(nets.full_hessian(other)), applied.order).dense()
+    back = Reordered(DenseOperator(nets.full_hessian(other)), applied.order).to_dense()
     torch.testing.assert_close(back, nets.full_hessian(risk), rtol=1e-9, atol=1e-12)
 
 

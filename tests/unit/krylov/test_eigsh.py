@@ -97,7 +97,7 @@ def test_an_end_without_gaps_is_known_within_its_error() -> None:
 def test_agrees_with_scipy_to_1e_8(kind: str) -> None:
     matrix = symmetric(eigenvalues(kind))
     pairs = eigsh(matrix, 3, tol=1e-9)
-    A = DenseOperator(matrix).as_scipy()
+    A = DenseOperator(matrix).to_scipy()
     # SciPy's "BE" is k//2 from each end. Its start is fixed: from a random one it misses a copy of the threefold
     # eigenvalue of the flat spectrum in 2 % of runs.
     start = np.random.default_rng(0).standard_normal(len(matrix))

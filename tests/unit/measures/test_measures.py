@@ -60,7 +60,7 @@ def _measured(risk: EmpiricalRisk, operator: str, **settings: object) -> dict[st
 def measured(request: pytest.FixtureRequest) -> tuple[str, EmpiricalRisk, dict[str, Result], Tensor]:
     operator, _, net = request.param.partition("-")
     risk = nets.mlp((16, 16, 16, 8)).risk() if net == "mlp" else nets.CASES[net]().risk()
-    matrix = OPERATORS[operator](risk).dense()
+    matrix = OPERATORS[operator](risk).to_dense()
     return operator, risk, _measured(risk, operator, per_layer=True), matrix
 
 
@@ -125,7 +125,7 @@ def test_the_functional_part_is_measured_like_any_other_matrix() -> None:
     risk = nets.mlp((8, 6, 5)).risk()
     how = MeasureSettings(operator="functional", rtol=0.05, engine="double_backward")
     found = {each.measure: each for each in measure_all(["lambda-max", "lambda-min", "trace", "frob"], risk, how)}
-    matrix = FunctionalPart(risk).dense()
+    matrix = FunctionalPart(risk).to_dense()
     values = torch.linalg.eigvalsh(matrix)
     assert float(values[0]) < 0 < float(values[-1])
     norm = float(matrix.norm())
@@ -175,7 +175,7 @@ def test_a_median_that_the_sweep_cannot_resolve_is_a_bracket(monkeypatch: pytest
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 5)).double()
     risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(torch.randn(40, 8).double(), torch.randint(5, (40,)))])
-    values = torch.linalg.eigvalsh(Hessian(risk).dense())
+    values = torch.linalg.eigvalsh(Hessian(risk).to_dense())
     estimate = hp.measure("density", risk, probes=3, engine="double_backward")
     assert (estimate.kind, estimate.std_error) == ("bracket", 0.0)
     low, high = estimate.interval(0.99)

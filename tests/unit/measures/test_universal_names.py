@@ -53,7 +53,7 @@ def test_agrees_with_its_hessian_based_partner(results: dict[str, Result], name:
 
 
 def test_partners_agree_with_the_dense_matrix(risk: EmpiricalRisk, results: dict[str, Result]) -> None:
-    matrix = hp.Hessian(risk).dense().double()
+    matrix = hp.Hessian(risk).to_dense().double()
     spectrum = Spectrum.of_matrix(matrix)
     truths = {
         "universal:trace": spectrum.power_sum(1),
@@ -93,7 +93,7 @@ def test_the_spectrum_of_a_small_matrix_is_no_estimate(risk: EmpiricalRisk) -> N
     H = hp.Hessian(risk, engine="double_backward")
     settings = MeasureSettings(probes=20, engine="double_backward")
     (result,) = measure_all(["universal:tr3"], risk, settings, operator=H)
-    truth = float((torch.linalg.eigvalsh(H.dense()) ** 3).sum())
+    truth = float((torch.linalg.eigvalsh(H.to_dense()) ** 3).sum())
     assert result.arrays["hessian_based"].tolist() == [pytest.approx(truth, rel=1e-8), 0.0]
     assert result.estimate.matvecs == risk.dim
 
@@ -163,7 +163,7 @@ def test_radius_must_be_positive() -> None:
 
 
 def test_spectral_reference_covers(risk: EmpiricalRisk) -> None:
-    matrix = hp.Hessian(risk).dense().double()
+    matrix = hp.Hessian(risk).to_dense().double()
     spectrum = Spectrum.of_matrix(matrix)
     shift = 4 * math.sqrt(spectrum.power_sum(2))
     entry = catalogue.logdet(1 / math.sqrt(shift))

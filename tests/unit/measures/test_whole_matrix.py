@@ -23,7 +23,7 @@ def risk() -> hp.EmpiricalRisk:
 
 @pytest.fixture(scope="module")
 def values(risk: hp.EmpiricalRisk) -> torch.Tensor:
-    return torch.linalg.eigvalsh(hp.Hessian(risk).dense())
+    return torch.linalg.eigvalsh(hp.Hessian(risk).to_dense())
 
 
 @pytest.mark.parametrize("name", SWEPT)

@@ -82,7 +82,7 @@ def test_adaptive_curvature_is_that_of_the_scaled_matrix():
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert float(near.top.values[0]) == pytest.approx(top, rel=1e-5, abs=float(near.top.errors[0]))
     assert near.trace.value == pytest.approx(float(dense.trace()), rel=1e-9)
-    assert torch.allclose(near.operator.dense(), dense, atol=1e-12)
+    assert torch.allclose(near.operator.to_dense(), dense, atol=1e-12)
 
 
 def test_adaptive_ball_contains_what_worst_finds():
