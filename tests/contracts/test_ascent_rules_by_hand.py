@@ -10,7 +10,10 @@ from contracts.optim_rows.problem import is_close
 from contracts.optim_rows.row import Row
 
 # Shards of a batch are a matter of step([closure, ...]).
-BY_HAND = [row for row in ROWS if row.name != "m-sam" and row.arguments.get("shards", 1) == 1]
+WHOLE = [row for row in ROWS if row.name != "m-sam" and row.arguments.get("shards", 1) == 1]
+# It evaluates a batch again after its step.
+CLOSURES_ONLY = [row for row in WHOLE if row.name == "sampa"]
+BY_HAND = [row for row in WHOLE if row.name != "sampa"]
 
 
 @pytest.mark.parametrize("row", BY_HAND, ids=[row.id for row in BY_HAND])
@@ -28,7 +31,19 @@ def test_a_hand_written_loop_takes_the_same_steps(row: Row):
     assert is_close(flat_weights(by_hand), flat_weights(module)) == 0
 
 
-@pytest.mark.parametrize("row", BY_HAND, ids=[row.id for row in BY_HAND])
+@pytest.mark.parametrize("row", CLOSURES_ONLY, ids=[row.id for row in CLOSURES_ONLY])
+def test_a_rule_that_evaluates_after_its_step_is_refused_by_hand(row: Row):
+    module = make_module()
+    optimizer, closures = build(row, module), Closures(module, 1)
+    closures.backward()
+    with pytest.raises(RuntimeError, match=r"evaluates after its step .* use opt\.step\(closure\)"):
+        while optimizer.wants_ascent():
+            with optimizer.ascend():
+                closures.backward()
+        optimizer.descend()
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=[row.id for row in WHOLE])
 def test_a_scaler_changes_nothing(row: Row):
     module, scaled_module = make_module(), make_module()
     optimizer, scaled = build(row, module), build(row, scaled_module)
