@@ -46,7 +46,7 @@ def frobenius_norm(
     n_probes: int | None = None,
     deflate: Any = None,
     seed: int | torch.Generator = 0,
-    probes: str = "rademacher",
+    law: str = "rademacher",
     confidence: float = 0.95,
     max_probes: int = budget.MAX_PROBES,
     callback: Callback | None = None,
@@ -68,7 +68,7 @@ def frobenius_norm(
             anything with ``.vectors``, or a ``Deflation`` of A, whose products are not repeated. Inexact vectors cost
             variance, not bias.
         seed: integer >= 0, or a generator to draw one from.
-        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
         callback: called with a ``Progress`` after each group of products.
@@ -93,7 +93,7 @@ def frobenius_norm(
     operator = Counted(settled(A))
     asked = budget.goal(rtol, atol, n_probes, confidence, max_probes)
     basis = basis_of(deflate, operator)
-    request = _Request(operator, asked, checks.resolve_seed(seed), checks.one_of("probes", probes, LAWS), callback)
+    request = _Request(operator, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
     deflated = deflate if isinstance(deflate, Deflation) else None
     if deflated is None and basis is not None:
         deflated = deflation(operator, basis, seed=request.seed)
