@@ -62,7 +62,7 @@ def measure_own(
             callback=progress,
         ).estimate(0),
         "adaptive-trace": lambda: estimators.trace(
-            C, n_probes=settings.probes, rtol=_rtol(settings), seed=settings.seed, confidence=settings.confidence
+            C, n_probes=settings.n_probes, rtol=_rtol(settings), seed=settings.seed, confidence=settings.confidence
         ),
         "adaptive-frob": lambda: _frobenius(C, settings),
         "pseudo-logdet": lambda: pseudo_logdet(A),
@@ -136,7 +136,7 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
         spent = directions.matvecs + pairs.matvecs
     estimate = estimators.frobenius_norm(
         C,
-        n_probes=settings.probes,
+        n_probes=settings.n_probes,
         rtol=_rtol(settings),
         seed=settings.seed,
         confidence=settings.confidence,
@@ -146,4 +146,4 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
 
 
 def _rtol(settings: MeasureSettings) -> float | None:
-    return settings.rtol if settings.probes is None else None
+    return settings.rtol if settings.n_probes is None else None

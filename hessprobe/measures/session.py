@@ -165,7 +165,7 @@ class Session:
 
         That is the search for leading directions, their products, and the smallest run.
         """
-        start, chains = self._start.directions, self.settings.probes or _SWEEP_CHAINS
+        start, chains = self._start.directions, self.settings.n_probes or _SWEEP_CHAINS
         found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
         return bool(self.names & _SWEEPS) and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
 
@@ -305,7 +305,7 @@ class Session:
             seed=self.settings.seed,
             blockwise="+blocks" in self.trace.method,
             callback=self._progress("diagonal"),
-            **(size if self.settings.probes is None else {"n_probes": self.settings.probes}),
+            **(size if self.settings.n_probes is None else {"n_probes": self.settings.n_probes}),
         )
 
     def logdet(self, sketch: estimators.SpectralSketch) -> Estimate:
@@ -319,13 +319,13 @@ class Session:
         return self.logdet if "logdet" in self.names else None
 
     def _size(self) -> dict[str, Any]:
-        if self.settings.probes is not None:
-            return {"n_probes": self.settings.probes}
+        if self.settings.n_probes is not None:
+            return {"n_probes": self.settings.n_probes}
         # A ratio of squares doubles the relative errors of both.
         return {"rtol": self.settings.rtol / (3 if "effective-rank" in self.names else 1)}
 
     def _sweep_size(self) -> dict[str, Any]:
-        return {"n_probes": self.settings.probes} if self.settings.probes else {"rtol": self.settings.rtol}
+        return {"n_probes": self.settings.n_probes} if self.settings.n_probes else {"rtol": self.settings.rtol}
 
     def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
         def forward(state: estimators.Progress) -> None:
