@@ -339,14 +339,14 @@ class Session:
 def make_operator(
     risk: Objective,
     settings: MeasureSettings,
-    expected_products: int = _FEW_PRODUCTS,
+    expected_matvecs: int = _FEW_PRODUCTS,
     engines: tuple[str, str] = ("auto", "auto"),
 ) -> Hessian | GaussNewton | FunctionalPart:
     """Return the operator that the settings name; ``engines`` replace the ``"auto"`` of it and of its surrogate."""
     how: dict[str, Any] = {
         "engine": engines[0] if settings.engine == "auto" else settings.engine,
         "memory": settings.memory,
-        "expected_products": expected_products,
+        "expected_matvecs": expected_matvecs,
     }
     if settings.operator == "hessian":
         return Hessian(risk, **how, surrogate_engine=engines[1])
