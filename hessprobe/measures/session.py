@@ -113,7 +113,7 @@ class Session:
             which,
             tol=_EIGEN_TOL,
             rtol=settings.bracket_rtol,
-            delta=settings.bracket_delta,
+            confidence=1 - settings.bracket_delta,
             seed=settings.seed,
             **more,
         )
