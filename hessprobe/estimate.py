@@ -40,7 +40,9 @@ class ErrorParts:
         probe: standard error from random probes, for the number *of this data set*; 0 for an exact path.
         data: standard error from the data being a sample (jackknife over groups of examples); None where it was not
             estimated (examples that cannot be told apart, or no cheap formula).
-        solver: bound on the deterministic error (quadrature, unconverged eigenpair, finite differences), half-width.
+        solver: half-width of the deterministic error. A bound where a theorem gives one (quadrature between Gauss and
+            Radau rules, the residual of an eigenpair); else an estimate (quadrature from shorter rules, finite
+            differences, rounding). The function that made the number says which.
         data_df: degrees of freedom of ``data``: one less than the groups where these are equal; see ``jackknife_df``.
     """
 
@@ -79,7 +81,8 @@ class Estimate:
             ``bracket_confidence``), ``"lower bound"`` or ``"upper bound"``.
         bracket: of kind ``"bracket"``, the ends ``(low, high)`` that hold the quantity; of another, bounds that hold
             besides the interval; or None.
-        bracket_confidence: probability that the bracket holds, over what was drawn at random; 1 for a theorem.
+        bracket_confidence: probability that the bracket holds, over what was drawn at random; 1 for a theorem. Of an
+            eigenvalue a theorem as well, but for rounding; of a quantile of the spectrum an approximation.
         support: range the quantity can lie in; the interval is cut to it.
         flags: machine-readable remarks, e.g. ``"not-converged"``.
         seconds: wall-clock time of the computation.

@@ -48,7 +48,7 @@ def eigenvalue_lines(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list
         if len(values) > 1:
             errors = errors or [None] * len(values)
             texts = [render.with_error(value, error, plus_minus) for value, error in zip(values, errors, strict=True)]
-            title = f"{len(values)} eigenvalues, largest first, each with a bound on its error:"
+            title = f"{len(values)} eigenvalues, largest first, each with its error:"
             return [title, *(f"  {text}" for text in texts)]
     return []
 

@@ -25,7 +25,7 @@ class Line:
         difference: checkpoint - baseline.
         verdict: ``"sharper"``, ``"flatter"``, ``"higher"``, ``"lower"``, ``"within error"``, or ``"undecided"`` where
             one of the two numbers is only a bound, or not finite.
-        p: probability of a difference at least as large, beyond what the solver bounds explain, where there is none;
+        p: probability of a difference at least as large, beyond what the solver errors explain, where there is none;
             None where undecided.
         stands: whether the verdict holds at the same confidence for all differences together (Holm).
         beyond_data: whether the difference is also beyond the error that the data being a sample gives it, a statement
@@ -79,7 +79,7 @@ def compare(values: Mapping[str, Mapping[str, Estimate]], baseline: str, *, conf
 
 
 def p_value(estimate: Estimate) -> float:
-    """Return P(|T| >= (|value| - solver) / std_error) for Student's t: two-sided, given what bounds can explain.
+    """Return P(|T| >= (|value| - solver) / std_error) for Student's t: two-sided, given what these can explain.
 
     Of a bracket it is the probability that the bracket fails, or 1 where that holds 0.
     """

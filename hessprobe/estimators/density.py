@@ -1,4 +1,4 @@
-"""The spectral density, its distribution function with a rigorous band, moments and inertia."""
+"""The spectral density, its distribution function with a band, moments and inertia."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Density:
             with a known lower bound (0 for a positive semidefinite one) it is 0 below it: what smoothing would carry
             across is put back by reflection.
         cdf: (g,) middle of ``cdf_low`` and ``cdf_high``.
-        cdf_low, cdf_high: (g,) means over probes of the rigorous bounds; 0 below a known lower bound.
+        cdf_low, cdf_high: (g,) means over probes of the bounds that hold for each probe (a theorem); 0 below a known
+            lower bound.
         bounds: the same for each probe.
         sketch: where it was read from.
         dim: d, number of eigenvalues.
@@ -56,8 +57,8 @@ class Density:
         nodes, weights: pooled Ritz values, ascending, and their weights, of sum 1.
         widths: smoothing width of each node.
         moments: mean of lambda^k over the spectrum, k = 1 .. 4, as estimates.
-        positive, negative, near_zero: share of eigenvalues > zero, < -zero and in [-zero, zero]; rigorous bounds are
-            in the solver error.
+        positive, negative, near_zero: share of eigenvalues > zero, < -zero and in [-zero, zero]. The solver error is
+            what the chains leave open for the probes drawn (a theorem), the probe error their spread (asymptotic).
         zero: the threshold, in units of the eigenvalues. By default it follows the spectral radius, which differs from
             checkpoint to checkpoint: to compare shares give one threshold to all.
         ends: smallest and largest Ritz value, bounds from within on the spectrum.
@@ -151,7 +152,11 @@ def spectral_density(
     zero: float | None = None,
     callback: budget.Callback | None = None,
 ) -> Density:
-    """Return the spectral density of A by Lanczos quadrature, with a rigorous band for its distribution function.
+    """Return the spectral density of A by Lanczos quadrature, with a band for its distribution function.
+
+    What a chain leaves open of its own probe's distribution is a theorem; the level of the band, over the probes, is
+    exact for one probe without deflation and an approximation for more, see ``estimators.distribution``. The smoothed
+    density itself is a picture without an error.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.

@@ -7,7 +7,7 @@ With samples h^A_k and h^B_k of two operators from the same probe w_k, the pairs
 is estimated by the spread of the differences, whatever the correlation within a pair, or, where the products behind the
 samples were kept (``Influence.entries``), by the law of the probes for B - A: for a trace this is Hutchinson's
 estimator of tr(B - A), of variance 2 ||offdiag(B - A)||_F^2 / n for Rademacher probes, where independent probes would
-have 2 (||offdiag A||_F^2 + ||offdiag B||_F^2) / n. Solver bounds add up. The data error is that of the difference too:
+have 2 (||offdiag A||_F^2 + ||offdiag B||_F^2) / n. Solver errors add up. The data error is that of the difference too:
 the jackknife over batches of x^B_b - x^A_b, as both operators saw the same batches.
 
 The degrees of freedom are n - 1. Where pairs carry a part they are those of the spread of the differences: for n

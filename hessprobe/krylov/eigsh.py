@@ -27,7 +27,7 @@ from hessprobe.vectors import combine, orthonormal_rows, row_dots
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 
-# Share tau of fresh randomness in a warm start, which keeps the bounds rigorous.
+# Share tau of fresh randomness in a warm start, without which no bound holds with a known probability.
 _RANDOM_PART = 0.1
 _EXTRA = 20
 # Entries of a basis that may be held for the sake of the bounds, and its longest for large d.
@@ -86,7 +86,8 @@ def eigsh(
             is returned unconverged, with a warning and a flag.
         seed: of the random start, a non-negative integer or a generator.
         start: (j, d) approximate eigenvectors, j >= 1, such as those of a neighbouring checkpoint. The run starts from
-            their sum and a tenth of fresh noise, which keeps the bounds rigorous at a price in their constant.
+            their sum and a tenth of fresh noise, with which the bounds hold with the same probability; the price is
+            in their constant.
         delta: probability that an interval fails to hold its eigenvalue, in (0, 1); shared out between ends and rounds.
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.

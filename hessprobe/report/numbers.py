@@ -46,7 +46,7 @@ def with_error(value: float | None, error: float | None, plus_minus: str = "±")
 def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> tuple[str, str, str]:
     """Return value, measurement error and data error of a result as text, each with its sign.
 
-    The measurement error is the standard error (or the solver's bound where that is larger) of the number for these
+    The measurement error is the standard error (or the solver's error where that is larger) of the number for these
     data; of a bracket the arms, ``+0.004`` where the quantity lies between the value and that much above; ``exact`` and
     ``bound`` where it is neither. The data error is a standard error too, empty where it is not known.
 
@@ -78,7 +78,7 @@ def _arms(below: float, above: float) -> str:
 
 
 def row_error(row: Mapping[str, Any]) -> float | None:
-    """Return what stands behind the ± of a result: its standard error, or the solver's bound where that is larger."""
+    """Return what stands behind the ± of a result: its standard error, or the solver's error where that is larger."""
     error: float | None = row["std_error"]
     bound: float | None = row["errors"]["solver"]
     return error if error is None or bound is None else max(error, bound)

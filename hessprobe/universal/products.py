@@ -194,8 +194,8 @@ def find_point(mu: Sampler, A: LinearOperator, risk: Objective | None, seed: int
 def agreement(one: Estimate, other: Estimate) -> float:
     """Return the z-score between two independent estimates of one quantity.
 
-    z = (|difference| - solver bounds, at least 0) / sqrt(se_1^2 + se_2^2) with the sign of one - other; 0 where the
-    bounds explain the difference, inf where nothing does.
+    z = (|difference| - solver errors, at least 0) / sqrt(se_1^2 + se_2^2) with the sign of one - other; 0 where
+    these explain the difference, inf where nothing does.
     """
     gap = one.value - other.value
     slack = one.errors.solver + other.errors.solver

@@ -63,7 +63,7 @@ def test_k_prints_every_eigenvalue(run, digits_checkpoint):
                "--dtype", "float64")  # fmt: skip
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    start = lines.index("6 eigenvalues, largest first, each with a bound on its error:")
+    start = lines.index("6 eigenvalues, largest first, each with its error:")
     values = [float(line.split(" ± ")[0]) for line in lines[start + 1 : start + 7]]
     risk = load_checkpoint(digits_checkpoint).risk(examples=60, dtype=torch.float64)
     from hessprobe.hvp import Hessian

@@ -48,7 +48,7 @@ def test_all_eigenvalues_are_listed_once_with_their_errors():
     arrays = {"eigenvalues": {"values": [2.5, 1.25]}, "eigenvalue_errors": {"values": [0.001, 0.01]}}
     rows = [row("lambda-max", arrays=arrays), row("spectral-norm", arrays=arrays)]
     assert remarks.eigenvalue_lines(rows, "±") == [
-        "2 eigenvalues, largest first, each with a bound on its error:",
+        "2 eigenvalues, largest first, each with its error:",
         "  2.5000 ± 0.0010",
         "  1.250 ± 0.010",
     ]

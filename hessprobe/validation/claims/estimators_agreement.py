@@ -25,7 +25,7 @@ Measured = Callable[..., Iterator[Result]]
 
 
 def against(label: str, truth: float, found: Estimate) -> Part:
-    """Return the comparison with an exact number, bounds on deterministic errors taken off the difference."""
+    """Return the comparison with an exact number, deterministic errors taken off the difference."""
     z = agreement(found, Estimate(truth, kind="exact"))
     error = found.std_error
     return agrees(label, truth, truth + z * error if math.isfinite(z) else found.value, error)

@@ -1,4 +1,4 @@
-"""What ``evaluate_from_losses`` makes of R_rho: extrapolation, its own bound on the truncation, its standard error."""
+"""What ``evaluate_from_losses`` makes of R_rho: extrapolation, its estimate of the truncation, its standard error."""
 
 from __future__ import annotations
 
