@@ -370,3 +370,37 @@ def test_a_loss_that_wants_more_than_logits_is_told_what_it_gets() -> None:
     module = Of(lambda m, x: Several(logits=m.n(x), aux=m.n(x).square().mean()), n=net())
     with pytest.raises(ValueError, match="gets the logits alone"):
         hp.EmpiricalRisk(module, lambda o, t: F.cross_entropy(o.logits, t) + o["aux"], data(6))
+
+
+def test_a_likelihood_with_a_learned_variance_is_measured_and_named_where_it_is_not_convex() -> None:
+    nll = nn.GaussianNLLLoss()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nll(outputs[:, 0], targets, F.softplus(outputs[:, 1]) + 0.1)
+
+    def make() -> Made:
+        return net(), loss, [(x, x[:, 0] * 2) for x, _ in data(6, 5)]
+
+    risk = hp.EmpiricalRisk(*make())
+    torch.testing.assert_close(hp.Hessian(risk).dense(), differences(*make()), rtol=1e-6, atol=1e-8)
+    with pytest.raises(
+        UnsupportedError, match=r"eigenvalue of -.* of one example by itself \(a likelihood with its var"
+    ):
+        hp.GaussNewton(risk)
+    with pytest.raises(UnsupportedError, match=r"depends on the targets\. .*measure with operator='hessian', or"):
+        hp.Fisher(risk)
+    with pytest.raises(ValueError, match="GaussianNLLLoss takes more than outputs and targets: wrap it"):
+        hp.EmpiricalRisk(net(), nll, make()[2])
+
+
+def test_a_loss_that_bends_down_on_a_later_batch_alone_is_not_called_convex() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - (-(outputs - targets).square().sum(1)).exp()).mean()  # Welsch: convex near its targets alone
+
+    module = net()
+    for where in (0, 3, 7):
+        batches = [(x, module(x).detach() + (2.0 if i == where else 0.01)) for i, (x, _) in enumerate(data(*(3,) * 8))]
+        with pytest.raises(UnsupportedError, match="of one example by itself"):
+            hp.GaussNewton(hp.EmpiricalRisk(module, loss, batches))
+    near = [(x, module(x).detach() + 0.01) for x, _ in data(*(3,) * 8)]
+    assert hp.GaussNewton(hp.EmpiricalRisk(module, loss, near)).psd
