@@ -63,6 +63,14 @@ class Combination(LinearOperator):
             total.add_(A.quadratic_forms(V), alpha=coefficient)
         return total
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the same combination of the operators by groups, where all of them have the same ones."""
+        operators = [A.grouped(count) for A in self._operators]
+        if any(A.n_terms != operators[0].n_terms or A.n_terms == 1 for A in operators):
+            return self
+        same = all(A is B for A, B in zip(operators, self._operators, strict=True))
+        return self if same else Combination(operators, self._coefficients)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield combined terms where all operators have the same ones, else the operator itself."""
         if self.n_terms == 1:
@@ -134,6 +142,11 @@ class Deflated(LinearOperator):
         """Return v^T P A P v a row."""
         return self._inner.quadratic_forms(self.project(V))
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, deflated."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Deflated(inner, self.basis)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, each deflated."""
         for weight, term in self._inner.terms():
@@ -157,6 +170,11 @@ class Block(LinearOperator):
         wide = V.new_zeros(V.shape[0], self._inner.dim)
         wide[:, self._where] = V
         return self._inner.matvecs(wide)[:, self._where].contiguous()
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, the same block."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Block(inner, self._where)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the same block of every inner term."""
@@ -212,6 +230,11 @@ class BlockDiagonal(LinearOperator):
         """Return sum_g (E_g v)^T A (E_g v) a row."""
         return self._inner.quadratic_forms(self._parts(V)).view(len(self.groups), len(V)).sum(0)
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, the same blocks."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else BlockDiagonal(inner, self.groups)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the block diagonal of every inner term."""
         for weight, term in self._inner.terms():
@@ -220,6 +243,10 @@ class BlockDiagonal(LinearOperator):
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the inner diagonal."""
         return self._inner.exact_diagonal()
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the inner operator, whose diagonal this one has."""
+        return self._inner.group_traces()
 
     def exact_diagonal_cost(self) -> float:
         """Return that of the inner diagonal."""
@@ -274,6 +301,11 @@ class Congruence(LinearOperator):
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T C A C v a row."""
         return self._inner.quadratic_forms(V * self.scale)
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, in the rescaled coordinates."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Congruence(inner, self.scale)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, each in the rescaled coordinates."""

@@ -109,8 +109,23 @@ class LinearOperator(ABC):
         """Yield ``(weight, operator)`` pairs whose weighted sum is A; by default A itself once."""
         yield 1.0, self
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the same matrix as a sum over ``count`` groups of examples or somewhat more, for the data error.
+
+        Products are made as before; ``terms`` yields the groups, whose products are made anew at every call and may be
+        slower. The operator itself where it has as many terms, or where its terms cannot be cut.
+
+        Args:
+            count: groups >= 2.
+        """
+        return self
+
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the exact diagonal, fp64 (d,), and its cost in products, where it is cheap to know; else None."""
+        return None
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return weights (G,) and exact traces (G,) of groups of examples, fp64, where they are known at no cost."""
         return None
 
     def exact_diagonal_cost(self) -> float:
