@@ -10,6 +10,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import Choice, choose
+from hessprobe.hvp.by_groups import ByGroups
 from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import Engine, Product
 from hessprobe.hvp.memory import MemoryBudget
@@ -17,6 +18,7 @@ from hessprobe.hvp.pool import ProductPool
 from hessprobe.hvp.term import BatchOperator
 from hessprobe.hvp.verification import require_own_gradient, require_own_product, require_symmetric
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.groups import GroupedObjective, by_groups
 from hessprobe.operators.base import LinearOperator
 
 _DIFFERENCES = "finite_difference"
@@ -58,6 +60,7 @@ class BatchProducts:
         if engine != "auto":
             self._engine = Chunked(engines[engine](), self.budget.total)
         self._verified = False
+        self._groups: dict[int, GroupedObjective | None] = {}
         self.pool = ProductPool(risk, self._make, self.budget)
 
     @property
@@ -82,6 +85,24 @@ class BatchProducts:
         """Yield each batch's weight and matrix, as a term of ``parent``."""
         for weight, product in self.pool:
             yield weight, BatchOperator(product, self.pool, parent)
+
+    def groups(self, count: int) -> GroupedObjective | None:
+        """Return the risk as a sum over about ``count`` groups of examples, or None; see ``by_groups``."""
+        if count not in self._groups:
+            with self.pool.context():
+                self._groups[count] = by_groups(self._risk, count)
+        return self._groups[count]
+
+    def grouped(self, parent: LinearOperator, count: int) -> LinearOperator:
+        """Return ``parent`` with groups of examples as terms, itself where there are no finer ones."""
+        objective = self.groups(count)
+        if objective is None:
+            return parent
+        if not self._verified:
+            # What the first product shows to be wrong in an engine holds for the groups too.
+            next(iter(self.pool))
+        # Not kept: it holds its parent, whose memory must go when the parent goes.
+        return ByGroups(parent, objective, count, self._engines, self.engine, self.budget.total)
 
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if not self._verified:

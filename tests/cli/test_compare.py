@@ -92,8 +92,10 @@ def test_without_data_errors_there_is_no_such_column_and_the_record_says_so(run,
     for entry in ("results", "differences"):
         assert any(row["errors"]["data"] for row in both[1][entry])
         assert all(row["errors"]["data"] is None for row in one[1][entry])
-        assert [row["value"] for row in one[1][entry]] == [row["value"] for row in both[1][entry]]
-        assert [row["interval"] for row in one[1][entry]] == [row["interval"] for row in both[1][entry]]
+        for bare, told in zip(one[1][entry], both[1][entry], strict=True):
+            # Products by groups of examples are added up in another order.
+            assert bare["value"] == pytest.approx(told["value"], rel=1e-4)
+            assert bare["interval"] == pytest.approx(told["interval"], rel=1e-4)
     assert all(row["beyond_data"] is None for row in one[1]["differences"])
 
 

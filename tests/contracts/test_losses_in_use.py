@@ -329,7 +329,7 @@ def test_measured_as_differences_of_gradients(name: str) -> None:
 def test_refused_by_name(name: str) -> None:
     make, words = REFUSED[name]
     with pytest.raises((UnsupportedError, NondeterministicLossError), match=words):
-        hp.Hessian(hp.EmpiricalRisk(*make())).dense()
+        hp.Hessian(hp.EmpiricalRisk(*make())).to_dense()
 
 
 def test_the_parameters_of_a_loss_are_left_as_they_were() -> None:

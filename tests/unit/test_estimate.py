@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from scipy import stats
 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
+from hessprobe.influence import Batches, Influence
 
 
 def test_the_interval_is_student_t_plus_solver() -> None:
@@ -127,3 +129,16 @@ def test_the_interval_of_a_skewed_value_has_a_longer_arm_on_its_long_tail() -> N
     even = skewed.with_(skewness=0.0).interval(include_data=True)
     assert skewed.interval(include_data=True) == even
     assert skewed.with_(errors=ErrorParts(0.0)).interval() == (5.0, 5.0)
+
+
+def test_without_data_nothing_is_said_of_the_data_and_nothing_else_is_lost() -> None:
+    batches = Batches(torch.ones(2).double() / 2, torch.ones(1, 2).double(), shared=True)
+    influence = Influence({"probe": torch.ones(1, 4).double()}, batches=batches)
+    flags = ("weak", "data-error-noisy", "data-error-unresolved")
+    told = Estimate(2.0, ErrorParts(0.1, 0.3, 0.01, 5.0), df=9, flags=flags, influence=influence)
+    bare = told.without_data()
+    assert bare.errors == ErrorParts(0.1, None, 0.01)
+    assert bare.flags == ("weak",)
+    assert bare.influence is not None
+    assert (bare.influence.batches, bare.influence.rows) == (None, influence.rows)
+    assert bare.interval() == told.interval()
