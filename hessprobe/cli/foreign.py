@@ -15,7 +15,7 @@ from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models import build, data, fitting, pretrained
 from hessprobe.models.examples import Examples
-from hessprobe.models.files import Contents, read_contents, weight_files
+from hessprobe.models.files import path_sha256, read_contents
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import LOSSES, Opening
 from hessprobe.models.spec import ZOO, ModelSpec, parse_spec
@@ -116,9 +116,7 @@ def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
         placed, origin = _placed(model, str(path), opening.key)
         notes = (*notes, *placed)
     else:
-        files = weight_files(folder)
-        digest = Contents(Path(folder), "", None, files).sha256() if files else ""
-        origin = {"path": folder, "sha256": digest, "format": f"{spec.kind} folder"}
+        origin = {"path": folder, "sha256": path_sha256(folder), "format": f"{spec.kind} folder"}
     with as_usage():
         examples = data.load_for(model, spec.name, task, str(source.data), opening)
     return Opened(model.eval(), spec.text, examples, _loss(opening), origin, (*notes, f"task: {task}"))
