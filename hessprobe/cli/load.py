@@ -150,7 +150,7 @@ def _open(source: Source) -> Checkpoint | Opened:
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
         return load_checkpoint(path)
     if path is not None:
-        if not Path(path).is_dir() and _is_own_file(path):
+        if not Path(path).is_dir() and is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
         if source.data is None and source.model is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
@@ -161,7 +161,12 @@ def _open(source: Source) -> Checkpoint | Opened:
     return foreign.open_foreign(spec, source)
 
 
-def _is_own_file(path: str) -> bool:
+def is_own_file(path: str) -> bool:
+    """Return whether a file is a checkpoint of hessprobe.
+
+    Raises:
+        CheckpointError: missing or empty.
+    """
     require_file(path)
     try:
         return is_checkpoint(path)

@@ -168,7 +168,7 @@ def test_other_sizes_are_compared_with_a_word_of_caution(run, folder, tmp_path):
         (["a.pt", "b.pt", "--correlate"], "CKPT must be at least 5 checkpoints, or a folder of them; got 2."),
         (["a.pt", "b.pt", "--probes", "1"], "--probes must be an integer >= 2; got 1."),
         (["a.pt", "b.pt", "--confidence", "95"], "Write 0.95 for 95 %."),
-        (["empty"], "CKPT must be a checkpoint or a folder of them; got 'empty' without any .pt file."),
+        (["empty"], "CKPT must be a checkpoint or a folder of them; got 'empty' without any."),
         (["a.pt", "b.pt", "--csv", "x/y.csv"], "--csv must"),
         ([], "CKPT must be given; got none."),
         (["a.pt", "b.pt", "--out", "x.gif"], "--out must end in .png, .svg, .pdf; got 'x.gif'."),
