@@ -78,7 +78,7 @@ def diagonal(
     atol: float | None = None,
     seed: int | torch.Generator = 0,
     method: str = "auto",
-    probes: str = "rademacher",
+    law: str = "rademacher",
     deflate: Any = None,
     control_variate: str | bool = "auto",
     blockwise: bool = False,
@@ -107,7 +107,7 @@ def diagonal(
         atol: the same, absolute; the larger of the two counts.
         seed: integer >= 0, or a generator to draw one from.
         method: see above.
-        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         deflate: directions independent of the probes, as for ``trace``.
         control_variate: ``"auto"``, True or False, as for ``trace``.
         blockwise: probe the blocks of single modules one by one: as many products a probe as there are modules (at most
@@ -137,7 +137,7 @@ def diagonal(
         parts=operator,
         goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),
         seed=checks.resolve_seed(seed),
-        law=checks.one_of("probes", probes, LAWS),
+        law=checks.one_of("law", law, LAWS),
         basis=basis_of(deflate, operator),
         given=deflate,
         control=control_variate if isinstance(control_variate, bool) else None,

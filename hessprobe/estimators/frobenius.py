@@ -49,7 +49,7 @@ def frobenius_norm(
     n_probes: int | None = None,
     deflate: Any = None,
     seed: int | torch.Generator = 0,
-    probes: str = "rademacher",
+    law: str = "rademacher",
     confidence: float = 0.95,
     max_probes: int = budget.MAX_PROBES,
     data_error: bool = True,
@@ -72,7 +72,7 @@ def frobenius_norm(
             anything with ``.vectors``, or a ``Deflation`` of A, whose products are not repeated. Inexact vectors cost
             variance, not bias.
         seed: integer >= 0, or a generator to draw one from.
-        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
         data_error: tell the error from the data being a sample; where there are fewer than 16 batches, up to 16
@@ -100,8 +100,7 @@ def frobenius_norm(
     asked = budget.goal(rtol, atol, n_probes, confidence, max_probes)
     basis = basis_of(deflate, operator)
     parts = operator.grouped(GROUPS) if data_error else operator
-    law = checks.one_of("probes", probes, LAWS)
-    request = _Request(operator, parts, asked, checks.resolve_seed(seed), law, callback)
+    request = _Request(operator, parts, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
     deflated = deflate if isinstance(deflate, Deflation) else None
     if deflated is None and basis is not None:
         deflated = deflation(operator, basis, seed=request.seed, parts=parts)

@@ -42,7 +42,7 @@ def trace(
     n_probes: int | None = None,
     seed: int | torch.Generator = 0,
     method: str = "auto",
-    probes: str = "rademacher",
+    law: str = "rademacher",
     deflate: Any = None,
     control_variate: str | bool = "auto",
     confidence: float = 0.95,
@@ -71,7 +71,7 @@ def trace(
         n_probes: fixed number of probes instead, >= 2; 16 where neither is given.
         seed: integer >= 0, or a generator to draw one from.
         method: see above.
-        probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
+        law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         deflate: directions (k, d) independent of the probes, one a row, to be treated exactly at k products (k more
             with the surrogate where it is used); or anything with ``.vectors``, such as eigenpairs, or a
             ``Deflation``, whose products are then not repeated. Any orthonormalisable rows keep the estimate unbiased.
@@ -121,7 +121,7 @@ def trace(
                 n_probes=n_probes,
                 seed=seed,
                 method=method,
-                probes=probes,
+                law=law,
                 deflate=deflate,
                 control_variate=control_variate,
                 confidence=confidence,
@@ -138,7 +138,7 @@ def trace(
         parts=operator.grouped(GROUPS) if data_error else operator,
         goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),
         seed=checks.resolve_seed(seed),
-        law=checks.one_of("probes", probes, LAWS),
+        law=checks.one_of("law", law, LAWS),
         basis=basis_of(deflate, operator),
         given=deflate,
         control=_control(control_variate),

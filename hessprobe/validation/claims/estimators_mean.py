@@ -36,7 +36,7 @@ def _trace_methods(matrix: Tensor) -> dict[str, dict[str, Any]]:
         # Inexact vectors: deflation is unbiased for any, as long as the probes do not depend on them.
         "deflated": {**plain, "deflate": leading(matrix, 10, blur=0.3)},
         "Hutch++": {"method": "hutch++", "n_probes": _PROBES},
-        "XTrace, sphere": {"method": "xtrace", "n_probes": _PROBES, "probes": "sphere"},
+        "XTrace, sphere": {"method": "xtrace", "n_probes": _PROBES, "law": "sphere"},
     }
 
 

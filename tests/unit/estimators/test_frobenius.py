@@ -32,8 +32,8 @@ def leading(matrix: Tensor, count: int, noise: float = 0.0) -> Tensor:
 def test_the_norm_agrees_with_the_truth(kind: str, deflated: int) -> None:
     matrix = symmetric(eigenvalues(kind))
     rows = leading(matrix, deflated, 1e-3) if deflated else None
-    for probes in ("rademacher", "gaussian", "sphere"):
-        estimate = frobenius_norm(Plain(matrix), n_probes=48, deflate=rows, probes=probes, seed=4)
+    for law in ("rademacher", "gaussian", "sphere"):
+        estimate = frobenius_norm(Plain(matrix), n_probes=48, deflate=rows, law=law, seed=4)
         relative = {"outliers": 0.13, "flat": 0.03, "indefinite": 0.05, "decaying": 0.18}[kind]
         assert_agrees(estimate, float(matrix.norm()), relative * float(matrix.norm()))
         assert estimate.matvecs == 48 + deflated
@@ -238,7 +238,7 @@ def test_flags_and_warnings() -> None:
     [
         ({"rtol": 0.0}, "rtol must be"),
         ({"n_probes": 0}, "n_probes must be"),
-        ({"probes": "uniform"}, "probes must be one of"),
+        ({"law": "uniform"}, "law must be one of"),
         ({"deflate": torch.ones(2, 3)}, "deflate must have shape"),
     ],
 )

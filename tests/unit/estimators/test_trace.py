@@ -40,8 +40,8 @@ def test_sampled_methods_agree_with_the_truth(kind: str, method: str, n: int) ->
     matrix = symmetric(eigenvalues(kind))
     # Standard deviation of one Hutchinson probe, over the root of their number, bounds every method's error here.
     allowed = 4 * 1.6 * math.sqrt(2 * float(matrix.square().sum()) / n)
-    for probes in ("rademacher", "gaussian", "sphere"):
-        estimate = trace(Plain(matrix), n_probes=n, method=method, probes=probes, seed=11)
+    for law in ("rademacher", "gaussian", "sphere"):
+        estimate = trace(Plain(matrix), n_probes=n, method=method, law=law, seed=11)
         assert_agrees(estimate, float(matrix.trace()), allowed)
 
 
@@ -218,7 +218,7 @@ def test_the_law_of_other_probes(law: str, factor: float) -> None:
     matrix = symmetric(eigenvalues("indefinite", 60))
     square, tr = float(matrix.square().sum()), float(matrix.trace())
     variance = 2 * square if law == "gaussian" else 2 * 60 / 62 * (square - tr**2 / 60)
-    found = [trace(Plain(matrix), n_probes=12, method="hutchinson", probes=law, seed=s) for s in range(200)]
+    found = [trace(Plain(matrix), n_probes=12, method="hutchinson", law=law, seed=s) for s in range(200)]
     squares = torch.tensor([12 * one.std_error**2 for one in found], dtype=torch.float64)
     assert float(squares.mean()) == pytest.approx(factor * variance, abs=4 * float(squares.std()) / 200**0.5)
     assert 4 * float(squares.std()) / 200**0.5 < 0.1 * variance
@@ -250,7 +250,7 @@ def test_fp32_products_are_good_to_their_rounding() -> None:
     ("options", "message"),
     [
         ({"method": "hutch"}, "method must be one of .* Did you mean 'hutch\\+\\+'"),
-        ({"probes": "normal"}, "probes must be one of"),
+        ({"law": "normal"}, "law must be one of"),
         ({"control_variate": "yes"}, "control_variate must be one of auto"),
         ({"control_variate": True, "method": "hutchinson"}, "control_variate must be False or 'auto' for an operator"),
         ({"method": "xtrace", "deflate": torch.eye(200)[:2].double()}, "method must be 'hutchinson' or 'auto'"),
@@ -277,7 +277,7 @@ def test_few_samples_of_a_control_variate_have_the_error_of_the_law(law: str) ->
     square, tr = float(rest.square().sum()), float(rest.trace())
     taken = {"rademacher": float(rest.diagonal().square().sum()), "gaussian": 0.0, "sphere": tr**2 / 60}[law]
     variance = 2 * (square - taken) * (60 / 62 if law == "sphere" else 1.0)
-    found = [trace(A, n_probes=8, method="hutchinson", control_variate=True, probes=law, seed=s) for s in range(400)]
+    found = [trace(A, n_probes=8, method="hutchinson", control_variate=True, law=law, seed=s) for s in range(400)]
     truth = float((matrix + rest).trace())
     squares = torch.tensor([8 * one.std_error**2 for one in found], dtype=torch.float64)
     assert float(squares.mean()) == pytest.approx(variance, abs=4 * float(squares.std()) / 20)

@@ -182,7 +182,7 @@ def test_insisted_on_it_covers_and_is_refused_without_a_way() -> None:
     H = hp.Hessian(risk, engine="double_backward")
     truth = float(nets.full_hessian(risk).trace())
     found = [
-        hp.trace(H, n_probes=6, method="hutchinson", control_variate="sampled", seed=seed, probes="gaussian")
+        hp.trace(H, n_probes=6, method="hutchinson", control_variate="sampled", seed=seed, law="gaussian")
         for seed in range(100)
     ]
     scores = torch.tensor([(e.value - truth) / e.std_error for e in found])
