@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, cast
 
@@ -47,14 +47,15 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
     """Return ``command`` with every failure turned into one line on stderr and an exit code.
 
     The traceback is shown where the command's ``debug`` argument is true. A command that writes files is given
-    ``--force`` as well; see ``hessprobe.cli.outputs``.
+    ``--force`` as well, and one that can be gone on with ``--resume``; see ``hessprobe.cli.outputs``.
     """
+    added = _added_options(command)
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        force = bool(kwargs.pop("force", False))
-        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, force):
+        force, resume = (bool(kwargs.pop(name)) if name in added else False for name in ("force", "resume"))
+        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, force, resume):
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -68,19 +69,22 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                     raise typer.Exit(INTERRUPTED) from None
                 fail(error, debug)
 
-    return _with_force(run)
+    return _with_options(run, added)
 
 
-def _with_force(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+def _added_options(command: Callable[..., None]) -> dict[str, Any]:
+    writes = bool(outputs.NAMES & inspect.signature(command).parameters.keys())
+    added = {"force": outputs.Force} if writes else {}
+    return {**added, "resume": outputs.Resume} if command.__name__ in outputs.RESUMABLE else added
+
+
+def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]) -> Callable[_Parameters, None]:
     signature = inspect.signature(command, eval_str=True)
-    if not outputs.NAMES & signature.parameters.keys():
-        return command
-    added = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=outputs.Force)
     *others, last = signature.parameters.values()
-    parameters = [*others, added.replace(kind=last.kind), last]
+    more = [inspect.Parameter(name, last.kind, default=False, annotation=each) for name, each in added.items()]
     changed = cast(Any, command)
-    changed.__signature__ = signature.replace(parameters=parameters)
-    changed.__annotations__ = {each.name: each.annotation for each in parameters}
+    changed.__signature__ = signature.replace(parameters=[*others, *more, last])
+    changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, last)}
     return command
 
 

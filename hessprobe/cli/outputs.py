@@ -25,6 +25,18 @@ Force = Annotated[
     typer.Option("--force", help="Replace output files that hessprobe did not write.", rich_help_panel="Output"),
 ]
 
+# Commands whose products are written down beside their record.
+RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance"})
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the journal that a stopped run of this command left beside --json, to the same numbers.",
+        rich_help_panel="Output",
+    ),
+]
+
 _HEAD = 4096
 # Nothing that is recognised by its content is larger.
 _LARGEST = 2**26
@@ -46,27 +58,30 @@ class Invocation:
         inputs: the files that its arguments name, resolved.
         force: whether files that are not ours may be replaced.
         held: the locks on its outputs.
+        resume: whether to go on from the journal of a stopped run.
     """
 
     command: str = ""
     inputs: frozenset[Path] = frozenset()
     force: bool = False
     held: dict[Path, Lock | None] = field(default_factory=dict)
+    resume: bool = False
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
 
 
 @contextmanager
-def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Iterator[None]:
+def invocation(command: str, arguments: Mapping[str, Any], force: bool, resume: bool = False) -> Iterator[None]:
     """Let ``check`` know, inside the block, what the command was given; its outputs are its own until the end.
 
     Args:
         command: its name.
         arguments: what it was called with.
         force: whether files that are not ours may be replaced.
+        resume: whether to go on from the journal of a stopped run.
     """
-    run = Invocation(command, frozenset(_inputs(arguments)), force)
+    run = Invocation(command, frozenset(_inputs(arguments)), force, resume=resume)
     token = _current.set(run)
     try:
         yield
@@ -75,6 +90,11 @@ def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Itera
         for lock in run.held.values():
             if lock is not None:
                 lock.release()
+
+
+def current() -> Invocation:
+    """Return what is running; one without a name where no command is."""
+    return _current.get()
 
 
 def check(name: str, path: str) -> None:

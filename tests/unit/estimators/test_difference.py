@@ -295,7 +295,7 @@ def test_norms_keep_the_bilinear_forms_of_their_products():
         joined = traced(A).influence.joined(kept.scaled(-2.0))
         torch.testing.assert_close(joined.crossed["frobenius"], -2 * share * Z @ Z.T)
         torch.testing.assert_close(joined.diagonals["frobenius"], -2 * share * Z.square())
-    assert frobenius_norm(Plain(A), n_probes=12, probes="gaussian").influence.crossed == {}
+    assert frobenius_norm(Plain(A), n_probes=12, law="gaussian").influence.crossed == {}
     large = Plain(symmetric(eigenvalues("flat", 600)))
     assert [len(frobenius_norm(large, n_probes=n).influence.crossed) for n in (512, 513)] == [1, 0]
 
