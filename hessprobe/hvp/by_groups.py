@@ -77,8 +77,8 @@ class ByGroups(LinearOperator):
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each group's weight and matrix."""
-        for weight, product in self._pool:
-            yield weight, BatchOperator(product, self._pool, self)
+        for index, (weight, product) in enumerate(self._pool):
+            yield weight, BatchOperator(product, self._pool, self, index)
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return that of the parent."""

@@ -15,7 +15,7 @@ from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
 from hessprobe.optim.engine.calls import explained
-from hessprobe.optim.engine.closures import ClosureKind, passes_of
+from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
 from hessprobe.optim.engine.manual import ManualStep
@@ -277,7 +277,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
         require_wrapped(self)
-        passes = passes_of(self, closure, loss, scaler)
+        passes = self._passes(closure, loss, scaler)
         accumulated = Accumulated(self._trainable) if self._leftovers.are_fresh(self._trainable) else None
         if accumulated is not None and (closure is None or self.closure_kind != "backward"):
             accumulated.refuse(type(self).__name__)  # no closure is there to clear them
@@ -345,6 +345,10 @@ class SharpnessAware(torch.optim.Optimizer):
             for group in self.param_groups:
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
         self.weights.bind(self.parameters(), self._fused())
+
+    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+        """Return the passes of a step."""
+        return passes_of(self, closure, loss, scaler)
 
     def _manual_step(self) -> ManualStep:
         if self._manual is None:
