@@ -59,6 +59,7 @@ class Invocation:
         force: whether files that are not ours may be replaced.
         held: the locks on its outputs.
         resume: whether to go on from the journal of a stopped run.
+        lent: outputs of a command that runs this one inside itself.
     """
 
     command: str = ""
@@ -66,6 +67,7 @@ class Invocation:
     force: bool = False
     held: dict[Path, Lock | None] = field(default_factory=dict)
     resume: bool = False
+    lent: frozenset[Path] = frozenset()
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
@@ -81,7 +83,9 @@ def invocation(command: str, arguments: Mapping[str, Any], force: bool, resume: 
         force: whether files that are not ours may be replaced.
         resume: whether to go on from the journal of a stopped run.
     """
-    run = Invocation(command, frozenset(_inputs(arguments)), force, resume=resume)
+    outer = _current.get()
+    lent = outer.lent | frozenset(outer.held)
+    run = Invocation(command, frozenset(_inputs(arguments)), force, resume=resume, lent=lent)
     token = _current.set(run)
     try:
         yield
@@ -123,7 +127,7 @@ def check(name: str, path: str) -> None:
 def _keep(run: Invocation, name: str, target: Path) -> None:
     place = target.resolve()
     # What is no file (/dev/null) can be written by many.
-    if not run.command or place in run.held or (place.exists() and not place.is_file()):
+    if not run.command or place in run.lent or place in run.held or (place.exists() and not place.is_file()):
         return
     try:
         run.held[place] = locks.take(place)
