@@ -24,7 +24,7 @@ from hessprobe.hvp import ENGINES, Hessian
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
 
 # Enough for ``auto`` to prefer what pays over a measurement, not over one product.
-_EXPECTED_PRODUCTS = 200
+_EXPECTED_MATVECS = 200
 
 Work = Callable[[], object]
 
@@ -141,7 +141,7 @@ def _makers(risk: EmpiricalRisk) -> Iterator[tuple[str, Callable[[], tuple[Calla
 
 
 def _operator(risk: EmpiricalRisk, engine: str) -> tuple[Callable[[Tensor], Tensor], str]:
-    H = Hessian(risk, engine=engine, expected_products=_EXPECTED_PRODUCTS)
+    H = Hessian(risk, engine=engine, expected_matvecs=_EXPECTED_MATVECS)
     H.matvecs(torch.ones(1, risk.dim, device=risk.device))
     return H.matvecs, H.engine_note if engine == "auto" else ""
 

@@ -122,7 +122,7 @@ def compare(
     names = [checks.one_of("measure", name, MEASURES) for name in measures]
     first = next(iter(members)) if baseline is None else checks.one_of("baseline", baseline, members)
     made = settings_of(
-        "compare", ("measures", "baseline", "progress"), probes=n_probes, confidence=confidence, seed=seed, **settings
+        "compare", ("measures", "baseline", "progress"), n_probes=n_probes, confidence=confidence, seed=seed, **settings
     )
     values: dict[str, dict[str, Estimate]] = {}
     failures: dict[tuple[str, str], HessprobeError] = {}

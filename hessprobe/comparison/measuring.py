@@ -26,7 +26,7 @@ def measure_each(
     Args:
         risk: what is measured.
         names: of ``MEASURES``.
-        settings: with ``probes``; the same for every checkpoint.
+        settings: with ``n_probes``; the same for every checkpoint.
         report: told of progress.
 
     Raises:
@@ -34,9 +34,9 @@ def measure_each(
     """
     for name in names:
         checks.one_of("measure", name, MEASURES)
-    if settings.probes is None:
+    if settings.n_probes is None:
         raise ValueError(
-            "settings.probes must be given to compare checkpoints; got None. A tolerance would choose another number "
+            "settings.n_probes must be given to compare checkpoints; got None. A tolerance would choose another number "
             "for each, and their probes could not be paired."
         )
     wanted = list(dict.fromkeys(names))

@@ -13,7 +13,7 @@ from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import Engine, LossFunction, Product, device_clock
 
 # Products over which the cost of building one is spread when engines are compared: a Lanczos run and a few probes.
-EXPECTED_PRODUCTS = 60
+EXPECTED_MATVECS = 60
 
 # Rows of a block, and how often one is looked at: an engine may try two ways at the first two.
 _BLOCK, _BLOCK_LOOKS = 8, 4
@@ -67,7 +67,7 @@ class _Job:
     @property
     def alone(self) -> int:
         """Products that come one by one (Lanczos); the others come in blocks (probes)."""
-        return min(self.expected, EXPECTED_PRODUCTS)
+        return min(self.expected, EXPECTED_MATVECS)
 
     @property
     def blocks(self) -> float:
@@ -112,12 +112,12 @@ def choose(
     theta: Tensor,
     budget: int,
     n_terms: int = 1,
-    expected_products: int = EXPECTED_PRODUCTS,
+    expected_matvecs: int = EXPECTED_MATVECS,
     clock: Clock | None = None,
 ) -> Choice:
-    """Return the engine with the least time for ``expected_products`` products over ``n_terms`` batches.
+    """Return the engine with the least time for ``expected_matvecs`` products over ``n_terms`` batches.
 
-    The first ``EXPECTED_PRODUCTS`` are taken to come one by one (Lanczos), the others in blocks (probes).
+    The first ``EXPECTED_MATVECS`` are taken to come one by one (Lanczos), the others in blocks (probes).
 
     Candidates are timed in turn, round after round, and compared by their least times, so that a machine that is busy
     for a moment slows no single one. Timing takes about 3 % of the expected job, and at least three rounds. An
@@ -131,14 +131,14 @@ def choose(
         theta: (d,) where.
         budget: bytes that products may keep.
         n_terms: number of batches.
-        expected_products: number of products with all of them.
+        expected_matvecs: number of products with all of them.
         clock: seconds; by default the time of the device's completed work.
 
     Raises:
         UnsupportedError: no engine works; the message carries every reason.
         MemoryBudgetError: those exact engines that work do not fit.
     """
-    job = _Job(loss, theta, budget, n_terms, expected_products, clock or (lambda: device_clock(theta.device)))
+    job = _Job(loss, theta, budget, n_terms, expected_matvecs, clock or (lambda: device_clock(theta.device)))
     reasons: dict[str, str] = {}
     candidates = _prepare(engines, job, reasons)
     _race(candidates, job)

@@ -33,7 +33,7 @@ class BatchProducts:
         engines: the engines there are, by name.
         engine: ``"auto"`` or one of their names.
         memory: bytes that may be kept between products, or a budget shared with others; None for half of what is free.
-        expected_products: about how many products will be asked for.
+        expected_matvecs: about how many products will be asked for.
 
     Attributes:
         pool: the products.
@@ -41,7 +41,7 @@ class BatchProducts:
         choice: what ``"auto"`` decided, None before the first product or with another engine.
 
     Raises:
-        ValueError: unknown engine, or ``memory`` or ``expected_products`` not positive.
+        ValueError: unknown engine, or ``memory`` or ``expected_matvecs`` not positive.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class BatchProducts:
         engines: Mapping[str, Callable[[], Engine]],
         engine: str,
         memory: int | MemoryBudget | None,
-        expected_products: int,
+        expected_matvecs: int,
     ) -> None:
         checks.one_of("engine", engine, ("auto", *engines))
         self._risk, self._engines = risk, engines
         self.budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
-        self.expected_products = checks.positive_int("expected_products", expected_products)
+        self.expected_matvecs = checks.positive_int("expected_matvecs", expected_matvecs)
         self.choice: Choice | None = None
         self._engine: Engine | None = None
         if engine != "auto":
@@ -147,7 +147,7 @@ class BatchProducts:
         made: list[Choice] = []
 
         def decide() -> dict[str, Any]:
-            made.append(choose(self._engines, batch, self._risk.theta, budget, terms, self.expected_products))
+            made.append(choose(self._engines, batch, self._risk.theta, budget, terms, self.expected_matvecs))
             why = made[0].reasons if reasons is None else reasons
             return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
 

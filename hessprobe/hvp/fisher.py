@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hessprobe import checks
 from hessprobe.errors import NumericalWarning, UnsupportedError
-from hessprobe.hvp.auto import EXPECTED_PRODUCTS
+from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.likelihood import as_natural, likelihood, unwrapped
 from hessprobe.hvp.memory import MemoryBudget
@@ -33,7 +33,7 @@ def Fisher(
     seed: int | torch.Generator = 0,
     engine: str = "auto",
     memory: int | MemoryBudget | None = None,
-    expected_products: int = EXPECTED_PRODUCTS,
+    expected_matvecs: int = EXPECTED_MATVECS,
 ) -> GaussNewton:
     """Return F = (1/N) sum_s J_s^T r_s r_s^T J_s as an operator, positive semidefinite.
 
@@ -54,7 +54,7 @@ def Fisher(
         seed: of the draws of ``"mc"``; the same draws for every product.
         engine: see ``GaussNewton``.
         memory: see ``GaussNewton``.
-        expected_products: see ``GaussNewton``.
+        expected_matvecs: see ``GaussNewton``.
 
     Raises:
         ValueError: unknown kind, or n_draws out of range.
@@ -86,7 +86,7 @@ def Fisher(
         )
 
     def metric(of: Objective) -> GaussNewton:
-        made = GaussNewton(of, engine=engine, memory=memory, expected_products=expected_products)
+        made = GaussNewton(of, engine=engine, memory=memory, expected_matvecs=expected_matvecs)
         made.name = "Fisher"
         return made
 

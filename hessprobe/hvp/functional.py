@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from hessprobe.hvp.auto import EXPECTED_PRODUCTS
+from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.engine import Engine
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.hessian import Hessian
@@ -27,7 +27,7 @@ class FunctionalPart(LinearOperator):
         risk: an objective whose batches have outputs.
         engine: of both, ``"auto"`` or a name in ``gauss_newton.ENGINES``.
         memory: bytes that both together may keep, or a ``MemoryBudget``; half of what is free by default.
-        expected_products: about how many products will be asked for.
+        expected_matvecs: about how many products will be asked for.
 
     Raises:
         TypeError: ``risk`` is no objective.
@@ -44,11 +44,11 @@ class FunctionalPart(LinearOperator):
         *,
         engine: str = "auto",
         memory: int | MemoryBudget | None = None,
-        expected_products: int = EXPECTED_PRODUCTS,
+        expected_matvecs: int = EXPECTED_MATVECS,
     ) -> None:
         budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
-        self.hessian = Hessian(risk, engine=engine, memory=budget, expected_products=expected_products)
-        self.gauss_newton = GaussNewton(risk, engine=engine, memory=budget, expected_products=expected_products)
+        self.hessian = Hessian(risk, engine=engine, memory=budget, expected_matvecs=expected_matvecs)
+        self.gauss_newton = GaussNewton(risk, engine=engine, memory=budget, expected_matvecs=expected_matvecs)
         self._difference = Combination([self.hessian, self.gauss_newton], [1.0, -1.0])
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
 

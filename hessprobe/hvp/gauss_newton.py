@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.auto import EXPECTED_PRODUCTS
+from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
 from hessprobe.hvp.double_backward import require_differentiable
 from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, by_rows, graph_bytes
@@ -128,7 +128,7 @@ class GaussNewton(LinearOperator):
         engine: ``"auto"`` or a name in ``ENGINES``.
         memory: bytes that may be kept between products (a product in the making may take as much again), or a
             ``MemoryBudget`` shared with other operators; half of what is free by default.
-        expected_products: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
+        expected_matvecs: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
             engine over them.
 
     Raises:
@@ -153,11 +153,11 @@ class GaussNewton(LinearOperator):
         *,
         engine: str = "auto",
         memory: int | MemoryBudget | None = None,
-        expected_products: int = EXPECTED_PRODUCTS,
+        expected_matvecs: int = EXPECTED_MATVECS,
     ) -> None:
         self.risk = require_objective("risk", risk)
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
-        self._source = BatchProducts(risk, ENGINES, engine, memory, expected_products)
+        self._source = BatchProducts(risk, ENGINES, engine, memory, expected_matvecs)
         self._pool = self._source.pool
         self._diagonal: tuple[Tensor, float] | None = None
         self._ways: list[Ways] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.auto import EXPECTED_PRODUCTS
+from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
 from hessprobe.hvp.double_backward import DoubleBackward
 from hessprobe.hvp.engine import Engine
@@ -40,7 +40,7 @@ class Hessian(LinearOperator):
         engine: ``"auto"`` (times the candidates on the first batch), or a name in ``ENGINES``.
         memory: bytes that may be kept between products (a product in the making may take as much again), or a
             ``MemoryBudget`` shared with other operators; half of what is free by default.
-        expected_products: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
+        expected_matvecs: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
             engine over them.
         surrogate_engine: of the Gauss-Newton matrix that estimators may use beside this one, as ``engine``.
 
@@ -63,12 +63,12 @@ class Hessian(LinearOperator):
         *,
         engine: str = "auto",
         memory: int | MemoryBudget | None = None,
-        expected_products: int = EXPECTED_PRODUCTS,
+        expected_matvecs: int = EXPECTED_MATVECS,
         surrogate_engine: str = "auto",
     ) -> None:
         self.risk = require_objective("risk", risk)
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
-        self._source = BatchProducts(risk, ENGINES, engine, memory, expected_products)
+        self._source = BatchProducts(risk, ENGINES, engine, memory, expected_matvecs)
         self._surrogate: GaussNewton | None = None
         self._alone = False
         self._surrogate_engine = surrogate_engine
@@ -126,7 +126,7 @@ class Hessian(LinearOperator):
             self.risk,
             engine=self._surrogate_engine,
             memory=source.budget,
-            expected_products=source.expected_products,
+            expected_matvecs=source.expected_matvecs,
         )
         # What can be differentiated only once may have outputs, a convex loss and no product.
         if not self.is_exact:

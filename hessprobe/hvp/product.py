@@ -40,4 +40,4 @@ def hvp(risk: Objective, v: V, *, engine: str = "auto", memory: int | MemoryBudg
         >>> hp.hvp(risk, e)
         {'weight': tensor([[10.,  2.]], dtype=torch.float64), 'bias': tensor([4.], dtype=torch.float64)}
     """
-    return Hessian(risk, engine=engine, memory=memory, expected_products=1) @ v
+    return Hessian(risk, engine=engine, memory=memory, expected_matvecs=1) @ v

@@ -238,7 +238,7 @@ def _after(check: _Check, after: Measured) -> tuple[Values, dict[str, tuple[Esti
     for adaptive, probed in after.probed.items():
         names, before, most = after.paired(adaptive), check.before.probed[adaptive], check.before.count(adaptive)
         # A tolerance is asked of the values after a transform as of those before.
-        sized = check.settings.probes is None
+        sized = check.settings.n_probes is None
         count = most if sized else probes_for_verdict(names, before, probed, most, check.resolution, LEVEL)
         for name in names:
             values[name] = estimate_after(name, before, probed, most, count)

@@ -50,7 +50,7 @@ class Measured:
         self.names = tuple(dict.fromkeys(names))
         self._risk, self._settings, self._order, self._report = risk, settings, order, report
         self._A = make_operator(risk, settings)
-        self._limit = settings.probes or paired.MOST
+        self._limit = settings.n_probes or paired.MOST
         self.probed = {adaptive: self._probed(adaptive) for adaptive in (False, True) if self.paired(adaptive)}
         self._counts: dict[bool, int] = {}
 
@@ -67,7 +67,7 @@ class Measured:
         """Return how many probes the values before a transform rest on."""
         if adaptive not in self._counts:
             how = self._settings
-            self._counts[adaptive] = how.probes or paired.probes_for_tolerance(
+            self._counts[adaptive] = how.n_probes or paired.probes_for_tolerance(
                 self.paired(adaptive), self.probed[adaptive], how.rtol, how.confidence
             )
         return self._counts[adaptive]

@@ -65,7 +65,7 @@ def measure_own(
         ).estimate(0),
         "adaptive-trace": lambda: estimators.trace(
             C,
-            n_probes=settings.probes,
+            n_probes=settings.n_probes,
             rtol=_rtol(settings),
             seed=settings.seed,
             confidence=settings.confidence,
@@ -152,7 +152,7 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
         spent = directions.matvecs + pairs.matvecs
     estimate = estimators.frobenius_norm(
         C,
-        n_probes=settings.probes,
+        n_probes=settings.n_probes,
         rtol=_rtol(settings),
         seed=settings.seed,
         confidence=settings.confidence,
@@ -163,4 +163,4 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
 
 
 def _rtol(settings: MeasureSettings) -> float | None:
-    return settings.rtol if settings.probes is None else None
+    return settings.rtol if settings.n_probes is None else None

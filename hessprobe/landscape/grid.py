@@ -202,7 +202,7 @@ def _snake(done: NDArray[np.bool_]) -> list[tuple[int, ...]]:
 def second_order(risk: Objective, plane: Plane) -> tuple[Floats, Floats]:
     """Return slope (k,) and bend (k, k) of the loss along the directions at the center."""
     slope = gram(plane.rows, risk.gradient()[None])[:, 0]
-    operator = Hessian(risk, engine="double_backward", expected_products=plane.dim)
+    operator = Hessian(risk, engine="double_backward", expected_matvecs=plane.dim)
     bend = gram(plane.rows, operator.matvecs(plane.rows))
     return slope.cpu().numpy(), ((bend + bend.T) / 2).cpu().numpy()
 

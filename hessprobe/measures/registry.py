@@ -220,7 +220,7 @@ def measure(
 
             operator: ``"hessian"`` (default), ``"ggn"``, ``"fisher"`` or ``"functional"``.
             rtol: half-width of the interval relative to the value, in (0, 1); 0.01.
-            probes: fixed number of probes in place of ``rtol``, >= 2; None.
+            n_probes: fixed number of probes in place of ``rtol``, >= 2; None.
             seed: of the probes, >= 0; 0.
             per_layer: also one value for every parameter tensor, in ``Estimate.layers``; False.
             engine: of the products, see ``Hessian``; ``"auto"``.
@@ -305,7 +305,7 @@ def _of_effective_rank(found: ProductError, value: float, d: int) -> float:
 def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
     """Return the estimate, flagged where a tolerance was asked for and the interval is wider."""
     # The search for an eigenvalue says itself where its bracket is wide, in units that suit a value near 0.
-    if settings.probes is not None or "tolerance-missed" in estimate.flags or estimate.kind == "bracket":
+    if settings.n_probes is not None or "tolerance-missed" in estimate.flags or estimate.kind == "bracket":
         return estimate
     if estimate.half_width(settings.confidence) <= 1.001 * settings.rtol * abs(estimate.value):
         return estimate

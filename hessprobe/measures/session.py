@@ -167,7 +167,7 @@ class Session:
 
         That is the search for leading directions, their products, and the smallest run.
         """
-        start, chains = self._start.directions, self.settings.probes or _SWEEP_CHAINS
+        start, chains = self._start.directions, self.settings.n_probes or _SWEEP_CHAINS
         found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
         return bool(self.names & _SWEEPS) and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
 
@@ -314,7 +314,7 @@ class Session:
             seed=self.settings.seed,
             blockwise="+blocks" in self.trace.method,
             callback=self._progress("diagonal"),
-            **(size if self.settings.probes is None else {"n_probes": self.settings.probes}),
+            **(size if self.settings.n_probes is None else {"n_probes": self.settings.n_probes}),
         )
 
     def logdet(self, sketch: estimators.SpectralSketch) -> Estimate:
@@ -328,13 +328,13 @@ class Session:
         return self.logdet if "logdet" in self.names else None
 
     def _size(self) -> dict[str, Any]:
-        if self.settings.probes is not None:
-            return {"n_probes": self.settings.probes}
+        if self.settings.n_probes is not None:
+            return {"n_probes": self.settings.n_probes}
         # A ratio of squares doubles the relative errors of both.
         return {"rtol": self.settings.rtol / (3 if "effective-rank" in self.names else 1)}
 
     def _sweep_size(self) -> dict[str, Any]:
-        return {"n_probes": self.settings.probes} if self.settings.probes else {"rtol": self.settings.rtol}
+        return {"n_probes": self.settings.n_probes} if self.settings.n_probes else {"rtol": self.settings.rtol}
 
     def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
         def forward(state: estimators.Progress) -> None:
@@ -348,14 +348,14 @@ class Session:
 def make_operator(
     risk: Objective,
     settings: MeasureSettings,
-    expected_products: int = _FEW_PRODUCTS,
+    expected_matvecs: int = _FEW_PRODUCTS,
     engines: tuple[str, str] = ("auto", "auto"),
 ) -> Hessian | GaussNewton | FunctionalPart:
     """Return the operator that the settings name; ``engines`` replace the ``"auto"`` of it and of its surrogate."""
     how: dict[str, Any] = {
         "engine": engines[0] if settings.engine == "auto" else settings.engine,
         "memory": settings.memory,
-        "expected_products": expected_products,
+        "expected_matvecs": expected_matvecs,
     }
     if settings.operator == "hessian":
         return Hessian(risk, **how, surrogate_engine=engines[1])

@@ -25,8 +25,8 @@ class MeasureSettings:
 
     Attributes:
         operator: ``"hessian"``, ``"ggn"``, ``"fisher"`` or ``"functional"``, the Hessian less ``"ggn"``.
-        rtol: the half-width of each interval at ``confidence`` is at most rtol * |value|; ignored with ``probes``.
-        probes: fixed number of probes instead, >= 2, or None.
+        rtol: the half-width of each interval at ``confidence`` is at most rtol * |value|; ignored with ``n_probes``.
+        n_probes: fixed number of probes instead, >= 2, or None.
         seed: integer >= 0.
         per_layer: also one value for every parameter tensor (lambda-max, trace, frob).
         engine: of the products, see ``hvp.Hessian``.
@@ -44,7 +44,7 @@ class MeasureSettings:
 
     operator: str = "hessian"
     rtol: float = 0.01
-    probes: int | None = None
+    n_probes: int | None = None
     seed: int = 0
     per_layer: bool = False
     engine: str = "auto"
@@ -58,8 +58,8 @@ class MeasureSettings:
     def __post_init__(self) -> None:
         checks.one_of("operator", self.operator, OPERATORS)
         checks.real("rtol", self.rtol, low=0, high=1, low_open=True, high_open=True)
-        if self.probes is not None:
-            checks.positive_int("probes", self.probes, minimum=2, hint="One sample has no standard error.")
+        if self.n_probes is not None:
+            checks.positive_int("n_probes", self.n_probes, minimum=2, hint="One sample has no standard error.")
         checks.resolve_seed(self.seed)
         checks.real("confidence", self.confidence, low=0, high=1, low_open=True, high_open=True)
         checks.positive_int("k", self.k)
@@ -73,7 +73,7 @@ class MeasureSettings:
     @property
     def bracket_rtol(self) -> float:
         """Relative width of an eigenvalue's bracket: ``rtol``, or one per mille where the probes are fixed."""
-        return self.rtol if self.probes is None else _BRACKET
+        return self.rtol if self.n_probes is None else _BRACKET
 
     @property
     def bracket_delta(self) -> float:

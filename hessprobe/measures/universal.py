@@ -265,8 +265,8 @@ class UniversalWork:
     def _size(self, measure: Measure, spectrum: Spectrum | None) -> tuple[int, float]:
         """Return the number of draws, and that which the tolerance asks for: a pilot tells."""
         settings = self.session.settings
-        if measure.mu.fixed or settings.probes is not None:
-            count = settings.probes or 2
+        if measure.mu.fixed or settings.n_probes is not None:
+            count = settings.n_probes or 2
             return count, count
         try:
             with warnings.catch_warnings():

@@ -36,7 +36,7 @@ class Plan:
         radii: for those that have one, in the order wanted.
         m: examples that share a perturbation (worst, ascent), or None.
         steps, restarts: see ``worst_direction``.
-        probes: draws of averages, or None.
+        n_probes: draws of averages, or None.
         rtol: in place of that a tolerance, or None.
         confidence: level that ``rtol`` speaks of.
     """
@@ -46,7 +46,7 @@ class Plan:
     m: int | None = None
     steps: int = 20
     restarts: int = 2
-    probes: int | None = None
+    n_probes: int | None = None
     rtol: float | None = None
     confidence: float = 0.95
 
@@ -107,7 +107,7 @@ def survey(near: Neighborhood, plan: Plan) -> Iterator[Reading]:
 
 def _radial(near: Neighborhood, kind: str, radii: list[float], plan: Plan) -> list[Sharpness]:
     if kind == "average":
-        return average_direction(near, radii, n_probes=plan.probes, rtol=plan.rtol, confidence=plan.confidence)
+        return average_direction(near, radii, n_probes=plan.n_probes, rtol=plan.rtol, confidence=plan.confidence)
     if plan.m is not None:
         return m_sharpness(near, radii, plan.m, kind=kind, steps=plan.steps)
     if kind == "ascent":
@@ -121,7 +121,7 @@ def _pointwise(near: Neighborhood, kind: str, plan: Plan) -> Reading:
     if kind == "relative-flatness":
         found = relative_flatness(
             near.risk,
-            n_probes=plan.probes,
+            n_probes=plan.n_probes,
             rtol=plan.rtol,
             confidence=plan.confidence,
             seed=near.seed,

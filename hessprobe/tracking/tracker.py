@@ -78,7 +78,7 @@ class SharpnessTracker:
             the first point, which pays where many points follow.
         params: which parameters, as for ``EmpiricalRisk``.
         batchnorm: as for ``EmpiricalRisk``.
-        settings: further fields of ``MeasureSettings`` (``operator``, ``probes``, ``memory``, ``data_error``).
+        settings: further fields of ``MeasureSettings`` (``operator``, ``n_probes``, ``memory``, ``data_error``).
 
     Attributes:
         points: what has been measured, in order; none on the ranks of DDP that do not measure.

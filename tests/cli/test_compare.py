@@ -62,7 +62,7 @@ def test_table_record_and_csv(run, folder, tmp_path):
     assert trace["gain"] > 1.05
     # The values are those of a measurement by itself with the same probes.
     risk = load_checkpoint(a).risk(examples=60)
-    (alone,) = measure_all(["trace"], risk, MeasureSettings(probes=8))
+    (alone,) = measure_all(["trace"], risk, MeasureSettings(n_probes=8))
     assert values["a", "trace"]["value"] == pytest.approx(alone.estimate.value, rel=1e-5)
     assert "trace, lambda-max change when a network is rescaled" in done.out
     assert "6 differences are judged at 95% each" in done.out

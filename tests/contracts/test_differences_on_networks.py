@@ -46,7 +46,7 @@ def pair():
     values, exact = {}, {}
     for label, one in cases.items():
         risk = one.risk()
-        found = list(measure_each(risk, NAMES, MeasureSettings(probes=PROBES, engine="double_backward")))
+        found = list(measure_each(risk, NAMES, MeasureSettings(n_probes=PROBES, engine="double_backward")))
         assert all(isinstance(each, Result) for each in found)
         values[label] = {each.measure: each.estimate for each in found}
         exact[label] = truths(nets.full_hessian(risk), risk.theta)

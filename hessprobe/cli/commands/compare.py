@@ -181,4 +181,4 @@ def check(request: Request) -> None:
 
 
 def _settings(request: Request) -> MeasureSettings:
-    return settings_of(request, probes=request.probes, shift=request.shift)
+    return settings_of(request, n_probes=request.probes, shift=request.shift)

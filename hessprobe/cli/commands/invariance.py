@@ -128,7 +128,7 @@ class Request:
         """Tolerance and number of probes: as asked for, else a fixed number of probes."""
         rtol = options.DEFAULT_RTOL if self.rtol is None else self.rtol
         probes = DEFAULT_PROBES if self.rtol is None and self.probes is None else self.probes
-        return {"rtol": rtol, "probes": probes}
+        return {"rtol": rtol, "n_probes": probes}
 
 
 @dataclass

@@ -302,7 +302,7 @@ def _settings(request: Request) -> MeasureSettings:
     return settings_of(
         request,
         rtol=request.tolerance,
-        probes=request.probes,
+        n_probes=request.probes,
         per_layer=request.per_layer,
         shift=request.shift,
         radius=request.radius,

@@ -348,4 +348,4 @@ def _deciding(request: Request, settings: MeasureSettings) -> dict[str, Any]:
 
 def _settings(request: Request) -> MeasureSettings:
     rtol = RTOL if request.rtol is None else request.rtol
-    return settings_of(request, rtol=rtol, probes=request.probes, k=request.k or 1)
+    return settings_of(request, rtol=rtol, n_probes=request.probes, k=request.k or 1)

@@ -81,7 +81,7 @@ def analytic(draws: int, measured: Measured = measure_all) -> Finding:
     parts: list[Part] = []
     for label, (risk, values) in _objectives().items():
         # I + 2 H / s > 0, so that exp(-t) has a variance whatever the signs.
-        settings = MeasureSettings(probes=draws, shift=4 * float(values.norm()))
+        settings = MeasureSettings(n_probes=draws, shift=4 * float(values.norm()))
         parts += compare(label, risk, values, settings, measured)
     return Finding(tuple(parts))
 
@@ -90,10 +90,10 @@ def network(draws: int, radius: float, measured: Measured = measure_all) -> Find
     """A network trained here: by products, and from losses alone."""
     trained = digits_network(8)
     values = trained.spectrum
-    settings = MeasureSettings(probes=draws, shift=2 * float(values.norm()), engine="double_backward")
+    settings = MeasureSettings(n_probes=draws, shift=2 * float(values.norm()), engine="double_backward")
     parts = compare("products", trained.risk, values, settings, measured)
     losses = MeasureSettings(
-        probes=max(draws // 4, 32), shift=settings.shift, radius=radius, engine="double_backward", seed=1
+        n_probes=max(draws // 4, 32), shift=settings.shift, radius=radius, engine="double_backward", seed=1
     )
     parts += compare(f"losses at radius {radius:g}", trained.risk, values, losses, measured)
     return Finding(tuple(parts))

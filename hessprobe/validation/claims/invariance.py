@@ -198,7 +198,7 @@ def network(probes: int) -> Finding:
     measures = (*plain, *(f"adaptive-{name}" for name in plain), "pseudo-logdet")
     parts: list[Part] = []
     surprising = 0
-    for line in check_invariance(risk, measures, strengths=(3.0,), settings=MeasureSettings(probes=probes)):
+    for line in check_invariance(risk, measures, strengths=(3.0,), settings=MeasureSettings(n_probes=probes)):
         surprising += line.surprising
         if line.compared is None or line.theory is None:
             continue

@@ -14,7 +14,7 @@ from hessprobe.measures import MeasureSettings, measure_all
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99, 0.995, 0.999, 0.9999])
 def test_differences_of_measured_eigenvalues_reach_the_level(confidence: float) -> None:
-    settings = MeasureSettings(probes=8, confidence=confidence, engine="double_backward")
+    settings = MeasureSettings(n_probes=8, confidence=confidence, engine="double_backward")
     values = {
         name: {one.measure: one.estimate for one in measure_all(["lambda-max"], case().risk(), settings)}
         for name, case in (("mlp", nets.mlp), ("regression", nets.regression))

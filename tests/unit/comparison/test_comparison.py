@@ -103,17 +103,17 @@ def test_compare_refuses(arguments, message):
 
 
 def test_measuring_refuses_a_tolerance_and_an_unknown_name():
-    with pytest.raises(ValueError, match=r"settings\.probes must be given"):
+    with pytest.raises(ValueError, match=r"settings\.n_probes must be given"):
         list(measure_each(None, ["trace"], MeasureSettings()))
     with pytest.raises(ValueError, match="Did you mean 'adaptive-trace'"):
-        list(measure_each(None, ["adaptive-trac"], MeasureSettings(probes=8)))
+        list(measure_each(None, ["adaptive-trac"], MeasureSettings(n_probes=8)))
 
 
 def test_a_measure_that_does_not_exist_here_comes_with_its_reason(monkeypatch):
     from hessprobe.comparison import measuring
 
     monkeypatch.setattr(measuring, "measure_own", lambda names, *_: {names[0]: UnsupportedError("too large")})
-    (found,) = measure_each(None, ["pseudo-logdet"], MeasureSettings(probes=8))
+    (found,) = measure_each(None, ["pseudo-logdet"], MeasureSettings(n_probes=8))
     assert found[0] == "pseudo-logdet"
     assert str(found[1]) == "too large"
 

@@ -144,7 +144,7 @@ def test_opaque_batches_are_refused_and_auto_goes_on() -> None:
     )
     V = torch.randn(1, forward_risk.dim, dtype=torch.float64)
     expected = V @ nets.full_hessian(case.risk())
-    H = Hessian(forward_risk, expected_products=10**7)
+    H = Hessian(forward_risk, expected_matvecs=10**7)
     torch.testing.assert_close(H.matvecs(V), expected, rtol=1e-11, atol=1e-14)
     assert "exchange" in H.engine_note
     with pytest.raises(UnsupportedError, match="exchange"):

@@ -151,7 +151,7 @@ def test_permuted_network_is_measured_in_the_coordinates_before():
 def test_permutation_is_decided_where_each_value_is_known_badly():
     risk = dense_risk((5, 8, 6, 3), nn.Tanh)
     names = ("trace", "frob", "adaptive-trace", "adaptive-frob")
-    lines = list(check_invariance(risk, names, ["permutation"], settings=MeasureSettings(probes=8)))
+    lines = list(check_invariance(risk, names, ["permutation"], settings=MeasureSettings(n_probes=8)))
     assert {line.verdict for line in lines} == {INVARIANT}
     for line in lines:
         assert line.before.std_error > 0.03 * abs(line.before.value)
@@ -162,7 +162,7 @@ def test_permutation_is_decided_where_each_value_is_known_badly():
 def test_rescaling_is_decided_with_few_probes():
     risk = dense_risk((5, 8, 6, 3), nn.LeakyReLU)
     names = ("trace", "frob", "adaptive-trace", "adaptive-frob")
-    how = MeasureSettings(probes=32)
+    how = MeasureSettings(n_probes=32)
     lines = list(check_invariance(risk, names, ["unit-rescaling", "layer-rescaling"], [10.0], how))
     for line in lines:
         assert line.verdict == (INVARIANT if line.measure.startswith("adaptive") else CHANGES)

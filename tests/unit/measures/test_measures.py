@@ -96,7 +96,7 @@ def test_layers_add_up(measured: tuple[str, EmpiricalRisk, dict[str, Result], Te
 def test_layers_carry_what_is_said_of_the_probes_and_errors_of_their_own() -> None:
     risk = nets.mlp((16,)).risk()
     for probes, flags in ((4, ("few-probes",)), (8, ())):
-        how = MeasureSettings(operator="functional", probes=probes, per_layer=True, engine="double_backward")
+        how = MeasureSettings(operator="functional", n_probes=probes, per_layer=True, engine="double_backward")
         (found,) = measure_all(["trace"], risk, how)
         assert found.layers is not None
         assert tuple(flag for flag in found.estimate.flags if flag == "few-probes") == flags
@@ -176,7 +176,7 @@ def test_a_median_that_the_sweep_cannot_resolve_is_a_bracket(monkeypatch: pytest
     net = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 5)).double()
     risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(torch.randn(40, 8).double(), torch.randint(5, (40,)))])
     values = torch.linalg.eigvalsh(Hessian(risk).to_dense())
-    estimate = hp.measure("density", risk, probes=3, engine="double_backward")
+    estimate = hp.measure("density", risk, n_probes=3, engine="double_backward")
     assert (estimate.kind, estimate.std_error) == ("bracket", 0.0)
     low, high = estimate.interval(0.99)
     assert low <= float(values[(len(values) - 1) // 2]) <= high
@@ -198,7 +198,7 @@ def test_seconds_of_shared_directions_are_those_of_every_number_that_rests_on_th
     monkeypatch.setattr(krylov, "eigsh", slow)
     monkeypatch.setattr(session, "LARGEST", 0)  # else the whole matrix of this small network answers
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed[0])
-    how = MeasureSettings(probes=8, engine="double_backward")
+    how = MeasureSettings(n_probes=8, engine="double_backward")
     found = [result.estimate.seconds for result in measure_all(["trace", "frob", "density"], risk, how)]
     assert [seconds > 5e5 for seconds in found] == [False, True, True]
 
@@ -207,7 +207,7 @@ def test_products_are_shared() -> None:
     risk = nets.mlp((16, 16)).risk()
     counts = []
     for names in (["trace"], ["frob"], ["trace", "frob", "effective-rank"]):
-        how = MeasureSettings(probes=10, engine="double_backward")
+        how = MeasureSettings(n_probes=10, engine="double_backward")
         counts.append([r.estimate.matvecs for r in measure_all(names, risk, how)])
     assert counts[2][:2] == [counts[0][0], counts[1][0]]
     assert counts[2][2] == counts[2][0] + counts[2][1]
@@ -218,7 +218,7 @@ def test_without_data_errors_nothing_else_changes(monkeypatch: pytest.MonkeyPatc
     names = ["lambda-max", "lambda-min", "trace", "frob", "effective-rank", "diagonal", "logdet"]
 
     def measured(data_error: bool) -> list[Estimate]:
-        how = MeasureSettings(probes=12, engine="double_backward", shift=SHIFT, data_error=data_error)
+        how = MeasureSettings(n_probes=12, engine="double_backward", shift=SHIFT, data_error=data_error)
         return [result.estimate for result in measure_all(names, nets.mlp((16, 16)).risk(), how)]
 
     asked, sweep = [], session.estimators.spectral_sketch
@@ -248,7 +248,7 @@ def test_a_data_error_is_wanted_or_not() -> None:
 
 def test_eigenvalues_come_first_and_progress_is_told() -> None:
     events: list[Event] = []
-    how = MeasureSettings(probes=10, engine="double_backward")
+    how = MeasureSettings(n_probes=10, engine="double_backward")
     results = measure_all(["trace", "lambda-max"], nets.mlp((16, 16)).risk(), how, events.append)
     assert [result.measure for result in results] == ["lambda-max", "trace"]
     assert {"eigenvalues", "trace"} <= {event.stage for event in events}
@@ -269,7 +269,7 @@ def test_the_function_takes_names_and_settings() -> None:
     [
         ({"rtol": 0.0}, "rtol must be"),
         ({"rtol": math.nan}, "rtol must be"),
-        ({"probes": 1}, "probes must be an integer >= 2"),
+        ({"n_probes": 1}, "n_probes must be an integer >= 2"),
         ({"k": 0}, "k must be"),
         ({"operator": "hesian"}, "Did you mean 'hessian'"),
         ({"shift": -1.0}, "shift must be"),
@@ -289,7 +289,7 @@ def test_scaling_the_loss_scales_the_measures() -> None:
     for name in ("lambda-max", "lambda-min", "trace", "frob"):
         settings: dict[str, object] = {"engine": "double_backward", "seed": 3}
         if name in ("trace", "frob"):
-            settings["probes"] = 12
+            settings["n_probes"] = 12
         whole, part = hp.measure(name, risk, **settings), hp.measure(name, small, **settings)
         assert part.value == pytest.approx(1e-5 * whole.value, rel=1e-9)
         assert part.errors.probe == pytest.approx(1e-5 * whole.errors.probe, rel=1e-6)

@@ -28,7 +28,7 @@ def risk() -> EmpiricalRisk:
 
 @pytest.fixture(scope="module")
 def results(risk: EmpiricalRisk) -> dict[str, Result]:
-    settings = MeasureSettings(probes=1500, engine="double_backward")
+    settings = MeasureSettings(n_probes=1500, engine="double_backward")
     return {result.measure: result for result in measure_all(NAMES, risk, settings)}
 
 
@@ -79,11 +79,11 @@ def test_products_are_shared() -> None:
     # Above 784 parameters, and the draws, the matrix is not made.
     risk = Quadratic(torch.linspace(1, 2, 800, dtype=torch.float64).diag())
     names = ["universal:trace", "universal:frob", "universal:tr2", "universal:soft-max", "universal:log-exp"]
-    settings = MeasureSettings(probes=400, engine="double_backward")
+    settings = MeasureSettings(n_probes=400, engine="double_backward")
     spent = [result.estimate.matvecs for result in measure_all(names, risk, settings)]
     assert (sorted(spent[:3]), sorted(spent[3:])) == ([0, 0, 400], [0, 400])
     # Here 1500 draws of two laws, and the spectrum, cost the 800 products of the matrix.
-    settings = MeasureSettings(probes=1500, engine="double_backward")
+    settings = MeasureSettings(n_probes=1500, engine="double_backward")
     found = list(measure_all(names, risk, settings))
     assert [result.estimate.matvecs for result in found] == [800, 0, 0, 0, 0]
     assert {result.estimate.samples for result in found} == {1500}
@@ -91,7 +91,7 @@ def test_products_are_shared() -> None:
 
 def test_the_spectrum_of_a_small_matrix_is_no_estimate(risk: EmpiricalRisk) -> None:
     H = hp.Hessian(risk, engine="double_backward")
-    settings = MeasureSettings(probes=20, engine="double_backward")
+    settings = MeasureSettings(n_probes=20, engine="double_backward")
     (result,) = measure_all(["universal:tr3"], risk, settings, operator=H)
     truth = float((torch.linalg.eigvalsh(H.to_dense()) ** 3).sum())
     assert result.arrays["hessian_based"].tolist() == [pytest.approx(truth, rel=1e-8), 0.0]
@@ -110,7 +110,7 @@ def test_a_tolerance_is_planned_and_capped(risk: EmpiricalRisk) -> None:
 def test_from_losses_on_an_analytic_objective() -> None:
     H = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype=torch.float64)
     risk = Quadratic(H, terms=2)
-    settings = MeasureSettings(probes=800, radius=0.05, engine="double_backward")
+    settings = MeasureSettings(n_probes=800, radius=0.05, engine="double_backward")
     for result in measure_all(list(UNIVERSAL), risk, settings):
         assert abs(float(result.arrays["z"][0])) < 4, result.measure
         assert result.estimate.method.startswith("losses/")
@@ -126,7 +126,7 @@ def test_a_kink_seen_by_losses_is_said() -> None:
     risk = Quadratic(torch.eye(3, dtype=torch.float64), theta=torch.zeros(3).double())
     risk.terms = lambda: iter([type(next(Quadratic.terms(risk)))(kinked)])  # type: ignore[method-assign]  # a kink
     (result,) = measure_all(
-        ["universal:trace"], risk, MeasureSettings(probes=200, radius=0.1, engine="double_backward")
+        ["universal:trace"], risk, MeasureSettings(n_probes=200, radius=0.1, engine="double_backward")
     )
     assert "disagrees-with-hessian" in result.estimate.flags
     assert any("losses see the kinks of ReLU" in note for note in result.notes)
@@ -138,10 +138,10 @@ def test_a_kink_seen_by_losses_is_said() -> None:
         ("universal:frob", {"operator": "ggn", "radius": 0.1}, "radius must be None for operator='ggn'; got 0.1"),
         ("universal:lebesgue-det", {}, "universal:lebesgue-det must have at most 8 parameters"),
         ("universal:frobb", {}, "Did you mean 'universal:frob'"),
-        ("universal:tr4", {"probes": 3}, "n_probes must be an integer >= 4; got 3"),
+        ("universal:tr4", {"n_probes": 3}, "n_probes must be an integer >= 4; got 3"),
         (
             "universal:frob",
-            {"radius": 1e-9, "probes": 10},
+            {"radius": 1e-9, "n_probes": 10},
             "radius / 2, the smaller of the two in use, must be >= .* drown",
         ),
     ],

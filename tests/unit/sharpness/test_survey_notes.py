@@ -16,7 +16,7 @@ def readings(loss, radii):
     nn.init.zeros_(net.weight)
     one = torch.ones(1, 1, dtype=torch.float64)
     risk = EmpiricalRisk(net, lambda outputs, _: loss(outputs).mean(), [(one, one)])
-    return list(survey(Neighborhood(risk), Plan(("average",), radii, probes=4)))
+    return list(survey(Neighborhood(risk), Plan(("average",), radii, n_probes=4)))
 
 
 def kinked(outputs):

@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Callable[[EmpiricalRisk], object], type[Exception], str]] =
     "phi outside its domain": (evaluated(lambda s: torch.log(-(s[0] ** 2)), same), NonFiniteError, r"phi\(s\) must be"),
     "one draw": (evaluated(first, same, n=1), ValueError, r"n_probes must be an integer >= 2; got 1\. .*not biased"),
     "too few for a cumulant": (
-        measured("universal:tr4", probes=3),
+        measured("universal:tr4", n_probes=3),
         ValueError,
         r"n_probes must be an integer >= 4; got 3\. tr4 needs that many",
     ),
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[Callable[[EmpiricalRisk], object], type[Exception], str]] =
         r"rho must be >= \S+ for float64 at its smallest; got 1e-10, .*drown in the rounding of float64",
     ),
     "tiny radius, measure": (
-        measured("universal:frob", probes=8, radius=1e-10),
+        measured("universal:frob", n_probes=8, radius=1e-10),
         ValueError,
         r"radius / 2, the smaller of the two in use, must be >= \S+ for float64 at its smallest; got 5e-11",
     ),
@@ -102,22 +102,22 @@ BAD: dict[str, tuple[Callable[[EmpiricalRisk], object], type[Exception], str]] =
         r"rho must be a number in \(0, 1e\+06\]",
     ),
     "a determinant that diverges": (
-        measured("universal:logdet", probes=16, shift=1e-3),
+        measured("universal:logdet", n_probes=16, shift=1e-3),
         ValueError,
         r"shift must be above -lambda_min for universal:logdet, .*; got 0.001, and an eigenvalue of at most -",
     ),
     "a Lebesgue determinant of many parameters": (
-        measured("universal:lebesgue-det", probes=16),
+        measured("universal:lebesgue-det", n_probes=16),
         ValueError,
         "must have at most 8 parameters",
     ),
     "an exponent that overflows": (
-        measured("universal:log-exp", probes=16, shift=1e-6),
+        measured("universal:log-exp", n_probes=16, shift=1e-6),
         NonFiniteError,
         r"E psi must be finite; .*For universal:log-exp that is a shift above 1e-06",
     ),
     "losses for the Gauss-Newton matrix": (
-        measured("universal:trace", probes=16, radius=0.1, operator="ggn"),
+        measured("universal:trace", n_probes=16, radius=0.1, operator="ggn"),
         ValueError,
         "Losses know the Hessian only",
     ),
@@ -158,4 +158,4 @@ def test_lebesgue_determinant_needs_a_positive_definite_matrix() -> None:
         [(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 1, 0, 1, 1]))],
     )
     with pytest.raises(ValueError, match="universal:lebesgue-det must have a positive definite matrix; got an"):
-        measured("universal:lebesgue-det", probes=16)(risk)
+        measured("universal:lebesgue-det", n_probes=16)(risk)
