@@ -14,6 +14,7 @@ from hessprobe.cli.failures import UsageError, as_usage, say
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.triple import risk_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
     RISK_BATCH_SIZE,
@@ -200,6 +201,12 @@ def _from_foreign(opened: Opened, source: Source) -> Subject:
     return Subject(risk, title, foreign.describe(opened, source.checkpoint, risk.dim), data)
 
 
+def _refuse(source: Source, names: tuple[str, ...], why: str) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(source, name)]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot go with {why}")
+
+
 def _measured(source: Source) -> dict[str, Any]:
     return {
         "params": list(source.params) or None,
@@ -215,10 +222,7 @@ def _tell(source: Source, notes: tuple[str, ...]) -> None:
 
 
 def _from_objective(source: Source) -> Subject:
-    fixed = ("model", "data", "split", "examples", "batch_size", "batchnorm", "dtype", "device", "params")
-    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(source, name)]
-    if given:
-        raise UsageError(f"{', '.join(given)} cannot go with --objective. Decide it inside the function.")
+    _refuse(source, ("model", "data"), "--objective. Decide it inside the function.")
     path, _, name = str(source.objective).rpartition(":")
     function = code.function_of_file("--objective", path, name)
     takes_checkpoint = bool(inspect.signature(function).parameters)
@@ -227,13 +231,28 @@ def _from_objective(source: Source) -> Subject:
     if not takes_checkpoint and source.checkpoint is not None:
         raise UsageError(f"{name} of {path} takes no argument, so CKPT must not be given; got {source.checkpoint!r}.")
     try:
-        risk = function(source.checkpoint) if takes_checkpoint else function()
+        risk = made = function(source.checkpoint) if takes_checkpoint else function()
     except HessprobeError:
         raise
     except Exception as error:
         raise code.failed(f"{source.objective} failed", path, error) from error
+    if isinstance(risk, tuple) and len(risk) == 3:
+        with as_usage():
+            risk = risk_of(
+                risk,
+                split=source.split,
+                examples=source.examples,
+                batch_size=source.batch_size,
+                seed=source.seed,
+                **_measured(source),
+            )
     if not isinstance(risk, EmpiricalRisk):
-        raise HessprobeError(f"{source.objective} must return an EmpiricalRisk; got {type(risk).__name__}.")
+        raise HessprobeError(
+            f"{source.objective} must return (model, loss, data) or an EmpiricalRisk; got {type(risk).__name__}."
+        )
+    if risk is made:
+        fixed = ("split", "examples", "batch_size", "batchnorm", "dtype", "device", "params")
+        _refuse(source, fixed, "an EmpiricalRisk. Decide it inside the function, or return (model, loss, data).")
     title = f"{source.objective}: {risk.dim:,} parameters"
     checkpoint = None
     if source.checkpoint is not None and Path(source.checkpoint).is_file():

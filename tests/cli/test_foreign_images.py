@@ -104,8 +104,9 @@ def test_options_that_do_not_fit(run, here):
     model_of(convolutional)
     done = run("measure", "w.pt", "--model", "net.py:make", "--data", "digits", "--image-size", "5")
     assert (done.code, "--image-size must be None for data 'digits'" in done.err) == (2, True)
-    words = ("--data", "pictures", "--image-size", "5", "--normalize", "a")
-    done = run("measure", "w.pt", "--model", "net.py:make", *words)
+    done = run(
+        "measure", "w.pt", "--model", "net.py:make", "--data", "pictures", "--image-size", "5", "--normalize", "a"
+    )
     assert (done.code, "--normalize must be one of imagenet" in done.err) == (2, True)
 
 
