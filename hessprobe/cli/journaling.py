@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +74,13 @@ def facts(subjects: Sequence[Subject]) -> dict[str, Any]:
         found[f"weights {index}"] = (subject.checkpoint or {}).get("sha256")
         found[f"data {index}"] = subject.data.get("fingerprint")
     return found
+
+
+def facts_of_files(paths: Iterable[str]) -> dict[str, Any]:
+    """Return hashes of the files among ``paths``, which decide the numbers of what is loaded from them later on."""
+    from hessprobe.training.checkpoint import file_sha256
+
+    return {f"content of {path}": file_sha256(path) for path in paths if Path(path).is_file()}
 
 
 def finished(record: str | None) -> None:

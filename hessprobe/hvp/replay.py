@@ -7,7 +7,7 @@ first n products written down comes to the same state, bit for bit, without maki
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -69,23 +69,23 @@ def place(name: str) -> str:
     return "" if replay is None else replay.numbered(name)
 
 
-def product(source: str, V: Tensor, make: Callable[[], Tensor]) -> Tensor:
+def product(source: str, V: Tensor | Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
     """Return ``make()``, or what it gave in the run that is gone through again.
 
     Args:
         source: of ``place``, with what else tells its products apart.
-        V: (k, d) what is multiplied.
-        make: makes the product, whose shape, dtype and device do not matter here.
+        V: what is multiplied, or the points at which something is evaluated.
+        make: makes the product, on the device of ``V``; its shape and dtype do not matter here.
     """
     replay = _active.get()
     if replay is None or not source:
         return make()
     hasher = hashlib.sha256()
-    digest(V, hasher)
+    digest(list(V) if not isinstance(V, Tensor) else V, hasher)
     key = f"{source}:{hasher.hexdigest()[:24]}"
     known = replay.ledger.product(key)
     if known is not None:
-        return known.to(V.device)
+        return known.to(V.device if isinstance(V, Tensor) else V[0].device)
     made = make()
     replay.ledger.keep_product(key, made)
     return made

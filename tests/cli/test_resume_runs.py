@@ -12,6 +12,7 @@ import pytest
 from hessprobe.hvp.engine import Product
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.hvp.term import BatchOperator
+from hessprobe.sharpness.neighborhood import Neighborhood
 
 ROOT = Path(__file__).parents[2]
 WORK = ("-m", "lambda-max", "-m", "trace", "-m", "frob", "--examples", "60", "--batch-size", "25")
@@ -38,6 +39,8 @@ def products(monkeypatch):
 
     monkeypatch.setattr(ProductPool, "_sum", counted(whole))
     monkeypatch.setattr(BatchOperator, "_multiplied", counted(term))
+    for name in ("_sum", "_slope"):
+        monkeypatch.setattr(Neighborhood, name, counted(getattr(Neighborhood, name)))
 
     def begin(at=None):
         state.update(made=0, at=at)
@@ -78,6 +81,38 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(run, digits_checkpoin
         assert numbers(path) == numbers(tmp_path / "whole.json")
         assert not (tmp_path / "cut.json.journal").exists()
         path.unlink()
+
+
+SMALL = ("--examples", "40", "--batch-size", "25", "--engine", "double-backward")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sharpness", "A", *SMALL, "--rho", "0.05", "--probes", "4", "--diagnostics"),
+        ("invariance", "A", *SMALL, "-m", "trace", "--probes", "4"),
+        ("compare", "A", "B", *SMALL, "-m", "trace", "-m", "frob", "--probes", "4"),
+    ],
+)
+def test_other_commands_go_on_as_well(run, digits_checkpoint, tmp_path, products, words):
+    import torch
+
+    content = torch.load(digits_checkpoint, weights_only=True)
+    content["state_dict"]["layers.0.weight"] *= 1.1
+    torch.save(content, tmp_path / "b.pt")
+    words = [{"A": str(digits_checkpoint), "B": str(tmp_path / "b.pt")}.get(word, word) for word in words]
+    counter = products()
+    assert run(*words, "--json", tmp_path / "whole.json").code == 0
+    total = counter["made"]
+    assert total > 4
+    products(at=total * 2 // 3)
+    with pytest.raises(Killed):
+        run(*words, "--json", tmp_path / "cut.json")
+    counter = products()
+    assert run(*words, "--json", tmp_path / "cut.json", "--resume").code == 0
+    assert counter["made"] == total - total * 2 // 3
+    assert numbers(tmp_path / "cut.json") == numbers(tmp_path / "whole.json")
+    assert not list(tmp_path.glob("*.journal"))
 
 
 def test_the_engine_that_was_chosen_by_time_is_kept(run, digits_checkpoint, tmp_path, products, monkeypatch):
