@@ -370,6 +370,14 @@ class Combination(LinearOperator):
             cost += known[1]
         return total, cost
 
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return the combined traces where every operator knows those of the same groups."""
+        known = [each for A in self._operators if (each := A.group_traces()) is not None]
+        if len(known) < len(self._operators) or not all(torch.equal(weights, known[0][0]) for weights, _ in known):
+            return None
+        traces = [c * own for (_, own), c in zip(known, self._coefficients, strict=True)]
+        return known[0][0], torch.stack(traces).sum(0)
+
     def exact_diagonal_cost(self) -> float:
         """Return the cost of all diagonals."""
         return sum(A.exact_diagonal_cost() for A in self._operators)

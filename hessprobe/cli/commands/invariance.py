@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-<<<<<<< HEAD
-from hessprobe.cli import failures, options, signals
-from hessprobe.cli.opening import opens_foreign
-=======
 from hessprobe.cli import failures, journaling, options, signals
->>>>>>> w-attack
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.invariance import (
     DEFAULT_MEASURES,

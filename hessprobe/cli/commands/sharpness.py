@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-<<<<<<< HEAD
-from hessprobe.cli import failures, options, signals
-from hessprobe.cli.opening import opens_foreign
-=======
 from hessprobe.cli import failures, journaling, options, signals
->>>>>>> w-attack
+from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, engine_of, source_of
 from hessprobe.models.opening import AS_FOUND, Opening
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
