@@ -79,6 +79,8 @@ def _added_options(command: Callable[..., None]) -> dict[str, Any]:
 
 
 def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]) -> Callable[_Parameters, None]:
+    if not added:
+        return command
     signature = inspect.signature(command, eval_str=True)
     *others, last = signature.parameters.values()
     more = [inspect.Parameter(name, last.kind, default=False, annotation=each) for name, each in added.items()]

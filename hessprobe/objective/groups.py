@@ -20,10 +20,11 @@ class GroupedObjective(Objective):
     Args:
         risk: the objective.
         edges: of every batch with weight, where its groups begin and end; ``()`` for a batch that stays whole.
+        passes: forward passes over the data that it took to see that the groups add up.
     """
 
-    def __init__(self, risk: Objective, edges: tuple[tuple[tuple[int, int], ...], ...]) -> None:
-        self._risk, self._edges = risk, edges
+    def __init__(self, risk: Objective, edges: tuple[tuple[tuple[int, int], ...], ...], passes: float = 0.0) -> None:
+        self._risk, self._edges, self.passes = risk, edges, passes
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.theta, self.layout, self.caveats = risk.theta, risk.layout, risk.caveats
         self.n_terms = sum(max(len(own), 1) for own in edges)
@@ -46,8 +47,8 @@ def by_groups(risk: Objective, count: int) -> GroupedObjective | None:
     """Return the objective as a sum over about ``count`` groups of examples; None where it has no finer ones.
 
     A batch of weight w becomes ceil(count * w) groups of examples as equal as can be, at most one an example, so that
-    there are ``count`` groups or somewhat more wherever there are as many examples. The data are read once, and the
-    first batch that is cut is evaluated twice.
+    there are ``count`` groups or somewhat more wherever there are as many examples. The data are read once, and what is
+    cut is evaluated twice, of losses that are known to be means over examples (``LossRule.known``) one batch alone.
 
     None where there are ``count`` batches already; where no batch can be cut (a loss computed by a user's ``forward``,
     BatchNorm by the statistics of the batch); and where the losses of the groups of a batch do not add up to its own,
@@ -60,13 +61,17 @@ def by_groups(risk: Objective, count: int) -> GroupedObjective | None:
     if risk.n_terms >= count:
         return None
     edges: list[tuple[tuple[int, int], ...]] = []
+    passes = 0.0
     with risk.evaluating(), torch.no_grad():
         for batch in risk.terms():
             own = _edges(batch, count)
-            if own and not any(edges) and not _adds_up(batch, own, risk.theta):
-                return None
+            known = any(edges) and getattr(getattr(batch, "rule", None), "known", False)
+            if own and not known:
+                if not _adds_up(batch, own, risk.theta):
+                    return None
+                passes += 2 / risk.n_terms
             edges.append(own)
-    return GroupedObjective(risk, tuple(edges)) if any(edges) else None
+    return GroupedObjective(risk, tuple(edges), passes) if any(edges) else None
 
 
 def _edges(batch: BatchLoss, count: int) -> tuple[tuple[int, int], ...]:

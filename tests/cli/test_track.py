@@ -145,7 +145,7 @@ def test_sam_has_a_threshold_of_its_own(run, sam, tmp_path):
     for row in report.read_record(tmp_path / "r.json")["results"]:
         top, edge = row["edge"]["plain"], row["edge"]["sharpness_aware"]
         assert edge * (1 + 0.1 * edge / row["gradient_norm"]) == pytest.approx(top)
-    assert "with SAM's ascent" in (tmp_path / "f.svg").read_text()
+    assert "SAM's threshold" in (tmp_path / "f.svg").read_text()
 
 
 def test_plain_weights_need_a_rate(run, sgd, tmp_path):
