@@ -167,7 +167,7 @@ class Estimate:
         if level > self.bracket_confidence + _ROUNDED:
             raise ValueError(
                 f"confidence must be at most {self.bracket_confidence:g}, that of the bracket; got {level:g}. "
-                "Find it with a smaller delta."
+                "Find it with a larger confidence."
             )
         more = 0.0
         if include_data:

@@ -58,7 +58,7 @@ def measure_own(
             "largest",
             tol=_EIGEN_TOL,
             rtol=settings.bracket_rtol,
-            delta=settings.bracket_delta,
+            confidence=1 - settings.bracket_delta,
             seed=settings.seed,
             data_error=settings.data_error,
             callback=progress,

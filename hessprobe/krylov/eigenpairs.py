@@ -54,8 +54,8 @@ class Eigenpairs:
         intervals: one for each eigenvalue, which it lies in with probability ``confidence`` over the random start; see
             ``krylov.certificates``. Of an end that was asked for it is (Ritz value, bound): no eigenvalue lies above.
         exact: every eigenvalue of the operator was found (or the whole space was spanned); errors are rounding.
-        bounds: (1 - delta) bounds on the spectrum.
-        confidence: 1 - delta.
+        bounds: on the spectrum, each of which holds with probability ``confidence``.
+        confidence: as asked for.
         which: as asked for.
         matvecs: products counted.
         method: the algorithm.

@@ -47,7 +47,7 @@ def eigsh(
     max_matvecs: int | None = None,
     seed: int | torch.Generator = 0,
     start: Tensor | None = None,
-    delta: float = 0.005,
+    confidence: float = 0.995,
     verify: bool = True,
     basis_size: int | None = None,
     data_error: bool = True,
@@ -89,7 +89,8 @@ def eigsh(
         start: (j, d) approximate eigenvectors, j >= 1, such as those of a neighbouring checkpoint. The run starts from
             their sum and a tenth of fresh noise, with which the bounds hold with the same probability; the price is
             in their constant.
-        delta: probability that an interval fails to hold its eigenvalue, in (0, 1); shared out between ends and rounds.
+        confidence: probability 1 - delta that an interval holds its eigenvalue, in (0, 1); delta is shared out between
+            ends and rounds.
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.
         basis_size: vectors held, d entries each: more converge in fewer products, and bounds stop improving where the
@@ -117,7 +118,9 @@ def eigsh(
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)
     if rtol is not None:
         rtol = checks.real("rtol", rtol, low=0, high=1, low_open=True, high_open=True)
-    problem = _problem(Counted(settled(A)), k, which, (tol, rtol), (max_matvecs, basis_size), delta, verify, callback)
+    problem = _problem(
+        Counted(settled(A)), k, which, (tol, rtol), (max_matvecs, basis_size), confidence, verify, callback
+    )
     engine = _engine(problem, checks.resolve_seed(seed), start)
     random_part = 1.0 if start is None else _RANDOM_PART
     ritz, found = _search(problem, engine, random_part)
@@ -142,7 +145,7 @@ def _problem(
     which: str,
     tolerances: tuple[float, float | None],
     sizes: tuple[int | None, int | None],
-    delta: float,
+    confidence: float,
     verify: bool,
     callback: Callable[[Progress], None] | None,
 ) -> Problem:
@@ -151,7 +154,7 @@ def _problem(
     k = checks.positive_int("k", k)
     if k > A.dim:
         raise ValueError(f"k must be an integer <= {A.dim}; got {k}. The operator has only {A.dim} eigenvalues.")
-    delta = checks.real("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
     target = min(2 * k, A.dim) if which == "both" else k
     budget = 1000 + 50 * target
     if max_matvecs is not None:
@@ -169,7 +172,7 @@ def _problem(
         target=target,
         tol=tolerances[0],
         rtol=tolerances[1],
-        delta=delta,
+        delta=1 - confidence,
         limit=budget - target,
         capacity=min(capacity, A.dim),
         callback=callback,

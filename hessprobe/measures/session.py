@@ -114,7 +114,7 @@ class Session:
             which,
             tol=_EIGEN_TOL,
             rtol=settings.bracket_rtol,
-            delta=settings.bracket_delta,
+            confidence=1 - settings.bracket_delta,
             seed=settings.seed,
             data_error=settings.data_error,
             **more,

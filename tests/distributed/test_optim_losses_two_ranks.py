@@ -24,7 +24,7 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "xsam": (XSAM, {"rho": 0.5, "steps_per_epoch": 1, "alpha_max": 40.0, "alpha_step": 0.5}),
     "sam-sps": (SAMSPS, {"rho": 0.3, "weight_decay": 0.0}),
     "sassha": (SASSHA, {"rho": 0.3, "lr": 0.01, "every": 2}),
-    "eigen-sam": (EigenSAM, {"rho": 0.5, "alpha": 0.8, "every": 2, "tol": 1e-12, "max_products": 300}),
+    "eigen-sam": (EigenSAM, {"rho": 0.5, "alpha": 0.8, "every": 2, "tol": 1e-12, "max_matvecs": 300}),
 }
 
 

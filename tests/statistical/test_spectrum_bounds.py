@@ -70,7 +70,7 @@ def test_warm_starts_keep_the_coverage_even_from_a_useless_guess() -> None:
     guess[0, 198] = 1.0
     low = 0
     for seed in range(RUNS):
-        pairs = eigsh(A, which="largest", start=guess, seed=seed, tol=0.02, delta=0.05)
+        pairs = eigsh(A, which="largest", start=guess, seed=seed, tol=0.02, confidence=0.95)
         assert pairs.bounds.upper >= float(pairs.values[0])
         low += pairs.bounds.upper < 1.02
     # In 1,000 runs 42 fail; the binomial error of a share of 5 % among these is 3 runs.
@@ -93,7 +93,7 @@ def test_a_bound_that_fails_is_still_not_beyond_the_eigenvalue_found() -> None:
     A = Diagonal(eigenvalues("indefinite"))
     failed = 0
     for seed in range(20):
-        pairs = eigsh(A, basis_size=8, tol=1e-5, rtol=None, delta=0.9999, seed=seed)
+        pairs = eigsh(A, basis_size=8, tol=1e-5, rtol=None, confidence=0.0001, seed=seed)
         assert pairs.bounds.lower <= float(pairs.values[-1]) < float(pairs.values[0]) <= pairs.bounds.upper
         failed += pairs.bounds.upper == float(pairs.values[0])
     assert failed > 0

@@ -34,7 +34,7 @@ class EigenSAM(SharpnessAware):
         every: steps >= 1 from one eigensolver run to the next.
         which: ``"largest"`` eigenvalue, or largest ``"magnitude"``, to which power steps converge.
         tol: relative residual of the eigenvector, in (0, 1).
-        max_products: most products a run, >= 2.
+        max_matvecs: most products a run, >= 2.
         **engine: see ``SharpnessAware``.
 
     References:
@@ -53,12 +53,12 @@ class EigenSAM(SharpnessAware):
         every: int = 100,
         which: str = "largest",
         tol: float = 0.01,
-        max_products: int = 100,
+        max_matvecs: int = 100,
         **engine: Unpack[EngineOptions],
     ) -> None:
         super().__init__(base_optimizer, rho, **engine)
         self.alpha = checks.real("alpha", alpha, low=0)
-        self.eigen = EigenSettings(every, which, tol, max_products)
+        self.eigen = EigenSettings(every, which, tol, max_matvecs)
 
     def rule(self) -> Rule:
         """See the class."""

@@ -29,19 +29,19 @@ class EigenSettings:
         every: steps from one search to the next; the first step searches.
         which: ``"largest"`` eigenvalue, or largest ``"magnitude"``.
         tol: relative residual, see ``hessprobe.krylov.eigsh``.
-        max_products: most Hessian-vector products a search.
+        max_matvecs: most Hessian-vector products a search.
     """
 
     every: int
     which: str
     tol: float
-    max_products: int
+    max_matvecs: int
 
     def __post_init__(self) -> None:
         checks.positive_int("every", self.every)
         checks.one_of("which", self.which, ("largest", "magnitude"))
         checks.real("tol", self.tol, low=0, high=1, low_open=True, high_open=True)
-        checks.positive_int("max_products", self.max_products, minimum=2)
+        checks.positive_int("max_matvecs", self.max_matvecs, minimum=2)
 
 
 def leading_eigenvector(
@@ -70,7 +70,7 @@ def leading_eigenvector(
                 settings.which,
                 tol=settings.tol,
                 rtol=_WIDTH,
-                max_matvecs=settings.max_products,
+                max_matvecs=settings.max_matvecs,
                 seed=optimizer.seed,
                 start=start,
                 data_error=False,

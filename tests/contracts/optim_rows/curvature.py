@@ -67,7 +67,7 @@ def searching(every: int, grid: int, gradients: int = 2) -> list[int]:
 
 # This grid goes round the whole circle, so that the highest loss lies inside it and nothing is said of the cap.
 SEARCH: dict[str, Any] = {"alpha_max": 40.0, "alpha_step": 1.0, "steps_per_epoch": 7}
-TIGHT: dict[str, Any] = {"every": 7, "tol": 1e-13, "max_products": 400}
+TIGHT: dict[str, Any] = {"every": 7, "tol": 1e-13, "max_matvecs": 400}
 
 ROWS = [
     Row(

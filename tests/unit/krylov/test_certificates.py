@@ -140,7 +140,7 @@ def test_a_bracket_misses_as_often_as_it_says() -> None:
     runs, missed = 600, 0
     for seed in range(runs):
         entries = torch.randn(60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        pairs = eigsh(torch.diag(entries), 1, "largest", seed=seed, rtol=None, delta=0.5)
+        pairs = eigsh(torch.diag(entries), 1, "largest", seed=seed, rtol=None, confidence=0.5)
         if not pairs.exact:
             missed += float(pairs.intervals.high[0]) < float(entries.max())
     assert abs(missed - runs / 2) < 3 * (runs / 4) ** 0.5
@@ -186,7 +186,7 @@ def test_what_all_rounds_may_fail_with_is_no_more_than_delta(
         eigensolver, "bounds_of", lambda *given, **more: (mains.append(given[1]), first(*given, **more))[1]
     )
     values = torch.cat([torch.full((9,), 5.0), torch.full((9,), -5.0), torch.linspace(-1, 1, 182)]).double()
-    eigsh(symmetric(values), k, which, delta=0.01)
+    eigsh(symmetric(values), k, which, confidence=0.99)
     assert len(rounds) >= 2 * (which != "both") + 1
     assert len(set(rounds)) == len(rounds)
     assert ends * (sum(mains) + sum(rounds)) <= 0.01 * (1 + 1e-12)

@@ -112,7 +112,7 @@ def test_arguments_are_refused_with_their_names() -> None:
         ({"which": "lowest"}, "which must be one of both, largest, smallest, magnitude; got 'lowest'"),
         ({"tol": 0.0}, r"tol must be a number in \(0, 1\); got 0.0"),
         ({"tol": math.nan}, r"tol must be a number in \(0, 1\); got nan"),
-        ({"delta": 1.0}, r"delta must be a number in \(0, 1\); got 1.0"),
+        ({"confidence": 1.0}, r"confidence must be a number in \(0, 1\); got 1.0"),
         ({"max_matvecs": 3}, "max_matvecs must be an integer >= 4; got 3. 2 pairs need a product each"),
         ({"basis_size": 2}, "basis_size must be an integer >= 4; got 2"),
         ({"seed": -1}, "seed must be an integer >= 0; got -1"),

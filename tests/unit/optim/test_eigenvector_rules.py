@@ -156,7 +156,7 @@ def test_power_steps_find_the_largest_magnitude_and_largest_is_algebraic():
 
 def test_few_products_give_a_usable_vector_without_a_warning():
     bowl = Bowl()
-    optimizer = EigenSAM(sgd(bowl), tol=1e-9, max_products=4)
+    optimizer = EigenSAM(sgd(bowl), tol=1e-9, max_matvecs=4)
     bowl.step(optimizer)
     assert optimizer.last.products == 4
     assert float(optimizer.last.extra["eigen_residual"]) > 1e-3
@@ -177,7 +177,7 @@ def test_needs_the_loss(kind: Any):
         ({"every": 0}, "every must be an integer >= 1; got 0"),
         ({"which": "smallest"}, "which must be one of largest, magnitude; got 'smallest'"),
         ({"tol": 1.0}, r"tol must be a number in \(0, 1\); got 1\.0"),
-        ({"max_products": 1}, "max_products must be an integer >= 2; got 1"),
+        ({"max_matvecs": 1}, "max_matvecs must be an integer >= 2; got 1"),
     ],
 )
 def test_arguments_out_of_range(kind: Any, arguments: dict[str, Any], message: str):
