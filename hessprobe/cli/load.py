@@ -14,6 +14,7 @@ import torch
 
 from hessprobe.cli import options
 from hessprobe.cli.failures import QuotedError, UsageError, as_usage
+from hessprobe.cli.trust import require_trusted_data
 from hessprobe.errors import HessprobeError
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
@@ -148,7 +149,7 @@ def _open(source: Source) -> Checkpoint:
     if source.model is None and source.data is None:
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
-        return load_checkpoint(path)
+        return require_trusted_data(load_checkpoint(path))
     if is_checkpoint(path):
         raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
     if source.model is None or source.data is None:
