@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -16,6 +17,7 @@ from typing import Any, ParamSpec, cast
 import typer
 
 from hessprobe.cli import outputs, signals
+from hessprobe.cli.terminal import shown
 from hessprobe.cli.wording import in_options
 
 OK = 0
@@ -46,16 +48,16 @@ def as_usage() -> Iterator[None]:
 def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Return ``command`` with every failure turned into one line on stderr and an exit code.
 
-    The traceback is shown where the command's ``debug`` argument is true. A command that writes files is given
-    ``--force`` as well, and one that can be gone on with ``--resume``; see ``hessprobe.cli.outputs``.
+    The traceback is shown where the command's ``debug`` argument is true. What a command is given beside
+    its own options is in ``hessprobe.cli.outputs``.
     """
-    added = _added_options(command)
+    added = outputs.added_options(command.__name__, inspect.signature(command).parameters)
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        force, resume = (bool(kwargs.pop(name)) if name in added else False for name in ("force", "resume"))
-        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, force, resume):
+        given = {name: bool(kwargs.pop(name, False)) for name in added}
+        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, **given):
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -70,12 +72,6 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                 fail(error, debug)
 
     return _with_options(run, added)
-
-
-def _added_options(command: Callable[..., None]) -> dict[str, Any]:
-    writes = bool(outputs.NAMES & inspect.signature(command).parameters.keys())
-    added = {"force": outputs.Force} if writes else {}
-    return {**added, "resume": outputs.Resume} if command.__name__ in outputs.RESUMABLE else added
 
 
 def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]) -> Callable[_Parameters, None]:
@@ -128,7 +124,9 @@ def entries(failure: BaseException | None) -> dict[str, list[str] | None]:
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    print(f"hessprobe: {message}", file=sys.stderr)
+    # Where nobody reads them any more, messages end nothing.
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        print(f"hessprobe: {shown(message)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from hessprobe.cli import code, foreign
 from hessprobe.cli.failures import UsageError, as_usage, say
+from hessprobe.cli.trust import require_trusted_data
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import AS_FOUND, Opening
@@ -149,7 +150,7 @@ def _open(source: Source) -> Checkpoint | Opened:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
-        return load_checkpoint(path)
+        return require_trusted_data(load_checkpoint(path))
     if path is not None:
         if not Path(path).is_dir() and is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,6 +37,15 @@ Resume = Annotated[
     ),
 ]
 
+TrustData = Annotated[
+    bool,
+    typer.Option(
+        "--trust-data",
+        help="Let a checkpoint name its data by a path or a name on the network.",
+        rich_help_panel="What is measured",
+    ),
+]
+
 _HEAD = 4096
 # Nothing that is recognised by its content is larger.
 _LARGEST = 2**26
@@ -60,6 +69,7 @@ class Invocation:
         held: the locks on its outputs.
         resume: whether to go on from the journal of a stopped run.
         lent: outputs of a command that runs this one inside itself.
+        trust_data: whether a checkpoint may name data outside the package.
     """
 
     command: str = ""
@@ -68,24 +78,24 @@ class Invocation:
     held: dict[Path, Lock | None] = field(default_factory=dict)
     resume: bool = False
     lent: frozenset[Path] = frozenset()
+    trust_data: bool = False
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
 
 
 @contextmanager
-def invocation(command: str, arguments: Mapping[str, Any], force: bool, resume: bool = False) -> Iterator[None]:
+def invocation(command: str, arguments: Mapping[str, Any], **added: Any) -> Iterator[None]:
     """Let ``check`` know, inside the block, what the command was given; its outputs are its own until the end.
 
     Args:
         command: its name.
         arguments: what it was called with.
-        force: whether files that are not ours may be replaced.
-        resume: whether to go on from the journal of a stopped run.
+        added: values of the options in ``added_options``.
     """
     outer = _current.get()
     lent = outer.lent | frozenset(outer.held)
-    run = Invocation(command, frozenset(_inputs(arguments)), force, resume=resume, lent=lent)
+    run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, **added)
     token = _current.set(run)
     try:
         yield
@@ -94,6 +104,16 @@ def invocation(command: str, arguments: Mapping[str, Any], force: bool, resume: 
         for lock in run.held.values():
             if lock is not None:
                 lock.release()
+
+
+def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
+    """Return the options that a command is given beside its own parameters, by what it does, with their types."""
+    fitting = {
+        "force": (bool(NAMES & set(parameters)), Force),
+        "resume": (command in RESUMABLE, Resume),
+        "trust_data": ("split" in parameters, TrustData),
+    }
+    return {name: option for name, (fits, option) in fitting.items() if fits}
 
 
 def current() -> Invocation:

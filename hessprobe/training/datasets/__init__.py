@@ -127,8 +127,13 @@ def _load_text(name: str, rest: str, context: int | None, report: Report) -> Dat
 def _existing(name: str, rest: str) -> Path:
     if not rest:
         raise ValueError(f"data must be {KINDS[name.partition(':')[0]]}; got {name!r}. Add the path.")
-    path, elsewhere = Path(rest).expanduser(), os.environ.get("HESSPROBE_DATA")
-    if path.exists():
+    elsewhere = os.environ.get("HESSPROBE_DATA")
+    try:
+        path = Path(rest).expanduser()
+        found = path.exists()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(f"data {name[:80]!r} must name a path; {error}. Check it.") from error
+    if found:
         return path
     if elsewhere and (Path(elsewhere) / path.name).exists():
         return Path(elsewhere) / path.name

@@ -24,6 +24,8 @@ _HELD_OUT = ("test", "val", "valid", "validation")
 _LAYOUT = "Lay them out as CLASS/FILE, or as train/CLASS/FILE and test/CLASS/FILE."
 _BROKEN_ARCHIVE = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError)
 _READ = 1 << 20
+# Images are compressed already; those that are not shrink by some ten times.
+_EXPANSION, _SMALL = 100, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def load_folder(name: str, path: Path, report: Report, size: int | None = None) 
         DataError: nothing there, a broken archive, an unreadable image, images of different sizes, another layout, or
             class folders that differ between the splits.
     """
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise DataError(f"data must be a directory or a tar archive that exists; got {str(path)!r}. Check the path.")
     key = hashlib.sha256(f"image-folder{'' if size is None else f' {size}'}\n".encode())
     try:
@@ -136,8 +138,15 @@ def _in_directory(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _in_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     # Members are read in their order and never unpacked to disk: a stream, whatever the compression.
+    packed, unpacked = path.stat().st_size, 0
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
+            unpacked += member.size
+            if unpacked > _SMALL and unpacked > _EXPANSION * packed:
+                raise DataError(
+                    f"{path} would unpack from {packed / 1e6:.3g} MB to over {unpacked / 1e6:.3g} MB, which no images "
+                    "do. Pack them again."
+                )
             relative = PurePosixPath(member.name)
             content = archive.extractfile(member) if member.isfile() and _is_image(relative.parts) else None
             if content is not None:
