@@ -24,6 +24,10 @@ class RecordError(HessprobeError):
     """A record file that is missing, damaged, or not of the schema that this version reads."""
 
 
+class JournalError(HessprobeError):
+    """The journal of a stopped run that is damaged, or belongs to another run."""
+
+
 class DataError(HessprobeError):
     """Data that are empty, cannot be read twice, or change between two passes."""
 

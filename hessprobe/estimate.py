@@ -14,6 +14,8 @@ from hessprobe.jackknife import DataError
 
 # What is said of the data error alone.
 _OF_DATA = ("data-error-unresolved", "data-error-noisy")
+# Where 1 + a t falls below this, skewness a is taken out in a straight line.
+_STEEP = 0.35
 # Levels that differ by less are the same, made of other sums.
 _ROUNDED = 1e-12
 
@@ -100,6 +102,10 @@ class Estimate:
             r = 0.3 between the former and 0.98 + 2 r times sqrt(x).
         ratio: of a quantity (t / F)^2 with t and F > 0 independent: their estimates, without solver parts. The interval
             is made from theirs, on the scale of logarithms (``_ratio_ends``); None for other quantities.
+        skewness: a of the value, its third central moment over ``errors.probe`` cubed; 0 for arms of equal length. The
+            error bar is short where the value lies on the side of its short tail: with t the quantile the interval
+            goes from value - g(t) to value - g(-t) probe errors, g(t) = (3 / a) ((1 + a t)^(1/3) - 1), in a straight
+            line where 1 + a t < 0.35.
     """
 
     value: float
@@ -118,6 +124,7 @@ class Estimate:
     influence: Influence | None = field(default=None, repr=False, compare=False)
     known_square: float | None = None
     ratio: tuple[Estimate, Estimate] | None = field(default=None, repr=False, compare=False)
+    skewness: float = 0.0
 
     @property
     def std_error(self) -> float:
@@ -148,6 +155,10 @@ class Estimate:
         if self.ratio is not None and not include_data:
             low, high = _ratio_ends(*self.ratio, confidence)
             low, high = low - self.errors.solver, high + self.errors.solver
+        if self.skewness and self.errors.probe > 0 and not include_data and math.isfinite(half):
+            t, solver = (half - self.errors.solver) / self.errors.probe, self.errors.solver
+            low = self.value - self.errors.probe * _unskewed(t, self.skewness) - solver
+            high = self.value - self.errors.probe * _unskewed(-t, self.skewness) + solver
         return max(low, self.support[0]), min(high, self.support[1])
 
     def _bracket_at(self, confidence: float, include_data: bool) -> tuple[float, float]:
@@ -209,6 +220,7 @@ class Estimate:
             kind=kind if factor < 0 else self.kind,
             influence=None if self.influence is None else self.influence.scaled(factor),
             known_square=self.known_square * factor * factor if self.known_square is not None and factor > 0 else None,
+            skewness=math.copysign(self.skewness, self.skewness * factor),
             ratio=None if self.ratio is None or factor <= 0 else (self.ratio[0].scaled(factor**0.5), self.ratio[1]),
         )
 
@@ -334,6 +346,20 @@ def _norm_ends(norm: float, known: float, half: float) -> tuple[float, float]:
     # 1 / x within 1 -+ 2 r; from 0.4 on in a straight line, as an end at infinity says nothing.
     up = (1 - 2 * min(r, _STRAIGHT)) ** -0.5 + 2 * max(r - _STRAIGHT, 0.0)
     return norm * math.sqrt(share + sampled / (1 + 2 * r)), norm * math.sqrt(share + sampled * up**2)
+
+
+def _unskewed(t: float, skewness: float) -> float:
+    """Return the ratio of error to standard error that becomes ``t`` where its skewness is taken out.
+
+    T + a T^2 / 3 + a^2 T^3 / 27 is t to the order a of T = (value - truth) / std_error, a sample mean's with sample
+    variance; this is its inverse. Where 1 + a t falls below 0.35 its slope of two is kept: beyond it grows at random.
+
+    References:
+        Hall (1992), "On the removal of skewness by transformation".
+    """
+    inner = 1 + skewness * t
+    beyond = min(inner - _STEEP, 0.0)
+    return 3 / skewness * (math.cbrt(inner - beyond) - 1) + beyond / skewness * math.pow(_STEEP, -2 / 3)
 
 
 def _ratio_ends(top: Estimate, bottom: Estimate, confidence: float) -> tuple[float, float]:

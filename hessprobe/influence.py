@@ -52,21 +52,23 @@ class Influence:
             folded to m numbers (``law.fold``). Twice the sum over these of their sample variances is the variance of
             h_s by the law of the probes, far better known than from the rows.
         batches: for the error from the data being a sample, or None.
+        crossed: by name of the stream, (n, n) fp64: of rows (1, n) that are themselves quadratic forms w^T B w of
+            Rademacher probes, the bilinear forms w_i^T B w_j.
+        diagonals: by name of the same streams, (n, m) fp64: vectors with the diagonal of B as their mean, folded.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
     batches: Batches | None = None
     entries: Mapping[str, Tensor] = field(default_factory=dict)
+    crossed: Mapping[str, Tensor] = field(default_factory=dict)
+    diagonals: Mapping[str, Tensor] = field(default_factory=dict)
 
     def scaled(self, factor: float) -> Influence:
         """Return the samples of ``factor`` times the value."""
-        return Influence(
-            {name: rows * factor for name, rows in self.rows.items()},
-            {name: pairs * factor for name, pairs in self.pairs.items()},
-            None if self.batches is None else self.batches.scaled(factor),
-            {name: entries * factor for name, entries in self.entries.items()},
-        )
+        kinds = (self.rows, self.pairs, self.entries, self.crossed, self.diagonals)
+        rows, pairs, *more = ({name: values * factor for name, values in kind.items()} for kind in kinds)
+        return Influence(rows, pairs, None if self.batches is None else self.batches.scaled(factor), *more)
 
     def joined(self, other: Influence) -> Influence:
         """Return the samples of the sum of two values that share no stream; nothing is said of batches.
@@ -76,5 +78,10 @@ class Influence:
         """
         if set(self.rows) & set(other.rows):
             raise ValueError(f"streams must differ; got {sorted(self.rows)} twice. Sample with other streams.")
-        entries = {**self.entries, **other.entries}
-        return Influence({**self.rows, **other.rows}, {**self.pairs, **other.pairs}, entries=entries)
+        return Influence(
+            {**self.rows, **other.rows},
+            {**self.pairs, **other.pairs},
+            entries={**self.entries, **other.entries},
+            crossed={**self.crossed, **other.crossed},
+            diagonals={**self.diagonals, **other.diagonals},
+        )

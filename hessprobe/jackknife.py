@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Groups of examples that a data error rests on at least, where the examples can be told apart: with 15 degrees of
+# freedom the error is known to 18 %, and the 95 % quantile is 9 % above the normal one.
+GROUPS = 16
+
 
 class DataError(NamedTuple):
     """The sampling error of a number that rests on groups of examples.

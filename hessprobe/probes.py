@@ -35,6 +35,7 @@ STREAMS = {
     "output": 8,
     "universal": 9,
     "sharpness": 10,
+    "groups": 11,
 }
 
 _BITS = torch.arange(8, dtype=torch.uint8)

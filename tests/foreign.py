@@ -40,7 +40,8 @@ class _Call(torch.nn.Module):
 def numbers(done):
     """The values of a record on standard output, by measure."""
     assert done.code == 0, done.err
-    record = json.loads(done.out)
+    # Trainers print on the standard output too.
+    record = json.loads(done.out[done.out.index("{\n") :])
     return {row["measure"]: row["value"] for row in record["results"]} | {"record": record}
 
 

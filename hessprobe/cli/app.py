@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hessprobe.cli import failures, signals, usage
+from hessprobe.cli import failures, signals, terminal, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.demo import demo
@@ -74,6 +74,7 @@ def main(last: bool = False) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    terminal.prepare()
     with signals.handled(last):
         code = _run()
     sys.exit(signals.exit_code(code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -9,13 +10,14 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, cast
 
 import typer
 
 from hessprobe.cli import outputs, signals
+from hessprobe.cli.terminal import shown
 from hessprobe.cli.wording import in_options
 
 OK = 0
@@ -46,15 +48,16 @@ def as_usage() -> Iterator[None]:
 def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Return ``command`` with every failure turned into one line on stderr and an exit code.
 
-    The traceback is shown where the command's ``debug`` argument is true. A command that writes files is given
-    ``--force`` as well; see ``hessprobe.cli.outputs``.
+    The traceback is shown where the command's ``debug`` argument is true. What a command is given beside
+    its own options is in ``hessprobe.cli.outputs``.
     """
+    added = outputs.added_options(command.__name__, inspect.signature(command).parameters)
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        force = bool(kwargs.pop("force", False))
-        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, force):
+        given = {name: bool(kwargs.pop(name, False)) for name in added}
+        with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, **given):
             try:
                 command(*args, **kwargs)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -68,19 +71,18 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                     raise typer.Exit(INTERRUPTED) from None
                 fail(error, debug)
 
-    return _with_force(run)
+    return _with_options(run, added)
 
 
-def _with_force(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    signature = inspect.signature(command, eval_str=True)
-    if not outputs.NAMES & signature.parameters.keys():
+def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]) -> Callable[_Parameters, None]:
+    if not added:
         return command
-    added = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=outputs.Force)
+    signature = inspect.signature(command, eval_str=True)
     *others, last = signature.parameters.values()
-    parameters = [*others, added.replace(kind=last.kind), last]
+    more = [inspect.Parameter(name, last.kind, default=False, annotation=each) for name, each in added.items()]
     changed = cast(Any, command)
-    changed.__signature__ = signature.replace(parameters=parameters)
-    changed.__annotations__ = {each.name: each.annotation for each in parameters}
+    changed.__signature__ = signature.replace(parameters=[*others, *more, last])
+    changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, last)}
     return command
 
 
@@ -122,7 +124,9 @@ def entries(failure: BaseException | None) -> dict[str, list[str] | None]:
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    print(f"hessprobe: {message}", file=sys.stderr)
+    # Where nobody reads them any more, messages end nothing.
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        print(f"hessprobe: {shown(message)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from hessprobe import checks
 from hessprobe.cli import code
 from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.errors import CheckpointError, HessprobeError
-from hessprobe.models import build, data, fitting, pretrained
+from hessprobe.models import build, data, fitting, images, pretrained
 from hessprobe.models.examples import Examples
-from hessprobe.models.files import Contents, read_contents, weight_files
+from hessprobe.models.files import path_sha256, read_contents
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import LOSSES, Opening
 from hessprobe.models.spec import ZOO, ModelSpec, parse_spec
@@ -81,8 +81,7 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
     if spec.kind in ("transformers", "peft"):
         return _open_pretrained(spec, source)
     with as_usage():
-        examples = data.load(source.data, source.opening)
-        model = _model(spec, examples)
+        model, examples, said = _with_data(spec, source)
     notes: tuple[str, ...] = ()
     origin: dict[str, Any] = {}
     if source.checkpoint is not None:
@@ -95,7 +94,7 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
     else:
         model.float()
         notes = (f"weights as {spec.text} makes them",)
-    return Opened(model.eval(), spec.text, examples, _loss(source.opening), origin, notes)
+    return Opened(model.eval(), spec.text, examples, _loss(source.opening), origin, (*notes, *said))
 
 
 def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
@@ -116,15 +115,23 @@ def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
         placed, origin = _placed(model, str(path), opening.key)
         notes = (*notes, *placed)
     else:
-        files = weight_files(folder)
-        digest = Contents(Path(folder), "", None, files).sha256() if files else ""
-        origin = {"path": folder, "sha256": digest, "format": f"{spec.kind} folder"}
+        origin = {"path": folder, "sha256": path_sha256(folder), "format": f"{spec.kind} folder"}
     with as_usage():
         examples = data.load_for(model, spec.name, task, str(source.data), opening)
     return Opened(model.eval(), spec.text, examples, _loss(opening), origin, (*notes, f"task: {task}"))
 
 
-def _model(spec: ModelSpec, examples: Any) -> nn.Module:
+def _with_data(spec: ModelSpec, source: Source) -> tuple[nn.Module, Any, tuple[str, ...]]:
+    if spec.kind != ZOO:
+        model = _model(spec)
+        return model, *data.load(str(source.data), source.opening, images.usual_of(spec.kind, model))
+    examples, said = data.load(str(source.data), source.opening)
+    checks.one_of("model", spec.name, zoo.REGISTRY)
+    implied = getattr(examples, "implied_arguments", {})
+    return zoo.build_model(spec.name, zoo.complete_arguments(spec.name, spec.arguments, implied)), examples, said
+
+
+def _model(spec: ModelSpec) -> nn.Module:
     if spec.kind == "torchvision":
         return build.build_torchvision(spec)
     if spec.kind == "timm":
@@ -132,11 +139,7 @@ def _model(spec: ModelSpec, examples: Any) -> nn.Module:
     if spec.kind == "file":
         factory = code.function_of_file("--model", spec.place, spec.name)
         return _of_user(factory, spec, spec.place)
-    if spec.kind == "module":
-        return _of_user(code.function_of_module("--model", spec.place, spec.name), spec, "")
-    checks.one_of("model", spec.name, zoo.REGISTRY)
-    implied = getattr(examples, "implied_arguments", {})
-    return zoo.build_model(spec.name, zoo.complete_arguments(spec.name, spec.arguments, implied))
+    return _of_user(code.function_of_module("--model", spec.place, spec.name), spec, "")
 
 
 def _of_user(factory: Callable[..., Any], spec: ModelSpec, path: str) -> nn.Module:

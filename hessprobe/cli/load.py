@@ -11,9 +11,11 @@ import torch
 
 from hessprobe.cli import code, foreign
 from hessprobe.cli.failures import UsageError, as_usage, say
+from hessprobe.cli.trust import require_trusted_data
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models.opened import Opened
 from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.triple import risk_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
     RISK_BATCH_SIZE,
@@ -148,9 +150,9 @@ def _open(source: Source) -> Checkpoint | Opened:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
-        return load_checkpoint(path)
+        return require_trusted_data(load_checkpoint(path))
     if path is not None:
-        if not Path(path).is_dir() and _is_own_file(path):
+        if not Path(path).is_dir() and is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
         if source.data is None and source.model is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
@@ -161,7 +163,12 @@ def _open(source: Source) -> Checkpoint | Opened:
     return foreign.open_foreign(spec, source)
 
 
-def _is_own_file(path: str) -> bool:
+def is_own_file(path: str) -> bool:
+    """Return whether a file is a checkpoint of hessprobe.
+
+    Raises:
+        CheckpointError: missing or empty.
+    """
     require_file(path)
     try:
         return is_checkpoint(path)
@@ -195,6 +202,12 @@ def _from_foreign(opened: Opened, source: Source) -> Subject:
     return Subject(risk, title, foreign.describe(opened, source.checkpoint, risk.dim), data)
 
 
+def _refuse(source: Source, names: tuple[str, ...], why: str) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(source, name)]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot go with {why}")
+
+
 def _measured(source: Source) -> dict[str, Any]:
     return {
         "params": list(source.params) or None,
@@ -210,10 +223,7 @@ def _tell(source: Source, notes: tuple[str, ...]) -> None:
 
 
 def _from_objective(source: Source) -> Subject:
-    fixed = ("model", "data", "split", "examples", "batch_size", "batchnorm", "dtype", "device", "params")
-    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(source, name)]
-    if given:
-        raise UsageError(f"{', '.join(given)} cannot go with --objective. Decide it inside the function.")
+    _refuse(source, ("model", "data"), "--objective. Decide it inside the function.")
     path, _, name = str(source.objective).rpartition(":")
     function = code.function_of_file("--objective", path, name)
     takes_checkpoint = bool(inspect.signature(function).parameters)
@@ -222,13 +232,28 @@ def _from_objective(source: Source) -> Subject:
     if not takes_checkpoint and source.checkpoint is not None:
         raise UsageError(f"{name} of {path} takes no argument, so CKPT must not be given; got {source.checkpoint!r}.")
     try:
-        risk = function(source.checkpoint) if takes_checkpoint else function()
+        risk = made = function(source.checkpoint) if takes_checkpoint else function()
     except HessprobeError:
         raise
     except Exception as error:
         raise code.failed(f"{source.objective} failed", path, error) from error
+    if isinstance(risk, tuple) and len(risk) == 3:
+        with as_usage():
+            risk = risk_of(
+                risk,
+                split=source.split,
+                examples=source.examples,
+                batch_size=source.batch_size,
+                seed=source.seed,
+                **_measured(source),
+            )
     if not isinstance(risk, EmpiricalRisk):
-        raise HessprobeError(f"{source.objective} must return an EmpiricalRisk; got {type(risk).__name__}.")
+        raise HessprobeError(
+            f"{source.objective} must return (model, loss, data) or an EmpiricalRisk; got {type(risk).__name__}."
+        )
+    if risk is made:
+        fixed = ("split", "examples", "batch_size", "batchnorm", "dtype", "device", "params")
+        _refuse(source, fixed, "an EmpiricalRisk. Decide it inside the function, or return (model, loss, data).")
     title = f"{source.objective}: {risk.dim:,} parameters"
     checkpoint = None
     if source.checkpoint is not None and Path(source.checkpoint).is_file():

@@ -103,7 +103,8 @@ ObjectiveSpec = Annotated[
     _option(
         "--objective",
         metavar="FILE.py:FUNCTION",
-        help="Measure the EmpiricalRisk that this function returns; where it takes an argument, that is the path CKPT. "
+        help="Measure the (model, loss, data) or the EmpiricalRisk that this function returns; where it takes an "
+        "argument, that is the path CKPT. "
         "It runs the file's code.",
         panel=_INPUT,
     ),

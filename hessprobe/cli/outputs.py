@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,6 +23,27 @@ NAMES = frozenset({"json", "csv", "out", "interactive", "markdown"})
 Force = Annotated[
     bool,
     typer.Option("--force", help="Replace output files that hessprobe did not write.", rich_help_panel="Output"),
+]
+
+# Commands whose products are written down beside their record.
+RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance"})
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the journal that a stopped run of this command left beside --json, to the same numbers.",
+        rich_help_panel="Output",
+    ),
+]
+
+TrustData = Annotated[
+    bool,
+    typer.Option(
+        "--trust-data",
+        help="Let a checkpoint name its data by a path or a name on the network.",
+        rich_help_panel="What is measured",
+    ),
 ]
 
 _HEAD = 4096
@@ -46,27 +67,35 @@ class Invocation:
         inputs: the files that its arguments name, resolved.
         force: whether files that are not ours may be replaced.
         held: the locks on its outputs.
+        resume: whether to go on from the journal of a stopped run.
+        lent: outputs of a command that runs this one inside itself.
+        trust_data: whether a checkpoint may name data outside the package.
     """
 
     command: str = ""
     inputs: frozenset[Path] = frozenset()
     force: bool = False
     held: dict[Path, Lock | None] = field(default_factory=dict)
+    resume: bool = False
+    lent: frozenset[Path] = frozenset()
+    trust_data: bool = False
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
 
 
 @contextmanager
-def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Iterator[None]:
+def invocation(command: str, arguments: Mapping[str, Any], **added: Any) -> Iterator[None]:
     """Let ``check`` know, inside the block, what the command was given; its outputs are its own until the end.
 
     Args:
         command: its name.
         arguments: what it was called with.
-        force: whether files that are not ours may be replaced.
+        added: values of the options in ``added_options``.
     """
-    run = Invocation(command, frozenset(_inputs(arguments)), force)
+    outer = _current.get()
+    lent = outer.lent | frozenset(outer.held)
+    run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, **added)
     token = _current.set(run)
     try:
         yield
@@ -75,6 +104,21 @@ def invocation(command: str, arguments: Mapping[str, Any], force: bool) -> Itera
         for lock in run.held.values():
             if lock is not None:
                 lock.release()
+
+
+def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
+    """Return the options that a command is given beside its own parameters, by what it does, with their types."""
+    fitting = {
+        "force": (bool(NAMES & set(parameters)), Force),
+        "resume": (command in RESUMABLE, Resume),
+        "trust_data": ("split" in parameters, TrustData),
+    }
+    return {name: option for name, (fits, option) in fitting.items() if fits}
+
+
+def current() -> Invocation:
+    """Return what is running; one without a name where no command is."""
+    return _current.get()
 
 
 def check(name: str, path: str) -> None:
@@ -103,7 +147,7 @@ def check(name: str, path: str) -> None:
 def _keep(run: Invocation, name: str, target: Path) -> None:
     place = target.resolve()
     # What is no file (/dev/null) can be written by many.
-    if not run.command or place in run.held or (place.exists() and not place.is_file()):
+    if not run.command or place in run.lent or place in run.held or (place.exists() and not place.is_file()):
         return
     try:
         run.held[place] = locks.take(place)

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hessprobe.cli.terminal import shown
 from hessprobe.report.numbers import (
     SIGNIFICANT,
     error_texts,
@@ -132,6 +133,7 @@ def print_table(layouts: Sequence[tuple[Row, Sequence[Row]]], console: Console) 
             by spaces.
         console: where to.
     """
+    layouts = [(header, [[shown(cell) for cell in row] for row in rows]) for header, rows in layouts]
     if not console.is_terminal:
         _print_plain(*layouts[0], console)
         return layouts[0][0]
@@ -163,7 +165,7 @@ def plus_minus_for(console: Console) -> str:
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Print one line, never wrapped by this program."""
-    console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
 
 
 def _columns(header: Row, rows: Sequence[Row], kept: Sequence[int]) -> tuple[Row, Sequence[Row]]:

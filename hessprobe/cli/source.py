@@ -44,12 +44,13 @@ def check_source(request: Asked) -> None:
     check_opening(request.opening)
 
 
-def source_of(request: Asked, checkpoint: str | None) -> Source:
+def source_of(request: Asked, checkpoint: str | None, *, quiet: bool = False) -> Source:
     """Return what ``load_subject`` needs to make the risk that the options describe.
 
     Args:
         request: the options.
         checkpoint: the file; the command's own, or another of a series.
+        quiet: what a reader should know of a file of another library was said before, of another of the series.
     """
     from hessprobe.cli.load import Source
 
@@ -67,7 +68,7 @@ def source_of(request: Asked, checkpoint: str | None) -> Source:
         "opening",
     )
     given = {name: getattr(request, name) for name in alike}
-    return Source(checkpoint=checkpoint, params=tuple(request.params or ()), **given)
+    return Source(checkpoint=checkpoint, params=tuple(request.params or ()), quiet=quiet, **given)
 
 
 class Measured(Asked, Protocol):

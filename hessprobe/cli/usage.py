@@ -109,9 +109,17 @@ def _too_many(extra: str, program: str) -> str:
 def _unknown_command(name: str, known: tuple[str, ...]) -> str:
     mend = options.nearest(name, known)
     if not mend:
-        file = Path(name).is_file()
+        file = _is_file(name)
         mend = f" Write: hessprobe measure {name}" if file else f" Choose one of {', '.join(known)}."
     return f"hessprobe has no command {name!r}.{mend}"
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        # Too long for a path, or with a null byte.
+        return False
 
 
 def _options_of(command: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import re
 # left out: in most messages they are the things themselves.
 _SAME = """batch_size batchnorm case confidence device dtype engine epochs examples k lr measure memory momentum
     operator optimizer params probes radius rho rounds rtol schedule seed shift split weight_decay accumulate amp base
-    adaptive eta clip_grad_norm crop data_seed flip label_noise recipe rho_min rho_schedule save_every subset warmup"""
+    adaptive eta clip_grad_norm crop data_seed flip label_noise recipe rho_min rho_schedule save_every subset warmup
+    image_size label_column text_column"""
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()}
 _OPTIONS |= {"n_probes": "--probes", "eps": "--shift"}
 _OPTIONS |= {"milestones": "--milestone", "optimizer_args": "--optimizer-arg"}

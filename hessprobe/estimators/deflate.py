@@ -128,13 +128,15 @@ def basis_of(deflate: Any, A: LinearOperator) -> Tensor | None:
     return orthonormal_rows(rows.to(device=A.device, dtype=A.dtype)) if rows.shape[0] else None
 
 
-def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0) -> Deflation:
+def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0, parts: LinearOperator | None = None) -> Deflation:
     """Multiply ``A`` by given directions once, so that several estimators can deflate them without repeating it.
 
     Args:
         A: symmetric operator.
         vectors: as ``basis_of`` takes them, at least one; need not be eigenvectors, must not depend on the probes.
         seed: of the coordinate sample behind ``term_overlaps`` (exact where d <= 65,536).
+        parts: the same matrix as a sum over other terms, see ``LinearOperator.grouped``, for the data error; A itself
+            where None.
 
     Raises:
         TypeError, ValueError: see ``basis_of``; also no vectors at all.
@@ -142,17 +144,18 @@ def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0) -> Deflation:
     basis = basis_of(vectors, A)
     if basis is None:
         raise ValueError("vectors must be at least one; got none. Leave deflation out instead.")
-    sample = CoordinateSample.plan(A, basis.shape[0], checks.resolve_seed(seed))
+    parts = A if parts is None else parts
+    sample = CoordinateSample.plan(parts, basis.shape[0], checks.resolve_seed(seed))
     image = torch.zeros_like(basis)
     weights, compressed, kept = [], [], []
-    for weight, term in A.terms():
+    for weight, term in parts.terms():
         part = torch.cat(
             [term.matvecs(rows) for rows in (basis[a:b] for a, b in blocks_of(len(basis), block_rows(A.dim)))]
         )
         image.add_(part, alpha=weight)
         weights.append(weight)
         compressed.append(gram(basis, part))
-        if A.n_terms > 1:
+        if parts.n_terms > 1:
             kept.append(sample.take(part))
     T = gram(basis, image)
     residual = project(basis, image)

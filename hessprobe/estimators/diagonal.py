@@ -134,6 +134,7 @@ def diagonal(
         checks.one_of("control_variate", control_variate, ("auto",))
     task = Task(
         operator=(block_diagonal(operator) if blockwise else None) or operator,
+        parts=operator,
         goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),
         seed=checks.resolve_seed(seed),
         law=checks.one_of("law", law, LAWS),

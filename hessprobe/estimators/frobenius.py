@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hessprobe import checks
+from hessprobe import checks, jackknife
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Goal
-from hessprobe.estimators.deflate import Deflation, basis_of, deflation
+from hessprobe.estimators.deflate import Deflation, basis_of, block_rows, blocks_of, deflation
+from hessprobe.estimators.law import fold
 from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.squares import (
     Combined,
@@ -25,15 +26,17 @@ from hessprobe.estimators.squares import (
     upper,
 )
 from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import DataError, data_error
-from hessprobe.operators import Counted, settled
+from hessprobe.jackknife import GROUPS, DataError
+from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import LAWS, ProbeStream
-from hessprobe.vectors import orthonormal_rows, row_dots
+from hessprobe.vectors import gram, orthonormal_rows, row_dots
 
 _PILOT = 12
 _MINIMUM = 16
 # A tolerance that asks for this many times the pilot is first eased by deflating the pilot's own products.
 _WORTH_DEFLATING = 6
+# More probes than this know the variance of their samples well enough by themselves.
+_CROSSED = 512
 # A trace known to worse than this, relative, is too near 0 for its square to be linear in it.
 _NEAR_ZERO = 0.1
 
@@ -49,6 +52,7 @@ def frobenius_norm(
     law: str = "rademacher",
     confidence: float = 0.95,
     max_probes: int = budget.MAX_PROBES,
+    data_error: bool = True,
     callback: Callback | None = None,
 ) -> Estimate:
     r"""Estimate ||A||_F = sqrt(sum_i lambda_i^2).
@@ -71,6 +75,8 @@ def frobenius_norm(
         law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
+        data_error: tell the error from the data being a sample; where there are fewer than 16 batches, up to 16
+            products and those with ``deflate`` are made by groups of examples, and add up (``LinearOperator.grouped``).
         callback: called with a ``Progress`` after each group of products.
 
     Returns:
@@ -79,7 +85,7 @@ def frobenius_norm(
         {name: {value, std_error}} with ||A[block, :]||_F^2, ``trace`` {value, std_error} from the same probes,
         ``pair_weight``, ``deflated``, ``pilot``. Flag ``"heavy-tailed"``: few eigenvalues carry the probes' part, so
         that nearly all misses of the interval are values too low; without deflation it covered 93 to 97 % with 8 to 24
-        probes, flagged or not (18 spectra, 2,000 seeds, see ``squares``), but its differences 88 to 95 %; deflate.
+        probes, flagged or not (18 spectra, 2,000 seeds, see ``squares``), its differences 91 to 97 %; deflate.
 
     Raises:
         ValueError: an argument outside its range.
@@ -93,11 +99,13 @@ def frobenius_norm(
     operator = Counted(settled(A))
     asked = budget.goal(rtol, atol, n_probes, confidence, max_probes)
     basis = basis_of(deflate, operator)
-    request = _Request(operator, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
+    parts = operator.grouped(GROUPS) if data_error else operator
+    request = _Request(operator, parts, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
     deflated = deflate if isinstance(deflate, Deflation) else None
     if deflated is None and basis is not None:
-        deflated = deflation(operator, basis, seed=request.seed)
+        deflated = deflation(operator, basis, seed=request.seed, parts=parts)
     estimate = _fixed(request, deflated) if asked.n_probes is not None else _planned(request, deflated)
+    estimate = estimate if data_error else estimate.without_data()
     return estimate.with_(matvecs=operator.matvec_count, seconds=time.perf_counter() - started)
 
 
@@ -170,6 +178,7 @@ def _ratio_influence(trace: Estimate, frobenius: Estimate) -> Influence | None:
 @dataclass(frozen=True)
 class _Request:
     operator: Counted
+    parts: LinearOperator
     goal: Goal
     seed: int
     law: str
@@ -194,7 +203,7 @@ def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
     wanted, details = _wanted(request, pilot, deflated)
     if deflated is None and wanted > _WORTH_DEFLATING * _PILOT and A.dim > 4 * _PILOT:
         # The pilot's products sketch the range at no cost; they are independent of all later probes.
-        deflated = deflation(A, orthonormal_rows(pilot.products), seed=request.seed)
+        deflated = deflation(A, orthonormal_rows(pilot.products), seed=request.seed, parts=request.parts)
         pilot = sample_squares(A, request.stream("pilot"), _PILOT, _PILOT, deflated)
         first = wanted
         wanted, details = _wanted(request, pilot, deflated)
@@ -225,13 +234,13 @@ def _wanted(request: _Request, pilot: SquareSamples, deflated: Deflation | None)
 
 def _run(request: _Request, count: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
     A = request.operator
-    samples = sample_squares(A, request.stream("frobenius"), 0, count, deflated, request.callback)
+    samples = sample_squares(A, request.stream("frobenius"), 0, count, deflated, request.callback, request.parts)
     combined = samples.combined()
     square = combined.value + (0.0 if deflated is None else deflated.squared_norm)
     norm = math.sqrt(max(square, 0.0))
     data = _data_error(samples, deflated, norm)
     flags = ("heavy-tailed",) if _heavy(samples, combined, square) else ()
-    if data is None and A.n_terms > 1:
+    if data is None and request.parts.n_terms > 1:
         flags = (*flags, "data-error-unresolved")
     more = {
         **details,
@@ -249,38 +258,56 @@ def _run(request: _Request, count: int, deflated: Deflation | None, details: dic
         support=(0.0, math.inf),
         flags=flags,
         details=more,
-        influence=_influence(samples, combined, deflated, norm) if norm else None,
+        influence=_influence(request.law, samples, combined, deflated, norm) if norm else None,
         known_square=0.0 if deflated is None else deflated.squared_norm,
     )
 
 
-def _influence(samples: SquareSamples, combined: Combined, deflated: Deflation | None, norm: float) -> Influence | None:
+def _influence(
+    law: str, samples: SquareSamples, combined: Combined, deflated: Deflation | None, norm: float
+) -> Influence | None:
     """Return the samples of the norm: (1 - w) f_i and w (f_i + f_j - p_ij - F2), w the weight of pairs, over 2 F."""
     slope, f = 1 / (2 * norm), samples.squares
     batches = None
-    if samples.table is not None:
-        offset = 0.0 if deflated is None else deflated.term_overlaps
+    offset = _offset(samples, deflated)
+    if samples.table is not None and offset is not None:
         batches = Batches(samples.weights, (samples.table + offset) / norm, shared=True)
-    rows = {"frobenius": (slope * (1 - combined.weight) * f)[None]}
+    share = slope * (1 - combined.weight)
+    found = Influence({"frobenius": (share * f)[None]}, batches=batches, **_crossed(law, samples, share))
     if combined.weight == 0.0:
-        return Influence(rows, batches=batches)
+        return found
     parts = []
     for group, own in zip(samples.pairs, torch.split(f, [pairs.size for pairs in samples.pairs]), strict=True):
         if group.values is None:
             return None
         i, j = upper(group.size)
         parts.append(own[i] + own[j] - group.values - combined.value)
-    return Influence(rows, {"frobenius": slope * combined.weight * torch.cat(parts)}, batches)
+    return replace(found, pairs={"frobenius": slope * combined.weight * torch.cat(parts)})
+
+
+def _crossed(law: str, samples: SquareSamples, factor: float) -> dict[str, dict[str, Tensor]]:
+    """Return what differences take the variance of f_i = w_i^T B w_i from, B = P A P^2 A P times ``factor``.
+
+    With z_i = P A P w_i, w_i^T B w_j = z_i^T z_j, and z_i^2 has the diagonal of B as its mean.
+    """
+    rows = samples.products
+    if law != "rademacher" or len(samples.pairs) > 1 or len(rows) > _CROSSED:
+        return {}
+    squares = [fold(rows[a:b].double().square()) for a, b in blocks_of(len(rows), block_rows(rows.shape[1]))]
+    return {
+        "crossed": {"frobenius": factor * gram(rows, rows).cpu()},
+        "diagonals": {"frobenius": factor * torch.cat(squares)},
+    }
 
 
 def _exact(request: _Request) -> Estimate:
     """Return the norm from products with all unit vectors."""
     A = request.operator
-    samples = sample_squares(A, None, 0, A.dim, None, request.callback)
+    samples = sample_squares(A, None, 0, A.dim, None, request.callback, request.parts)
     norm = math.sqrt(float(samples.squares.sum()))
     data = None
     if samples.table is not None and norm:
-        total = data_error(samples.weights, samples.table.sum(0))
+        total = jackknife.data_error(samples.weights, samples.table.sum(0))
         data = None if total is None else total.scaled(1 / norm)
     blocks = {
         name: {"value": float(value), "std_error": 0.0}
@@ -298,11 +325,18 @@ def _data_error(samples: SquareSamples, deflated: Deflation | None, norm: float)
     x_b = <A, A_b> has mean sum_b w_b x_b = F^2, and dF = <A, dA> / F. Probes are shared by the terms, so the noise
     of the contrasts x_b - sum_a w_a x_a is measured over probes.
     """
-    table, weights = samples.table, samples.weights
-    if table is None or not norm:
+    table, weights, offset = samples.table, samples.weights, _offset(samples, deflated)
+    if table is None or offset is None or not norm:
         return None
-    found = shared_probes_error(weights, table, 0.0 if deflated is None else deflated.term_overlaps)
+    found = shared_probes_error(weights, table, offset)
     return None if found is None else found.scaled(1 / norm)
+
+
+def _offset(samples: SquareSamples, deflated: Deflation | None) -> Tensor | None:
+    """Return the deflated part of x_b, (B,); None where the deflation was made by other terms."""
+    if deflated is None:
+        return torch.zeros_like(samples.weights)
+    return deflated.term_overlaps if len(deflated.term_overlaps) == len(samples.weights) else None
 
 
 def _heavy(samples: SquareSamples, combined: Combined, square: float) -> bool:

@@ -83,7 +83,8 @@ def _compressed(
     k = len(basis)
     parts = torch.zeros(max(groups, 1), k, k, dtype=torch.float64, device=A.device)
     weights = torch.zeros(groups, dtype=torch.float64)
-    if given is not None and given.term_compressed is not None:
+    # A deflation made by other terms says nothing about these.
+    if given is not None and given.term_compressed is not None and len(given.weights) == A.n_terms:
         for index, (weight, known) in enumerate(zip(given.weights.tolist(), given.term_compressed, strict=True)):
             group = index * groups // A.n_terms
             parts[group] += weight * known

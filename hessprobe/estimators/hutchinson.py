@@ -234,8 +234,9 @@ def _between(samples: LinearSamples, known: Known) -> DataError | None:
 
 
 def _per_term(samples: LinearSamples, known: Known) -> Tensor:
-    """Return estimates of the traces of all terms, (n, B)."""
-    return samples.raw.T + (known.deflated.term_traces if known.deflated is not None else 0.0)
+    """Return estimates of the traces of all terms, (n, B); without the deflated part where other terms have it."""
+    deflated = None if known.deflated is None else known.deflated.term_traces
+    return samples.raw.T + (deflated if deflated is not None and len(deflated) == len(samples.raw) else 0.0)
 
 
 def _influence(samples: LinearSamples, known: Known) -> Influence:

@@ -94,6 +94,10 @@ class Pairs:
     values: Tensor | None = None
 
 
+# Probes that are multiplied by groups of examples where these are finer than the batches.
+_TOLD = 16
+
+
 @dataclass(frozen=True)
 class SquareSamples:
     """What one run brings.
@@ -103,7 +107,7 @@ class SquareSamples:
         forms: (n,) w_i^T P A P w_i.
         pairs: one a group.
         blocks: (n, L) squared norms of the blocks of A P w_i.
-        table: (n, B) unbiased estimates of <P A P, P A_b P>, or None for one term.
+        table: (m, B) unbiased estimates of <P A P, P A_b P> from the first m probes, or None for one term.
         weights: (B,) of the terms.
         products: rows P A P w_i of the last group.
     """
@@ -168,8 +172,12 @@ def sample_squares(
     count: int,
     deflated: Deflation | None,
     callback: Callback | None = None,
+    parts: LinearOperator | None = None,
 ) -> SquareSamples:
     """Multiply probes ``start .. start + count - 1`` (unit vectors for ``stream`` None), one pass over terms a group.
+
+    Where ``parts`` are finer than the terms of A, only the first 16 probes are multiplied by them (all unit vectors):
+    their products add up to those with A, and so many probes say enough about the spread between terms.
 
     Args:
         A: the operator.
@@ -178,34 +186,38 @@ def sample_squares(
         count: probes n.
         deflated: directions taken out, or None.
         callback: called with a ``Progress`` after each group.
+        parts: the same matrix as a sum over groups of examples, for the data error; A itself where None.
 
     Raises:
         NonFiniteError: a product is nan or infinite.
     """
-    parts: list[_Group] = []
+    groups: list[_Group] = []
     basis = None if deflated is None else deflated.basis
     offset = 0.0 if deflated is None else deflated.squared_norm
     seed = 0 if stream is None else stream.seed
+    parts = A if parts is None else parts
+    told = count if stream is None or parts.n_terms == A.n_terms else min(count, _TOLD)
     for first, stop in blocks_of(count, group_rows(A.dim)):
         probes = _units(A, first, stop) if stream is None else stream.block(start + first, start + stop)
-        parts.append(_group(A, probes, basis, CoordinateSample.plan(A, stop - first, seed, first)))
+        rows = max(min(told - first, stop - first), 0)
+        groups.append(_group(A, parts, probes, basis, CoordinateSample.plan(parts, rows, seed, first)))
         if callback is not None:
-            callback(_progress(parts, offset, stop, count, exact=stream is None))
-    squares = torch.cat([part.squares for part in parts])
+            callback(_progress(groups, offset, stop, count, exact=stream is None))
+    squares = torch.cat([part.squares for part in groups])
     if not bool(torch.isfinite(squares).all()):
         raise NonFiniteError(
             "products with the operator must be finite; got nan or inf. "
             "Check parameters, data and loss, or use a wider dtype."
         )
-    tables = [part.table for part in parts if part.table is not None]
+    tables = [part.table for part in groups if part.table is not None]
     return SquareSamples(
         squares=squares,
-        forms=torch.cat([part.forms for part in parts]),
-        pairs=[part.pairs for part in parts],
-        blocks=torch.cat([part.blocks for part in parts]),
+        forms=torch.cat([part.forms for part in groups]),
+        pairs=[part.pairs for part in groups],
+        blocks=torch.cat([part.blocks for part in groups]),
         table=torch.cat(tables) if tables else None,
-        weights=parts[0].weights,
-        products=parts[-1].products,
+        weights=groups[0].weights,
+        products=groups[-1].products,
     )
 
 
@@ -220,21 +232,30 @@ class _Group:
     products: Tensor
 
 
-def _group(A: LinearOperator, probes: Tensor, basis: Tensor | None, sample: CoordinateSample) -> _Group:
-    inside = project(basis, probes)
+def _products(A: LinearOperator, V: Tensor) -> Tensor:
+    return torch.cat([A.matvecs(V[a:b]) for a, b in blocks_of(len(V), block_rows(A.dim))])
+
+
+def _group(
+    A: LinearOperator, parts: LinearOperator, probes: Tensor, basis: Tensor | None, sample: CoordinateSample
+) -> _Group:
+    """Multiply probes, the leading ones (as many as ``sample`` has rows) by the terms of ``parts``."""
+    inside, told = project(basis, probes), len(sample.index)
     total = torch.zeros_like(probes)
     weights, kept = [], []
-    for weight, term in A.terms():
-        part = torch.cat([term.matvecs(inside[a:b]) for a, b in blocks_of(len(inside), block_rows(A.dim))])
-        total.add_(part, alpha=weight)
+    for weight, term in parts.terms() if told else ():
+        part = _products(term, inside[:told])
+        total[:told].add_(part, alpha=weight)
         weights.append(weight)
-        if A.n_terms > 1:
+        if parts.n_terms > 1:
             kept.append(sample.take(part))
+    if told < len(inside):
+        total[told:] = _products(A, inside[told:])
     names = list(A.blocks.values())
     sums = [row_dots(total[:, where], total[:, where]) for where in names]
     products = project(basis, total)
     forms = gram(probes, products)
-    here = sample.take(products)
+    here = sample.take(products[:told])
     return _Group(
         squares=row_dots(products, products).cpu(),
         forms=forms.diagonal().cpu(),

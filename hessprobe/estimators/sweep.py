@@ -21,9 +21,10 @@ from hessprobe.estimators.groups import deflated_part, influences
 from hessprobe.estimators.levels import Sizes, best_sizes, short_steps
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import fits, pays, whole_sketch
+from hessprobe.jackknife import GROUPS
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
-from hessprobe.operators import Counted, Deflated, settled
+from hessprobe.operators import Counted, Deflated, LinearOperator, settled
 from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.vectors import combine, gram, row_dots
 
@@ -110,6 +111,7 @@ def spectral_sketch(
     checks.one_of("law", law, LAWS)
     checks.one_of("method", method, ("auto", "slq", "exact"))
     counted = Counted(settled(A))
+    parts = counted.grouped(GROUPS) if data_error else counted
     known = 0.0 if counted.psd and lower is None else lower
     basis = basis_of(deflate, counted)
     longest = _MAX_STEPS if target is not None and steps is None else _DEFAULT_STEPS
@@ -121,18 +123,19 @@ def spectral_sketch(
         asked=asked,
         seed=checks.resolve_seed(seed),
         law=law,
-        data_error=data_error and reorthogonalize and counted.n_terms > 1,
+        parts=parts,
+        data_error=data_error and reorthogonalize and parts.n_terms > 1,
         full=reorthogonalize,
         memory=checks.positive_int("memory", memory),
         callback=callback,
         lower=None if known is None else checks.real("lower", known),
-        may_be_whole=method == "auto" and fits(counted, memory),
+        may_be_whole=method == "auto" and fits(parts, memory),
     )
     if method == "exact" or (plan.may_be_whole and pays(counted.dim, _expected(plan))):
-        sketch = whole_sketch(counted, plan.lower, callback)
+        sketch = whole_sketch(parts, plan.lower, callback)
     else:
         given = deflate if isinstance(deflate, Deflation) and basis is deflate.basis else None
-        blank, vectors = deflated_part(counted, basis, plan.lower, given)
+        blank, vectors = deflated_part(parts, basis, plan.lower, given)
         sketch = blank if len(blank.theta) == counted.dim else _sampled(plan, blank, vectors)
     return replace(
         sketch, law=law, seed=plan.seed, matvecs=round(counted.matvec_count, 6), seconds=time.perf_counter() - began
@@ -142,6 +145,7 @@ def spectral_sketch(
 @dataclass(frozen=True)
 class _Plan:
     operator: Counted
+    parts: LinearOperator
     steps: int
     adaptive: bool
     target: Target
@@ -173,7 +177,7 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
     each = final.steps + plan.data_error
     sizes = _sizes(final, pilot, count, room) if wanted == count else Sizes(count, 0, 0, float(count * each))
     if plan.may_be_whole and pays(plan.operator.dim, sizes.cost):
-        return whole_sketch(plan.operator, plan.lower, plan.callback)
+        return whole_sketch(plan.parts, plan.lower, plan.callback)
     sketch = _chains(final, blank, vectors, sizes.long, "sketch")
     if sizes.short:
         sketch = _with_short(final, sketch, pilot, vectors, sizes)
@@ -187,7 +191,7 @@ def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: in
     if not (plan.adaptive and plan.may_be_whole) or most >= plan.steps:
         return _chains(plan, blank, vectors, count, "sketch")
     sketch = _chains(replace(plan, steps=most), blank, vectors, count, "sketch")
-    return sketch if sketch.alphas.shape[1] < most else whole_sketch(plan.operator, plan.lower, plan.callback)
+    return sketch if sketch.alphas.shape[1] < most else whole_sketch(plan.parts, plan.lower, plan.callback)
 
 
 def _pilot(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
@@ -281,7 +285,9 @@ def _chains(
         run = lanczos(inner, V, longest, reorthogonalize=plan.full, monitor=monitor if monitor.needed else None)
         longest = run.alphas.shape[1]
         plan = replace(plan, adaptive=False)
-        weights, influence = influences(A, run, len(blank.weights)) if plan.data_error else (blank.weights[:0], None)
+        weights, influence = (
+            influences(plan.parts, run, len(blank.weights)) if plan.data_error else (blank.weights[:0], None)
+        )
         pieces.append(_with_run(blank, run, weights, influence))
     return _joined(pieces)
 

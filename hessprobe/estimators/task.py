@@ -19,6 +19,7 @@ class Task:
 
     Attributes:
         operator: A, counted; or its block diagonal, which has the same trace and diagonal.
+        parts: A as a sum over the terms that the data error is told from.
         goal: number of probes or tolerance.
         seed: integer.
         law: of the probes.
@@ -30,6 +31,7 @@ class Task:
     """
 
     operator: LinearOperator
+    parts: LinearOperator
     goal: Goal
     seed: int
     law: str
@@ -121,14 +123,24 @@ def known_parts(
 def exact_diagonal(A: LinearOperator) -> Tensor:
     """Return the diagonal, fp64 (d,): as the operator knows it, or by d products with unit vectors."""
     known = A.exact_diagonal()
-    if known is not None:
-        return known[0].double()
-    diagonal = torch.empty(A.dim, dtype=torch.float64, device=A.device)
-    for start, stop in blocks_of(A.dim, block_rows(A.dim)):
-        units = torch.zeros(stop - start, A.dim, dtype=A.dtype, device=A.device)
-        units[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
-        diagonal[start:stop] = A.matvecs(units)[torch.arange(stop - start), torch.arange(start, stop)].double()
-    return diagonal
+    return diagonal_by_terms(A)[0] if known is None else known[0].double()
+
+
+def diagonal_by_terms(A: LinearOperator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the diagonal, fp64 (d,), weights (B,) and traces (B,) of all terms, by d products with unit vectors."""
+    diagonal = torch.zeros(A.dim, dtype=torch.float64, device=A.device)
+    weights, traces = [], []
+    for weight, term in A.terms():
+        own = torch.empty_like(diagonal)
+        for start, stop in blocks_of(A.dim, block_rows(A.dim)):
+            rows, columns = torch.arange(stop - start), torch.arange(start, stop)
+            units = torch.zeros(stop - start, A.dim, dtype=A.dtype, device=A.device)
+            units[rows, columns] = 1.0
+            own[start:stop] = term.matvecs(units)[rows, columns].double()
+        diagonal.add_(own, alpha=weight)
+        weights.append(weight)
+        traces.append(float(own.sum()))
+    return diagonal, torch.tensor(weights, dtype=torch.float64), torch.tensor(traces, dtype=torch.float64)
 
 
 def sums_of_blocks(A: LinearOperator, diagonal: Tensor) -> dict[str, dict[str, float]]:

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
-from hessprobe import checks
+from hessprobe import checks, jackknife
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
 from hessprobe.estimators.deflate import basis_of
 from hessprobe.estimators.drawn import mean_of_draws
+from hessprobe.estimators.groupwise import trace_data
 from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
-from hessprobe.estimators.task import Task, block_diagonal, exact_diagonal, sums_of_blocks
+from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
 from hessprobe.estimators.xtrace import exchange, exchange_error, exchange_trace
+from hessprobe.influence import Batches, Influence
+from hessprobe.jackknife import GROUPS
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
 from hessprobe.probes import LAWS
 
@@ -45,6 +48,7 @@ def trace(
     confidence: float = 0.95,
     max_probes: int = budget.MAX_PROBES,
     per_block: bool = False,
+    data_error: bool = True,
     callback: Callback | None = None,
 ) -> Estimate:
     r"""Estimate tr A.
@@ -79,11 +83,14 @@ def trace(
         max_probes: cap on what a tolerance may ask for.
         per_block: spend products with the surrogate, not only quadratic forms, so that block traces profit too; below
             64 samples over all terms, where the error needs them, that is always done.
+        data_error: tell the error from the data being a sample; where there are fewer than 16 batches, in one pass more
+            over the data, of at most 4 probes by groups of examples (``groupwise``).
         callback: called with a ``Progress`` after each block of products.
 
     Returns:
-        The estimate. ``errors.data`` is the standard error from batches being a sample (jackknife over terms, probe
-        noise removed); None for one term and where noise drowns it (flag ``"data-error-unresolved"``). Flags
+        The estimate. ``errors.data`` is the standard error from the data being a sample (jackknife over batches, or
+        over 16 groups of examples where these are fewer; probe noise removed); None where there is nothing to tell
+        apart, and where noise drowns it (flag ``"data-error-unresolved"``). Flags
         ``"few-probes"``: fewer than 5 samples in a sample of fixed size, an interval as wide as the theory asks for and
         hardly of use; ``"heavy-tailed"``: fewer than 64 strongly skewed samples of a control variate with a sampled
         trace, whose nominal 95 % intervals may cover 85 %: deflate, or take more probes. ``details`` holds
@@ -120,6 +127,7 @@ def trace(
                 confidence=confidence,
                 max_probes=max_probes,
                 per_block=per_block,
+                data_error=data_error,
                 callback=callback,
             )
 
@@ -127,6 +135,7 @@ def trace(
     operator = Counted(known)
     task = Task(
         operator=operator,
+        parts=operator.grouped(GROUPS) if data_error else operator,
         goal=budget.goal(rtol, atol, n_probes, confidence, max_probes),
         seed=checks.resolve_seed(seed),
         law=checks.one_of("law", law, LAWS),
@@ -138,6 +147,7 @@ def trace(
     )
     run = {"auto": _auto, "hutchinson": hutchinson, "hutch++": hutchpp, "xtrace": _xtrace, "exact": _exact}
     estimate = run[checks.one_of("method", method, METHODS)](task)
+    estimate = trace_data(operator, estimate, task.seed) if data_error else estimate.without_data()
     return estimate.with_(matvecs=operator.matvec_count, seconds=time.perf_counter() - started)
 
 
@@ -148,13 +158,19 @@ def _control(value: str | bool) -> bool | str | None:
 
 
 def _exact(task: Task) -> Estimate:
-    diagonal = exact_diagonal(task.operator)
-    return Estimate(
+    known = task.operator.exact_diagonal()
+    diagonal, weights, traces = diagonal_by_terms(task.parts) if known is None else (known[0].double(), None, None)
+    exact = Estimate(
         value=float(diagonal.sum()),
         method="exact",
         kind="exact",
         details={"blocks": sums_of_blocks(task.operator, diagonal), "diagonal": diagonal},
     )
+    if weights is None or traces is None or len(weights) < 2:
+        return exact
+    batches = Batches(weights, traces[None], shared=True)
+    errors = exact.errors.with_data(jackknife.data_error(weights, traces))
+    return exact.with_(errors=errors, influence=Influence(batches=batches))
 
 
 def _auto(task: Task) -> Estimate:
@@ -162,9 +178,7 @@ def _auto(task: Task) -> Estimate:
     known = A.exact_diagonal()
     if known is not None or A.dim <= max(asked.n_probes or 0, budget.DEFAULT_PROBES):
         why = "the operator knows its diagonal" if known is not None else f"{A.dim} products give it exactly"
-        diagonal = exact_diagonal(A) if known is None else known[0]
-        details = {"blocks": sums_of_blocks(A, diagonal), "reason": why, "diagonal": diagonal}
-        return Estimate(value=float(diagonal.sum()), method="exact", kind="exact", details=details)
+        return _because(_exact(task), why)
     if asked.n_probes is not None:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
     plan = _cheaper_plan(task, pilot(task))

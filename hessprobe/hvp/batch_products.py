@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
+from hessprobe.hvp import replay
 from hessprobe.hvp.auto import Choice, choose
+from hessprobe.hvp.by_groups import ByGroups
 from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import Engine, Product
 from hessprobe.hvp.memory import MemoryBudget
@@ -17,6 +19,7 @@ from hessprobe.hvp.pool import ProductPool
 from hessprobe.hvp.term import BatchOperator
 from hessprobe.hvp.verification import require_own_gradient, require_own_product, require_symmetric
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.groups import GroupedObjective, by_groups
 from hessprobe.operators.base import LinearOperator
 
 _DIFFERENCES = "finite_difference"
@@ -58,6 +61,7 @@ class BatchProducts:
         if engine != "auto":
             self._engine = Chunked(engines[engine](), self.budget.total)
         self._verified = False
+        self._groups: dict[int, GroupedObjective | None] = {}
         self.pool = ProductPool(risk, self._make, self.budget)
 
     @property
@@ -80,8 +84,26 @@ class BatchProducts:
 
     def terms(self, parent: LinearOperator) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each batch's weight and matrix, as a term of ``parent``."""
-        for weight, product in self.pool:
-            yield weight, BatchOperator(product, self.pool, parent)
+        for index, (weight, product) in enumerate(self.pool):
+            yield weight, BatchOperator(product, self.pool, parent, index)
+
+    def groups(self, count: int) -> GroupedObjective | None:
+        """Return the risk as a sum over about ``count`` groups of examples, or None; see ``by_groups``."""
+        if count not in self._groups:
+            with self.pool.context():
+                self._groups[count] = by_groups(self._risk, count)
+        return self._groups[count]
+
+    def grouped(self, parent: LinearOperator, count: int) -> LinearOperator:
+        """Return ``parent`` with groups of examples as terms, itself where there are no finer ones."""
+        objective = self.groups(count)
+        if objective is None:
+            return parent
+        if not self._verified:
+            # What the first product shows to be wrong in an engine holds for the groups too.
+            next(iter(self.pool))
+        # Not kept: it holds its parent, whose memory must go when the parent goes.
+        return ByGroups(parent, objective, count, self._engines, self.engine, self.budget.total)
 
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if not self._verified:
@@ -103,12 +125,33 @@ class BatchProducts:
         if self.choice is None or _DIFFERENCES not in self._engines:
             raise reason
         self._engines, self._verified = {_DIFFERENCES: self._engines[_DIFFERENCES]}, True
-        engine = self._choose(batch)
-        self.choice = replace(self.choice, reasons={"exact engines": str(reason)})
-        return engine(batch, theta)
+        self._decide(f"differences-{self.pool.place}", batch, {"exact engines": str(reason)})
+        return self.engine(batch, theta)
 
     def _choose(self, batch: BatchLoss) -> Engine:
+        # A run gone through again knows how the engine that it had to begin with has ended.
+        if self.pool.place and replay.decided(f"differences-{self.pool.place}"):
+            self._engines, self._verified = {_DIFFERENCES: self._engines[_DIFFERENCES]}, True
+            return self._decide(f"differences-{self.pool.place}", batch, {})
+        return self._decide(f"engine-{self.pool.place}", batch, None)
+
+    def _decide(self, key: str, batch: BatchLoss, reasons: Mapping[str, str] | None) -> Engine:
+        """Choose among the engines; two of them differ in the last digits, so that a run gone through again keeps its.
+
+        Args:
+            key: of the decision where the run is written down.
+            batch: the first one.
+            reasons: why others were not taken, where that is known.
+        """
         terms, budget = self._risk.n_terms, self.budget.total
-        self.choice = choose(self._engines, batch, self._risk.theta, budget, terms, self.expected_matvecs)
-        self._engine = self.choice.engine
+        made: list[Choice] = []
+
+        def decide() -> dict[str, Any]:
+            made.append(choose(self._engines, batch, self._risk.theta, budget, terms, self.expected_matvecs))
+            why = made[0].reasons if reasons is None else reasons
+            return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
+
+        taken = replay.value(key, decide) if self.pool.place else decide()
+        self._engine = made[0].engine if made else Chunked(self._engines[taken["engine"]](), budget)
+        self.choice = Choice(self._engine, taken["seconds"], taken["reasons"])
         return self._engine

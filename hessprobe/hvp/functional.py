@@ -92,3 +92,8 @@ class FunctionalPart(LinearOperator):
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each batch's weight and functional part."""
         return self._difference.terms()
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return this matrix with groups of examples as terms; itself where there are no finer ones."""
+        finer = self._difference.grouped(count)
+        return self if finer is self._difference else finer

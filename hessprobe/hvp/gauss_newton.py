@@ -21,6 +21,7 @@ from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.hvp.output_sampled_trace import sampled_trace
 from hessprobe.hvp.output_space import MAX_OUTPUTS, require_convex
 from hessprobe.hvp.tracing import LinearFunction
+from hessprobe.jackknife import GROUPS
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
 from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.operators.base import LinearOperator
@@ -160,6 +161,7 @@ class GaussNewton(LinearOperator):
         self._pool = self._source.pool
         self._diagonal: tuple[Tensor, float] | None = None
         self._ways: list[Ways] = []
+        self._traces: Tensor | None = None
         with self._pool.context():
             for batch in _sample(risk):
                 require_convex(batch, risk.theta)
@@ -214,6 +216,10 @@ class GaussNewton(LinearOperator):
         """Yield each batch's weight and Gauss-Newton matrix."""
         return self._source.terms(self)
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return this matrix with groups of examples as terms; itself where there are no finer ones."""
+        return self._source.grouped(self, count)
+
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return diag G, fp64 (d,), and its cost in products; None where outputs are many or memory is short.
 
@@ -222,17 +228,28 @@ class GaussNewton(LinearOperator):
         """
         if self._diagonal is None:
             total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-            cost = 0.0
+            cost, weights, traces = 0.0, [], []
+            # A sum over examples costs the same by groups, and says what each of them contributes.
+            cut = self._source.groups(GROUPS)
+            groups = cut or self.risk
+            cost += 0.0 if cut is None else cut.passes / 6
             with self._pool.context():
-                for batch in self.risk.terms():
+                for batch in groups.terms():
                     diagonal = batch_diagonal(batch, self.risk.theta, self._source.budget.total)
                     if diagonal is None:
                         return None
                     total.add_(diagonal, alpha=batch.weight)
-                    cost += diagonal_cost(batch, self.risk.theta) / self.n_terms
+                    cost += diagonal_cost(batch, self.risk.theta) / groups.n_terms
+                    weights.append(batch.weight)
+                    traces.append(float(diagonal.sum()))
             self._diagonal = total, cost
+            self._traces = torch.tensor([weights, traces], dtype=torch.float64)
             return self._diagonal
         return self._diagonal[0], 0.0
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return weights (G,) and traces (G,) of the groups of examples once ``exact_diagonal`` has been made."""
+        return None if self._traces is None else (self._traces[0], self._traces[1])
 
     def exact_diagonal_cost(self) -> float:
         """Return the cost of ``exact_diagonal``: 0 once it is known, inf where an example has too many outputs."""

@@ -161,3 +161,7 @@ class Hessian(LinearOperator):
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each batch's weight and Hessian."""
         return self._source.terms(self)
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return this matrix with groups of examples as terms; itself where there are no finer ones."""
+        return self._source.grouped(self, count)

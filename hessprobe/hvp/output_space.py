@@ -26,9 +26,9 @@ def loss_hessians(batch: BatchLoss, outputs: Tensor) -> Tensor | None:
     column c of all blocks. None where C is large, or where the loss is not separable (a ranking or contrastive loss):
     then the blocks do not act as d^2 l does on a random direction.
     """
-    count = outputs[0].numel()
-    if outputs.dim() < 2 or count > MAX_OUTPUTS:
+    if outputs.dim() < 2 or outputs[0].numel() > MAX_OUTPUTS:
         return None
+    count = outputs[0].numel()
     directions = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
 
     def column(direction: Tensor) -> Tensor:
@@ -66,6 +66,11 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
     """
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
+    if outputs.dim() == 0:
+        raise UnsupportedError(
+            "The Gauss-Newton matrix needs outputs of the examples and a loss on them; the model returns a scalar, its "
+            "loss, of which it would be 0. Measure with operator='hessian', or let the model return its outputs."
+        )
     with differentiating_twice():
         _require_own_bend(batch, outputs)
         blocks = loss_hessians(batch, outputs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import DataError, NonFiniteError
+from hessprobe.hvp import replay
 from hessprobe.hvp.engine import Product, fresh_gradient
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import BatchLoss, Objective
@@ -24,12 +25,16 @@ class ProductPool:
         make: turns (batch, theta) into a product.
         budget: of the bytes that kept products may hold, perhaps shared with other pools. Products of the leading
             batches are kept until it is spent; once all are kept, the data are not read again.
+
+    Attributes:
+        place: what a run that is written down knows the pool by.
     """
 
     def __init__(self, risk: Objective, make: Maker, budget: MemoryBudget) -> None:
         self.risk = risk
         self.budget = budget
         self._make = make
+        self.place = replay.place("pool")
         self._kept: list[tuple[float, Product]] = []
         self._full = False
 
@@ -78,6 +83,9 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
+        return replay.product(self.place, V, lambda: self._sum(V))
+
+    def _sum(self, V: Tensor) -> Tensor:
         with self.context():
             total = torch.zeros_like(V)
             for weight, product in self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hessprobe.hvp import replay
 from hessprobe.hvp.engine import Product
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.operators.base import LinearOperator
@@ -18,10 +19,12 @@ class BatchOperator(LinearOperator):
         product: of the batch.
         pool: where it comes from.
         parent: the operator that it is a term of.
+        index: its position among the terms.
     """
 
-    def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator) -> None:
+    def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator, index: int) -> None:
         self._product, self._pool, self._parent = product, pool, parent
+        self._place = pool.place and f"{pool.place}-{index}"
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
         self.psd, self.is_exact = parent.psd, parent.is_exact
 
@@ -36,14 +39,22 @@ class BatchOperator(LinearOperator):
         return self._parent.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
+        return replay.product(self._place, V, lambda: self._multiplied(V))
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A v a row, by the cheaper way where the product has one."""
+        forms = self._product.forms
+        if forms is None:
+            return super().quadratic_forms(V)
+
+        def make() -> Tensor:
+            with self._pool.context():
+                return forms(V.detach()).to(torch.float64)
+
+        return replay.product(self._place and f"{self._place}-forms", V, make)
+
+    def _multiplied(self, V: Tensor) -> Tensor:
         with self._pool.context():
             result = self._product(V.detach())
         self._pool.require_finite(result, V)
         return result
-
-    def quadratic_forms(self, V: Tensor) -> Tensor:
-        """Return v^T A v a row, by the cheaper way where the product has one."""
-        if self._product.forms is None:
-            return super().quadratic_forms(V)
-        with self._pool.context():
-            return self._product.forms(V.detach()).to(torch.float64)

@@ -12,6 +12,7 @@ from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.invariance.names import DENSE_LIMIT
+from hessprobe.jackknife import GROUPS
 from hessprobe.measures.session import make_operator
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
@@ -59,10 +60,16 @@ def measure_own(
             rtol=settings.bracket_rtol,
             confidence=1 - settings.bracket_delta,
             seed=settings.seed,
+            data_error=settings.data_error,
             callback=progress,
         ).estimate(0),
         "adaptive-trace": lambda: estimators.trace(
-            C, n_probes=settings.n_probes, rtol=_rtol(settings), seed=settings.seed, confidence=settings.confidence
+            C,
+            n_probes=settings.n_probes,
+            rtol=_rtol(settings),
+            seed=settings.seed,
+            confidence=settings.confidence,
+            data_error=settings.data_error,
         ),
         "adaptive-frob": lambda: _frobenius(C, settings),
         "pseudo-logdet": lambda: pseudo_logdet(A),
@@ -130,9 +137,18 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
     spent = 0.0
     if count:
         pairs = krylov.eigsh(
-            C, count, "magnitude", tol=_ROUGH_TOL, rtol=None, seed=settings.seed, verify=False, max_matvecs=10 * count
+            C,
+            count,
+            "magnitude",
+            tol=_ROUGH_TOL,
+            rtol=None,
+            seed=settings.seed,
+            verify=False,
+            max_matvecs=10 * count,
+            data_error=False,
         )
-        directions = estimators.deflation(C, pairs.vectors, seed=settings.seed)
+        parts = C.grouped(GROUPS) if settings.data_error else C
+        directions = estimators.deflation(C, pairs.vectors, seed=settings.seed, parts=parts)
         spent = directions.matvecs + pairs.matvecs
     estimate = estimators.frobenius_norm(
         C,
@@ -141,6 +157,7 @@ def _frobenius(C: LinearOperator, settings: MeasureSettings) -> Estimate:
         seed=settings.seed,
         confidence=settings.confidence,
         deflate=directions,
+        data_error=settings.data_error,
     )
     return estimate.with_(matvecs=estimate.matvecs + spent)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import data_error
+from hessprobe.jackknife import GROUPS, data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots
@@ -182,20 +182,23 @@ class Refined:
     terms: tuple[Tensor, Tensor] | None = None
 
 
-def refine(A: LinearOperator, rows: Tensor) -> Refined:
+def refine(A: LinearOperator, rows: Tensor, *, by_terms: bool = True) -> Refined:
     """Return the eigenpairs of A in the span of ``rows``, with true residuals: one product a row.
 
     Solves M u = theta G u with M = Y A Y^T and G = Y Y^T in fp64, so that rows orthonormal only to their own precision
     do no harm. For an operator of several terms A = sum_b w_b A_b the product is made term by term, and
     v^T A_b v = u^T (Y A_b Y^T) u for every term costs nothing more: the derivative of a simple eigenvalue along A_b,
-    hence the infinitesimal jackknife of the eigenvalue over the terms.
+    hence the infinitesimal jackknife of the eigenvalue over the terms. Where these are fewer than 16 batches that can
+    be cut, the terms are groups of examples (``LinearOperator.grouped``).
 
     Args:
         A: (d, d).
         rows: (k, d), nearly orthonormal.
+        by_terms: False: products are made at once, and nothing is said of terms.
     """
     products, pieces, weights = torch.zeros_like(rows), [], []
-    for weight, term in A.terms() if A.n_terms > 1 else ((1.0, A),):
+    summed = A.grouped(GROUPS) if by_terms else A
+    for weight, term in summed.terms() if by_terms and summed.n_terms > 1 else ((1.0, A),):
         part = term.matvecs(rows)
         products.add_(part, alpha=weight)
         pieces.append(gram(rows, part))

@@ -50,6 +50,7 @@ def eigsh(
     confidence: float = 0.995,
     verify: bool = True,
     basis_size: int | None = None,
+    data_error: bool = True,
     callback: Callable[[Progress], None] | None = None,
 ) -> Eigenpairs:
     """Return the k largest and the k smallest eigenvalues of A (or one end) with their eigenvectors.
@@ -73,8 +74,8 @@ def eigsh(
     Eigenvalues below 1 % of the spectral norm s get the absolute precision of one at 1 %; ask a smaller ``tol`` for
     more. The floor f = min(4 e + 4 eps s, 0.001 s) is the rounding of the products: eps that of the dtype, e the norm
     of the error of a product, measured during the run from coefficients that symmetry makes known. All residuals
-    returned come from one true product a pair at the end. Where A is a sum over batches, the sampling error of every
-    eigenvalue is free.
+    returned come from one true product a pair at the end. Where A is a sum over examples, this product is made by
+    groups of them, which tells the sampling error of every eigenvalue (asymptotically: that of its first derivative).
 
     Args:
         A: a ``LinearOperator`` (d, d), a symmetric matrix, or anything with ``shape`` and ``@``.
@@ -95,6 +96,7 @@ def eigsh(
         basis_size: vectors held, d entries each: more converge in fewer products, and bounds stop improving where the
             basis is full. By default as many as 512 MB of fp64 hold, up to 512, or up to d where the whole matrix is
             no larger than that; at least 20 more than pairs wanted. Where it grows to d the answer is exact.
+        data_error: tell the sampling error of the eigenvalues.
         callback: called with a ``Progress`` after each product. What it raises, and KeyboardInterrupt, ends the run.
 
     Returns:
@@ -131,7 +133,7 @@ def eigsh(
         done = complete(problem, engine, done.pool)
     taken = problem.ranking(done.pool.values)[: problem.target]
     extra = float(np.linalg.norm(np.delete(done.pool.residuals, taken)))
-    refined = refine(problem.A, done.pool.taken(taken).rows)
+    refined = refine(problem.A, done.pool.taken(taken).rows, by_terms=data_error)
     flags = [] if done.verified else ["multiplicity-unverified"]
     flags += ["warm-start"] if start is not None else []
     return _result(problem, engine, refined, (whole, done.rest, extra), tuple(flags), began)

@@ -107,7 +107,9 @@ def eigen_plane(
         NonFiniteError: a product that is not finite.
     """
     require_objective("risk", risk)
-    pairs = eigsh(Hessian(risk, engine=engine), k if which != "both" else 1, which, tol=tol, seed=seed)
+    pairs = eigsh(
+        Hessian(risk, engine=engine), k if which != "both" else 1, which, tol=tol, seed=seed, data_error=False
+    )
     values = [float(value) for value in pairs.values[:k]]
     labels = tuple(f"eigenvector of {value:.4g}" for value in values)
     facts = {"eigenvalues": values, "residuals": [float(r) for r in pairs.residuals[:k]], "matvecs": pairs.matvecs}

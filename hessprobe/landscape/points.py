@@ -174,7 +174,13 @@ class Points:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)
                 pairs = eigsh(
-                    Hessian(here, engine=self.engine), 1, which, tol=_EIGEN_TOL, rtol=_BRACKET, start=self._vectors
+                    Hessian(here, engine=self.engine),
+                    1,
+                    which,
+                    tol=_EIGEN_TOL,
+                    rtol=_BRACKET,
+                    start=self._vectors,
+                    data_error=False,
                 )
         except NonFiniteError:
             return dict.fromkeys(wanted, math.nan)

@@ -19,6 +19,7 @@ from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.product_error import ProductError
+from hessprobe.jackknife import GROUPS
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective
 from hessprobe.operators import Block, LinearOperator
@@ -115,6 +116,7 @@ class Session:
             rtol=settings.bracket_rtol,
             confidence=1 - settings.bracket_delta,
             seed=settings.seed,
+            data_error=settings.data_error,
             **more,
         )
 
@@ -189,7 +191,7 @@ class Session:
         if self.takes_whole:
             return None
         if self._start.directions is not None:
-            return estimators.deflation(self.A, self._start.directions, seed=self.settings.seed)
+            return estimators.deflation(self.A, self._start.directions, seed=self.settings.seed, parts=self._parts)
         count = self._directions_wanted
         if count == 0:
             return None
@@ -205,10 +207,15 @@ class Session:
                 seed=self.settings.seed,
                 verify=False,
                 max_matvecs=_SEARCH * count,
+                data_error=False,
             )
         self._report(Event("leading directions", pairs.matvecs, pairs.matvecs))
-        found = estimators.deflation(self.A, pairs.vectors, seed=self.settings.seed)
+        found = estimators.deflation(self.A, pairs.vectors, seed=self.settings.seed, parts=self._parts)
         return replace(found, matvecs=found.matvecs + pairs.matvecs)
+
+    @property
+    def _parts(self) -> LinearOperator:
+        return self.A.grouped(GROUPS) if self.settings.data_error else self.A
 
     @property
     def left(self) -> Start:
@@ -243,6 +250,7 @@ class Session:
             seed=self.settings.seed,
             confidence=self.settings.confidence,
             per_block=self.settings.per_layer,
+            data_error=self.settings.data_error,
             callback=self._progress("trace"),
             **self._size(),
         )
@@ -257,6 +265,7 @@ class Session:
             seed=self.settings.seed,
             confidence=self.settings.confidence,
             deflate=self.directions,
+            data_error=self.settings.data_error,
             callback=self._progress("frob"),
             **self._size(),
         )

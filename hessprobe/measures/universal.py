@@ -204,7 +204,15 @@ class UniversalWork:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumericalWarning)  # inexact vectors cost variance
             pairs = krylov.eigsh(
-                A, _DEFLATED, "magnitude", tol=1e-3, rtol=None, seed=seed, verify=False, max_matvecs=_SEARCH
+                A,
+                _DEFLATED,
+                "magnitude",
+                tol=1e-3,
+                rtol=None,
+                seed=seed,
+                verify=False,
+                max_matvecs=_SEARCH,
+                data_error=False,
             )
         return estimators.spectral_sketch(A, n_probes=_CHAINS, steps=_STEPS, deflate=pairs, seed=seed, data_error=False)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import DataError
-from hessprobe.models import language, rows, tables
-from hessprobe.models.examples import Examples
+from hessprobe.models import images, language, rows, tables
+from hessprobe.models.examples import Examples, of_data_set
+from hessprobe.models.images import AS_THEY_ARE, Usual
 from hessprobe.models.opening import Opening
 from hessprobe.training.datasets import KINDS as DATA_SETS
 from hessprobe.training.datasets import DataSet, load_dataset
 
-KINDS = "npz:FILE, csv:FILE, jsonl:FILE, FOLDER of class folders, " + ", ".join(DATA_SETS.values())
+_OWN = ", ".join(DATA_SETS.values())
+KINDS = f"npz:FILE, csv:FILE, jsonl:FILE, a FOLDER of class folders, torchvision:CLASS?root=FOLDER, {_OWN}"
 _TABLES = {"npz": tables.load_npz, "csv": tables.load_csv}
 _ENDINGS = {".txt": "text", ".md": "text", ".json": "jsonl"}
 
@@ -24,12 +28,16 @@ def is_data_set(name: str) -> bool:
     return name.partition(":")[0] in DATA_SETS
 
 
-def load(name: str, opening: Opening) -> Examples | DataSet:
+def load(name: str, opening: Opening, usual: Usual = AS_THEY_ARE) -> tuple[Examples | DataSet, tuple[str, ...]]:
     """Return labelled examples by name.
 
     Args:
         name: see ``KINDS``; a file or folder may stand without its kind where its ending says it.
         opening: names of columns, sizes of images and the like.
+        usual: how the network expects its images.
+
+    Returns:
+        The data, and what a reader should know of how images were made.
 
     Raises:
         ValueError: an unknown kind, or an option outside its range.
@@ -41,8 +49,10 @@ def load(name: str, opening: Opening) -> Examples | DataSet:
         path = Path(rest).expanduser()
         if not path.is_file():
             raise DataError(f"data {name!r} must name a file that exists; got {rest!r}. Check the path.")
-        return _TABLES[kind](name, path, opening.label_column)
-    return load_dataset(f"{kind}{colon}{rest}")
+        return _TABLES[kind](name, path, opening.label_column), ()
+    if kind in images.KINDS:
+        return images.load_images(kind, rest, name, opening, usual)
+    return load_dataset(f"{kind}{colon}{rest}", image_size=opening.image_size), ()
 
 
 def load_for(model: nn.Module, folder: str, task: str, name: str, opening: Opening) -> Examples:
@@ -61,11 +71,17 @@ def load_for(model: nn.Module, folder: str, task: str, name: str, opening: Openi
         CheckpointError: there is no tokenizer.
     """
     kind, _, rest = _kind(name)
+    if task == "image-classification":
+        checks.one_of(f"data for the task {task}: KIND", kind, images.KINDS)
+        pictures, said = images.load_images(kind, rest, name, opening, images.usual_of("transformers", model, folder))
+        found = of_data_set(pictures, "image")
+        named: Any = {str(getattr(model, "main_input_name", "pixel_values")): found.inputs}
+        return replace(found, inputs=named, notes=(*said, *found.notes))
     checks.one_of(f"data for the task {task}: KIND", kind, rows.KINDS)
-    found = rows.read_rows(kind, rest, name)
-    needed = language.needs_tokens(found)
+    texts = rows.read_rows(kind, rest, name)
+    needed = language.needs_tokens(texts)
     reader = language.open_reader(model.config, folder, task, opening, needed=needed)
-    return language.read_examples(found, reader)
+    return language.read_examples(texts, reader)
 
 
 def _kind(name: str) -> tuple[str, str, str]:

@@ -158,6 +158,30 @@ def read_contents(path: str | Path) -> Contents:
     return Contents(source, _format_of(tree), tree, (source,))
 
 
+def read_settings(path: str | Path) -> Any:
+    """Return what stands in a file of ``torch.save``, its tensors left on the disk until they are used.
+
+    Raises:
+        CheckpointError: see ``read_contents``.
+    """
+    return weights.read_torch_file(path, _HARMLESS, mapped=zipfile.is_zipfile(path))
+
+
+def path_sha256(path: str | Path) -> str:
+    """Return the hash of a checkpoint: of the file, or of the files of weights in the folder.
+
+    Raises:
+        CheckpointError: the folder holds none.
+    """
+    place = Path(path)
+    if place.is_file():
+        return file_sha256(place)
+    files = tuple(sorted(place.glob("*.distcp"))) if is_distributed(place) else weight_files(place)
+    if not files:
+        raise CheckpointError(f"{place} is a folder, not a checkpoint. Give the file inside it.")
+    return Contents(place, "", None, files).sha256()
+
+
 def weight_files(folder: str | Path) -> tuple[Path, ...]:
     """Return the files of weights in a folder of ``save_pretrained``, all parts of a sharded one; () for none.
 

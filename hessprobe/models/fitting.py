@@ -18,6 +18,8 @@ KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net
 _AVERAGED = re.compile(r"ema|average|swa|teacher|target|momentum", re.IGNORECASE)
 # Entries that hold tensors of other things.
 _OTHER = re.compile(r"optim|sched|scaler|callbacks|loops|rng|hyper_parameters|metrics|history", re.IGNORECASE)
+# In torch.distributed.checkpoint the state of the optimizer stands beside the weights, its keys joined by dots.
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_state(s|_dict)?)?\.")
 # What wrappers put into names, at any place: never part of a network's own.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 _USUAL = re.compile(r"(?:(?:module|model|net|network|backbone)\.)*")
@@ -61,6 +63,12 @@ def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
     Names are freed of what ``torch.compile``, FSDP and activation checkpointing put into them.
     """
     return dict(_entries(tree, "", 0))
+
+
+def main_entry(held: Mapping[str, dict[str, Tensor]]) -> tuple[str, dict[str, Tensor]]:
+    """Return the label and the tensors of the entry that is meant where nothing is known of the model."""
+    label = min(held, key=lambda each: (_rank(each), -len(held[each])))
+    return label, held[label]
 
 
 def find_weights(model: nn.Module, tree: Any, source: str, key: str | None = None) -> Found:
@@ -122,7 +130,11 @@ def place_weights(model: nn.Module, found: Found, source: str) -> tuple[str, ...
 def _entries(tree: Any, label: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if not isinstance(tree, Mapping) or depth > _DEPTH:
         return
-    own = {str(name): value for name, value in tree.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    own = {
+        name: value
+        for name, value in tree.items()
+        if isinstance(value, Tensor) and isinstance(name, str) and not _OPTIMIZER.match(name)
+    }
     if own:
         yield label, {_unwrapped(name): value for name, value in own.items()}
     for name, value in tree.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +136,9 @@ def open_adapter(folder: str, task: str | None, base: str | None = None) -> tupl
             f"Name its folder: --model 'peft:{folder}?base=FOLDER'."
         )
     model, chosen, notes = open_pretrained(str(place), task or _PEFT_TASKS.get(str(config.get("task_type"))))
-    with one_sentence(what):
+    with one_sentence(what), warnings.catch_warnings():
+        # What peft still calls of transformers is for whoever works on peft.
+        warnings.simplefilter("ignore", FutureWarning)
         adapted: nn.Module = library.PeftModel.from_pretrained(model, folder, is_trainable=True)
     return adapted, chosen, (*notes, f"base network: {place}", "the adapter's parameters alone")
 

@@ -40,7 +40,7 @@ def first_loss(term: BatchLoss, theta: Tensor, module: nn.Module) -> Tensor:
     weighting.require_matching(term.rule, outputs, term.targets)
     try:
         term.rule.function(outputs, term.targets)
-    except MISFITS as error:
+    except (*MISFITS, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise weighting.mismatch(term.rule, outputs, term.targets, error) from error
@@ -110,6 +110,56 @@ def read_where_held(term: BatchLoss, theta: Tensor, module: nn.Module) -> bool:
         "The loss reads parameters of the model that it has kept as tensors (as in ps = list(net.parameters())): they "
         "would stay as they are while the model moves, and their part of the curvature would be missing. Ask the model "
         "for them inside the loss, or inside forward (module.parameters())."
+    )
+
+
+def require_seen(term: BatchLoss, theta: Tensor) -> None:
+    """Refuse a loss whose value follows the model's parameters without a gradient, as by ``p.data`` or ``.item()``.
+
+    The loss at a point aside, computed while the module holds that point, is compared with the loss computed while the
+    module holds its own parameters: two forward passes of the batch.
+
+    Raises:
+        UnsupportedError: they differ.
+    """
+    if not isinstance(term, EmpiricalBatch) or term.reads_parameters:
+        return
+    aside = theta + _steps(theta)
+    with torch.no_grad():
+        here, there = float(term(aside)), float(replace(term, reads_parameters=True)(aside))
+    if abs(here - there) > 1e3 * torch.finfo(theta.dtype).eps * abs(here):
+        raise UnsupportedError(
+            f"The loss moves with the model's parameters by a way that has no gradient (from {here:.6g} to "
+            f"{there:.6g} aside of them): it reads .data, .detach(), .item() or NumPy values of them. Read the "
+            "parameters themselves, or take the constant before."
+        )
+
+
+def kinked(term: BatchLoss, theta: Tensor) -> str:
+    """Return a sentence where the loss has a kink at theta itself, so that it has no Hessian there; else ``""``.
+
+    (L(theta + s v) + L(theta - s v) - 2 L(theta)) / s falls in proportion to s where L is smooth, and tends to the
+    jump of its slope where theta lies on a kink: an absolute error of 0, a ReLU of zero bias on zero inputs. In
+    float64 only: rounding hides it elsewhere. Five forward passes of the batch.
+    """
+    if theta.dtype != torch.float64:
+        return ""
+    v = _steps(theta).sign() * (theta.abs() + theta.square().mean().sqrt() + 1e-3)
+    v = torch.where(v == 0, theta.square().mean().sqrt() + 1e-3, v)
+    wide = 1e-4
+    with torch.no_grad():
+        level = float(term(theta))
+
+        def jump(step: float) -> float:
+            return (float(term(theta + step * v)) + float(term(theta - step * v)) - 2 * level) / step
+
+        jumps = [jump(wide), jump(wide / 16)]
+    noise = 1e3 * torch.finfo(theta.dtype).eps * abs(level) * 16 / wide
+    if not abs(jumps[1]) > max(noise, 0.5 * abs(jumps[0])):
+        return ""
+    return (
+        f"the loss has a kink at these parameters (its slope jumps by {abs(jumps[1]):.3g} along a random direction): "
+        "it has no Hessian there, and the number is that of one side"
     )
 
 

@@ -18,7 +18,14 @@ from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
 from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, sharded, weighting
 from hessprobe.objective.base import Objective
-from hessprobe.objective.notes import Noted, functional_dropout, train_modes, unreduced
+from hessprobe.objective.notes import (
+    Noted,
+    functional_dropout,
+    held_by_the_loss,
+    own_parameters,
+    train_modes,
+    unreduced,
+)
 from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
 from hessprobe.objective.untouched import KeptBatches
 from hessprobe.objective.weighting import LossRule
@@ -117,7 +124,7 @@ class EmpiricalRisk(Objective):
         self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
-        self._reads_parameters, self._unlike_a_mean = False, ""
+        self._reads_parameters, self._unlike_a_mean, self._kinked = False, "", ""
         self._reading, self._kept = torch.Generator(), KeptBatches(data)
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._trained = self.module.training
@@ -138,7 +145,8 @@ class EmpiricalRisk(Objective):
         self.n_terms = sum(size > 0 for size in self._measured.sizes)
         self.n_examples, self.n_units = sum(self._measured.examples), self._measured.total
         self.caveats = unreduced(self._rule, self.n_examples, self.n_units)
-        self.caveats += (self._unlike_a_mean,) if self._unlike_a_mean else ()
+        self.caveats += held_by_the_loss(loss, self.module)
+        self.caveats += tuple(filter(None, (self._unlike_a_mean, self._kinked)))
         self.caveats += tuple(self._noted.modes())
 
     def __repr__(self) -> str:
@@ -241,11 +249,16 @@ class EmpiricalRisk(Objective):
             generators=[*data_tools.generators_of(self._data), self._reading],
             on_checkpoint=self._noted.see_checkpoint,
         )
+        constant = own_parameters(self._loss, self.module)
         with state:
             self._active = True
             try:
+                for parameter in constant:
+                    parameter.requires_grad_(False)
                 yield
             finally:
+                for parameter in constant:
+                    parameter.requires_grad_(True)
                 self._active = False
 
     def _functional(self, buffers: dict[str, Tensor]) -> FunctionalModel:
@@ -386,6 +399,8 @@ class EmpiricalRisk(Objective):
         self._reads_parameters = checking.read_where_held(term, self.theta, self.module)
         term = next(self.terms())
         checking.require_connected(term, self.theta, self.layout)
+        checking.require_seen(term, self.theta)
+        self._kinked = checking.kinked(term, self.theta)
         self._unlike_a_mean = self._compare_parts()
 
     def _compare_parts(self) -> str:

@@ -103,6 +103,29 @@ def functional_dropout(module: nn.Module, watch: CallWatch) -> Iterator[Callable
             handle.remove()
 
 
+def own_parameters(loss: object, module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of a loss that are none of the model's."""
+    if not isinstance(loss, nn.Module):
+        return []
+    known = {id(parameter) for parameter in module.parameters()}
+    return [p for p in loss.parameters() if p.requires_grad and id(p) not in known]
+
+
+def held_by_the_loss(loss: object, module: nn.Module) -> tuple[str, ...]:
+    """Return the sentence on trainable parameters that the loss holds and the model does not.
+
+    Args:
+        loss: as it was passed.
+        module: the model.
+    """
+    count = sum(parameter.numel() for parameter in own_parameters(loss, module))
+    return (
+        ()
+        if count == 0
+        else (f"the loss {type(loss).__name__} has {count} trainable parameters of its own, which are held constant",)
+    )
+
+
 def unreduced(rule: LossRule | None, n_examples: int, n_units: float) -> tuple[str, ...]:
     """Return the sentence on a loss that torch would not have averaged; none where it is a mean.
 

@@ -220,6 +220,8 @@ def _remedy(rule: LossRule, outputs: Any, targets: Any, reason: str) -> str:
     if "missing" in reason and "argument" in reason:
         example = ", as lambda o, t: loss(o[:, 0], t, o[:, 1].exp())" if "GaussianNLL" in rule.name else ""
         return f"{rule.name} takes more than outputs and targets: wrap it in a function of these two{example}."
+    if "has no attribute" in reason:
+        return "The loss gets the logits alone of a model that returns several things: use them, or pass forward=."
     if about_dtype(reason):
         return "Convert the targets: class labels to int64 (.long()), others to the dtype of the outputs."
     return "Check the order and shapes in data."

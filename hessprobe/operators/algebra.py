@@ -116,6 +116,11 @@ class Deflated(LinearOperator):
         """Return v^T P A P v a row."""
         return self._inner.quadratic_forms(self.project(V))
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, deflated."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Deflated(inner, self.basis)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, each deflated."""
         for weight, term in self._inner.terms():
@@ -176,6 +181,11 @@ class BlockDiagonal(LinearOperator):
         """Return sum_g (E_g v)^T A (E_g v) a row."""
         return self._inner.quadratic_forms(self._parts(V)).view(len(self.groups), len(V)).sum(0)
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, the same blocks."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else BlockDiagonal(inner, self.groups)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the block diagonal of every inner term."""
         for weight, term in self._inner.terms():
@@ -184,6 +194,10 @@ class BlockDiagonal(LinearOperator):
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the inner diagonal."""
         return self._inner.exact_diagonal()
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the inner operator, whose diagonal this one has."""
+        return self._inner.group_traces()
 
     def exact_diagonal_cost(self) -> float:
         """Return that of the inner diagonal."""
@@ -249,6 +263,11 @@ class Congruence(LinearOperator):
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T C A C v a row."""
         return self._inner.quadratic_forms(V * self.scale)
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, in the rescaled coordinates."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Congruence(inner, self.scale)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, each in the rescaled coordinates."""

@@ -144,8 +144,23 @@ class LinearOperator(ABC):
         """Yield ``(weight, operator)`` pairs whose weighted sum is A; by default A itself once."""
         yield 1.0, self
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the same matrix as a sum over ``count`` groups of examples or somewhat more, for the data error.
+
+        Products are made as before; ``terms`` yields the groups, whose products are made anew at every call and may be
+        slower. The operator itself where it has as many terms, or where its terms cannot be cut.
+
+        Args:
+            count: groups >= 2.
+        """
+        return self
+
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the exact diagonal, fp64 (d,), and its cost in products, where it is cheap to know; else None."""
+        return None
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return weights (G,) and exact traces (G,) of groups of examples, fp64, where they are known at no cost."""
         return None
 
     def exact_diagonal_cost(self) -> float:
@@ -326,6 +341,14 @@ class Combination(LinearOperator):
             total.add_(A.quadratic_forms(V), alpha=coefficient)
         return total
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the same combination of the operators by groups, where all of them have the same ones."""
+        operators = [A.grouped(count) for A in self._operators]
+        if any(A.n_terms != operators[0].n_terms or A.n_terms == 1 for A in operators):
+            return self
+        same = all(A is B for A, B in zip(operators, self._operators, strict=True))
+        return self if same else Combination(operators, self._coefficients)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield combined terms where all operators have the same ones, else the operator itself."""
         if self.n_terms == 1:
@@ -346,6 +369,14 @@ class Combination(LinearOperator):
             total.add_(known[0], alpha=coefficient)
             cost += known[1]
         return total, cost
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return the combined traces where every operator knows those of the same groups."""
+        known = [each for A in self._operators if (each := A.group_traces()) is not None]
+        if len(known) < len(self._operators) or not all(torch.equal(weights, known[0][0]) for weights, _ in known):
+            return None
+        traces = [c * own for (_, own), c in zip(known, self._coefficients, strict=True)]
+        return known[0][0], torch.stack(traces).sum(0)
 
     def exact_diagonal_cost(self) -> float:
         """Return the cost of all diagonals."""
@@ -405,6 +436,11 @@ class Block(LinearOperator):
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A[s, s] v a row, through the inner forms."""
         return self._inner.quadratic_forms(self._placed(V))
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, the same block."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Block(inner, self._where)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the same block of every inner term."""

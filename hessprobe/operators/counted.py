@@ -75,12 +75,21 @@ class Counted(LinearOperator):
         for weight, term in self.inner.terms():
             yield weight, Counted(term, self.tally, self.share / self.n_terms)
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, counted in the same tally."""
+        inner = self.inner.grouped(count)
+        return self if inner is self.inner else Counted(inner, self.tally, self.share)
+
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the inner exact diagonal; its cost goes to the tally."""
         known = self.inner.exact_diagonal()
         if known is not None:
             self.tally.products += known[1] * self.share
         return known
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the inner operator."""
+        return self.inner.group_traces()
 
     def exact_diagonal_cost(self) -> float:
         """Return the inner cost, in the products counted here."""

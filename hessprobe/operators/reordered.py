@@ -41,6 +41,11 @@ class Reordered(LinearOperator):
         """Return v^T P^T A P v a row."""
         return self._inner.quadratic_forms(V[:, self._order])
 
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, reordered."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Reordered(inner, self._order)
+
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, each reordered."""
         for weight, term in self._inner.terms():

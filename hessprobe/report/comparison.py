@@ -96,5 +96,5 @@ def comparison_csv(record: Mapping[str, Any]) -> str:
 
 def write_comparison_csv(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write ``comparison_csv`` of the record atomically."""
-    text = comparison_csv(record).encode()
+    text = comparison_csv(record).encode(errors="backslashreplace")
     files.write_atomically(path, lambda file: file.write(text))

@@ -76,7 +76,7 @@ def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[st
     """Return what the columns of errors mean, in the sentences that a table needs."""
     legend = [f"{plus_minus} measurement: standard error of the number for these data"]
     if tells_data(rows):
-        legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over batches)")
+        legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over examples)")
     if any(row["kind"] == "bracket" for row in rows):
         level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
         legend.append(f"+ or - alone: a bracket, which holds the eigenvalue with probability {level:.4g} %")

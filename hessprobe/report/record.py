@@ -46,6 +46,8 @@ _ROW_KEYS: dict[str, type | tuple[type, ...]] = {
     "errors": dict,
     "flags": list,
 }
+# Arrays that are larger are left out of records.
+_LARGEST = 2**28
 _CSV_COLUMNS = (
     "measure",
     "operator",
@@ -187,7 +189,9 @@ def to_json(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: nan or inf in it; make rows with ``result_row``.
     """
-    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is not UTF-8 stands as JSON's own escapes, which are read back to the same name.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -209,7 +213,7 @@ def to_csv(record: Mapping[str, Any]) -> str:
 
 def write_csv(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write ``to_csv`` of the record atomically."""
-    text = to_csv(record).encode()
+    text = to_csv(record).encode(errors="backslashreplace")
     files.write_atomically(path, lambda file: file.write(text))
 
 
@@ -221,10 +225,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     source = Path(path)
     try:
+        _require_readable(source)
         record = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{source} is truncated or not JSON ({error}). Write the record again.") from error
     schema = record.get("schema") if isinstance(record, dict) else None
     family, _, version = str(schema).partition("/")
@@ -245,6 +250,13 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if record["command"] == "measure":
             require(row, _ROW_KEYS, where)
     return dict(record)
+
+
+def _require_readable(source: Path) -> None:
+    if source.exists() and not source.is_file():
+        raise RecordError(f"{source} is no file. Give the JSON record of a command.")
+    if source.is_file() and source.stat().st_size > _LARGEST:
+        raise RecordError(f"{source} is larger than any record, {source.stat().st_size / 1e6:.3g} MB. Check the path.")
 
 
 def require(entry: Mapping[str, Any], keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:

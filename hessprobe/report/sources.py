@@ -12,6 +12,8 @@ from hessprobe.errors import RecordError
 from hessprobe.report.record import read_record
 from hessprobe.report.shapes import check_results
 
+_MOST_ROWS = 10_000
+
 FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 
 
@@ -113,7 +115,14 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
 def _read(path: Path) -> Mapping[str, Any]:
     record = read_record(path)
-    check_results(record, str(path))
+    if len(record["results"]) > _MOST_ROWS:
+        raise RecordError(
+            f"{path} holds {len(record['results']):,} results, more than a page shows ({_MOST_ROWS:,}). Leave it out."
+        )
+    try:
+        check_results(record, str(path))
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        raise RecordError(f"{path} holds something else than a record does ({error}). Write it again.") from error
     return record
 
 
@@ -124,7 +133,7 @@ def _hidden(path: Path) -> bool:
 def _claims_to_be_one(path: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         # Cut short or unreadable: reading it says so, by name.
         return True
     return isinstance(content, dict) and str(content.get("schema")).startswith("hessprobe.")

@@ -81,7 +81,7 @@ def write_track_csv(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write ``flat_rows`` of a record as CSV, in one atomic step."""
     import pandas as pd
 
-    text = pd.DataFrame(flat_rows(record["results"])).to_csv(index=False).encode()
+    text = pd.DataFrame(flat_rows(record["results"])).to_csv(index=False).encode(errors="backslashreplace")
     files.write_atomically(path, lambda file: file.write(text))
 
 

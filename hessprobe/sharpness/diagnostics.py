@@ -153,7 +153,7 @@ def _top(near: Neighborhood, k: int) -> krylov.Eigenpairs:
     with warnings.catch_warnings():
         # The residuals, which are returned, say the same.
         warnings.simplefilter("ignore", NumericalWarning)
-        return krylov.eigsh(near.operator, k, "largest", tol=1e-3, seed=near.seed, callback=report)
+        return krylov.eigsh(near.operator, k, "largest", tol=1e-3, seed=near.seed, callback=report, data_error=False)
 
 
 def _alignment(near: Neighborhood, rho: float, pairs: krylov.Eigenpairs) -> Alignment:

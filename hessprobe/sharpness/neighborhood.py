@@ -13,7 +13,7 @@ from hessprobe import checks, estimators, krylov
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Progress
-from hessprobe.hvp import Hessian
+from hessprobe.hvp import Hessian, replay
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import Counted, LinearOperator
 from hessprobe.probes import ProbeStream
@@ -90,6 +90,7 @@ class Neighborhood:
         self.trace_rtol = checks.real("trace_rtol", trace_rtol, low=0, high=1, low_open=True, high_open=True)
         self._engine, self._memory, self._callback = engine, memory, callback
         self._losses, self._gradients = 0.0, 0.0
+        self._place = replay.place("neighborhood")
 
     @property
     def cost(self) -> Cost:
@@ -129,7 +130,7 @@ class Neighborhood:
         def report(state: krylov.Progress) -> None:
             self.report("eigenvalue", Progress(state.matvecs, state.max_matvecs, state.largest, state.largest_residual))
 
-        found = krylov.eigsh(self.operator, 1, "largest", tol=1e-3, seed=self.seed, callback=report)
+        found = krylov.eigsh(self.operator, 1, "largest", tol=1e-3, seed=self.seed, callback=report, data_error=False)
         self.report("eigenvalue", Progress(found.matvecs, found.matvecs, float(found.values[0]), 0.0))
         return found
 
@@ -183,6 +184,13 @@ class Neighborhood:
             NonFiniteError: either is not finite; ``rho`` is for the message.
         """
         at = (self.risk.theta + self.scaled(u)).detach()
+        self._gradients += 1
+        # fp64 holds a loss and a gradient of any dtype in one row.
+        both = replay.product(self._place and f"{self._place}-slope", at, lambda: self._slope(at))
+        _require_finite(both, rho)
+        return float(both[0]) - self.here, self.scaled(both[1:].to(at.dtype))
+
+    def _slope(self, at: Tensor) -> Tensor:
         total, slope = torch.zeros((), dtype=torch.float64, device=at.device), torch.zeros_like(at)
         with self.risk.evaluating(), torch.enable_grad():
             for term in self.risk.terms():
@@ -192,10 +200,7 @@ class Neighborhood:
                 if value.requires_grad:
                     (part,) = torch.autograd.grad(value, leaf)
                     slope.add_(part, alpha=term.weight)
-        self._gradients += 1
-        _require_finite(total, rho)
-        _require_finite(slope, rho)
-        return float(total) - self.here, self.scaled(slope)
+        return torch.cat([total[None], slope.double()])
 
     def curvature(self, u: Tensor) -> float:
         """Return u^T C H C u; one product."""
@@ -249,12 +254,15 @@ class Neighborhood:
         )
 
     def _losses_at(self, points: list[Tensor]) -> Tensor:
+        self._losses += len(points)
+        return replay.product(self._place and f"{self._place}-losses", points, lambda: self._sum(points)).cpu()
+
+    def _sum(self, points: list[Tensor]) -> Tensor:
         total = torch.zeros(len(points), dtype=torch.float64, device=self.risk.device)
         with self.risk.evaluating(), torch.no_grad():
             for term in self.risk.terms():
                 total += term.weight * torch.stack([term(point).double() for point in points])
-        self._losses += len(points)
-        return total.cpu()
+        return total
 
 
 def _require_finite(values: Tensor, rho: float) -> None:

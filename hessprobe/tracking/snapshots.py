@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import CheckpointError, DataError
+from hessprobe.models.files import path_sha256
+from hessprobe.models.folders import NUMBER, checkpoints_in, is_checkpoint_folder
+from hessprobe.models.progress import Progress, read_progress
 from hessprobe.training import checkpoint, weights
 from hessprobe.vectors import ParameterLayout, require_same
 
-_ENDINGS = (".pt", ".pth", ".safetensors")
-_RESUME = "-resume"
-_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_OWN_ENDINGS = (".pt", ".pth", ".safetensors")
 _SCORES = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
 # Where the data lie may change between two runs of one recipe.
 _FREE = ("data",)
@@ -65,8 +66,9 @@ def find_snapshots(paths: Sequence[str | Path], *, plain: bool = False) -> tuple
     Args:
         paths: a folder; or the checkpoint that a run wrote at its end (``hessprobe train --out``), with those it wrote
             on the way beside it; or the files themselves.
-        plain: the files are plain weights, or anything that the user's own function reads: their step is the last
-            number in their name, or their place in ``paths`` where one has none.
+        plain: the files are those of other programs, or anything that the user's own function reads: their step is what
+            they say themselves (Lightning, the ``Trainer``), or the last number in their name, or their place in
+            ``paths`` where one has none. Learning rates are those of the optimizer's state beside them.
 
     Raises:
         ValueError: none, or a single one; or files of different architectures (names the tensor).
@@ -75,7 +77,7 @@ def find_snapshots(paths: Sequence[str | Path], *, plain: bool = False) -> tuple
     """
     files = [Path(path) for path in paths]
     given = len(files) > 1
-    chosen = files if given else _in_folder(files[0]) if files and files[0].is_dir() else _of_run(files)
+    chosen = files if given else _in_folder(files[0], plain) if files and files[0].is_dir() else _of_run(files)
     chosen = list(dict.fromkeys(chosen))
     if plain:
         found, notes = _plain(chosen)
@@ -91,9 +93,15 @@ def find_snapshots(paths: Sequence[str | Path], *, plain: bool = False) -> tuple
     return sorted(found, key=lambda each: each.step), notes
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.suffix in _ENDINGS and not path.stem.endswith(_RESUME)]
-    return sorted(files)
+def _in_folder(folder: Path, plain: bool) -> list[Path]:
+    found = checkpoints_in(folder)
+    own = [path for path in found if path.is_file() and path.suffix in _OWN_ENDINGS]
+    if found and not plain and not own:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of another program, such as {found[0].name}. Say what they are: --data, and "
+            "--model where they are not folders of transformers; or --objective."
+        )
+    return found if plain else own
 
 
 def _of_run(files: Sequence[Path]) -> list[Path]:
@@ -110,12 +118,36 @@ def _of_run(files: Sequence[Path]) -> list[Path]:
 
 
 def _plain(files: Sequence[Path]) -> tuple[list[Snapshot], list[str]]:
-    numbers = [_NUMBER.search(weights.require_file(path).stem) for path in files]
-    numbered = all(numbers) and len({int(each[1]) for each in numbers if each}) == len(files)
-    steps = [int(each[1]) for each in numbers if each] if numbered else list(range(len(files)))
-    notes = [] if numbered else ["steps are the order of the files, whose names do not all have a number of their own"]
-    found = [Snapshot(str(path), checkpoint.file_sha256(path), step) for path, step in zip(files, steps, strict=True)]
-    return found, notes
+    said = {path: read_progress(_existing(path)) for path in files}
+    told = {path: progress.step for path, progress in said.items()}
+    named = {path: _number(path) for path in files}
+    notes: list[str] = []
+    for steps in (told, named):
+        if None not in steps.values() and len(set(steps.values())) == len(files):
+            break
+    else:
+        if None in told.values():
+            notes.append("steps are the order of the files, whose names do not all have a number of their own")
+            steps = {path: index for index, path in enumerate(files)}
+        else:
+            # Lightning writes its last checkpoint a second time.
+            first = {step: path for path, step in reversed(told.items())}
+            steps = {path: step for path, step in told.items() if first[step] == path}
+            notes += [f"{path} is left out: it is of the step of another" for path in files if path not in steps]
+    return [_of_plain(path, int(step or 0), said[path]) for path, step in steps.items()], notes
+
+
+def _of_plain(path: Path, step: int, said: Progress) -> Snapshot:
+    return Snapshot(str(path), path_sha256(path), step, said.epoch, said.lr, recipe=dict(said.recipe))
+
+
+def _number(path: Path) -> int | None:
+    found = NUMBER.search(path.name if path.is_dir() else path.stem)
+    return None if found is None else int(found[1])
+
+
+def _existing(path: Path) -> Path:
+    return path if is_checkpoint_folder(path) else weights.require_file(path)
 
 
 def _recorded(files: Sequence[Path], strict: bool, several: bool) -> tuple[list[Snapshot], list[str]]:

@@ -161,7 +161,8 @@ def rule_of_recipe(recipe: Mapping[str, Any], lr: float | None, rho: float | Non
     lam: float | str | None = _NORMALIZED.get(name)
     if name == "unified-sam":
         lam = dict(recipe.get("optimizer_args") or {}).get("lam", 0.5)
-    shared: dict[str, Any] = {key: float(recipe.get(key) or 0.0) for key in ("momentum", "weight_decay")}
+    shared: dict[str, Any] = {key: float(recipe.get(key) or 0.0) for key in ("momentum", "weight_decay", "dampening")}
+    shared["nesterov"] = bool(recipe.get("nesterov"))
     if name == "sgd":
         return StepRule(lr, **shared)
     if lam is None:

@@ -20,6 +20,9 @@ def shipped() -> list[str]:
     return sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
 
 
+_LARGEST = 1 << 16
+
+
 def read_recipe(source: str | Path) -> dict[str, Any]:
     """Return the values that a recipe sets, so that others can be put over them: ``Recipe(**{**values, ...})``.
 
@@ -53,6 +56,8 @@ def _parse(source: str | Path) -> dict[str, Any]:
         return tomllib.loads(_text(source))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is not TOML: {error}. Write lines of 'key = value'.") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply. Write lines of 'key = value'.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text. Write lines of 'key = value'.") from error
 
@@ -65,4 +70,6 @@ def _text(source: str | Path) -> str:
     if not path.is_file():
         near = checks.nearest(name, known)
         raise ValueError(f"recipe must be a TOML file that exists or one of {', '.join(known)}; got {name!r}.{near}")
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"recipe must be at most {_LARGEST:,} bytes; got {name!r} of {path.stat().st_size:,}.")
     return path.read_text("utf-8")

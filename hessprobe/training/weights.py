@@ -23,13 +23,14 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NAMES_SHOWN = 3
 
 
-def read_torch_file(path: str | Path, harmless: Sequence[Any] = ()) -> Any:
+def read_torch_file(path: str | Path, harmless: Sequence[Any] = (), *, mapped: bool = False) -> Any:
     """Return the content of a file written by ``torch.save``, on the CPU; no code in it is ever run.
 
     Args:
         path: the file.
         harmless: classes beyond those of ``weights_only`` that may be made, as ``torch.serialization.safe_globals``
             takes them.
+        mapped: leaves the tensors on the disk until they are used; the file is a zip archive, as of today's torch.
 
     Raises:
         CheckpointError: missing, a folder, unreadable, damaged, or holding Python objects that loading would have to
@@ -41,7 +42,7 @@ def read_torch_file(path: str | Path, harmless: Sequence[Any] = ()) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(harmless)):
             # torch warns about pickle protocols of foreign files; whether they can be read shows below.
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         culprit = _global_in(str(error))
         if culprit is None:

@@ -194,7 +194,7 @@ def find_point(mu: Sampler, A: LinearOperator, risk: Objective | None, seed: int
     theta = gradient = vector = None
     cost = 0.0
     if "eigenvector" in mu.needs:
-        pairs = eigsh(A, 1, "largest", tol=_EIGEN_TOL, seed=seed)
+        pairs = eigsh(A, 1, "largest", tol=_EIGEN_TOL, seed=seed, data_error=False)
         vector, cost = pairs.vectors[0], pairs.matvecs
     if risk is not None:
         theta = risk.theta

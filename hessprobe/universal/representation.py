@@ -43,8 +43,8 @@ class Representation:
         condition: condition number of the linear system that phi solves: it multiplies the errors of E psi.
         scale: bound on ||H||_2 for which the integrals exist.
         mode: ``"exact"`` or ``"monte-carlo"``: how ``evaluate`` gets the integrals.
-        error_bound: for a sum, d times the largest error of the fit on a grid of [-scale, scale], an estimate; 0
-            where the representation is exact; None where its error depends on the spectrum (nodes fewer than d).
+        error_bound: for a sum, d times the largest error of the fit on a grid, an estimate; 0 where the
+            representation is exact; None where its error depends on the spectrum (fewer nodes than dimensions).
         truth: f itself, of the eigenvalues in descending order.
         system: what phi solves, see ``SymmetricSystem``; None for a sum, which needs no roots.
     """

@@ -50,14 +50,6 @@ def test_the_same_file_for_two_outputs_is_refused(run, digits_checkpoint, tmp_pa
     assert "--markdown must be another file than --json" in run("bench", "--json", same, "--markdown", same).err
 
 
-def test_info_on_plain_weights_advises_what_it_can_do(run, digits_checkpoint, tmp_path):
-    path = tmp_path / "plain.pt"
-    torch.save(load_checkpoint(digits_checkpoint).model.state_dict(), path)
-    done = run("info", path)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert f"{path} with --model NAME and --data NAME, or with --objective" in done.err
-
-
 def test_k_prints_every_eigenvalue(run, digits_checkpoint):
     done = run("measure", digits_checkpoint, "-m", "lambda-max", "-m", "lambda-min", "--k", "3", "--examples", "60",
                "--dtype", "float64")  # fmt: skip

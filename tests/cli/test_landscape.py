@@ -176,3 +176,27 @@ def test_options_without_effect_are_named(run, digits_checkpoint, tmp_path):
     assert done.code == 0
     assert "note: --biases has no effect here; it is for --directions random" in done.err
     assert "note: --line has no effect here; it is for --directions random, eigen" in done.err
+
+
+def test_a_trajectory_out_of_order_is_said_and_a_camera_must_be_two_angles(run, tmp_path):
+    done = run("train", "--model", "mlp:hidden=8", "--epochs", "3", "--save-every", "1", "--out", tmp_path / "n.pt")
+    assert done.code == 0
+    epochs = [tmp_path / f"n-epoch-000{index}.pt" for index in range(4)]
+    common = ["--directions", "pca", "--size", "4", "--examples", "20", "--out", tmp_path / "f.png"]
+
+    def through(order):
+        return run(
+            "landscape", tmp_path / "n.pt", *common, *(part for index in order for part in ("--with", epochs[index]))
+        )
+
+    assert "goes from" not in through([0, 1, 2]).out
+    assert (
+        "the trajectory goes from n-epoch-0001.pt (step 45) back to n-epoch-0000.pt (step 0)" in through([1, 0, 2]).out
+    )
+    # From the end to the start is an order, too.
+    assert "goes from" not in through([2, 1, 0]).out
+    wrong = run("landscape", tmp_path / "n.pt", "--surface", "--camera", "35")
+    assert (wrong.code, "--camera must be elevation and turn in degrees, e.g. 35,-60; got '35'." in wrong.err) == (
+        2,
+        True,
+    )

@@ -285,11 +285,11 @@ def test_objective_from_a_file(run, objective, digits_checkpoint):
     ("name", "more", "code", "message"),
     [
         ("mak", [], 2, "has no function 'mak'. Did you mean 'make'?"),
-        ("wrong", [], 1, "must return an EmpiricalRisk; got int."),
+        ("wrong", [], 1, "must return (model, loss, data) or an EmpiricalRisk; got int."),
         ("broken", [], 1, "risks.py:18: KeyError: 'nothing'"),
         ("from_checkpoint", [], 2, "CKPT must be given: from_checkpoint of"),
         ("make", ["ckpt.pt"], 2, "takes no argument, so CKPT must not be given; got 'ckpt.pt'."),
-        ("make", ["--split", "test", "--batch-size", "3"], 2, "--split, --batch-size cannot go with --objective."),
+        ("make", ["--split", "test", "--batch-size", "3"], 2, "--split, --batch-size cannot go with an EmpiricalRisk."),
     ],
 )
 def test_objective_that_does_not_work(run, objective, name, more, code, message):

@@ -105,7 +105,7 @@ def test_80_columns_hold_the_table_and_120_the_method_too():
     lines = narrow.file.getvalue().splitlines()
     assert lines[4:] == [
         "± measurement: standard error of the number for these data",
-        "± data: standard error from the data being a sample (jackknife over batches)",
+        "± data: standard error from the data being a sample (jackknife over examples)",
     ]
     assert lines[0].split() == ["measure", "value", "±", "meas.", "±", "data", "95%", "interval", "prod.", "sec."]
     assert "hutchinson+ggn" not in narrow.file.getvalue()
@@ -164,7 +164,7 @@ def test_both_errors_are_shown_and_what_they_are_is_said():
     ]
     assert lines[6:] == [
         ["± measurement: standard error of the number for these data"],
-        ["± data: standard error from the data being a sample (jackknife over batches)"],
+        ["± data: standard error from the data being a sample (jackknife over examples)"],
         ["+ or - alone: a bracket, which holds the eigenvalue with probability 99.5 %"],
     ]
 

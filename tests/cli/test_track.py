@@ -71,9 +71,7 @@ def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     assert "± data: standard error from the data being a sample" in done.out
     assert float(flat[1]["eigenvalue_2"]) == rows[1]["measures"]["lambda-max"]["arrays"]["eigenvalues"]["values"][1]
     text = figure.read_text()
-    assert all(
-        words in text for words in ("2(1+β)/lr", "trace", "Frobenius norm", "accuracy (%)", "with the 2 leading")
-    )
+    assert all(words in text for words in ("2(1+β)/lr", "trace", "Frobenius", "accuracy (%)", "with the 2 leading"))
 
 
 def test_the_same_command_again_computes_nothing_and_a_longer_run_only_what_is_new(run, sgd, tmp_path, monkeypatch):
@@ -147,7 +145,7 @@ def test_sam_has_a_threshold_of_its_own(run, sam, tmp_path):
     for row in report.read_record(tmp_path / "r.json")["results"]:
         top, edge = row["edge"]["plain"], row["edge"]["sharpness_aware"]
         assert edge * (1 + 0.1 * edge / row["gradient_norm"]) == pytest.approx(top)
-    assert "with SAM's ascent" in (tmp_path / "f.svg").read_text()
+    assert "SAM's threshold" in (tmp_path / "f.svg").read_text()
 
 
 def test_plain_weights_need_a_rate(run, sgd, tmp_path):

@@ -256,6 +256,49 @@ def test_a_clipped_step_is_as_long_as_its_bound(row: Row, scaled: bool):
         assert length == pytest.approx(row.clip_factor, rel=1e-4)
 
 
+@every_row
+def test_gradients_accumulated_before_a_step_are_refused_not_dropped(row: Row):
+    module = make_module()
+    optimizer = build(row, module)
+    step(optimizer, module, 1)
+    module.zero_grad()
+    Closures(module, 2).backward()
+    before, found = flat_weights(module), [p.grad.clone() for p in module.parameters()]
+    module.zero_grad = lambda set_to_none=True: None  # as in the second of two micro-batches
+    with pytest.raises(ValueError, match=r"gradients must be empty .* opt.step\(\[closure_1, closure_2\]\)"):
+        step(optimizer, module, 3)
+    assert torch.equal(flat_weights(module), before)
+    assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), found, strict=True))
+    del module.zero_grad
+    module.zero_grad(set_to_none=False)
+    step(optimizer, module, 3)
+    assert not torch.equal(flat_weights(module), before)
+
+
+@rows_that(lambda row: row.accumulates is True)
+def test_a_list_of_closures_accumulates_to_the_whole_batch(row: Row):
+    module, other = make_module(), make_module()
+    whole, parts = build(row, module), build(row, other)
+    for t in range(1, 6):
+        step(whole, module, t)
+        parts.step(Closures(other, t).shards(3))
+    assert is_close(flat_weights(other), flat_weights(module)) < 1e-11
+
+
+@rows_that(lambda row: row.accumulates is False)
+def test_rules_that_cannot_accumulate_say_so(row: Row):
+    module = make_module()
+    optimizer = build(row, module)
+    closures = Closures(module, 1)
+    options = {"loss": closures.loss} if optimizer.needs_loss else {}
+    lists = {"per-sample": [closures.per_sample] * 2, "outputs": [closures.outputs] * 2}
+    shards = lists.get(optimizer.closure_kind, closures.shards(2))
+    before = flat_weights(module)
+    with pytest.raises((TypeError, ValueError), match="must be given one closure"):
+        optimizer.step(shards, **options)
+    assert torch.equal(flat_weights(module), before)
+
+
 @rows_that(lambda row: row.scale_invariant)
 def test_scaling_the_loss_scales_the_direction(row: Row):
     directions = []

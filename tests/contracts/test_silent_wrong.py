@@ -406,41 +406,6 @@ def test_the_gauss_newton_matrix_is_refused_where_it_is_not_what_it_says() -> No
             Fisher(hp.EmpiricalRisk(net(), loss, data(6)))
 
 
-def test_a_likelihood_with_a_learned_variance_is_measured_and_named_where_it_is_not_convex() -> None:
-    nll = nn.GaussianNLLLoss()
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return nll(outputs[:, 0], targets, F.softplus(outputs[:, 1]) + 0.1)
-
-    def make() -> tuple[nn.Module, Any, list]:
-        return net(), loss, [(x, x[:, 0] * 2) for x, _ in data(6, 5)]
-
-    risk = hp.EmpiricalRisk(*make())
-    exact = dense(mean_of(loss)(*make()), risk.module)
-    torch.testing.assert_close(Hessian(risk).to_dense(), exact)
-    with pytest.raises(
-        UnsupportedError, match=r"eigenvalue of -.* of one example by itself \(a likelihood with its var"
-    ):
-        GaussNewton(risk)
-    with pytest.raises(UnsupportedError, match=r"depends on the targets\. .*measure with operator='hessian', or"):
-        hp.Fisher(risk)
-    with pytest.raises(ValueError, match="GaussianNLLLoss takes more than outputs and targets: wrap it"):
-        hp.EmpiricalRisk(net(), nll, make()[2])
-
-
-def test_a_loss_that_bends_down_on_a_later_batch_alone_is_not_called_convex() -> None:
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return (1 - (-(outputs - targets).square().sum(1)).exp()).mean()  # Welsch: convex near its targets alone
-
-    module = net()
-    for where in (0, 3, 7):
-        batches = [(x, module(x).detach() + (2.0 if i == where else 0.01)) for i, (x, _) in enumerate(data(*(3,) * 8))]
-        with pytest.raises(UnsupportedError, match="of one example by itself"):
-            GaussNewton(hp.EmpiricalRisk(module, loss, batches))
-    near = [(x, module(x).detach() + 0.01) for x, _ in data(*(3,) * 8)]
-    assert GaussNewton(hp.EmpiricalRisk(module, loss, near)).psd
-
-
 def test_a_small_layer_with_a_wrong_backward_is_seen() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2), Cube(HalfDetached), nn.Linear(2, 3)).double()

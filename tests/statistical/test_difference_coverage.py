@@ -12,6 +12,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators import frobenius_norm, trace
 from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import Difference, difference
+from hessprobe.validation.coverage.problem import Problem
 
 SEEDS = range(300, 600)
 DIM = 40
@@ -69,3 +70,21 @@ def test_differences_cover(how: str, kind: str, other: str) -> None:
 def leading(dense: torch.Tensor, count: int = 10) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(dense)
     return vectors[:, values.abs().argsort(descending=True)[:count]].T
+
+
+def test_differences_of_norms_from_few_probes_cover() -> None:
+    # Drawn matrices without large eigenvalues against neighbours of all kinds: the samples' own variance and arms of
+    # equal length covered 91 %, nearly all misses being truths above the interval.
+    hits, above = [], 0
+    for family in ("flat", "two scales", "nearly diagonal", "semicircle", "Marchenko-Pastur"):
+        for number in range(24):
+            problem = Problem.drawn_for(family, 3000 + number)
+            truth = problem.neighbour.norm - problem.drawn.norm
+            for seed in range(4):
+                pair = (problem.plain, problem.neighbour_operator)
+                found = difference(*(frobenius_norm(A, n_probes=8, seed=10 * number + seed) for A in pair))
+                low, high = found.estimate.interval()
+                hits.append(low <= truth <= high)
+                above += truth > high
+    assert 0.925 <= sum(hits) / len(hits) <= 0.975, sum(hits) / len(hits)
+    assert above / len(hits) < 0.055

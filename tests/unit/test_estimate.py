@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from scipy import stats
 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
+from hessprobe.influence import Batches, Influence
 
 
 def test_the_interval_is_student_t_plus_solver() -> None:
@@ -98,3 +100,45 @@ def test_the_interval_of_a_ratio_is_made_from_both_intervals() -> None:
     assert whole.with_(ratio=(top.with_(value=1e-300), bottom)).interval() == pytest.approx(none, rel=1e-4)
     assert whole.with_(ratio=(top, bottom.with_(errors=ErrorParts(0.0)))).interval()[0] == pytest.approx(4.5**2 - 0.125)
     assert whole.with_(ratio=(top, bottom.with_(support=(0.0, 9.0), value=0.1))).interval()[1] == math.inf
+
+
+def test_the_interval_of_a_skewed_value_has_a_longer_arm_on_its_long_tail() -> None:
+    t, a = student_quantile(0.975, 9), 0.25
+    skewed = Estimate(5.0, ErrorParts(2.0, solver=0.125, data=1.0, data_df=20), df=9, skewness=a)
+    low, high = skewed.interval()
+    # With T = (value - truth) / std_error, T + a T^2 / 3 + a^2 T^3 / 27 is t at the lower end, -t at the upper one.
+    for end, wanted in ((low + 0.125, t), (high - 0.125, -t)):
+        T = (5.0 - end) / 2
+        assert T + a * T**2 / 3 + a**2 * T**3 / 27 == pytest.approx(wanted)
+    assert high - 5 > 5 - low
+    # Turned round, the arms change places; scaled, they scale.
+    mirrored = skewed.scaled(-3)
+    assert mirrored.skewness == -a
+    assert mirrored.interval() == pytest.approx((-3 * high, -3 * low))
+    assert skewed.scaled(3).interval() == pytest.approx((3 * low, 3 * high))
+    # Where 1 - a t falls below 0.35 the slope stays as it is there.
+    ends = [skewed.with_(skewness=0.6).interval(level)[1] for level in (0.9, 0.95)]
+    quantiles = [student_quantile(0.95, 9), t]
+    assert 1 - 0.6 * quantiles[0] < 0.35
+    assert ends[1] - ends[0] == pytest.approx(2 * 0.35 ** (-2 / 3) * (quantiles[1] - quantiles[0]))
+    near = 0.65 / 0.6
+    inner = skewed.with_(df=math.inf, skewness=0.6)
+    sides = [inner.interval(2 * float(stats.norm.cdf(near + shift)) - 1)[1] for shift in (-1e-7, 1e-7)]
+    assert sides[1] - sides[0] == pytest.approx(0, abs=1e-5)
+    # The data part is not skewed.
+    even = skewed.with_(skewness=0.0).interval(include_data=True)
+    assert skewed.interval(include_data=True) == even
+    assert skewed.with_(errors=ErrorParts(0.0)).interval() == (5.0, 5.0)
+
+
+def test_without_data_nothing_is_said_of_the_data_and_nothing_else_is_lost() -> None:
+    batches = Batches(torch.ones(2).double() / 2, torch.ones(1, 2).double(), shared=True)
+    influence = Influence({"probe": torch.ones(1, 4).double()}, batches=batches)
+    flags = ("weak", "data-error-noisy", "data-error-unresolved")
+    told = Estimate(2.0, ErrorParts(0.1, 0.3, 0.01, 5.0), df=9, flags=flags, influence=influence)
+    bare = told.without_data()
+    assert bare.errors == ErrorParts(0.1, None, 0.01)
+    assert bare.flags == ("weak",)
+    assert bare.influence is not None
+    assert (bare.influence.batches, bare.influence.rows) == (None, influence.rows)
+    assert bare.interval() == told.interval()

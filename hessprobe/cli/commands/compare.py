@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hessprobe.cli import failures, options, signals
+from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.commands.compare_work import Outcome, collect, members_of
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of
@@ -149,13 +149,16 @@ def run(request: Request) -> None:
     check(request)
     members = members_of(request)
     outcome = Outcome(members)
-    collect(request, outcome, _settings(request))
+    named = [*(member.path for member in members), str(request.objective or "").rpartition(":")[0]]
+    with journaling.kept(request.json, request, journaling.facts_of_files(named)):
+        collect(request, outcome, _settings(request))
 
     from hessprobe.cli.commands.compare_output import publish
 
     with signals.shielded():
         publish(request, outcome)
     failures.leave(outcome.failure, request.debug)
+    journaling.finished(request.json)
     for sentence in outcome.broken:
         failures.say(f"error: {sentence}")
     if outcome.broken:

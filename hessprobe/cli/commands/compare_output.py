@@ -192,10 +192,10 @@ def _other_data(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             lost.setdefault(row["measure"], []).append(row["checkpoint"])
     if lost:
         texts = [f"{name} of {', '.join(labels)}" for name, labels in lost.items()]
-        yield f"on other data of this kind these differences might vanish (jackknife over batches): {'; '.join(texts)}"
+        yield f"on other data of this kind these differences might vanish (jackknife over examples): {'; '.join(texts)}"
     elif known:
         which = "the difference is" if len(known) == 1 else f"all {len(known)} differences are"
-        yield f"{which} also beyond what other data of this kind would change (jackknife over batches)"
+        yield f"{which} also beyond what other data of this kind would change (jackknife over examples)"
 
 
 def _pairing(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:

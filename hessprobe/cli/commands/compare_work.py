@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hessprobe.measures import Event, MeasureSettings, Result
 
 # State of a stopped run that train leaves beside its checkpoint.
-_UNFINISHED = "-resume.pt"
 
 
 @dataclass
@@ -115,12 +114,14 @@ def labels(paths: list[str]) -> list[str]:
 
 
 def _expanded(given: str) -> list[str]:
+    from hessprobe.models.folders import checkpoints_in, is_checkpoint_folder
+
     folder = Path(given)
-    if not folder.is_dir():
+    if not folder.is_dir() or is_checkpoint_folder(folder):
         return [given]
-    inside = sorted(str(path) for path in folder.glob("*.pt") if not path.name.endswith(_UNFINISHED))
+    inside = list(map(str, checkpoints_in(folder)))
     if not inside:
-        raise failures.UsageError(f"CKPT must be a checkpoint or a folder of them; got {given!r} without any .pt file.")
+        raise failures.UsageError(f"CKPT must be a checkpoint or a folder of them; got {given!r} without any.")
     return inside
 
 
@@ -157,7 +158,7 @@ def _measure(request: Request, outcome: Outcome, member: Member, settings: Measu
     from hessprobe.comparison.rescaling import rescalings
     from hessprobe.measures import Result
 
-    subject = load_subject(source_of(request, member.path))
+    subject = load_subject(source_of(request, member.path, quiet=member is not outcome.members[0]))
     _require_another_file(outcome, subject.checkpoint)
     _require_same_data(outcome, subject.data)
     outcome.device = str(subject.risk.device)

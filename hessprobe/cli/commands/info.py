@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hessprobe.cli import options
 
-# What loading advises for plain weights is for ``measure``; this command has no such options.
-_ADVICE = (
-    "info has nothing more to show; measure them: hessprobe measure {ckpt} with --model NAME and --data NAME, "
-    "or with --objective FILE.py:FUNCTION"
-)
-
 
 def info(
-    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint of hessprobe train.")],
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint, or a file or folder of weights.")],
     json: options.Json = None,
     debug: options.Debug = False,  # noqa: ARG001  # read by guarded
 ) -> None:
-    """Show what a checkpoint says about itself: model, data, recipe, metrics, versions, hash."""
+    """Show what a checkpoint says about itself: model, data, recipe, metrics, versions, hash.
+
+    Of weights that another program saved: format, tensors, modules, dtype, and the command that measures them.
+    """
     run(ckpt, json)
 
 
@@ -32,15 +30,8 @@ def run(ckpt: str, json: str | None) -> None:
 
     from hessprobe import report
     from hessprobe.cli import render
-    from hessprobe.cli.load import describe_checkpoint
-    from hessprobe.errors import PlainWeightsError
-    from hessprobe.training import load_checkpoint
-    from hessprobe.training.checkpoint import WHOSE_WEIGHTS
 
-    try:
-        described = describe_checkpoint(load_checkpoint(ckpt))
-    except PlainWeightsError as error:
-        raise PlainWeightsError(str(error).replace(WHOSE_WEIGHTS, _ADVICE.format(ckpt=ckpt))) from error
+    described = _described(ckpt)
     if json is not None:
         record = report.build_record("info", [], arguments={"ckpt": ckpt}, seed=None, checkpoint=described)
         if json == "-":
@@ -52,6 +43,16 @@ def run(ckpt: str, json: str | None) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         render.print_line(console, f"{name.ljust(width)}  {value}")
+
+
+def _described(ckpt: str) -> dict[str, Any]:
+    from hessprobe.cli.load import describe_checkpoint, is_own_file
+    from hessprobe.models.sight import describe_file
+    from hessprobe.training import load_checkpoint
+
+    if Path(ckpt).is_dir() or not is_own_file(ckpt):
+        return describe_file(ckpt)
+    return describe_checkpoint(load_checkpoint(ckpt))
 
 
 def _flat(entry: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

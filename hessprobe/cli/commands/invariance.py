@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hessprobe.cli import failures, options, signals
+from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.invariance import (
@@ -193,13 +193,15 @@ def run(request: Request) -> None:
 
     settings = _settings(request)
     subject = load_subject(source_of(request, request.ckpt))
-    outcome = collect(request, subject, settings)
+    with journaling.kept(request.json, request, journaling.facts([subject])):
+        outcome = collect(request, subject, settings)
 
     from hessprobe.cli.commands.invariance_output import publish
 
     with signals.shielded():
         publish(request, subject, outcome)
     failures.leave(outcome.failure, request.debug)
+    journaling.finished(request.json)
 
 
 def check(request: Request) -> None:

@@ -41,7 +41,7 @@ def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, A
     return report.build_record(
         "invariance",
         [_row(line, request.confidence) for line in outcome.lines],
-        arguments={**arguments, **request.size},
+        arguments={**arguments, "rtol": request.size["rtol"], "probes": request.size["n_probes"]},
         seed=request.seed,
         device=subject.risk.device,
         checkpoint=subject.checkpoint,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 _WHERE, _WHAT, _OUTPUT = "Where", "What is measured", "Output"
 _FORMATS = (".png", ".svg", ".pdf")
 _MARGIN_KINDS = ("pca", "line")
+# Radii of SAM's ball that the plane of the gradients shows on either side of it.
+_BALLS = 4.0
 
 
 def _option(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
@@ -61,6 +66,7 @@ class Request:
     width: float | None
     style: str
     surface: bool
+    camera: str | None
     interactive: str | None
     json: str | None
     debug: bool
@@ -137,7 +143,8 @@ def landscape(
             "--span",
             metavar="S",
             panel=_WHERE,
-            help=f"How far to go on either side, in units of the directions; {SPAN:g} by default.",
+            help=f"How far to go on either side, in units of the directions; {SPAN:g} by default, for gradient "
+            f"{_BALLS:g} times --rho.",
         ),
     ] = None,
     line: Annotated[bool, _option("--line", panel=_WHERE, help="One direction only.")] = False,
@@ -213,6 +220,15 @@ def landscape(
     surface: Annotated[
         bool, _option("--surface", panel=_OUTPUT, help="Draw a plane as a surface in place of contours.")
     ] = False,
+    camera: Annotated[
+        str | None,
+        _option(
+            "--camera",
+            metavar="ELEV,TURN",
+            panel=_OUTPUT,
+            help="View of --surface in degrees, e.g. 35,-60; by default one that shows the checkpoint.",
+        ),
+    ] = None,
     interactive: Annotated[
         str | None,
         _option("--interactive", metavar="FILE", panel=_OUTPUT, help="HTML file with a surface to turn around."),
@@ -290,6 +306,10 @@ def _refuse_contradictions(request: Request) -> None:
             f"--with must name at least 2 further checkpoints for pca, which needs 3 points; got {count}. "
             "Use --directions line for two."
         )
+    if request.camera is not None and re.fullmatch(r"-?\d+(\.\d+)?,-?\d+(\.\d+)?", request.camera) is None:
+        raise failures.UsageError(
+            f"--camera must be elevation and turn in degrees, e.g. 35,-60; got {request.camera!r}."
+        )
     flat = request.line or (request.directions == "line" and count == 1)
     if flat and (request.interactive is not None or request.surface):
         raise failures.UsageError("--interactive and --surface are for planes; got a line. Leave them out.")
@@ -309,7 +329,10 @@ def idle_options(request: Request) -> list[str]:
         (request.which is not None and kind != "eigen", "--which", "eigen"),
         (request.match and kind != "line", "--match", "line"),
     ]
-    return [f"{option} has no effect here; it is for --directions {names}" for given, option, names in idle if given]
+    bare = ["--camera has no effect here; it is for --surface"] if request.camera and not request.surface else []
+    return bare + [
+        f"{option} has no effect here; it is for --directions {names}" for given, option, names in idle if given
+    ]
 
 
 def collect(request: Request, subject: Subject, others: list[Subject]) -> Outcome:
@@ -328,6 +351,8 @@ def collect(request: Request, subject: Subject, others: list[Subject]) -> Outcom
 
             outcome.landscape, notes = scene.survey(_scene(request, subject, others), report)
             outcome.notes += notes
+            if request.directions == "pca":
+                outcome.notes += _order(request.others, others)
     except (KeyboardInterrupt, Exception) as error:
         outcome.failure = failures.ended_by(error)
     return outcome
@@ -343,7 +368,7 @@ def _scene(request: Request, subject: Subject, others: list[Subject]) -> Scene:
         directions=request.directions,
         one=request.line,
         size=request.size,
-        span=SPAN if request.span is None else request.span,
+        span=_span(request),
         normalization=request.normalization or "filter",
         biases=request.biases or "zero",
         which=request.which or "largest",
@@ -355,6 +380,28 @@ def _scene(request: Request, subject: Subject, others: list[Subject]) -> Scene:
         memory=options.parse_memory(request.memory),
         store=request.points,
     )
+
+
+def _span(request: Request) -> float:
+    """Return how far to go: in the plane of the gradients so far that SAM's ball is seen."""
+    if request.span is not None:
+        return request.span
+    return _BALLS * (request.rho or RHO) if request.directions == "gradient" else SPAN
+
+
+def _order(paths: Sequence[str], others: Sequence[Subject]) -> list[str]:
+    """Return a note where a trajectory goes back to an earlier step of its run."""
+    found = [((each.checkpoint or {}).get("metrics") or {}).get("steps") for each in others]
+    steps = [int(each) for each in found if each is not None]
+    if len(steps) < len(others) or steps[-1] < steps[0]:
+        return []
+    for i, (step, following) in enumerate(pairwise(steps)):
+        if following < step:
+            return [
+                f"the trajectory goes from {Path(paths[i]).name} (step {step}) back to {Path(paths[i + 1]).name} "
+                f"(step {following}): its line is that of training only where --with is in the order of the steps"
+            ]
+    return []
 
 
 def _names(paths: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, signals
+from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.opening import arguments_of, opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.measures import NAMES, UNIVERSAL
@@ -144,10 +144,12 @@ def run(request: Request) -> None:
         raise failures.UsageError(
             f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
         )
-    outcome = collect(request, subject, settings)
+    with journaling.kept(request.json, request, journaling.facts([subject])):
+        outcome = collect(request, subject, settings)
     with signals.shielded():
         publish(request, subject, outcome)
     failures.leave(outcome.failure, request.debug)
+    journaling.finished(request.json)
 
 
 def check(request: Request) -> None:

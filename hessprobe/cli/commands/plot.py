@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options
+from hessprobe.cli.terminal import shown
 
 if TYPE_CHECKING:
     from hessprobe.report.figures import Drawn
@@ -50,12 +51,16 @@ def plot(
     paths = list(dict.fromkeys(Path(record) for record in records))
     if out is not None:
         _make(Path(out))
-    written, broken = 0, []
+    written: list[str] = []
+    broken = []
     for base, source in _work(paths, out):
         try:
             written += _draw(source, base, look)
         except Exception as error:
             broken.append(error)
+    # Last, because what reads the output may go away early (head, less): every figure is there by then.
+    for line in written:
+        typer.echo(shown(line))
     for each in broken[:-1]:
         failures.say(f"error: {failures.one_line(each)}")
     if broken:
@@ -78,8 +83,8 @@ def _work(paths: Sequence[Path], out: str | None) -> Iterator[tuple[Path, list[P
         yield (paths[0].parent if out is None else Path(out)) / _TOGETHER, list(paths)
 
 
-def _draw(sources: Sequence[Path], base: Path, look: _Look) -> int:
-    """Write the figures of one record, or of several side by side, and return how many."""
+def _draw(sources: Sequence[Path], base: Path, look: _Look) -> list[str]:
+    """Write the figures of one record, or of several side by side, and return a line about each."""
     from hessprobe.errors import RecordError
     from hessprobe.report import read_record
     from hessprobe.report.figures import figures_across, figures_of
@@ -106,15 +111,16 @@ def _readable(sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield read_record(path)
 
 
-def _save(figures: Sequence[Drawn], base: Path, look: _Look) -> int:
+def _save(figures: Sequence[Drawn], base: Path, look: _Look) -> list[str]:
+    lines = []
     for figure in figures:
         target = f"{base}-{figure.name}.{look.kind}"
         options.check_outputs(out=target)
         path = figure.save(target, look.width, look.style)
         if figure.data:
             figure.save_data(path.with_suffix(".csv"))
-        typer.echo(f"{path}: {figure.title}")
-    return len(figures)
+        lines.append(f"{path}: {figure.title}")
+    return lines
 
 
 def _make(out: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, signals
+from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, engine_of, source_of
 from hessprobe.models.opening import AS_FOUND, Opening
@@ -206,10 +206,12 @@ def run(request: Request) -> None:
 
     engine = engine_of(request.engine)
     subject = load_subject(source_of(request, request.ckpt))
-    outcome = collect(request, subject, engine)
+    with journaling.kept(request.json, request, journaling.facts([subject])):
+        outcome = collect(request, subject, engine)
     with signals.shielded():
         publish(request, subject, outcome)
     failures.leave(outcome.failure, request.debug)
+    journaling.finished(request.json)
 
 
 def check(request: Request) -> None:

@@ -241,10 +241,12 @@ def check(request: Request) -> None:
     check_source(request)
     if Path(request.figure).suffix.lower() not in _FORMATS:
         raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
+    from hessprobe.models.folders import is_checkpoint_folder
+
     for path in request.run_dir if len(request.run_dir) > 1 else ():
         if not Path(path).exists():
             raise failures.UsageError(f"RUN_DIR must exist; got {path!r}. Check the path.")
-        if Path(path).is_dir():
+        if Path(path).is_dir() and not is_checkpoint_folder(path):
             raise failures.UsageError(
                 f"RUN_DIR must be one folder, or the files of one run; got the folder {path!r} among others. "
                 "Track one run at a time."
@@ -298,7 +300,7 @@ class _Worker:
         from hessprobe.tracking import measure_point, rule_of_recipe
 
         request = self._request
-        subject = load_subject(source_of(request, snapshot.path))
+        subject = load_subject(source_of(request, snapshot.path, quiet=self._first is not None))
         self._require_comparable(snapshot, subject)
         lr = request.lr if request.lr is not None else snapshot.lr
         with failures.as_usage():

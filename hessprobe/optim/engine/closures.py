@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from hessprobe.optim.engine.requests import At
+
+if TYPE_CHECKING:
+    from hessprobe.optim.engine.optimizer import SharpnessAware
 
 ClosureKind = Literal["backward", "per-sample", "outputs"]
 
@@ -84,6 +87,27 @@ class Pass:
 
     def _backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+
+
+def passes_of(optimizer: SharpnessAware, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+    """Return the passes of a step that ``SharpnessAware.step`` is given.
+
+    Raises:
+        ValueError: the rule wants ``loss``, and there is none.
+        TypeError: ``closure`` is neither a function nor a non-empty list of functions.
+    """
+    if optimizer.needs_loss and loss is None:
+        raise ValueError(
+            f"{type(optimizer).__name__} must be given loss=, a function that returns the loss without backward; got "
+            "None. Call opt.step(closure, loss=lambda: criterion(model(x), y))."
+        )
+    if closure is None:
+        closure = backward_of(cast(Callable[[], Tensor], loss), scaler)
+    closures = list(closure) if isinstance(closure, Iterable) else [closure]
+    if not closures or not all(callable(one) for one in closures):
+        raise TypeError(f"closure must be a function or a non-empty list of functions; got {closure!r}.")
+    own = None if optimizer.closure_kind == "backward" else scaler
+    return [Pass(optimizer.closure_kind, one, loss, own) for one in closures]
 
 
 def backward_of(loss: Callable[[], Tensor], scaler: Any = None) -> Callable[[], Tensor]:

@@ -15,6 +15,7 @@ from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import ClosureHessian
 from hessprobe.optim.engine.gradients import Gradients
+from hessprobe.optim.engine.leftovers import Accumulated
 from hessprobe.optim.engine.randomness import Replay, replayed
 from hessprobe.optim.engine.ranks import acts_locally, average_over_ranks, on_every_rank, without_gradient_averaging
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, Rule, StepReport, Update
@@ -37,10 +38,16 @@ class Execution:
         passes: the shards of the step.
         shares: their weights, summing to 1.
         scaler: the ``GradScaler``, or None.
+        accumulated: gradients that the first closure has to clear.
     """
 
     def __init__(
-        self, optimizer: SharpnessAware, passes: Sequence[Pass], shares: Sequence[float], scaler: Any = None
+        self,
+        optimizer: SharpnessAware,
+        passes: Sequence[Pass],
+        shares: Sequence[float],
+        scaler: Any = None,
+        accumulated: Accumulated | None = None,
     ) -> None:
         self._owner, self._scaler, self.report = optimizer, scaler, StepReport()
         self._shards = list(zip(passes, shares, strict=True))
@@ -48,6 +55,7 @@ class Execution:
         self._gradients = Gradients(self._parameters, optimizer._fused())
         self._buffers = BufferGuard(optimizer.model)
         self._random = Replay({p.device for p in self._parameters}) if optimizer.rng == "same" else None
+        self._accumulated = accumulated
         self._seen: set[int] = set()
         self._first: TensorList | None = None
         self._last: TensorList | None = None
@@ -144,10 +152,15 @@ class Execution:
         self._gradients.before_pass()
         first = id(one) not in self._seen
         self._seen.add(id(one))
+        accumulated, self._accumulated = self._accumulated, None
+        if accumulated is not None:
+            accumulated.mark()
         # DistributedDataParallel waits for every gradient, wanted or not.
         frozen = None if torch.distributed.is_initialized() else request.frozen
         with _frozen(self._parameters, frozen), replayed(self._random, id(one)):
             passed = one.run(request)
+        if accumulated is not None:
+            accumulated.refuse_kept(type(self._owner).__name__)
         # The first pass over a shard is the one that counts for running statistics.
         if first:
             self._buffers.keep()

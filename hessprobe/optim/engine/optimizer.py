@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,15 @@ from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
 from hessprobe.optim.engine.calls import explained
-from hessprobe.optim.engine.closures import ClosureKind, Pass, backward_of
+from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
+from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
-from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach
+from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
 
@@ -132,6 +133,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._draws = 0
         self._use_foreach = False
         self._clip_grad_norm: float | None = None
+        self._leftovers = Leftovers()
         self._fill_groups()
 
     @abstractmethod
@@ -165,7 +167,7 @@ class SharpnessAware(torch.optim.Optimizer):
         for group, count in self._spans:
             rho = 0.0 if not group["perturb"] else group["rho"] if radius is None else radius
             used.add(rho)
-            factors += [_reading(rho * factor)] * count
+            factors += [read_on_cpu(rho * factor)] * count
         return Displacement(direction, factors, is_uniform=len(used) == 1)
 
     def clipped(self, gradient: TensorList) -> TensorList:
@@ -242,10 +244,25 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: the loss of a pass is nan or infinite (without scaler); the weights are as they were.
+            ValueError: a backward before it has left gradients that the closure does not clear: a list of closures
+                accumulates.
             RuntimeError: a step by hand has been begun, and a closure is given or the rule wants more evaluations.
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
+        try:
+            return self._step(closure, loss, scaler, clip_grad_norm, weights)
+        finally:
+            self._leftovers.note(self._trainable)
+
+    def _step(
+        self,
+        closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None,
+        loss: Callable[[], Tensor] | None,
+        scaler: Any,
+        clip_grad_norm: float | None,
+        weights: Sequence[float] | None,
+    ) -> Tensor | None:
         if closure is None and loss is None:
             if self._manual is None:
                 plain_step(self, clip_grad_norm)
@@ -261,7 +278,10 @@ class SharpnessAware(torch.optim.Optimizer):
         self.prepare()
         require_wrapped(self)
         passes = self._passes(closure, loss, scaler)
-        run = Execution(self, passes, shard_shares(weights, len(passes)), scaler)
+        accumulated = Accumulated(self._trainable) if self._leftovers.are_fresh(self._trainable) else None
+        if accumulated is not None and (closure is None or self.closure_kind != "backward"):
+            accumulated.refuse(type(self).__name__)  # no closure is there to clear them
+        run = Execution(self, passes, shard_shares(weights, len(passes)), scaler, accumulated)
         self.last = run.report
         return run.step()
 
@@ -326,6 +346,10 @@ class SharpnessAware(torch.optim.Optimizer):
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
         self.weights.bind(self.parameters(), self._fused())
 
+    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+        """Return the passes of a step."""
+        return passes_of(self, closure, loss, scaler)
+
     def _manual_step(self) -> ManualStep:
         if self._manual is None:
             self.rule_in_use = True
@@ -351,20 +375,6 @@ class SharpnessAware(torch.optim.Optimizer):
             self._manual_step().descend()
         finally:
             self.abandon()
-
-    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
-        if self.needs_loss and loss is None:
-            raise ValueError(
-                f"{type(self).__name__} must be given loss=, a function that returns the loss without backward; got "
-                "None. Call opt.step(closure, loss=lambda: criterion(model(x), y))."
-            )
-        if closure is None:
-            closure = backward_of(cast(Callable[[], Tensor], loss), scaler)
-        closures = list(closure) if isinstance(closure, Iterable) else [closure]
-        if not closures or not all(callable(one) for one in closures):
-            raise TypeError(f"closure must be a function or a non-empty list of functions; got {closure!r}.")
-        own = None if self.closure_kind == "backward" else scaler
-        return [Pass(self.closure_kind, one, loss, own) for one in closures]
 
     def _fused(self) -> bool:
         return self._use_foreach
@@ -408,11 +418,13 @@ class SharpnessAware(torch.optim.Optimizer):
         state.update(
             _manual=None, _phase=None, weights=Weights(), _layout=[], _spans=[], _trainable=[], last=StepReport()
         )
+        del state["_leftovers"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base_optimizer" in state:
-            self.__dict__.update(state)
+            self.__dict__.update(state, _leftovers=Leftovers())
+            self._leftovers.forget()
             self._patch_step_function()
         else:
             super().__setstate__(state)
@@ -424,10 +436,3 @@ class SharpnessAware(torch.optim.Optimizer):
             for name, value in self._own_defaults.items():
                 group.setdefault(name, value)
             checks.real("rho", group["rho"], low=0)
-
-
-def _reading(factor: Scalar) -> Scalar:
-    # On a CPU a number is faster than a 0-dimensional tensor, and the same to the last bit.
-    if isinstance(factor, Tensor) and factor.device.type == "cpu" and not torch.compiler.is_compiling():
-        return float(factor)
-    return factor

@@ -12,8 +12,8 @@ from hessprobe.errors import PlainStepWarning
 if TYPE_CHECKING:
     from hessprobe.optim.engine.optimizer import SharpnessAware
 
-# torch's own wrapper around ``step`` and the two functions below lie between the caller and the warning.
-_CALLER = 5
+# torch's own wrapper around ``step``, its body and the two functions below lie between the caller and the warning.
+_CALLER = 6
 
 
 def plain_step(optimizer: SharpnessAware, clip_grad_norm: float | None) -> None:

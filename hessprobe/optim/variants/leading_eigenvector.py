@@ -73,6 +73,7 @@ def leading_eigenvector(
                 max_matvecs=settings.max_matvecs,
                 seed=optimizer.seed,
                 start=start,
+                data_error=False,
             )
 
     pairs: Eigenpairs = (yield Curvature(use)).result

@@ -15,7 +15,7 @@ from hessprobe.report.figures.fields import NUMBER, between, entry, spread
 from hessprobe.report.figures.labels import name as beside
 from hessprobe.report.figures.labels import spread as spread_names
 from hessprobe.report.figures.scales import logarithmic
-from hessprobe.report.figures.style import BLACK, BLUE, GRAY, PURPLE, SHADE, VERMILION
+from hessprobe.report.figures.style import BLACK, BLUE, GRAY, NARROW, PURPLE, SHADE, VERMILION, narrow, small
 from hessprobe.report.typography import pretty
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _NAMED = 24
 _LETTERS = 30
 # Names side by side in that key, and height of a line of it in inches.
 _KEYS, _KEY_LINE = 4, 0.16
-# Letters of a key across a panel.
-_ACROSS_PANEL = 42
+# In inches: a letter of a name, the least width of a panel, a width that no figure has.
+_LETTER, _PANEL, _WIDEST = 0.06, 1.2, 100.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
         own = [row for row in correlations if row["gap"] == gap]
         if own:
             drawn.append(_scatter(record, gap, own))
-    return drawn
+    return [*drawn, _taus(correlations)] if any(row["tau"] is not None for row in correlations) else drawn
 
 
 def _difference(row: Mapping[str, Any], where: str) -> _Difference:
@@ -90,14 +90,15 @@ def _difference(row: Mapping[str, Any], where: str) -> _Difference:
 def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
     measures = list(dict.fromkeys(one.measure for one in found))
     checkpoints = list(dict.fromkeys(one.checkpoint for one in found))
-    down, across = _grid(len(measures))
+    names = max(map(len, checkpoints))
 
     def draw(figure: Figure) -> None:
+        down, across = _grid(len(measures), figure.get_figwidth() - _LETTER * names)
         panels: Any = figure.subplots(down, across, sharey=True, squeeze=False)
         for panel, measure in zip(panels.flat, measures, strict=False):
             _panel(panel, [one for one in found if one.measure == measure], checkpoints)
             panel.set_title(measure, loc="left")
-        figure.supxlabel(f"difference to {baseline}", fontsize=8)
+        figure.supxlabel(f"difference to {baseline}", fontsize="medium")
         for panel in panels.flat[len(measures) :]:
             panel.set_visible(False)
         for panel in panels[:, 0]:
@@ -111,14 +112,24 @@ def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
         f"Each checkpoint's difference to {baseline} with its interval; gray behind it, the wider interval without "
         f"probes in common: {'; '.join(said[:_SAID])}{more}"
     )
-    names = max(map(len, checkpoints))
-    size = (0.8 + 0.075 * names + 2.4 * across, 0.6 + down * (0.85 + 0.24 * len(checkpoints)))
-    return Drawn("differences", f"Differences to {baseline}", alt, draw, size)
+
+    def height(width: float) -> float:
+        down, _ = _grid(len(measures), width - _LETTER * names)
+        return 0.75 + 0.16 * (width < NARROW) + down * (0.52 + 0.19 * len(checkpoints))
+
+    width = 0.8 + _LETTER * names + 2.0 * _grid(len(measures), _WIDEST)[1]
+    data = [
+        {"measure": one.measure, "checkpoint": one.checkpoint, "difference": one.value, "low": one.value - one.below,
+         "high": one.value + one.above, "own probes": one.independent, "verdict": one.verdict}
+        for one in found
+    ]  # fmt: skip
+    return Drawn("differences", f"Differences to {baseline}", alt, draw, (width, height(width)), height, data)
 
 
-def _grid(count: int) -> tuple[int, int]:
-    """Return rows and columns of panels: four make a square, not a row and a rest."""
-    across = 2 if count == 4 else min(count, _ACROSS)
+def _grid(count: int, width: float) -> tuple[int, int]:
+    """Return rows and columns of panels in a width in inches: four make a square, not a row and a rest."""
+    most = max(1, min(_ACROSS, int(width / _PANEL)))
+    across = 2 if count == 4 and most > 1 else min(count, most)
     return -(-count // across), across
 
 
@@ -135,7 +146,7 @@ def _panel(panel: Any, found: Sequence[_Difference], checkpoints: Sequence[str])
         face = color if filled else "white"
         panel.errorbar(one.value, height, xerr=[[one.below], [one.above]], fmt=marker, ms=4.5, color=color, mfc=face)
     panel.margins(x=0.12)
-    panel.locator_params(axis="x", nbins=4)
+    panel.locator_params(axis="x", nbins=3)
     panel.grid(axis="x")
 
 
@@ -147,43 +158,97 @@ def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
         color, marker, filled = _MARKS.get(verdict, (GRAY, "x", True))
         face = color if filled else "white"
         handles.append(Line2D([], [], color=color, mfc=face, marker=marker, ms=4.5, ls="none", label=verdict))
-    wide = Line2D([], [], color=GRAY, alpha=0.45, lw=5, label="interval with probes of their own")
-    figure.legend(handles=[*handles, wide], loc="outside upper center", ncol=4)
+    wide = Line2D([], [], color=GRAY, alpha=0.45, lw=5, label="with probes of their own")
+    figure.legend(handles=[*handles, wide], loc="outside upper center", ncol=2 if narrow(figure) else 4)
 
 
 def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping[str, Any]]) -> Drawn:
     points = {row["measure"]: _points(record, str(row["measure"]), gap) for row in correlations}
-    down, across = _grid(len(points))
     names = list(dict.fromkeys(one.checkpoint for each in points.values() for one in each))
     numbered = len(names) > 1 and sum(map(len, names)) > _LETTERS
     shown = {name: str(index) if numbered else name for index, name in enumerate(names, 1)}
-    columns = min(_KEYS, max(1, _ACROSS_PANEL * across // (6 + max(map(len, names), default=0))))
+    longest = max(map(len, names), default=0)
+
+    def columns(width: float) -> int:
+        return min(_KEYS, max(1, int(width / (_LETTER * (6 + longest)))))
 
     def draw(figure: Figure) -> None:
+        down, across = _grid(len(points), figure.get_figwidth())
         panels: Any = figure.subplots(down, across, squeeze=False)
         for panel, row in zip(panels.flat, correlations, strict=False):
             _cloud(panel, points[row["measure"]], shown if len(names) <= _NAMED else {})
-            panel.set_title(f"{row['measure']}\n{_tau(row)}", loc="left", fontsize=8.5)
-            panel.set_xlabel(_gap(gap), fontsize=8)
+            said = _tau(row).replace(" (", "\n(") if narrow(figure) else _tau(row)
+            panel.set_title(f"{row['measure']}\n{said}", loc="left")
+            panel.set_xlabel(_gap(gap))
         for panel in panels.flat[len(points) :]:
             panel.set_visible(False)
         if numbered and len(names) <= _NAMED:
-            _key(figure, shown, columns)
+            _key(figure, shown, columns(figure.get_figwidth()))
         spread_names(figure, GRAY)
 
     alt = "; ".join(f"{row['measure']}: {_tau(row)} over {row['count']} checkpoints" for row in correlations)
     title = f"Measures against {_gap(gap)}"
-    key = _KEY_LINE * -(-len(names) // columns) + 0.1 if numbered and len(names) <= _NAMED else 0.0
-    return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (0.7 + 2.5 * across, 0.3 + 2.3 * down + key))
+
+    def height(width: float) -> float:
+        key = _KEY_LINE * -(-len(names) // columns(width)) + 0.1 if numbered and len(names) <= _NAMED else 0.0
+        down, across = _grid(len(points), width)
+        return 0.2 + down * (0.9 + 0.62 * min(width / across, 2.4)) + key
+
+    width = 0.5 + 2.1 * _grid(len(points), _WIDEST)[1]
+    data = [
+        {"measure": measure, "checkpoint": one.checkpoint, "gap": one.gap, "value": one.value,
+         "low": one.value - one.below, "high": one.value + one.above}
+        for measure, each in points.items()
+        for one in each
+    ]  # fmt: skip
+    return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (width, height(width)), height, data)
+
+
+def _taus(correlations: Sequence[Mapping[str, Any]]) -> Drawn:
+    """Return Kendall's tau of every measure with every gap, each with its interval."""
+    measures = list(dict.fromkeys(str(row["measure"]) for row in correlations))
+    gaps = list(dict.fromkeys(str(row["gap"]) for row in correlations))
+    colors = dict(zip(gaps, (BLUE, VERMILION), strict=False))
+    found: list[tuple[Mapping[str, Any], float, tuple[float, float]]] = []
+    for row in correlations:
+        if row["tau"] is not None:
+            low, high = row["interval"]
+            found.append((row, float(row["tau"]), (float(low), float(high))))
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.lines import Line2D
+
+        panel: Any = figure.subplots()
+        for stripe in range(0, len(measures), 2):
+            panel.axhspan(stripe - 0.5, stripe + 0.5, color=SHADE, lw=0, zorder=0)
+        panel.axvline(0, color=BLACK, lw=0.8)
+        for row, tau, (low, high) in found:
+            place = measures.index(str(row["measure"])) + (gaps.index(str(row["gap"])) - (len(gaps) - 1) / 2) * 0.36
+            color = colors[str(row["gap"])]
+            # The line is the interval, whatever lies under the point.
+            panel.plot([low, high], [place, place], color=color, lw=2.4, alpha=0.45, solid_capstyle="butt")
+            panel.plot(tau, place, "o", ms=4, color=color)
+        panel.set_yticks(range(len(measures)), labels=measures)
+        panel.set(xlim=(-1.05, 1.05), ylim=(len(measures) - 0.5, -0.5), xlabel="Kendall's τ with the gap")
+        panel.grid(axis="x")
+        handles = [Line2D([], [], color=colors[gap], marker="o", ms=4, lw=2.4, label=_gap(gap)) for gap in gaps]
+        figure.legend(handles=handles, loc="outside upper center", ncol=1 if narrow(figure) else 2)
+
+    height = 0.75 + 0.16 * len(gaps) + 0.3 * len(measures)
+    said = [f"{row['measure']} with {_gap(str(row['gap']))}: {_tau(row)}" for row in correlations]
+    data = [
+        {"measure": row["measure"], "gap": row["gap"], "tau": tau, "low": low, "high": high}
+        for row, tau, (low, high) in found
+    ]
+    title = "Rank correlation of measures with the generalisation gap"
+    return Drawn("tau", title, f"{title}: {'; '.join(said)}.", draw, (4.2, height), lambda _: height, data)
 
 
 def _key(figure: Figure, shown: Mapping[str, str], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], ls="none", label=f"{number}  {name}") for name, number in shown.items()]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncol=columns, handlelength=0, handletextpad=0, fontsize=7
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncol=columns, handlelength=0, handletextpad=0)
 
 
 def _gap(name: str) -> str:
@@ -204,11 +269,11 @@ def _cloud(panel: Any, points: Sequence[_Point], shown: Mapping[str, str]) -> No
     """Draw a point a checkpoint with its interval, and beside it what ``shown`` says for its name."""
     for axis, values in (("x", [one.gap for one in points]), ("y", [one.value for one in points])):
         if not logarithmic(panel, axis, values):
-            panel.locator_params(axis=axis, nbins=5)
+            panel.locator_params(axis=axis, nbins=4)
     for one in points:
         panel.errorbar(one.gap, one.value, yerr=[[one.below], [one.above]], fmt="o", ms=3.5, color=PURPLE)
         if one.checkpoint in shown:
-            beside(panel, (one.gap, one.value), shown[one.checkpoint], fontsize=6)
+            beside(panel, (one.gap, one.value), shown[one.checkpoint], fontsize=small())
     panel.margins(x=0.1, y=0.12)
     panel.grid()
 

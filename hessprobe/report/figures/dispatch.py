@@ -39,11 +39,11 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
 
 
 def figures_across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
-    """Return the figures that put several records side by side: one network under several operators.
+    """Return the figures that put records side by side: one network under several operators, checkpoints over rho.
 
     Raises:
         RecordError: a record lacks an entry that a figure needs; the message names it.
     """
-    from hessprobe.report.figures import operators
+    from hessprobe.report.figures import operators, sharpness
 
-    return operators.figures_across(records)
+    return [*operators.figures_across(records), *sharpness.across(records)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.invariance.names import LOGARITHMIC
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, short
-from hessprobe.report.figures.style import BLACK, COLORS, SHADE
+from hessprobe.report.figures.style import BLACK, COLORS, NARROW, SHADE, narrow
 from hessprobe.report.typography import pretty
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         panel.set_ylim(len(measures) - 0.5, -0.5)
         panel.set_xlim(-_reach([-change.decades for change in changes]), _reach([one.decades for one in changes]))
         # Whole decades: the numbers between are no round ones.
-        panel.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(5 if narrow(figure) else 9, integer=True))
         panel.xaxis.set_major_formatter(lambda value, _: _power(value))
         panel.set_xlabel("after / before")
         panel.grid(axis="x")
@@ -113,8 +113,18 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         "Each measure after a transform over the same measure before it; at 1 nothing has changed. "
         f"{determinants}The most: {', '.join(said[:_SAID])}{', …' if len(said) > _SAID else '.'}"
     )
-    size = (6.4, 1.5 + max(0.3, 0.11 * len(transforms)) * len(measures))
-    return Drawn("invariance", "What function-preserving transforms change", alt, draw, size)
+
+    def height(width: float) -> float:
+        rows = -(-(len(transforms) + len(_MARKERS) + 1) // (2 if width < NARROW else 3))
+        return 0.55 + 0.16 * rows + max(0.25, 0.1 * len(transforms)) * len(measures)
+
+    data = [
+        {"measure": one.measure, "transform": one.transform, "decades": one.decades, "decades error": one.error,
+         "verdict": one.verdict}
+        for one in changes
+    ]  # fmt: skip
+    title = "What function-preserving transforms change"
+    return Drawn("invariance", title, alt, draw, (6.0, height(6.0)), height, data)
 
 
 def _reach(decades: Sequence[float]) -> float:
@@ -143,7 +153,7 @@ def _legend(figure: Figure, colors: Mapping[str, str], changes: Sequence[_Change
     ]
     if any(abs(change.decades) > _REACH for change in changes):
         handles.append(Line2D([], [], color=BLACK, marker=">", ms=4.5, ls="none", label="beyond the axis"))
-    figure.legend(handles=handles, loc="outside lower center", ncol=3)
+    figure.legend(handles=handles, loc="outside lower center", ncol=2 if narrow(figure) else 3)
 
 
 def _power(decades: float) -> str:

@@ -36,7 +36,19 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     found = [landscape_of(row, f"results[{index}],") for index, row in enumerate(record["results"])]
     # Older records say it as a style.
     solid = bool(given.get("surface")) or given.get("style") == "surface"
-    return [drawn(each, style=STYLES[1] if solid else STYLES[0], rho=rho, title=title) for each in found]
+    return [
+        drawn(each, style=STYLES[1] if solid else STYLES[0], rho=rho, title=title, camera=camera_of(given))
+        for each in found
+    ]
+
+
+def camera_of(given: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the camera among the arguments of a record: ``"35,-60"``, elevation and turn in degrees."""
+    text = given.get("camera")
+    if not text:
+        return None
+    elevation, _, turn = str(text).partition(",")
+    return float(elevation), float(turn)
 
 
 def title_of(record: Mapping[str, Any]) -> str:
@@ -93,7 +105,14 @@ def landscape_of(row: Mapping[str, Any], where: str) -> Landscape:
     )
 
 
-def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = None, title: str = "") -> Drawn:
+def drawn(
+    landscape: Landscape,
+    *,
+    style: str = "contour",
+    rho: float | None = None,
+    title: str = "",
+    camera: tuple[float, float] | None = None,
+) -> Drawn:
     """Return a figure of every quantity of a landscape, side by side.
 
     A line is drawn as a curve, a plane as filled contours or as a surface in three dimensions. The scale is logarithmic
@@ -106,6 +125,7 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
         style: ``"contour"`` or ``"surface"``.
         rho: radius of SAM's ball, > 0, or None for none.
         title: above the figure.
+        camera: elevation and turn of a surface in degrees; None for a turn from which the checkpoint is seen.
 
     Raises:
         ValueError: another style, or nothing finite to draw.
@@ -124,7 +144,7 @@ def drawn(landscape: Landscape, *, style: str = "contour", rho: float | None = N
         panels: Any = figure.subplots(rows, columns, squeeze=False, subplot_kw=three)
         handles: dict[str, Any] = {}
         for name, panel in zip(names, panels.flat, strict=False):
-            found = _panel(figure, panel, landscape, name, rho, solid, center)
+            found = _panel(figure, panel, landscape, name, rho, solid, center, camera)
             handles |= {handle.get_label(): handle for handle in found}
             panel.set_title(heading(landscape, name, title if len(names) == 1 else ""))
         spare = panels.flat[len(names) :]
@@ -162,7 +182,7 @@ def _height(landscape: Landscape, width: float, solid: bool) -> float:
     if len(landscape.axes) == 1:
         return 0.9 + words + rows * (0.35 + (0.5 * min(width, _OWN + 0.6) if columns == 1 else 1.5))
     if solid:
-        return 0.3 + rows * 0.86 * min(width, _OWN) if count == 1 else 0.3 + rows * 0.8 * width / columns
+        return 0.45 + rows * 0.72 * width / columns
     lost = _LINE * any(landscape.holes(name) for name in landscape.values)
     entries = 1 + 2 * (landscape.quadratic() is not None) + 2 * bool(landscape.marks) + (landscape.kind == "gradient")
     legend = 0.1 + _LINE * -(-entries // (2 if slim else 4))
@@ -200,7 +220,14 @@ def _legend(figure: Figure, handles: list[Any], spare: Any) -> None:
 
 
 def _panel(
-    figure: Figure, panel: Any, landscape: Landscape, name: str, rho: float | None, solid: bool, center: str
+    figure: Figure,
+    panel: Any,
+    landscape: Landscape,
+    name: str,
+    rho: float | None,
+    solid: bool,
+    center: str,
+    camera: tuple[float, float] | None,
 ) -> list[Any]:
     """Draw one quantity and return the handles of a legend for the whole figure."""
     if not np.isfinite(landscape.values[name]).any():
@@ -209,7 +236,7 @@ def _panel(
     if len(landscape.axes) == 1:
         return lines.line(panel, landscape, name, rho, center)
     if solid:
-        return surfaces.surface(figure, panel, landscape, name)
+        return surfaces.surface(panel, landscape, name, center, camera)
     return planes.contour(figure, panel, landscape, name, rho, alone=len(landscape.values) == 1, center=center)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.landscape.levels import text as level_text
 from hessprobe.landscape.result import Floats, Landscape
 from hessprobe.report.figures.labels import name as beside
 from hessprobe.report.figures.landscape_scale import (
@@ -97,7 +98,7 @@ def _number(panel: Any, landscape: Landscape, lines: Any, shown: Scale, color: s
     from matplotlib.patheffects import withStroke
 
     written = [level for level in lines.levels if np.isclose(level, shown.ticks).any()]
-    for text in panel.clabel(lines, written, fmt=shown.text, fontsize=small(), colors=color, inline=False):
+    for text in panel.clabel(lines, written, fmt=level_text, fontsize=small(), colors=color, inline=False):
         text.set_path_effects([withStroke(linewidth=1.6, foreground=halo)])
         if _at_border(landscape, text.get_position()):
             text.remove()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.drawn import Drawn, table
 from hessprobe.report.figures.fields import NUMBER, entry, floats, short, spread
 from hessprobe.report.figures.operators import parts
 from hessprobe.report.figures.scales import DECADE, logarithmic
-from hessprobe.report.figures.style import BLACK, BLUE, COLORS, VERMILION
+from hessprobe.report.figures.style import BLACK, BLUE, COLORS, NARROW, VERMILION, narrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,16 +59,14 @@ def _against_radius(lines: dict[str, list[_Point]]) -> Drawn:
     groups = _groups(lines)
 
     def draw(figure: Figure) -> None:
-        from matplotlib.lines import Line2D
-
-        panels: Any = figure.subplots(1, len(groups), squeeze=False)[0]
+        down, across = (len(groups), 1) if narrow(figure) else (1, len(groups))
+        panels: Any = figure.subplots(down, across, squeeze=False).ravel()
         handles: list[Any] = []
         for panel, group in zip(panels, groups, strict=True):
             handles += [_line(panel, label, lines[label], colors[label]) for label in group]
             _axes(panel, [point for label in group for point in lines[label]])
-        panels[0].set_ylabel("rise of the loss")
-        handles.append(Line2D([], [], color=BLACK, lw=1.0, ls="--", marker="_", label="second-order prediction"))
-        figure.legend(handles=handles, loc="outside upper center", ncol=4)
+            panel.set_ylabel("rise of the loss")
+        _legend(figure, handles)
 
     known = [
         f"{label} {short(value)}{_model(model)} at rho = {rho:g}"
@@ -76,8 +74,76 @@ def _against_radius(lines: dict[str, list[_Point]]) -> Drawn:
         for rho, (value, _, _), model in points[-1:]
     ]
     alt = f"How far the loss rises at radius rho; dashed, what the second-order model predicts: {'; '.join(known)}."
-    size = (5.6, 3.6) if len(groups) == 1 else (7.6, 3.4)
-    return Drawn("sharpness", "Sharpness against the radius", alt, draw, size)
+
+    def height(width: float) -> float:
+        return 0.4 + 1.9 * len(groups) if width < NARROW else 3.2
+
+    width = 4.2 if len(groups) == 1 else 6.75
+    title = "Sharpness against the radius"
+    data = _data({"": lines})
+    return Drawn("sharpness", title, alt, draw, (width, height(width)), height, data)
+
+
+def across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+    """Return the sharpness of several checkpoints over each other, one panel a kind, the second-order model dashed."""
+    found: dict[str, dict[str, list[_Point]]] = {}
+    for record in records:
+        if record["command"] == "sharpness" and (lines := _lines(record["results"])):
+            given = record["arguments"]
+            name = Path(str(given.get("ckpt") or given.get("objective"))).stem
+            found[name if name not in found else f"{name} ({len(found) + 1})"] = lines
+    kinds = list(dict.fromkeys(kind for lines in found.values() for kind in lines))
+    if len(found) < 2:
+        return []
+    colors = dict(zip(found, COLORS * len(found), strict=False))
+
+    def draw(figure: Figure) -> None:
+        down, wide = (len(kinds), 1) if narrow(figure) else (-(-len(kinds) // 3), min(3, len(kinds)))
+        panels: Any = figure.subplots(down, wide, squeeze=False)
+        handles: list[Any] = []
+        for panel, kind in zip(panels.flat, kinds, strict=False):
+            own = {name: lines[kind] for name, lines in found.items() if kind in lines}
+            drawn = [_line(panel, name, points, colors[name]) for name, points in own.items()]
+            handles += [] if len(handles) == len(found) else drawn[len(handles) :]
+            _axes(panel, [point for points in own.values() for point in points])
+            panel.set_title(kind, loc="left")
+            if down > 1 and kind != kinds[-1]:
+                panel.set_xlabel("")
+        for panel in panels.flat[len(kinds) :]:
+            panel.remove()
+        for panel in panels[:, 0]:
+            panel.set_ylabel("rise of the loss")
+        _legend(figure, handles)
+
+    def height(width: float) -> float:
+        return 0.4 + 1.75 * len(kinds) if width < NARROW else 0.4 + 2.1 * -(-len(kinds) // 3)
+
+    said = [
+        f"{kind} of {name} {short(points[-1][1][0])}{_model(points[-1][2])} at rho = {points[-1][0]:g}"
+        for kind in kinds
+        for name, lines in found.items()
+        if (points := lines.get(kind))
+    ]
+    alt = f"How far the loss of each checkpoint rises, dashed what the second-order model predicts: {'; '.join(said)}."
+    title = "Sharpness of several checkpoints"
+    return [Drawn("sharpness", title, alt, draw, (6.75, height(6.75)), height, _data(found))]
+
+
+def _data(found: Mapping[str, Mapping[str, Sequence[_Point]]]) -> list[dict[str, Any]]:
+    return [
+        {**({"checkpoint": name} if name else {}), "kind": kind, "rho": rho, "value": value, "low": value - below,
+         "high": value + above, "second order": model}
+        for name, lines in found.items()
+        for kind, points in lines.items()
+        for rho, (value, below, above), model in points
+    ]  # fmt: skip
+
+
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    model = Line2D([], [], color=BLACK, lw=1.0, ls="--", marker="_", label="second order")
+    figure.legend(handles=[*handles, model], loc="outside upper center", ncol=2 if narrow(figure) else 5)
 
 
 def _numbers(points: Sequence[_Point]) -> list[float]:
@@ -123,7 +189,7 @@ def _axes(panel: Any, points: Sequence[_Point]) -> None:
     if len(radii) == 1:
         panel.set_xlim(radii[0] * 0.8, radii[0] * 1.2)
     if len(radii) == 1 or panel.get_xscale() == "log":
-        shown = radii[:: -(-len(radii) // 8)]
+        shown = radii[:: -(-len(radii) // 5)]
         panel.set_xticks(shown, labels=[f"{rho:g}" for rho in shown])
         panel.xaxis.set_minor_locator(NullLocator())
 
@@ -150,7 +216,8 @@ def _arc(arc: Mapping[str, Any]) -> Drawn:
         f"How far the loss rises at radius {reach:g} in the directions between the gradient (alpha 0) and SAM's "
         f"(alpha 1) and beyond: most, {top}, at alpha {best:g}."
     )
-    return Drawn("arc", "Loss along XSAM's arc", alt, draw, (5.0, 3.2))
+    data = table(alpha=alphas, rise=rises, model=model)
+    return Drawn("arc", "Loss along XSAM's arc", alt, draw, (4.2, 2.7), lambda width: 1.0 + 0.4 * width, data)
 
 
 def _splits(splits: Sequence[Mapping[str, Any]]) -> Drawn:

@@ -12,7 +12,7 @@ import numpy as np
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, Floats, array, entry, floats, short, spread
 from hessprobe.report.figures.scales import logarithmic
-from hessprobe.report.figures.style import BLACK, BLUE, COLORS, GREEN, PURPLE, SKY, VERMILION
+from hessprobe.report.figures.style import BLACK, BLUE, COLORS, GREEN, NARROW, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,10 +25,9 @@ _NAMES = {
     "frob": "Frobenius norm",
     "effective-rank": "effective rank",
 }
-# Beyond this many times the largest eigenvalue a threshold is out of sight: it goes to infinity with a falling rate.
-_SIGHT = 30.0
-# Within this many times the largest number shown a threshold is worth the room.
-_REACH = 4.0
+_LABELS = {"lambda-min": r"$\lambda_{\min}$", "frob": "Frobenius", "effective-rank": "eff. rank"}
+# A threshold is in the panel up to this many times its lowest value: it goes to infinity with a falling rate.
+_REACH = 3.0
 _MANY = 40
 
 _Panel = Callable[[Any], None]
@@ -49,21 +48,54 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     panels += [_alignment(rows, steps), _loss(rows, steps)]
     if _scores(rows, "train_accuracy") is not None or _scores(rows, "test_accuracy") is not None:
         panels.append(_accuracy(rows, steps))
-    columns = 2 if len(panels) > 1 else 1
-    lines = math.ceil(len(panels) / columns)
+    title = _title(record)
 
     def draw(figure: Figure) -> None:
-        axes = np.atleast_1d(figure.subplots(lines, columns, sharex=True)).ravel()
+        columns = _columns(len(panels), figure.get_figwidth())
+        axes = np.atleast_1d(figure.subplots(math.ceil(len(panels) / columns), columns, sharex=True)).ravel()
         for panel, axis in zip(panels, axes, strict=False):
             panel(axis)
             axis.grid()
-            axis.tick_params(labelbottom=True)
+            axis.tick_params(labelbottom=False)
         for axis in axes[len(panels) :]:
-            axis.set_visible(False)
+            axis.remove()
         for axis in axes[max(len(panels) - columns, 0) : len(panels)]:
             axis.set_xlabel("step")
+            axis.tick_params(labelbottom=True)
+            axis.locator_params(axis="x", nbins=6)
+        figure.align_ylabels(axes[: len(panels)])
+        figure.suptitle(title)
 
-    return [Drawn("track", "Curvature along training", _alt(rows), draw, (3.6 * columns + 0.2, 2.2 * lines + 0.2))]
+    def height(width: float) -> float:
+        return 0.45 + (1.12 if width < NARROW else 1.5) * math.ceil(len(panels) / _columns(len(panels), width))
+
+    return [Drawn("track", "Curvature along training", _alt(rows), draw, (7.0, height(7.0)), height, _data(rows))]
+
+
+def _columns(count: int, width: float) -> int:
+    return 1 if width < NARROW or count == 1 else 2
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    """Return the run and how it was trained, as far as the record says it."""
+    given = record["arguments"]
+    paths = given.get("run_dir") or [given.get("ckpt") or "run"]
+    recipe = (record.get("checkpoint") or {}).get("recipe") or {}
+    return Path(str(paths[0])).name + (f" ({recipe['optimizer']})" if recipe.get("optimizer") else "")
+
+
+def _data(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a checkpoint: every measure with its interval, thresholds, alignment, scores."""
+    found = []
+    for row in rows:
+        line: dict[str, Any] = {"step": row["step"], "loss": row.get("loss")}
+        for name, measured in row["measures"].items():
+            low, high = measured["interval"]
+            line |= {name: measured["value"], f"{name} low": low, f"{name} high": high}
+        line |= {"threshold": row["edge"]["plain"], "SAM's threshold": row["edge"]["sharpness_aware"]}
+        line |= {f"alignment {key}": (row.get("alignment") or {}).get(key) for key in ("first", "space")}
+        found.append(line | dict(row["scores"]))
+    return found
 
 
 def _style(count: int) -> dict[str, Any]:
@@ -93,52 +125,36 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
     def draw(axis: Any) -> None:
         axis.errorbar(steps, values, yerr=reach, color=BLUE, label=r"$\lambda_{\max}$", zorder=3, **_style(len(steps)))
         for index, other in enumerate(others, 2):
-            axis.plot(steps, other, color=SKY, lw=0.9, label="further eigenvalues" if index == 2 else None)
+            axis.plot(steps, other, color=SKY, lw=0.9, label="further" if index == 2 else None)
         known = np.concatenate([values, *others])
-        beyond = []
-        # The lower line first: where it widens the axis, the upper one may come into sight.
-        for line, color, dash, label in ((aware, VERMILION, "-.", "with SAM's ascent"), (plain, BLACK, "--", formula)):
-            seen = _seen(line, values, known)
-            if len(seen):
-                known = np.concatenate([known, seen])
-                # Whole, so that it leaves the panel where it goes; the limits below are of what is in sight.
-                marker = "_" if len(steps) < 3 else None
-                axis.plot(steps, line, color=color, ls=dash, lw=1.1, label=label, marker=marker)
-            elif np.isfinite(line).any():
-                beyond.append(_bound(label, line))
+        lines = (
+            (aware, VERMILION, "-.", "SAM's threshold"),
+            (plain, BLACK, "--", f"threshold {formula}"),
+        )
+        for line, color, dash, label in lines:
+            if not np.isfinite(line).any():
+                continue
+            # A falling rate sends it to infinity: its lowest part is in the panel, the rest leaves it at the top.
+            lowest = float(np.nanmin(line))
+            known = np.concatenate([known, line[np.isfinite(line) & (line <= _REACH * lowest)]])
+            marker = "_" if len(steps) < 3 else None
+            axis.plot(steps, line, color=color, ls=dash, lw=1.1, label=label, marker=marker)
         _limits(axis, known)
-        axis.set_ylabel("largest eigenvalue")
-        if beyond:
-            axis.annotate("\n".join(beyond), (1.0, 1.0), xycoords="axes fraction", xytext=(0, 2), fontsize=6.5,
-                          textcoords="offset points", ha="right", va="bottom")  # fmt: skip
-        _legend(axis, len(beyond))
+        axis.set_ylabel(r"$\lambda_{\max}$")
+        _legend(axis)
 
     return draw
 
 
-def _seen(line: Floats, values: Floats, known: Floats) -> Floats:
-    """Return the part of a threshold that the panel is to show, empty where it is out of sight."""
-    top = max(_SIGHT * float(np.nanmax(values)), _REACH * float(np.nanmax(known)))
-    return line[np.isfinite(line) & (line > 0) & (line <= top)]
-
-
-def _bound(label: str, line: Floats) -> str:
-    """Return in words where a threshold lies that no point of the panel shows."""
-    found = line[np.isfinite(line)]
-    low, high = float(found.min()), float(found.max())
-    sign = "=" if math.isclose(low, high, rel_tol=1e-3) else "\u2265"
-    return f"{label} {sign} {short(float(f'{low:.3g}'))}, above"
-
-
-def _legend(axis: Any, lines: int = 0) -> None:
-    """Put the legend above the panel, whose lines cross all of it, and above so many lines of a note."""
+def _legend(axis: Any) -> None:
+    """Put the legend above the panel, whose lines cross all of it."""
     from matplotlib.container import Container
 
     handles, _ = axis.get_legend_handles_labels()
     # What was measured before what it is compared with; intervals come last otherwise.
     handles.sort(key=lambda handle: not isinstance(handle, Container))
-    axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2 + 1.4 * lines,
-                ncol=3 if len(handles) == 3 else 2, fontsize=6.5, columnspacing=0.8, handlelength=1.9)  # fmt: skip
+    axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, borderpad=0.1,
+                ncol=2, columnspacing=0.8, handlelength=1.9, labelspacing=0.2)  # fmt: skip
 
 
 def _further(rows: Sequence[Mapping[str, Any]]) -> list[Floats]:
@@ -170,7 +186,7 @@ def _measure(rows: Sequence[Mapping[str, Any]], steps: Floats, name: str) -> _Pa
     def draw(axis: Any) -> None:
         axis.errorbar(steps, values, yerr=reach, color=color, **_style(len(steps)))
         logarithmic(axis, "y", values)
-        axis.set_ylabel(_NAMES.get(name, name))
+        axis.set_ylabel(_LABELS.get(name, name))
 
     return draw
 
@@ -185,7 +201,7 @@ def _alignment(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
         if k > 1:
             axis.plot(steps, space, color=SKY, label=f"with the {k} leading", **_style(len(steps)))
             _legend(axis)
-        axis.set(ylim=(-0.03, 1.03), ylabel=r"gradient along $v_1$" if k == 1 else "gradient along eigenvectors")
+        axis.set(ylim=(-0.03, 1.03), ylabel="alignment")
 
     return draw
 
@@ -237,6 +253,9 @@ def _alt(rows: Sequence[Mapping[str, Any]]) -> str:
         and row["measures"]["lambda-max"]["value"] > row["edge"]["plain"]
     ]
     known = sum(row["edge"]["plain"] is not None for row in rows)
-    edge = f" The largest eigenvalue is above 2/lr at {len(above)} of {known} points." if known else ""
+    formula = next((row["edge"]["formula"] for row in rows if row["edge"].get("formula")), "2/lr")
+    edge = f" The largest eigenvalue is above {formula} at {len(above)} of {known} points." if known else ""
+    if any(row["edge"]["sharpness_aware"] is not None for row in rows):
+        edge += f" SAM's threshold is the eigenvalue a with a (1 + rho a / |g|) = {formula}."
     steps = " to ".join(str(row["step"]) for row in ends)
     return f"Along steps {steps}, {len(rows)} points: {'; '.join(parts)}.{edge}"

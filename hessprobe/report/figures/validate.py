@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.report.figures.drawn import Drawn
+from hessprobe.report.figures.drawn import Drawn, table
 from hessprobe.report.figures.fields import entry, floats, short
 from hessprobe.report.figures.scales import logarithmic
 from hessprobe.report.figures.style import COLORS
@@ -16,10 +17,8 @@ from hessprobe.report.figures.style import COLORS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# More lines than these leave a legend no room among them.
-_INSIDE = 4
-# Letters beyond which two columns of a legend below fill the figure, and height of a line of it in inches.
-_LONG, _KEY_LINE = 22, 0.17
+# In inches: a letter of a label, a line of a legend or title; lines of a title at most.
+_LETTER, _KEY_LINE, _LINES = 0.062, 0.15, 4
 # A logarithmic axis of less than this ratio has one power of ten or none.
 _FEW = 100.0
 
@@ -40,7 +39,7 @@ def curves(record: Mapping[str, Any]) -> dict[str, Drawn]:
 
 
 def curve(row: Mapping[str, Any], where: str) -> Drawn:
-    """Return the curve of a claim: what the theory says dashed, what was measured as lines or points.
+    """Return the curve of a claim under its sentence: theory dashed, what was measured in the same color.
 
     Args:
         row: of the claim.
@@ -59,28 +58,61 @@ def curve(row: Mapping[str, Any], where: str) -> Drawn:
     titles = {key: entry(found, key, str, where) for key in ("x", "y")}
     scales = {key: "log" if entry(found, f"log_{key}", bool, where) else "linear" for key in ("x", "y")}
 
-    columns = 2 if max((len(label) for label, *_ in lines), default=0) > _LONG else 3
-    key = _KEY_LINE * -(-len(lines) // columns) if len(lines) > _INSIDE else 0.0
+    statement = entry(row, "statement", str, where)
+    colors = _colors([(label, dashed) for label, _, _, dashed in lines])
 
     def draw(figure: Figure) -> None:
         panel: Any = figure.subplots()
-        for (label, x, y, dashed), color in zip(lines, COLORS * len(lines), strict=False):
+        for (label, x, y, dashed), color in zip(lines, colors, strict=True):
             marker = "o" if len(x) <= 20 and not dashed else None
             panel.plot(x, y, "--" if dashed else "-", color=color, label=label, marker=marker, ms=3, lw=1.2)
-        panel.set(xlabel=titles["x"], ylabel=titles["y"], title=claim, xscale=scales["x"], yscale=scales["y"])
+        panel.set(xlabel=titles["x"], ylabel=titles["y"], xscale=scales["x"], yscale=scales["y"])
         panel.grid()
         for axis in ("x", "y"):
             every = np.concatenate([each[1 if axis == "x" else 2] for each in lines])
             positive = every[every > 0]
             if scales[axis] == "log" and len(positive) and positive.max() < _FEW * positive.min():
                 logarithmic(panel, axis, positive, 1.0)
-        if len(lines) > _INSIDE:
+        figure.suptitle("\n".join(_wrapped(statement, figure.get_figwidth())), fontsize="medium")
+        if len(lines) > 1:
+            columns = _columns([label for label, *_ in lines], figure.get_figwidth())
             figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncol=columns)
-        elif len(lines) > 1:
-            panel.legend()
 
-    alt = f"{claim}, {entry(row, 'verdict', str, where)}: {entry(row, 'statement', str, where)}{_compared(row)}"
-    return Drawn(claim.replace("/", "-"), claim, alt, draw, (5.6, 3.4 + key))
+    def height(width: float) -> float:
+        rows = -(-len(lines) // _columns([label for label, *_ in lines], width)) if len(lines) > 1 else 0
+        return _KEY_LINE * (rows + len(_wrapped(statement, width))) + 0.7 + 0.45 * min(width, 4.5)
+
+    data = [line for label, x, y, dashed in lines for line in table(series=label, theory=str(dashed).lower(), x=x, y=y)]
+    alt = f"{claim}, {entry(row, 'verdict', str, where)}: {statement}{_compared(row)}"
+    return Drawn(claim.replace("/", "-"), claim, alt, draw, (5.0, height(5.0)), height, data)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Return columns of a legend below: as many as the longest label leaves room for, three at most."""
+    return max(1, min(3, int(width / (0.5 + _LETTER * max(map(len, labels))))))
+
+
+def _wrapped(sentence: str, width: float) -> list[str]:
+    """Return the lines of a title; a statement that goes on for long is cut where its fourth line ends."""
+    lines = textwrap.wrap(sentence, int((width - 0.2) / _LETTER))
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"{lines[_LINES - 1][:-1]}\u2026"]
+
+
+def _colors(series: Sequence[tuple[str, bool]]) -> list[str]:
+    """Return a color a series, the same for what was measured and the theory of it.
+
+    They belong together where the theory's label has that of the measured in it, or where there is one of each.
+    """
+    measured = [label for label, dashed in series if not dashed]
+    known = dict(zip(measured, COLORS * len(measured), strict=False))
+    single = len(measured) == 1 and len(series) == 2
+    free = iter([*COLORS[len(known) :], *COLORS])
+    found = []
+    for label, dashed in series:
+        # The longest one: "trace" is in "trace, plain", too.
+        owners = [each for each in measured if each in label] or (measured if single else [])
+        found.append(known[max(owners, key=len)] if not dashed or owners else next(free))
+    return found
 
 
 def _compared(row: Mapping[str, Any]) -> str:

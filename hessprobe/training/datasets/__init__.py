@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -28,6 +29,7 @@ KINDS = {
     "hf": "hf:NAME_OR_PATH",
     "text": "text:PATH",
 }
+_SCALED = ("image-folder", "hf")
 _WITH_PATH = ("image-folder", "text")
 
 
@@ -35,6 +37,7 @@ def load_dataset(
     name: str,
     *,
     context: int | None = None,
+    image_size: int | None = None,
     part: float = 1.0,
     label_noise: float = 0.0,
     seed: int = 0,
@@ -48,6 +51,8 @@ def load_dataset(
             library ``datasets``; ``"text:PATH"``, characters. What is not at its path is also looked for, by the last
             part of it, in the folder ``$HESSPROBE_DATA``.
         context: characters in an example of text; 64 by default.
+        image_size: pixels >= 1 of the shorter side, to which the images of folders and of ``hf`` are scaled before a
+            square of it is cut out; None leaves them as they are.
         part: share in (0, 1] of the training examples of every class that are kept.
         label_noise: share in [0, 1] of the training labels that are made wrong.
         seed: which examples are kept and which labels are wrong, >= 0.
@@ -61,8 +66,20 @@ def load_dataset(
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise ValueError(f"data must be one of {', '.join(KINDS.values())}; got {name!r}.{checks.nearest(kind, KINDS)}")
-    whole = _LOADERS[kind](name, rest, context, report or _silent)
+    tell = report or _silent
+    if image_size is None:
+        whole = _LOADERS[kind](name, rest, context, tell)
+    elif kind in _SCALED:
+        size = checks.positive_int("image_size", image_size)
+        read = functools.partial(load_hub, name, rest) if kind == "hf" else _folder_reader(name, rest)
+        whole = read(tell, size)
+    else:
+        raise ValueError(f"image_size must be None for data {name!r}; got {image_size}. Only image folders take it.")
     return mislabel(subset(whole, part, seed), label_noise, seed)
+
+
+def _folder_reader(name: str, rest: str) -> Callable[[Report, int | None], DataSet]:
+    return functools.partial(load_folder, name, _existing(name, rest))
 
 
 def resolve_name(name: str) -> str:
@@ -110,8 +127,13 @@ def _load_text(name: str, rest: str, context: int | None, report: Report) -> Dat
 def _existing(name: str, rest: str) -> Path:
     if not rest:
         raise ValueError(f"data must be {KINDS[name.partition(':')[0]]}; got {name!r}. Add the path.")
-    path, elsewhere = Path(rest).expanduser(), os.environ.get("HESSPROBE_DATA")
-    if path.exists():
+    elsewhere = os.environ.get("HESSPROBE_DATA")
+    try:
+        path = Path(rest).expanduser()
+        found = path.exists()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(f"data {name[:80]!r} must name a path; {error}. Check it.") from error
+    if found:
         return path
     if elsewhere and (Path(elsewhere) / path.name).exists():
         return Path(elsewhere) / path.name

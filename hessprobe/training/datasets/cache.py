@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,11 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hessprobe"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "hessprobe"
+    except RuntimeError:
+        # Users without a home, as in containers.
+        return Path(tempfile.gettempdir()) / f"hessprobe-{os.getuid()}"
 
 
 def remembered(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

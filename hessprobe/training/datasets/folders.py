@@ -24,6 +24,8 @@ _HELD_OUT = ("test", "val", "valid", "validation")
 _LAYOUT = "Lay them out as CLASS/FILE, or as train/CLASS/FILE and test/CLASS/FILE."
 _BROKEN_ARCHIVE = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError)
 _READ = 1 << 20
+# Images are compressed already; those that are not shrink by some ten times.
+_EXPANSION, _SMALL = 100, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,25 @@ class _Place:
     path: str
 
 
-def load_folder(name: str, path: Path, report: Report) -> DataSet:
+def load_folder(name: str, path: Path, report: Report, size: int | None = None) -> DataSet:
     """Return the images of a directory or tar archive (also compressed) of class folders.
 
     ``CLASS/FILE``: every fifth image of a class is held out. ``train/CLASS/FILE`` with ``test/CLASS/FILE`` (or ``val``,
     ``valid``, ``validation``; ``test`` where there are several): as they are. Folders around these are skipped; so are
     hidden files and files that are no images by their suffix. Classes are numbered in the order of their names. The
-    images are decoded once and kept in the cache under the hash of the files' content.
+    images are decoded once, scaled to ``size`` where that is given (see ``pictures.to_array``), and kept in the cache
+    under the hash of the files' content.
 
     Raises:
         DataError: nothing there, a broken archive, an unreadable image, images of different sizes, another layout, or
             class folders that differ between the splits.
     """
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise DataError(f"data must be a directory or a tar archive that exists; got {str(path)!r}. Check the path.")
-    key = hashlib.sha256(b"image-folder\n")
+    key = hashlib.sha256(f"image-folder{'' if size is None else f' {size}'}\n".encode())
     try:
         _hash_into(key, path)
-        kept = remembered(key.hexdigest(), lambda: _decode_all(path, report))
+        kept = remembered(key.hexdigest(), lambda: _decode_all(path, report, size))
     except _BROKEN_ARCHIVE as error:
         raise DataError(
             f"{path} cannot be read as a directory or tar archive of images ({error}). Copy it again."
@@ -72,13 +75,13 @@ def _hash_into(key: hashlib._Hash, path: Path) -> None:
         key.update(content)
 
 
-def _decode_all(path: Path, report: Report) -> dict[str, Tensor]:
+def _decode_all(path: Path, report: Report, size: int | None) -> dict[str, Tensor]:
     source = _in_directory(path) if path.is_dir() else _in_archive(path)
     arrays = {}
     for count, (relative, content) in enumerate(source):
         if not count % 500:
             report("decoding images", count, None, f"{count:,}")
-        arrays[relative] = pictures.decode(content, f"{path}/{relative}")
+        arrays[relative] = pictures.decode(content, f"{path}/{relative}", size)
     if not arrays:
         raise DataError(f"{path} must hold images ({', '.join(SUFFIXES)}); got none. {_LAYOUT}")
     # An archive has its own order, a file system none: the images are numbered by their paths.
@@ -135,8 +138,15 @@ def _in_directory(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _in_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     # Members are read in their order and never unpacked to disk: a stream, whatever the compression.
+    packed, unpacked = path.stat().st_size, 0
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
+            unpacked += member.size
+            if unpacked > _SMALL and unpacked > _EXPANSION * packed:
+                raise DataError(
+                    f"{path} would unpack from {packed / 1e6:.3g} MB to over {unpacked / 1e6:.3g} MB, which no images "
+                    "do. Pack them again."
+                )
             relative = PurePosixPath(member.name)
             content = archive.extractfile(member) if member.isfile() and _is_image(relative.parts) else None
             if content is not None:

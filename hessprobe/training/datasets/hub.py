@@ -22,8 +22,8 @@ _LABELS = ("label", "labels", "fine_label", "target")
 _SAVED = ("dataset_dict.json", "state.json")
 
 
-def load_hub(name: str, source: str, report: Report) -> DataSet:
-    """Return a data set with an image and a class column, decoded once and kept in the cache.
+def load_hub(name: str, source: str, report: Report, size: int | None = None) -> DataSet:
+    """Return a data set with an image and a class column, decoded once, scaled to ``size`` and kept in the cache.
 
     A held-out split (``test``, or else ``validation``) is used as it is; without one every fifth image of a class is
     held out. A local path (of ``save_to_disk``, or a folder that ``datasets.load_dataset`` reads) needs no network.
@@ -38,8 +38,9 @@ def load_hub(name: str, source: str, report: Report) -> DataSet:
     held_out = next((split for split in HELD_OUT if split in splits), None)
     parts = [splits["train"], *([splits[held_out]] if held_out else [])]
     # The library's own fingerprint of what it loaded: it changes with the content and with every transformation.
-    key = hashlib.sha256("\n".join(["hf", *(str(part._fingerprint) for part in parts)]).encode()).hexdigest()
-    kept = remembered(key, lambda: _decode_all(source, parts, report))
+    marks = ["hf" if size is None else f"hf {size}", *(str(part._fingerprint) for part in parts)]
+    key = hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    kept = remembered(key, lambda: _decode_all(source, parts, report, size))
     return image_set(name, kept["images"], kept["labels"], kept["test"], int(kept["labels"].max()) + 1)
 
 
@@ -77,7 +78,7 @@ def load_splits(source: str) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def _decode_all(source: str, parts: list[Any], report: Report) -> dict[str, Tensor]:
+def _decode_all(source: str, parts: list[Any], report: Report, size: int | None) -> dict[str, Tensor]:
     image, label = _columns(source, parts[0])
     arrays: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     names: list[str] = []
@@ -90,7 +91,7 @@ def _decode_all(source: str, parts: list[Any], report: Report) -> dict[str, Tens
             names.append(f"{source} row {row} of part {number}")
             try:
                 example = part[row]
-                arrays.append(pictures.to_array(example[image]))
+                arrays.append(pictures.to_array(example[image], size))
             except (OSError, ValueError, SyntaxError, AttributeError) as error:
                 raise DataError(f"{names[-1]} cannot be read as an image ({error}). Repair the data.") from error
             labels.append(int(example[label]))

@@ -32,6 +32,8 @@ def load_text(name: str, path: Path, context: int | None = None) -> DataSet:
         DataError: not UTF-8, or too short for two windows.
     """
     length = checks.positive_int("context", DEFAULT_CONTEXT if context is None else context)
+    if path.exists() and not path.is_file():
+        raise DataError(f"data must be a text file; got {str(path)!r}, which is none. Check the path.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

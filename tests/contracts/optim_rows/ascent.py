@@ -315,7 +315,15 @@ ROWS = [
         scale_invariant=False,
     ),
     # The mean of the shards' gradients is the batch's to rounding only.
-    Row("m-sam", "m-sam", m_sam, {"shards": 4}, evaluations=8, base_at_rho_zero_arguments={"shards": 1}),
+    Row(
+        "m-sam",
+        "m-sam",
+        m_sam,
+        {"shards": 4},
+        evaluations=8,
+        base_at_rho_zero_arguments={"shards": 1},
+        accumulates=None,
+    ),
     Row("zsharp", "zsharp", zsharp, {"quantile": 0.7}),
     Row("zsharp-paper", "zsharp", zsharp_paper, {"quantile": 0.7, "convention": "paper"}),
     Row("gcsam", "gcsam", gcsam, {}),
@@ -344,7 +352,16 @@ ROWS = [
     Row("c-flat-two-radii", "c-flat", c_flat_two_radii, {"lam": 0.4, "norm_rho": 0.3}, evaluations=4),
     Row("rwp", "rwp", rwp, {"alpha": 0.4}, rho=0.1),
     # Two batches: the step's loss is the first one's, and rho = 0 gives the mean of two gradients.
-    Row("rwp-two", "rwp", rwp_two_batches, {"shards": 2}, rho=0.1, base_at_rho_zero=False, clean_loss=False),
+    Row(
+        "rwp-two",
+        "rwp",
+        rwp_two_batches,
+        {"shards": 2},
+        rho=0.1,
+        base_at_rho_zero=False,
+        clean_loss=False,
+        accumulates=None,
+    ),
     Row("pre-sam", "pre-sam", pre_sam_weights, {"constraint": "weights"}),
     Row(
         "pre-sam-both",

@@ -88,15 +88,16 @@ ROWS = [
         rho=0.15,
         base_at_rho_zero_arguments={"alpha": 1.0},
     ),
-    Row("eigen-sam", "eigen-sam", eigen_sam, {"alpha": 0.3, **TIGHT}),
+    Row("eigen-sam", "eigen-sam", eigen_sam, {"alpha": 0.3, **TIGHT}, accumulates=False),
     # A direction of length one is not the gradient of the loss at rho = 0, and does not grow with the loss.
-    Row("x-sam", "x-sam", x_sam(True), TIGHT, base_at_rho_zero=False, scale_invariant=False),
+    Row("x-sam", "x-sam", x_sam(True), TIGHT, base_at_rho_zero=False, scale_invariant=False, accumulates=False),
     Row(
         "x-sam-plain",
         "x-sam",
         x_sam(False),
         {**TIGHT, "normalize": False},
         base_at_rho_zero_arguments={"alpha": 0.0},
+        accumulates=False,
     ),
-    Row("functional-sam", "functional-sam", functional_sam, {}),
+    Row("functional-sam", "functional-sam", functional_sam, {}, accumulates=False),
 ]

@@ -47,6 +47,8 @@ class Row:
         still_at_lr_zero: with lr = 0 (and no weight decay) nothing moves.
         single_group: its parameters cannot be split into groups.
         needs_model: it is given ``model=``.
+        accumulates: a list of closures is the shards of one batch; False where only one closure may be given, None if
+            the rule has shards of its own.
         clip_factor: greatest length of a step of SGD with lr 1, in units of a small ``clip_grad_norm``.
         clip_is_reached: a step is as long as that; else it is no longer.
         evaluates_after_step: its last pass is at the weights that the step leads to.
@@ -65,6 +67,7 @@ class Row:
     still_at_lr_zero: bool = True
     single_group: bool = False
     needs_model: bool = False
+    accumulates: bool | None = True
     clip_factor: float = 1.0
     clip_is_reached: bool = True
     evaluates_after_step: bool = False

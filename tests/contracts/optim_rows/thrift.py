@@ -289,6 +289,7 @@ ROWS = [
         {"beta": 0.35, "gamma": 0.6},
         evaluations=ESAM_COUNTS,
         base_at_rho_zero_arguments={"gamma": 1.0},
+        accumulates=False,
     ),
     Row(
         "esam-code",
@@ -296,8 +297,9 @@ ROWS = [
         esam_code,
         {"beta": 0.6, "gamma": 0.6, "convention": "code"},
         base_at_rho_zero_arguments={"gamma": 1.0},
+        accumulates=False,
     ),
-    Row("k-sam", "k-sam", k_sam, {"keep": 5.5 / N}, base_at_rho_zero_arguments={"keep": 1.0}),
+    Row("k-sam", "k-sam", k_sam, {"keep": 5.5 / N}, base_at_rho_zero_arguments={"keep": 1.0}, accumulates=False),
     Row("friendly-sam", "friendly-sam", friendly_sam, {"sigma": 0.8, "lam": 0.7}),
     Row(
         "sparse-sam-fisher",
@@ -305,6 +307,7 @@ ROWS = [
         sparse_sam_fisher,
         {**SPARSE, "mask": "fisher", "n_samples": 5},
         evaluations=[7, 2, 2, 2] * 3,
+        accumulates=False,
     ),
     Row(
         "sparse-sam-fisher-code",
@@ -312,6 +315,7 @@ ROWS = [
         sparse_sam_fisher_code,
         {**SPARSE, "mask": "fisher", "n_samples": 5, "convention": "code"},
         evaluations=[2, 7, 2, 2] * 3,
+        accumulates=False,
     ),
     Row("sparse-sam", "sparse-sam", sparse_sam_dynamic, {**SPARSE, "drop_rate": 0.8, "steps": 20}),
     # Its one gradient is taken away from w, and so is the loss.
@@ -353,6 +357,8 @@ ROWS = [
         rho=0.02,
         **ALONE,
     ),
-    Row("sassha", "sassha", sassha, SASSHA, **ALONE),
-    Row("sassha-weights", "sassha", sassha_at_weights, {**SASSHA, "curvature_at": "weights"}, **ALONE),
+    Row("sassha", "sassha", sassha, SASSHA, **ALONE, accumulates=False),
+    Row(
+        "sassha-weights", "sassha", sassha_at_weights, {**SASSHA, "curvature_at": "weights"}, **ALONE, accumulates=False
+    ),
 ]

@@ -23,7 +23,7 @@ def test_a_piecewise_linear_network_is_exact() -> None:
     H, matrix = _hessian(nn.ReLU)
     assert H.surrogate is not None
     price = H.surrogate.exact_diagonal_cost()
-    estimate = trace(H, rtol=1e-3)
+    estimate = trace(H, rtol=1e-3, data_error=False)
     assert estimate.method == "hutchinson+blocks+surrogate"
     assert estimate.value == pytest.approx(float(matrix.trace()), rel=1e-12)
     assert estimate.errors.probe < 1e-12 * estimate.value

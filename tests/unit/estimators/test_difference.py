@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from oracles import Plain, SumOperator, eigenvalues, symmetric
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import effective_rank, frobenius_norm, spectral_sketch, trace
+from hessprobe.estimators.budget import dependent_df
 from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import difference
+from hessprobe.estimators.law import crossed_variance, shrunk_skewness
 from hessprobe.influence import Batches, Influence
 from hessprobe.jackknife import infinitesimal_jackknife
 from hessprobe.krylov import eigsh
+from hessprobe.probes import ProbeStream
 from hessprobe.universal import evaluate
 from hessprobe.universal.catalogue import CATALOGUE
 
@@ -275,3 +279,43 @@ def test_deflated_norms_know_their_deflated_overlaps():
     batches = found.influence.batches
     truth = [float((operator.total * m).sum() / operator.total.norm()) for m in (A, FAR)]
     assert batches.table.mean(0).tolist() == pytest.approx(truth, rel=0.02)
+
+
+def test_norms_keep_the_bilinear_forms_of_their_products():
+    basis = torch.linalg.eigh(A).eigenvectors[:, -3:].T
+    for deflate in (None, basis):
+        found = frobenius_norm(Plain(A), n_probes=12, deflate=deflate, seed=4)
+        P = torch.eye(DIM).double() - (0 if deflate is None else basis.T @ basis)
+        Z = ProbeStream(DIM, 4, "rademacher", torch.float64, torch.device("cpu"), "frobenius").block(0, 12) @ P @ A @ P
+        share = (1 - found.details["pair_weight"]) / (2 * found.value)
+        kept = found.influence
+        torch.testing.assert_close(kept.crossed["frobenius"], share * Z @ Z.T)
+        torch.testing.assert_close(kept.diagonals["frobenius"], share * Z.square())
+        torch.testing.assert_close(kept.crossed["frobenius"].diagonal()[None], kept.rows["frobenius"])
+        joined = traced(A).influence.joined(kept.scaled(-2.0))
+        torch.testing.assert_close(joined.crossed["frobenius"], -2 * share * Z @ Z.T)
+        torch.testing.assert_close(joined.diagonals["frobenius"], -2 * share * Z.square())
+    assert frobenius_norm(Plain(A), n_probes=12, law="gaussian").influence.crossed == {}
+    large = Plain(symmetric(eigenvalues("flat", 600)))
+    assert [len(frobenius_norm(large, n_probes=n).influence.crossed) for n in (512, 513)] == [1, 0]
+
+
+def test_differences_of_norms_have_the_variance_and_skewness_of_their_forms():
+    one, two = (frobenius_norm(Plain(m), n_probes=12, seed=2) for m in (FAR, 1.3 * FAR + 0.1 * A))
+    assert one.details["pair_weight"] == pytest.approx(0, abs=0.2)
+    first, second = one.influence, two.influence
+    crossed = second.crossed["frobenius"] - first.crossed["frobenius"]
+    variance = crossed_variance(crossed, second.diagonals["frobenius"] - first.diagonals["frobenius"])
+    pairs = (second.pairs["frobenius"] - first.pairs["frobenius"]).square().mean() / 66
+    found = difference(one, two).estimate
+    assert found.std_error == pytest.approx(math.sqrt(variance / 12 + float(pairs)))
+    rows = second.rows["frobenius"][0] - first.rows["frobenius"][0]
+    third = shrunk_skewness(rows) / math.sqrt(12) * (variance / 12) ** 1.5
+    assert found.skewness == pytest.approx(third / found.std_error**3)
+    assert difference(two, one).estimate.skewness == pytest.approx(-found.skewness)
+    error = math.sqrt(variance / 12), math.sqrt(float(pairs))
+    assert found.df == pytest.approx(dependent_df((error[0], 11), (error[1], 5.5)))
+    # Forms that only one of them has are of no use.
+    other = frobenius_norm(Plain(1.3 * FAR), n_probes=12, seed=2)
+    bare = other.with_(influence=replace(other.influence, crossed={}, diagonals={}))
+    assert difference(one, bare).estimate.skewness == 0.0

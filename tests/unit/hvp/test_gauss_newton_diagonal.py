@@ -219,7 +219,9 @@ def _roots(batch: EmpiricalBatch, risk: EmpiricalRisk) -> Tensor:
 
 def test_loss_hessians_beyond_the_memory_are_not_made() -> None:
     risk = _many_outputs(2)
-    assert GaussNewton(risk, engine="double_backward", memory=4 * 8 * 5 * 40 * 40 - 1).exact_diagonal() is None
+    # The batch of five is taken one example at a time.
+    assert GaussNewton(risk, engine="double_backward", memory=4 * 8 * 40 * 40 - 1).exact_diagonal() is None
+    assert GaussNewton(risk, engine="double_backward", memory=4 * 8 * 40 * 40).exact_diagonal() is not None
 
 
 def test_the_cost_is_the_number_of_passes() -> None:
@@ -228,7 +230,7 @@ def test_the_cost_is_the_number_of_passes() -> None:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, classes)).double()
         risk = EmpiricalRisk(net, F.cross_entropy, [(torch.randn(7, 1, 6).double(), torch.randint(classes, (7,)))])
-        counts = {"forward": 0, "backward": 0}
+        counts = {"forward": 0.0, "backward": 0.0}
 
         class Convolutions(TorchDispatchMode):
             def __torch_dispatch__(
@@ -238,7 +240,8 @@ def test_the_cost_is_the_number_of_passes() -> None:
                 if name.startswith("aten.convolution"):
                     # A block of directions is folded into the examples of one call.
                     kind = "backward" if "backward" in name else "forward"
-                    counts[kind] += round(args[0].numel() / (7 * 8)) if kind == "backward" else 1
+                    # Seven examples, one after the other.
+                    counts[kind] += args[0].numel() / (7 * 8) if kind == "backward" else args[0].shape[0] / 7
                 return func(*args, **(kwargs or {}))  # type: ignore[operator]
 
         with risk.evaluating():
@@ -246,9 +249,10 @@ def test_the_cost_is_the_number_of_passes() -> None:
             with Convolutions():
                 known = G.exact_diagonal()
         assert known is not None
-        assert known[1] == pytest.approx((2 * classes + 8) / 6)
-        assert counts["backward"] == classes - 1 + 2
-        assert counts["forward"] == 4
+        # Two more forward passes show that the losses of single examples add up.
+        assert known[1] == pytest.approx((2 * classes + 8 + 2) / 6)
+        assert counts["backward"] == pytest.approx(classes - 1 + 2)
+        assert counts["forward"] == pytest.approx(4 + 2)
 
 
 def test_an_activation_in_place_does_not_cost_the_fast_path() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +18,7 @@ from matplotlib.contour import QuadContourSet
 from hessprobe.landscape import Landscape, write_html
 from hessprobe.report.figures.landscape import drawn
 from hessprobe.report.figures.landscape_scale import scale
+from hessprobe.report.figures.surfaces import free_turn
 
 
 def plane(hole=False, **options):
@@ -165,8 +169,43 @@ def test_a_quantity_that_is_finite_nowhere_is_said():
     assert r"$\lambda_{\min}$ of the Hessian" + "\n49 of 49 points not finite (hatched)" in titles
 
 
-def test_surface(tmp_path):
-    assert "log scale" in text_of(plane(hole=True), tmp_path, style="surface")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_surface_names_its_height_and_marks_the_checkpoint(width):
+    lone = plane()
+    del lone.values["lambda-min"]
+    figure = drawn(lone, style="surface", title="net.pt").figure(width)
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    assert panel.get_zlabel() == "loss"
+    star = [each for each in panel.lines if each.get_marker() == "*"]
+    assert [list(map(float, np.ravel(each.get_data_3d()))) for each in star] == [[0.0, 0.0, pytest.approx(-2.0)]]
+    # Logarithmic, with the numbers of the values.
+    assert [text.get_text() for text in panel.get_zticklabels()][:2] == ["0.01", "0.1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["checkpoint"]
+    for text in (panel.zaxis.label, panel.xaxis.label, panel.yaxis.label, panel.title):
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= 0
+    assert panel.title.get_window_extent().y0 > panel.zaxis.label.get_window_extent().y1
+
+
+def test_the_camera_shows_the_minimum_or_stands_where_it_is_asked_to():
+    lone = plane()
+    del lone.values["lambda-min"]
+    x = lone.axes[0]
+    # A wall on the side from which it is usually looked at: turn -60 is right of and before the box.
+    lone.values["loss"][:] = (
+        0.2 + 0.1 * (x[:, None] ** 2 + x[None, :] ** 2) + 5 * (x[None, :] < -0.3) * (x[:, None] > -0.4)
+    )
+    height = lone.values["loss"]
+    assert free_turn(replace(lone, values={"loss": np.full((7, 7), 1.0)}), np.full((7, 7), 1.0)) == -60
+    turn = free_turn(lone, height)
+    assert 0 < turn % 360 < 180
+    panel = drawn(lone, style="surface").figure().axes[0]
+    assert (panel.elev, panel.azim) == (35, turn)
+    panel = drawn(lone, style="surface", camera=(20.0, 15.0)).figure().axes[0]
+    assert (panel.elev, panel.azim) == (20, 15)
 
 
 def test_log_scale_where_values_span_decades():
@@ -204,15 +243,33 @@ def test_refusals(tmp_path):
         drawn(empty)
 
 
-def test_the_page_works_offline(tmp_path):
+def unpacked(text, name):
+    packed = text.partition(f'id="{name}">')[2].partition("</script>")[0]
+    return zlib.decompress(base64.b85decode(packed)).decode()
+
+
+def test_the_page_works_offline_and_is_small(tmp_path):
     pytest.importorskip("plotly")
-    marks = (("<b>one</b>", (0.5, 0.5), 1.75),)
-    path = write_html(plane(hole=True, marks=marks), tmp_path / "f.html", title="a title")
-    text = path.read_text()
-    assert len(text) > 3_000_000  # the library stands in the file
-    assert "<script src=" not in text
-    assert '"type":"surface"' in text
-    assert "log10 of loss" in text
+    x = np.linspace(-1, 1, 51)
+    loss = np.random.default_rng(0).uniform(0.01, 6.0, (51, 51))
+    loss[0, 0] = np.nan
+    large = replace(plane(marks=(("<b>one</b></script>", (0.5, 0.5), 1.75),)), axes=(x, x), values={"loss": loss},
+                    done=np.ones((51, 51), bool))  # fmt: skip
+    text = write_html(large, tmp_path / "f.html", title="a <title>").read_text()
+    assert len(text) < 2_000_000
+    assert "<title>a &lt;title&gt;</title>" in text
+    assert "src=" not in text
+    assert "plotly.js v" in unpacked(text, "library")[:200]
+    figure = json.loads(unpacked(text, "figure"))
+    surface, points = figure["data"]
+    assert surface["z"][0][0] is None
+    assert surface["customdata"][3][7] == pytest.approx(loss[7, 3], rel=1e-5)
+    assert points["text"][1] == "&lt;b&gt;one&lt;/b&gt;&lt;/script&gt;: 1.75"
+    # The ticks are those of the bar of the figure.
+    shown = [tick.get_text() for tick in drawn(large).figure().axes[0].child_axes[0].get_yticklabels()]
+    axis = figure["layout"]["scene"]["zaxis"]
+    assert axis["ticktext"] == surface["colorbar"]["ticktext"] == shown
+    assert [10**place for place in axis["tickvals"]] == pytest.approx([float(tick) for tick in shown])
     with pytest.raises(ValueError, match="landscape must be of a plane for a surface; got a line"):
         write_html(line(), tmp_path / "g.html")
 

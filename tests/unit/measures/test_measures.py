@@ -231,10 +231,9 @@ def test_without_data_errors_nothing_else_changes(monkeypatch: pytest.MonkeyPatc
     both, one = measured(True), measured(False)
     known = {name for name, told in zip(names, both, strict=True) if told.errors.data}
     assert known >= {"lambda-max", "lambda-min", "frob", "logdet"}
-    assert any("data-error" in flag for told in both for flag in told.flags)
     for told, bare in zip(both, one, strict=True):
         assert bare.errors.data is None
-        assert (bare.value, bare.interval()) == (told.value, told.interval())
+        assert (bare.value, *bare.interval()) == pytest.approx((told.value, *told.interval()), rel=1e-9)
         assert bare.influence is None or bare.influence.batches is None
         assert not any("data-error" in flag for flag in bare.flags)
         assert bare.matvecs <= told.matvecs

@@ -149,6 +149,7 @@ def test_power_steps_find_the_largest_magnitude_and_largest_is_algebraic():
 
     for which, value in (("largest", 2.0), ("magnitude", -7.0)):
         optimizer = EigenSAM(torch.optim.SGD([w], lr=0.0), which=which)
+        optimizer.zero_grad()
         optimizer.step(loss=loss)
         assert float(optimizer.last.extra["eigenvalue"]) == pytest.approx(value)
 

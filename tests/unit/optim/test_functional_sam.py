@@ -16,6 +16,7 @@ from hessprobe.optim import SAM, FunctionalSAM
 
 def gradient(kind: Any, module: nn.Module, rho: float) -> Tensor:
     optimizer = kind(torch.optim.SGD(module.parameters(), lr=0.0), rho)
+    optimizer.zero_grad()
     step(optimizer, module, 1)
     return torch.cat([p.grad.reshape(-1) for p in module.parameters() if p.grad is not None])
 

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import matplotlib.colors
 import pytest
+from figure_checks import WIDTHS, require_fit
 
 from hessprobe.errors import RecordError
 from hessprobe.report.comparison import comparison_csv, verdict_text
@@ -55,13 +56,36 @@ def record():
     }
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["differences", "gap-loss", "tau"])
+def test_figures_of_a_comparison_fit(width, name):
+    require_fit(by_name(figures_of(record()))[name], width)
+
+
+def test_the_intervals_of_tau_are_lines_of_their_own():
+    drawn = by_name(figures_of(record()))["tau"]
+    (panel,) = drawn.figure(3.25).axes
+    intervals = [line for line in panel.lines if line.get_alpha()]
+    assert [line.get_xdata().tolist() for line in intervals] == [[0.1, 1.0], [0.1, 1.0]]
+    points = [line for line in panel.lines if line.get_marker() == "o"]
+    assert [line.get_xdata().tolist() for line in points] == [[0.8], [0.8]]
+    # One row a measure, the two gaps apart, each on its interval.
+    heights = [line.get_ydata()[0] for line in points]
+    assert heights == [line.get_ydata()[0] for line in intervals]
+    assert heights[0] < 0 < heights[1]
+    assert drawn.data[0] == {"measure": "trace", "gap": "loss", "tau": 0.8, "low": 0.1, "high": 1.0}
+    blind = record()
+    blind["correlations"] = [{**row, "tau": None, "interval": [None, None]} for row in blind["correlations"]]
+    assert "tau" not in by_name(figures_of({**blind, "correlations": []}))
+
+
 def by_name(figures):
     return {one.name: one for one in figures}
 
 
 def test_differences_have_a_panel_a_measure_with_intervals_and_the_wider_ones():
     found = by_name(figures_of(record()))
-    assert list(found) == ["differences", "gap-loss", "gap-accuracy"]
+    assert list(found) == ["differences", "gap-loss", "gap-accuracy", "tau"]
     panels = [axes for axes in found["differences"].figure().axes if axes.get_visible()]
     assert [panel.get_title(loc="left") for panel in panels] == ["trace", "lambda-max"]
     assert [text.get_text() for text in panels[0].get_yticklabels()] == ["sam", "asam", "gsam"]
@@ -94,7 +118,7 @@ def test_the_baseline_stands_once_below_all_panels_however_long_its_name():
 
 def test_gaps_are_scattered_with_error_bars_and_names():
     found = by_name(figures_of(record()))
-    (panel,) = found["gap-loss"].figure().axes
+    (panel,) = found["gap-loss"].figure(6.75).axes
     points = [container[0].get_xydata()[0] for container in panel.containers]
     assert [list(point) for point in points] == [pytest.approx([0.1 * i, 3.0 + i]) for i in range(5)]
     segment = panel.containers[0][2][0].get_segments()[0]

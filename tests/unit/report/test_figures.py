@@ -184,7 +184,7 @@ def test_sharpness_stands_against_the_radius_beside_its_prediction():
     (found,) = figures_of(record("sharpness", *rows))
     (axes,) = found.figure().axes
     (legend,) = found.figure().legends
-    assert [text.get_text() for text in legend.get_texts()] == ["worst", "worst, m = 16", "second-order prediction"]
+    assert [text.get_text() for text in legend.get_texts()] == ["worst", "worst, m = 16", "second order"]
     assert axes.containers[0][0].get_xdata().tolist() == [0.05, 0.1]
     assert axes.containers[0][0].get_ydata().tolist() == [0.5, 2.0]
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -229,6 +229,38 @@ def test_diagnostics_give_the_arc_and_the_parts_of_the_curvature():
     assert list(found) == ["sharpness", "arc", "operators"]
     assert found["arc"].figure().axes[0].lines[0].get_ydata().tolist() == [0.1, 0.3, 0.2]
     assert found["operators"].alt == "trace: Hessian 3, Gauss-Newton 4, functional part \u22121."
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_sharpness_of_checkpoints_lies_over_each_other(width):
+    rows = [sharp(0.05, 0.5, 0.4), sharp(0.1, 2.0, 1.5), sharp(0.2, 9.0, 6.0)]
+    average = [{**each, "measure": "average"} for each in rows]
+    one, other = (
+        {**record("sharpness", *found), "arguments": {"ckpt": f"runs/{name}.pt"}}
+        for name, found in (("sgd", [*rows, *average]), ("sam", rows))
+    )
+    (drawn,) = figures_across([one, other])
+    figure = require_fit(drawn, width)
+    worst, _ = figure.axes
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["worst", "average"]
+    assert [bar.get_label() for bar in worst.containers] == ["sgd", "sam"]
+    assert len({bar[0].get_color() for bar in worst.containers}) == 2
+    assert [line.get_color() for line in worst.lines if line.get_linestyle() == "--"] == [
+        bar[0].get_color() for bar in worst.containers
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sgd", "sam", "second order"]
+    assert "worst of sam 9 (second order 6) at rho = 0.2" in drawn.alt
+    assert figures_across([one]) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sharpness_arc_and_invariance_fit(width):
+    lines = [sharp(rho, 10 * rho**2, 9 * rho**2) | {"m": m} for rho in (0.02, 0.05, 0.1, 0.2) for m in (None, 16)]
+    arc = {"alphas": [0.0, 1.0, 2.0], "rises": [0.1, 0.3, 0.2], "model": [0.1, 0.2, 0.2], "best": 1.0, "rho_max": 0.1}
+    for drawn in figures_of(record("sharpness", *lines, diagnostics={"arc": arc, "splits": []})):
+        require_fit(drawn, width)
+    changes = [change("trace", 100.0, "changes"), change("adaptive-lambda-max", 1.0, "invariant")]
+    require_fit(figures_of(record("invariance", *changes))[0], width)
 
 
 def change(measure, ratio, verdict, before=2.0):
@@ -276,20 +308,42 @@ def test_curves_of_claims():
     )  # fmt: skip
 
 
-def test_a_curve_of_many_lines_has_its_legend_below():
-    series = [{"label": f"line {i}", "x": [0.05, 0.2], "y": [1.0, 1e3], "dashed": False} for i in range(6)]
-    curve = {"x": "rho", "y": "loss", "series": series, "log_x": True, "log_y": True}
-    (found,) = figures_of(record("validate", {"claim": "a/b", "statement": "x", "verdict": "holds", "curve": curve}))
-    figure = found.figure()
-    figure.draw_without_rendering()
+def claim(*series, statement="It holds."):
+    lines = [{"label": label, "x": [0.05, 0.2], "y": [1.0, 1e3], "dashed": dashed} for label, dashed in series]
+    curve = {"x": "rho", "y": "loss", "series": lines, "log_x": True, "log_y": True}
+    row = {"claim": "a/b", "statement": statement, "verdict": "holds", "curve": curve}
+    (found,) = figures_of(record("validate", row))
+    return found
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_claim_has_its_sentence_above_and_its_legend_below(width):
+    sentence = "The same from n sampled directions: the error is that of the delta method with the exact covariance."
+    drawn = claim(*((f"line {i}", False) for i in range(6)), statement=sentence)
+    figure = require_fit(drawn, width)
+    assert figure._suptitle.get_text().replace("\n", " ") == sentence
     (axes,) = figure.axes
     assert axes.get_legend() is None
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.y0 < box.y1 <= axes.get_tightbbox().y0
-    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
     # Less than two decades are written out, more are powers.
     ticks = [text.get_text() for text in axes.get_xticklabels() if 0.05 <= text.get_position()[0] <= 0.2]
     assert ticks == ["0.05", "0.1", "0.2"]
+    # A sentence without end leaves room for the curve.
+    long = require_fit(claim(("a", False), ("b", False), statement="word " * 200), width)
+    assert long._suptitle.get_text().count("\n") == 3
+    assert long.axes[0].get_window_extent().height > 0.8 * long.dpi
+
+
+def test_theory_and_data_of_one_claim_have_one_color():
+    pairs = [("trace", False), ("trace, predicted", True), ("trace, plain", False), ("trace, plain, theory", True),
+             ("bound", True)]  # fmt: skip
+    first, predicted, plain, theory, bound = (line.get_color() for line in claim(*pairs).figure().axes[0].lines)
+    assert first == predicted
+    assert plain == theory
+    assert len({first, plain, bound}) == 3
+    measured, formula = (line.get_color() for line in claim(("runs", False), ("formula", True)).figure().axes[0].lines)
+    assert measured == formula
 
 
 def seen():

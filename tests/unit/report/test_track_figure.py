@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from figure_checks import WIDTHS, require_fit
 
 from hessprobe.report.figures import figures_of
 
@@ -18,43 +19,52 @@ def point(step, value, plain, aware=None):
     }
 
 
+def found(*points):
+    (one,) = figures_of({"command": "track", "results": list(points), "arguments": {"run_dir": ["runs/sam.pt"]}})
+    return one
+
+
 def drawn(*points):
-    (found,) = figures_of({"command": "track", "results": list(points), "arguments": {}})
-    return found.figure()
+    return found(*points).figure()
 
 
 def entries(panel):
     return [text.get_text() for text in panel.get_legend().get_texts()]
 
 
-def test_a_threshold_within_reach_of_another_widens_the_axis():
-    panel = drawn(point(0, 0.36, 38.0, 9.8), point(1, 0.01, 40.0, 0.9), point(2, 0.01, 4e8, 1500.0)).axes[0]
-    assert entries(panel) == [r"$\lambda_{\max}$", "with SAM's ascent", "2(1+β)/lr"]
-    assert panel.get_yscale() == "log"
-    assert 38 < panel.get_ylim()[1] < 100
-    assert not panel.texts
+RUN = [point(0, 0.36, 76.0, 9.8), point(1, 2.4, 80.0, 0.9), point(2, 2.0, 4e8, 1500.0)]
 
 
-@pytest.mark.parametrize(("last", "sign"), [(500.0, "="), (900.0, "\u2265")])
-def test_a_threshold_out_of_sight_is_a_note_and_not_in_the_legend(last, sign):
-    figure = drawn(point(0, 0.36, 500.0, 9.8), point(1, 0.3, last, 9.0))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_thresholds_are_inside_the_axes_whatever_their_height(width):
+    figure = require_fit(found(*RUN), width)
     panel = figure.axes[0]
-    assert entries(panel) == [r"$\lambda_{\max}$", "with SAM's ascent"]
-    assert panel.get_ylim()[1] < 20
-    (note,) = panel.texts
-    assert note.get_text() == f"2(1+β)/lr {sign} 500, above"
-    figure.draw_without_rendering()
-    box, legend = note.get_window_extent(), panel.get_legend().get_window_extent()
-    assert legend.y0 >= box.y1 - 1
-    assert panel.bbox.y1 <= box.y0 <= panel.bbox.y1 + 5
-    assert box.x1 <= figure.bbox.x1
+    assert entries(panel) == [r"$\lambda_{\max}$", "SAM's threshold", "threshold 2(1+β)/lr"]
+    assert panel.get_yscale() == "log"
+    low, high = panel.get_ylim()
+    # The lowest part of each line is seen, what goes to infinity leaves the panel.
+    assert low < 0.36
+    assert 80 < high < 300
+    assert figure._suptitle.get_text() == "sam.pt"
+    columns = {one.get_subplotspec().colspan.start for one in figure.axes}
+    assert columns == ({0} if width < 5 else {0, 1})
+    assert [one.get_xlabel() for one in figure.axes if one.get_xlabel()] == ["step"] * len(columns)
+
+
+def test_what_the_thresholds_mean_is_said_and_stands_in_the_data():
+    one = found(*RUN)
+    assert "The largest eigenvalue is above 2(1+β)/lr at 0 of 3 points." in one.alt
+    assert "SAM's threshold is the eigenvalue a with a (1 + rho a / |g|) = 2(1+β)/lr." in one.alt
+    assert one.data[1]["SAM's threshold"] == 0.9
+    assert (one.data[1]["lambda-max"], one.data[1]["lambda-max low"]) == (2.4, pytest.approx(2.16))
+    assert one.data[0]["test_accuracy"] == 0.8
 
 
 def test_legends_stand_outside_of_their_panels():
     figure = drawn(point(0, 2.0, 3.0), point(5, 2.5, 3.0))
     figure.draw_without_rendering()
     panels = [panel for panel in figure.axes if panel.get_legend()]
-    assert [panel.get_ylabel() for panel in panels] == ["largest eigenvalue", "loss", "accuracy (%)"]
+    assert [panel.get_ylabel() for panel in panels] == [r"$\lambda_{\max}$", "loss", "accuracy (%)"]
     for panel in panels:
         box = panel.get_legend().get_window_extent()
         assert box.y0 >= panel.bbox.y1

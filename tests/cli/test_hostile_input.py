@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from hessprobe.cli import terminal
+
+ROOT = Path(__file__).parents[2]
+
+
+def one_sentence(done, code):
+    assert done.code == code
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("hessprobe: error: ")
+    assert "Traceback" not in done.err
+    return done.err
+
+
+@pytest.fixture
+def naming(digits_checkpoint, tmp_path):
+    """Return a checkpoint that names other data: ``naming("text:/dev/zero")``."""
+
+    def make(name):
+        content = torch.load(digits_checkpoint, weights_only=True)
+        content["data"]["name"] = name
+        torch.save(content, tmp_path / "named.pt")
+        return tmp_path / "named.pt"
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["text:/dev/zero", "hf:someone/data", "image-folder:/tmp", "text:FIFO"])
+def test_a_checkpoint_chooses_no_data_outside_the_package(run, naming, tmp_path, name):
+    os.mkfifo(tmp_path / "fifo")
+    name = name.replace("FIFO", str(tmp_path / "fifo"))
+    path = naming(name)
+    for command in ("measure", "sharpness", "landscape"):
+        error = one_sentence(run(command, path), 2)
+        assert f"{path} asks for the data {name!r}, which lie outside hessprobe. Pass --trust-data" in error
+    if not name.startswith(("hf", "image")):
+        assert "which is none. Check the path" in one_sentence(run("measure", path, "--trust-data"), 1)
+
+
+def test_data_that_are_made_here_need_no_trust(run, naming, fake):
+    assert "hash" in run("measure", naming("synthetic")).err
+
+
+def test_an_archive_of_nothing_is_not_unpacked(run, tmp_path):
+    class Zeros:
+        def read(self, count):
+            return bytes(count)
+
+    with tarfile.open(tmp_path / "bomb.tar.xz", "w:xz", preset=0) as archive:
+        member = tarfile.TarInfo("train/a/1.png")
+        member.size = 300_000_000
+        archive.addfile(member, Zeros())
+    done = run("train", "--data", f"image-folder:{tmp_path}/bomb.tar.xz", "--out", tmp_path / "a.pt")
+    assert "MB to over 300 MB, which no images do. Pack them again." in one_sentence(done, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "is truncated or not JSON"),
+        ('{"schema": "hessprobe.record/3", "results": ' + "[" * 100_000, "is truncated or not JSON"),
+        ("\udcff", "is truncated or not JSON"),
+    ],
+)
+def test_hostile_records_are_one_sentence(run, tmp_path, content, words):
+    (tmp_path / "r.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert words in one_sentence(run("report", tmp_path / "r.json", "--out", tmp_path / "p.html"), 1)
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_one_bad_record_is_named_and_the_others_are_shown(run, tmp_path, digits_checkpoint, fake):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    assert run("measure", digits_checkpoint, "--json", folder / "good.json").code == 0
+    record = json.loads((folder / "good.json").read_text())
+    for index, broken in enumerate(({"flags": 3}, {"interval": [1]}, {"interval": "ab"}, {"value": "x"})):
+        rows = [{**record["results"][0], **broken}]
+        (folder / f"bad{index}.json").write_text(json.dumps({**record, "results": rows}))
+    rows = record["results"] * 4000
+    (folder / "long.json").write_text(json.dumps({**record, "results": rows}))
+    (folder / "deep.json").write_text("[" * 100_000)
+    done = run("report", folder, "--out", tmp_path / "p.html")
+    assert done.code == 0
+    for name in ("bad0", "bad1", "bad2", "bad3", "long", "deep"):
+        assert f"{name}.json" in done.err
+
+
+def test_what_a_file_says_does_not_reach_the_terminal_raw(run, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"schema": "\x1b]0;owned\x07\x9b31m\u202e"}))
+    error = one_sentence(run("report", tmp_path / "r.json"), 1)
+    assert not set(error) & set("\x1b\x07\x9b\u202e")
+    assert terminal.shown("a\x1b[1m\tb\u202ec\nd") == "a\\x1b[1m\tb\\u202ec\\nd"
+
+
+def test_long_and_strange_words_are_wrong_usage(run):
+    for word in ("m" * 300, "a\x00b", "\udcff"):
+        assert "has no command" in one_sentence(run(word), 2)
+
+
+def test_a_recipe_that_is_nested_or_large_is_one_sentence(run, tmp_path):
+    recipe = tmp_path / "r.toml"
+    for content, words in (("a = " + "[" * 30_000, "is nested too deeply"), ("#" * 100_000, "must be at most 65,536")):
+        recipe.write_text(content)
+        assert words in one_sentence(run("train", "--recipe", recipe, "--out", tmp_path / "a.pt"), 2)
+
+
+def process(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "hessprobe", *map(str, words)], cwd=ROOT, capture_output=True, check=False, **options
+    )
+
+
+def test_names_that_are_not_utf_8_and_an_ascii_terminal(digits_checkpoint, tmp_path):
+    path = os.fsencode(tmp_path) + b"/n\xff\xc3\xa4.pt"
+    os.symlink(digits_checkpoint, path)
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii", "HOME": "", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "hessprobe", "info", path, "--json", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, env=surroundings)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\udcff" in done.stdout
+    assert os.fsencode(json.loads((tmp_path / "r.json").read_text())["arguments"]["ckpt"]) == path
+
+
+def test_a_closed_stderr_changes_nothing(digits_checkpoint):
+    command = f"exec {sys.executable} -m hessprobe info {digits_checkpoint} 2>&-"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+    failed = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} -m hessprobe info no.pt 2>&-"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert (failed.returncode, failed.stdout) == (1, b"")
+
+
+def test_every_figure_is_written_before_the_first_line_is_printed(run, digits_checkpoint, tmp_path, monkeypatch):
+    from hessprobe.cli.commands import plot
+
+    record = tmp_path / "s.json"
+    assert run("sharpness", digits_checkpoint, "--examples", "30", "--json", record).code == 0
+    copy = tmp_path / "t.json"
+    copy.write_text(record.read_text())
+
+    def gone(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(plot.typer, "echo", gone)
+    with pytest.raises(BrokenPipeError):
+        plot.plot([str(record), str(copy)])
+    assert {path.stem[0] for path in tmp_path.glob("*.png")} == {"s", "t"}
