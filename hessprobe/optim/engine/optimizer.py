@@ -15,7 +15,7 @@ from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
 from hessprobe.optim.engine.calls import explained
-from hessprobe.optim.engine.closures import ClosureKind, passes_of
+from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
 from hessprobe.optim.engine.manual import ManualStep
@@ -23,6 +23,7 @@ from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
+from hessprobe.optim.engine.sharded import any_sharded
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
@@ -277,7 +278,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
         require_wrapped(self)
-        passes = passes_of(self, closure, loss, scaler)
+        passes = self._passes(closure, loss, scaler)
         accumulated = Accumulated(self._trainable) if self._leftovers.are_fresh(self._trainable) else None
         if accumulated is not None and (closure is None or self.closure_kind != "backward"):
             accumulated.refuse(type(self).__name__)  # no closure is there to clear them
@@ -340,7 +341,9 @@ class SharpnessAware(torch.optim.Optimizer):
         self._spans = [(group, len(own)) for group, own in members if own]
         self._trainable = [p for p, _ in self._layout]
         self._draws = 0
-        self._use_foreach = prefers_foreach(self._trainable) if self.foreach is None else self.foreach
+        # Fused calls do not know DTensors.
+        wanted = prefers_foreach(self._trainable) if self.foreach is None else self.foreach
+        self._use_foreach = wanted and not any_sharded(self._trainable)
         if self._rho_schedule is not None:
             for group in self.param_groups:
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
@@ -371,6 +374,9 @@ class SharpnessAware(torch.optim.Optimizer):
             self._manual_step().descend()
         finally:
             self.abandon()
+
+    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+        return passes_of(self, closure, loss, scaler)
 
     def _fused(self) -> bool:
         return self._use_foreach
