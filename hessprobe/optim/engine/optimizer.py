@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
-from hessprobe.optim.engine.calls import explained
+from hessprobe.optim.engine.calls import explained, split_call
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
@@ -27,20 +28,6 @@ from hessprobe.optim.engine.sharded import any_sharded
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
-
-
-class EngineOptions(TypedDict, total=False):
-    """Options that every sharpness-aware optimizer takes, see ``SharpnessAware``."""
-
-    model: nn.Module | None
-    seed: int
-    rng: str
-    accumulate: str
-    sync: str
-    foreach: bool | None
-    diagnostics: bool
-    check_finite: bool | None
-    eps: float
 
 
 class SharpnessAware(torch.optim.Optimizer):
@@ -136,6 +123,24 @@ class SharpnessAware(torch.optim.Optimizer):
         self._clip_grad_norm: float | None = None
         self._leftovers = Leftovers()
         self._fill_groups()
+
+    @classmethod
+    def from_params(cls, params: ParamsT, base_optimizer: type[torch.optim.Optimizer], **arguments: Any) -> Self:
+        """Return the optimizer around a base that is made here, in the one call that other packages have.
+
+        ``SAM.from_params(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, rho=0.05)`` is
+        ``SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)``.
+
+        Args:
+            params: parameters or parameter groups.
+            base_optimizer: a class of ``torch.optim``, or a function that makes one.
+            **arguments: of this class where it has one of that name, else of the base.
+
+        Raises:
+            TypeError: this class owns its update, or an argument is of neither.
+        """
+        base, options = split_call(cls, params, base_optimizer, arguments)
+        return cls(base, **options)
 
     @abstractmethod
     def rule(self) -> Rule:
