@@ -23,6 +23,7 @@ from hessprobe.hvp.output_space import MAX_OUTPUTS, require_convex
 from hessprobe.hvp.tracing import LinearFunction
 from hessprobe.jackknife import GROUPS
 from hessprobe.objective.base import BatchLoss, Objective, require_objective
+from hessprobe.objective.groups import passes_to_cut
 from hessprobe.objective.terms import EmpiricalBatch
 from hessprobe.operators.base import LinearOperator
 from hessprobe.operators.sampled import SampledTrace
@@ -259,8 +260,9 @@ class GaussNewton(LinearOperator):
             batch = next(iter(self.risk.terms()))
             with torch.no_grad():
                 outputs = batch.outputs(self.risk.theta)
-            many = outputs.dim() < 2 or outputs[0].numel() > MAX_OUTPUTS
-            return math.inf if many else diagonal_cost(batch, self.risk.theta)
+            if outputs.dim() < 2 or outputs[0].numel() > MAX_OUTPUTS:
+                return math.inf
+            return diagonal_cost(batch, self.risk.theta) + passes_to_cut(self.risk, batch, GROUPS) / 6
 
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return tr G from random output directions, see ``output_sampled_trace``; None where examples mix."""

@@ -74,6 +74,13 @@ def by_groups(risk: Objective, count: int) -> GroupedObjective | None:
     return GroupedObjective(risk, tuple(edges), passes) if any(edges) else None
 
 
+def passes_to_cut(risk: Objective, batch: BatchLoss, count: int) -> float:
+    """Return about how many forward passes over the data ``by_groups`` takes, from the first ``batch`` of the risk."""
+    if risk.n_terms >= count or not _edges(batch, count):
+        return 0.0
+    return 2 / risk.n_terms if getattr(getattr(batch, "rule", None), "known", False) else 2.0
+
+
 def _edges(batch: BatchLoss, count: int) -> tuple[tuple[int, int], ...]:
     """Return the groups of a batch that have weight; none where it stays whole."""
     examples = int(getattr(batch, "examples", 1))

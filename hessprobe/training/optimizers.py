@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def default_lr(name: str, base: str) -> float:
     """Return the usual learning rate of an optimizer, one that owns its update having its own."""
     if name in BASES or not registry.get(name).standalone:
         return BASES[base].lr
-    own = getattr(_parameters(name).get("lr"), "default", None)
+    own = getattr(registry.get(name).load(), "usual_lr", getattr(_parameters(name).get("lr"), "default", None))
     return float(own) if isinstance(own, float) and own > 0 else BASES[base].lr
 
 
@@ -119,6 +120,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int)
         options["model"] = model
     if "seed" in known:
         options.setdefault("seed", recipe.seed)
+    if "steps_per_epoch" in known:
+        options.setdefault("steps_per_epoch", max(1, math.ceil(examples / recipe.batch_size)))
     facts = {"steps": max(1, steps), "examples": examples}
     # ``steps`` means something else in some rules (XSAM's ascent steps), so it is filled in where it is required only.
     wanted = [key for key in facts if key in known and known[key].default is inspect.Parameter.empty]

@@ -231,9 +231,9 @@ def test_correlation_over_a_folder(run, folder, tmp_path):
     assert found["loss"]["pairs"] == 10
     assert "trace    test - training loss" in done.out
     assert "2 correlations are judged" in done.out
-    names = ["f-gap-accuracy.svg", "f-gap-loss.svg", "f.svg"]
-    assert sorted(path.name for path in tmp_path.glob("*.svg")) == names
-    assert done.out.splitlines()[-3:] == [f"wrote {tmp_path / name}" for name in reversed(names)]
+    names = ["f.svg", "f-gap-loss.svg", "f-gap-accuracy.svg", "f-tau.svg"]
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == sorted(names)
+    assert done.out.splitlines()[-4:] == [f"wrote {tmp_path / name}" for name in names]
 
 
 def test_a_checkpoint_without_losses_is_measured_and_named(run, fake, folder, tmp_path):

@@ -193,7 +193,7 @@ def test_ctrl_c_in_a_real_process(digits_checkpoint, tmp_path):
     assert (process.returncode, err) == (130, "")
     assert "interrupted; what was under way:\n  average: 0.50 ± 0.10 (after 3 of 8)" in out
     assert [row["measure"] for row in report.read_record(target)["results"]] == ["fisher-rao"]
-    assert list(tmp_path.iterdir()) == [target]
+    assert sorted(tmp_path.iterdir()) == [target, tmp_path / "r.json.journal"]
 
 
 def test_failure_of_a_loss_is_one_line(run, digits_checkpoint, monkeypatch):

@@ -39,8 +39,27 @@ def explained(init: Callable[P, None]) -> Callable[P, None]:
     return explaining
 
 
+def split_call(
+    kind: type, params: Any, base: Callable[..., torch.optim.Optimizer], arguments: Mapping[str, Any]
+) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+    """Return the base optimizer and the arguments of ``kind``, from those of both together.
+
+    Raises:
+        TypeError: ``kind`` owns its update.
+    """
+    own, name = arguments_of(kind), kind.__name__
+    if _BASE not in own:
+        raise TypeError(
+            f"{name} must be given parameters alone, as it owns its update; got a base optimizer. "
+            f"Write {name}(model.parameters(), ...)."
+        )
+    of_rule = {key: value for key, value in arguments.items() if key in own}
+    of_base = {key: value for key, value in arguments.items() if key not in own}
+    return base(params, **of_base), of_rule
+
+
 def _mistake(kind: type, args: Sequence[Any], given: Mapping[str, Any], error: str) -> str | None:
-    known = _arguments(kind)
+    known = arguments_of(kind)
     first = args[0] if args else given.get(_BASE)
     wraps = _BASE in known
     if wraps and (args or given) and not isinstance(first, torch.optim.Optimizer):
@@ -73,7 +92,7 @@ def _construct_first(kind: type, args: Sequence[Any], given: Mapping[str, Any], 
     )
 
 
-def _arguments(kind: type) -> list[str]:
+def arguments_of(kind: type) -> list[str]:
     """Return the arguments of a class, those that it hands on to its parents included."""
     names: dict[str, None] = {}
     for each in kind.__mro__:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.closures import Pass
-from hessprobe.optim.engine.curvature import ClosureHessian
+from hessprobe.optim.engine.curvature import hessian_of
 from hessprobe.optim.engine.gradients import Gradients
 from hessprobe.optim.engine.leftovers import Accumulated
 from hessprobe.optim.engine.randomness import Replay, replayed
@@ -201,7 +201,7 @@ class Execution:
             )
         self._owner.weights.displace(request.displacement)
         self._gradients.clear()
-        operator = ClosureHessian(loss, self._parameters)
+        operator = hessian_of(loss, self._parameters)
         # The graph is built at the first product: inside, so that it sees the masks of the other passes.
         with torch.enable_grad(), replayed(self._random, id(self._shards[0][0])):
             result = request.use(operator)

@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from hessprobe import checks
 from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import require_base, shard_shares
-from hessprobe.optim.engine.calls import explained
+from hessprobe.optim.engine.calls import explained, split_call
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
@@ -23,23 +24,10 @@ from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
+from hessprobe.optim.engine.sharded import any_sharded
 from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
-
-
-class EngineOptions(TypedDict, total=False):
-    """Options that every sharpness-aware optimizer takes, see ``SharpnessAware``."""
-
-    model: nn.Module | None
-    seed: int
-    rng: str
-    accumulate: str
-    sync: str
-    foreach: bool | None
-    diagnostics: bool
-    check_finite: bool | None
-    eps: float
 
 
 class SharpnessAware(torch.optim.Optimizer):
@@ -135,6 +123,24 @@ class SharpnessAware(torch.optim.Optimizer):
         self._clip_grad_norm: float | None = None
         self._leftovers = Leftovers()
         self._fill_groups()
+
+    @classmethod
+    def from_params(cls, params: ParamsT, base_optimizer: type[torch.optim.Optimizer], **arguments: Any) -> Self:
+        """Return the optimizer around a base that is made here, in the one call that other packages have.
+
+        ``SAM.from_params(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, rho=0.05)`` is
+        ``SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)``.
+
+        Args:
+            params: parameters or parameter groups.
+            base_optimizer: a class of ``torch.optim``, or a function that makes one.
+            **arguments: of this class where it has one of that name, else of the base.
+
+        Raises:
+            TypeError: this class owns its update, or an argument is of neither.
+        """
+        base, options = split_call(cls, params, base_optimizer, arguments)
+        return cls(base, **options)
 
     @abstractmethod
     def rule(self) -> Rule:
@@ -340,7 +346,9 @@ class SharpnessAware(torch.optim.Optimizer):
         self._spans = [(group, len(own)) for group, own in members if own]
         self._trainable = [p for p, _ in self._layout]
         self._draws = 0
-        self._use_foreach = prefers_foreach(self._trainable) if self.foreach is None else self.foreach
+        # Fused calls do not know DTensors.
+        wanted = prefers_foreach(self._trainable) if self.foreach is None else self.foreach
+        self._use_foreach = wanted and not any_sharded(self._trainable)
         if self._rho_schedule is not None:
             for group in self.param_groups:
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
@@ -375,6 +383,9 @@ class SharpnessAware(torch.optim.Optimizer):
             self._manual_step().descend()
         finally:
             self.abandon()
+
+    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+        return passes_of(self, closure, loss, scaler)
 
     def _fused(self) -> bool:
         return self._use_foreach

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from hessprobe.optim.engine.sharded import part_of
 from hessprobe.optim.engine.tensors import TensorList
 
 # Odd constants of splitmix64: they spread consecutive (seed, step, draw) over all seeds.
@@ -77,7 +78,7 @@ def generator(seed: int, step: int, draw: int, device: torch.device | str = "cpu
 def normal_like(vector: TensorList, source: torch.Generator) -> TensorList:
     """Return independent standard normal entries, one draw over all parameters."""
     return vector.map(
-        lambda t: torch.randn(t.shape, generator=source, device=source.device, dtype=_draw_dtype(t)).to(t)
+        lambda t: _laid_out(torch.randn(t.shape, generator=source, device=source.device, dtype=_draw_dtype(t)), t)
     )
 
 
@@ -85,10 +86,15 @@ def uniform_like(vector: TensorList, source: torch.Generator, half_width: float 
     """Return independent entries uniform in [-half_width, half_width]."""
 
     def one(t: Tensor) -> Tensor:
-        unit = torch.rand(t.shape, generator=source, device=source.device, dtype=_draw_dtype(t)).to(t)
+        unit = _laid_out(torch.rand(t.shape, generator=source, device=source.device, dtype=_draw_dtype(t)), t)
         return unit.mul_(2 * half_width).sub_(half_width)
 
     return vector.map(one)
+
+
+def _laid_out(drawn: Tensor, like: Tensor) -> Tensor:
+    # Every rank draws the whole and keeps its part: the numbers are those of one process.
+    return part_of(drawn.to(device=like.device, dtype=like.dtype), like)
 
 
 def _draw_dtype(tensor: Tensor) -> torch.dtype:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hessprobe.optim.engine.sharded import any_sharded, beside, dot, is_sharded, part_of, whole
+
 Scalar = float | Tensor
 
 # Below this mean size a call per tensor costs more than its arithmetic, and one fused call for all of them wins; above
@@ -57,7 +59,7 @@ class TensorList:
         """Return ``factor`` times this vector (``*`` by a name that ``torch.compile`` can follow)."""
         if self.foreach:
             return self._like(torch._foreach_mul(self.tensors, factor))
-        return self._like([(a * factor).to(a.dtype) for a in self.tensors])
+        return self._like([(a * beside(factor, a)).to(a.dtype) for a in self.tensors])
 
     __rmul__ = __mul__
 
@@ -85,7 +87,7 @@ class TensorList:
             torch._foreach_mul_(self.tensors, factor)
         else:
             for a in self.tensors:
-                a.mul_(factor)
+                a.mul_(beside(factor, a))
         return self
 
     def copy_(self, other: TensorList) -> TensorList:
@@ -109,6 +111,14 @@ class TensorList:
         """Return ``function`` of each tensor with its partners in ``others``."""
         return self._like([function(*parts) for parts in zip(self.tensors, *(o.tensors for o in others), strict=True)])
 
+    def map_whole(self, function: Callable[..., Tensor], *others: TensorList) -> TensorList:
+        """As ``map``, for a function that looks at a tensor as a whole: sharded ones are gathered for it."""
+
+        def one(*parts: Tensor) -> Tensor:
+            return part_of(function(*map(whole, parts)), parts[0])
+
+        return self.map(one, *others)
+
     def where(self, keep: Sequence[bool]) -> TensorList:
         """Return this vector with the tensors set to zero whose ``keep`` is False."""
         return self._like([a if k else torch.zeros_like(a) for a, k in zip(self.tensors, keep, strict=True)])
@@ -117,9 +127,7 @@ class TensorList:
         """Return the dot product, 0-dimensional."""
         if self._is_tiny() and other._is_tiny():
             return torch.dot(self._joined(), other._joined())
-        pairs = zip(self.tensors, other.tensors, strict=True)
-        parts = [torch.dot(_wide(a).reshape(-1), _wide(b).reshape(-1)) for a, b in pairs]
-        return _total(parts)
+        return _total([_dot(_wide(a), _wide(b)) for a, b in zip(self.tensors, other.tensors, strict=True)])
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm over all parameters together, 0-dimensional."""
@@ -133,7 +141,7 @@ class TensorList:
         if self.foreach:
             norms = list(torch._foreach_norm([_wide(a) for a in self.tensors]))
         else:
-            norms = [torch.linalg.vector_norm(_wide(a)) for a in self.tensors]
+            norms = [whole(torch.linalg.vector_norm(_wide(a))) for a in self.tensors]
         return _stacked(norms)
 
     def unit(self, eps: float = 1e-12) -> TensorList:
@@ -162,7 +170,7 @@ class TensorList:
 
 def prefers_foreach(tensors: Sequence[Tensor]) -> bool:
     """Return whether fused calls are expected to be faster for tensors of these sizes on their device."""
-    if not tensors:
+    if not tensors or any_sharded(tensors):
         return False
     if tensors[0].device.type == "cuda":
         return True
@@ -178,6 +186,10 @@ def read_on_cpu(factor: Scalar) -> Scalar:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return dot(a, b) if is_sharded(a) else torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from hessprobe.krylov import Eigenpairs, eigsh
 from hessprobe.operators import Congruence, LinearOperator
 from hessprobe.optim.engine import Curvature, Evaluation, SharpnessAware, TensorList
 from hessprobe.optim.engine.ranks import MeanOverRanks
+from hessprobe.optim.engine.sharded import part_of, whole
 
 NAME = "eigenvector"
 
@@ -56,7 +57,7 @@ def leading_eigenvector(
     if known is not None and (optimizer.t - 1) % settings.every:
         return known
     parameters = optimizer.parameters()
-    start = None if known is None else torch.cat([t.reshape(-1) for t in known.tensors])[None]
+    start = None if known is None else torch.cat([whole(t).reshape(-1) for t in known.tensors])[None]
     if start is not None and not bool(start.any()):
         start = None
 
@@ -78,10 +79,10 @@ def leading_eigenvector(
 
     pairs: Eigenpairs = (yield Curvature(use)).result
     pieces = torch.split(pairs.vectors[0], [p.numel() for p in parameters])
-    whole = TensorList([v.reshape(p.shape).clone() for v, p in zip(pieces, parameters, strict=True)])
+    everywhere = TensorList([part_of(v.reshape(p.shape).clone(), p) for v, p in zip(pieces, parameters, strict=True)])
     keep = optimizer.group_values("perturb")
     # The solver's random start leaves a trace in coordinates that the block's zeros do not reach.
-    vector = whole if all(keep) else whole.where(keep).unit()
+    vector = everywhere if all(keep) else everywhere.where(keep).unit()
     optimizer.remember(NAME, vector)
     optimizer.last.extra.update(eigenvalue=pairs.values[0], eigen_residual=pairs.residuals[0])
     return vector

@@ -11,7 +11,7 @@ from hessprobe import checks
 from hessprobe.estimators import diagonal
 from hessprobe.operators import LinearOperator
 from hessprobe.optim.engine import At, Curvature, Displacement, EngineOptions, Evaluation, Rule, SharpnessAware
-from hessprobe.optim.engine.curvature import ClosureHessian
+from hessprobe.optim.engine.curvature import ParameterOperator
 from hessprobe.optim.engine.ranks import MeanOverRanks
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.schedules import Schedule
@@ -42,12 +42,12 @@ class SASSHA(SharpnessAware):
     Args:
         params: parameters or parameter groups.
         rho: radius >= 0 or a schedule; 0.1 to 0.3.
-        lr: >= 0.
+        lr: >= 0; 0.15 in the paper.
         betas: (b1, b2) in [0, 1).
         every: steps from one Hessian diagonal to the next, >= 1.
         n_probes: >= 2.
         power: of the curvature, in [0, 1]; 1/2 as in the paper.
-        eps_denominator: > 0.
+        eps_denominator: > 0; at the paper's 1e-4 the digits network ends at chance or is not finite.
         curvature_at: ``"displaced"`` weights, w + e, as in the paper, or ``"weights"``, w.
         weight_decay: >= 0, decoupled.
         **engine: see ``SharpnessAware``; ``seed`` is that of the probes.
@@ -65,12 +65,12 @@ class SASSHA(SharpnessAware):
         params: ParamsT,
         rho: float | Schedule = 0.2,
         *,
-        lr: float = 0.15,
+        lr: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
         every: int = 10,
         n_probes: int = 2,
         power: float = 0.5,
-        eps_denominator: float = 1e-4,
+        eps_denominator: float = 0.1,
         weight_decay: float = 0.0,
         curvature_at: str = "displaced",
         **engine: Unpack[EngineOptions],
@@ -108,7 +108,7 @@ class SASSHA(SharpnessAware):
         def measure(operator: LinearOperator) -> TensorList:
             estimate = diagonal(MeanOverRanks(self, operator), n_probes=self.n_probes, seed=source, method="hutchinson")
             values = estimate.values.abs().to(operator.dtype)
-            parts = operator.split(values) if isinstance(operator, ClosureHessian) else [values]
+            parts = operator.split(values) if isinstance(operator, ParameterOperator) else [values]
             return TensorList(parts, self._fused())
 
         return Curvature(measure, displacement)

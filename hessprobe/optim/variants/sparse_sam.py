@@ -12,6 +12,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.optim.engine import At, EngineOptions, Evaluation, Rule, SharpnessAware, TensorList
 from hessprobe.optim.engine.randomness import uniform_like
+from hessprobe.optim.engine.sharded import part_of, whole
 from hessprobe.optim.schedules import Schedule
 
 
@@ -127,11 +128,12 @@ class SparseSAM(SharpnessAware):
         """Return 1 at the ``count`` largest scores of weights that are perturbed, 0 elsewhere."""
         groups = self.group_values("perturb")
         parts = [s if p else torch.full_like(s, -math.inf) for s, p in zip(scores.tensors, groups, strict=True)]
-        flat = torch.cat([part.reshape(-1) for part in parts])
+        flat = torch.cat([whole(part).reshape(-1) for part in parts])
         marked = torch.zeros_like(flat)
         marked[torch.topk(flat, count).indices] = 1.0
         pieces = torch.split(marked, [part.numel() for part in parts])
-        return TensorList([m.view_as(p).clone() for m, p in zip(pieces, parts, strict=True)], scores.foreach)
+        masks = [part_of(m.view(p.shape).clone(), p) for m, p in zip(pieces, parts, strict=True)]
+        return TensorList(masks, scores.foreach)
 
     def _live(self) -> int:
         total = self._perturbed_size()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.optim.engine import At, Displacement, EngineOptions, Rule, SharpnessAware, TensorList
+from hessprobe.optim.engine.sharded import beside, part_of, whole
 from hessprobe.optim.schedules import Schedule
 
 
@@ -57,18 +58,22 @@ class ZSharp(SharpnessAware):
         return there.gradient
 
     def _displacement(self, gradient: TensorList) -> Displacement:
-        masks = [_outstanding(g, self.quantile) for g in gradient.tensors]
+        masks = [self._mask(g) for g in gradient.tensors]
         pairs = list(zip(gradient.tensors, masks, strict=True))
-        kept = TensorList([g if m is None else torch.where(m | ~m.any(), g, 0) for g, m in pairs], gradient.foreach)
+        kept = TensorList([g if m is None else g * (m | _everywhere(m)) for g, m in pairs], gradient.foreach)
         if self.convention == "paper":
             return self.ascent(kept)
-        whole = self.perturbed(gradient).norm()
+        length = self.perturbed(gradient).norm()
         lengths = [
-            whole if m is None else torch.where(m.any(), norm, whole)
+            length if m is None else torch.where(whole(m.any()), norm, length)
             for m, norm in zip(masks, kept.tensor_norms(), strict=True)
         ]
-        units = [(k / (length + self.eps)).to(k.dtype) for k, length in zip(kept.tensors, lengths, strict=True)]
+        units = [(k / beside(size + self.eps, k)).to(k.dtype) for k, size in zip(kept.tensors, lengths, strict=True)]
         return self.displacement(TensorList(units, gradient.foreach))
+
+    def _mask(self, gradient: Tensor) -> Tensor | None:
+        mask = _outstanding(whole(gradient), self.quantile)
+        return None if mask is None else part_of(mask, gradient)
 
 
 def _outstanding(gradient: Tensor, quantile: float) -> Tensor | None:
@@ -78,6 +83,11 @@ def _outstanding(gradient: Tensor, quantile: float) -> Tensor | None:
     wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
     scores = ((wide - wide.mean()) / (wide.std() + 1e-12)).abs()
     return scores > _quantile(scores.reshape(-1), quantile)
+
+
+def _everywhere(mask: Tensor) -> Tensor:
+    """Return the mask that keeps all where ``mask`` keeps nothing."""
+    return part_of((~whole(mask).any()).expand(mask.shape), mask)
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:

@@ -47,7 +47,7 @@ class Row:
         still_at_lr_zero: with lr = 0 (and no weight decay) nothing moves.
         single_group: its parameters cannot be split into groups.
         needs_model: it is given ``model=``.
-        accumulates: a list of closures is the shards of one batch; False where only one closure may be given, None if
+        accumulates: a list of closures is the shards of a batch; False where only one closure may be given, None where
             the rule has shards of its own.
         clip_factor: greatest length of a step of SGD with lr 1, in units of a small ``clip_grad_norm``.
         clip_is_reached: a step is as long as that; else it is no longer.

@@ -80,7 +80,7 @@ def test_classes_of_others_take_what_they_like() -> None:
 
 
 def test_signatures_stay() -> None:
-    assert list(inspect.signature(SAM).parameters)[:3] == ["base_optimizer", "rho", "model"]
+    assert list(inspect.signature(SAM).parameters)[:3] == ["base_optimizer", "rho", "adaptive"]
     for entry in registry.REGISTRY.values():
         kind = getattr(optim, entry.class_name)
         names = list(inspect.signature(kind).parameters)
