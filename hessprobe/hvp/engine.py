@@ -7,7 +7,7 @@ product; how many bytes that takes is reported, so that a pool can decide which 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,12 +82,24 @@ def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> in
     """Return the bytes held by distinct storages; storages whose address is in ``seen`` are not counted again."""
     known = set() if seen is None else seen
     total = 0
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
+    for storage in _storages(tensors):
         if storage.data_ptr() not in known:
             known.add(storage.data_ptr())
             total += storage.nbytes()
     return total
+
+
+def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
+    """Yield what tensors keep their numbers in; a sparse one in several places, its indices and its values."""
+    for tensor in tensors:
+        if tensor.layout == torch.strided:
+            yield tensor.untyped_storage()
+        elif tensor.layout == torch.sparse_coo:
+            yield from (part.untyped_storage() for part in (tensor._indices(), tensor._values()))
+        elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+            yield from (p.untyped_storage() for p in (tensor.crow_indices(), tensor.col_indices(), tensor.values()))
+        else:
+            yield from (p.untyped_storage() for p in (tensor.ccol_indices(), tensor.row_indices(), tensor.values()))
 
 
 def batch_bytes(loss: LossFunction) -> int:
@@ -108,7 +120,7 @@ def graph_bytes(*roots: Tensor, ignore: Iterable[Tensor] = ()) -> int:
         roots: tensors whose graph it is.
         ignore: tensors whose memory does not count.
     """
-    seen = {tensor.untyped_storage().data_ptr() for tensor in ignore}
+    seen = {storage.data_ptr() for storage in _storages(ignore)}
     waiting: list[Any] = [root.grad_fn for root in roots]
     nodes: set[Any] = set()
     total = 0

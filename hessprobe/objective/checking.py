@@ -15,7 +15,7 @@ from hessprobe.errors import HessprobeError, UnsupportedError
 from hessprobe.objective import determinism, model_loss, weighting
 from hessprobe.objective.base import BatchLoss
 from hessprobe.objective.batches import leaves, require_dtype
-from hessprobe.objective.terms import EmpiricalBatch
+from hessprobe.objective.terms import EmpiricalBatch, wants_graph
 from hessprobe.vectors import ParameterLayout
 
 # What a model or a loss raises for data that do not fit it.
@@ -43,6 +43,9 @@ def first_loss(term: BatchLoss, theta: Tensor, module: nn.Module) -> Tensor:
     except (*MISFITS, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        if wants_graph(error):
+            # A penalty on the gradient by the inputs: outputs that are computed with the loss have what it needs.
+            return term(theta)
         raise weighting.mismatch(term.rule, outputs, term.targets, error) from error
     return term.rule.mean(outputs, term.targets, term.size)
 

@@ -84,6 +84,11 @@ def require_same(first: Tensor, second: Tensor, module: nn.Module, run: Callable
     )
 
 
+def _plain(buffer: Tensor) -> Tensor:
+    """Return a buffer as numbers that can be compared: without nan, and written out where it is sparse."""
+    return (buffer if buffer.layout == torch.strided else buffer.to_dense()).nan_to_num()
+
+
 def written_buffers(module: nn.Module, buffers: dict[str, Tensor], before: dict[str, Tensor]) -> tuple[str, ...]:
     """Return the names of integer buffers (counters) that forward has written, and put their values back.
 
@@ -98,7 +103,7 @@ def written_buffers(module: nn.Module, buffers: dict[str, Tensor], before: dict[
         NondeterministicLossError: names the module that owns the first such buffer.
     """
     # Values, not version counters: torch's batch_norm writes its statistics without counting.
-    written = [name for name, old in before.items() if not torch.equal(old.nan_to_num(), buffers[name].nan_to_num())]
+    written = [name for name, old in before.items() if not torch.equal(_plain(old), _plain(buffers[name]))]
     for name in written:
         if buffers[name].is_floating_point():
             owner = name.rpartition(".")[0]

@@ -21,7 +21,33 @@ from hessprobe.objective.second_order import SecondOrderLosses
 from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
 
+# How torch answers a call of autograd.grad where nothing is recorded.
+_NO_GRAPH = ("does not require grad", "does not have a grad_fn")
+
 Context = Callable[[], AbstractContextManager[None]]
+
+
+def wants_graph(error: Exception) -> bool:
+    """Return whether ``autograd.grad`` was called where nothing was recorded."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_GRAPH)
+
+
+def with_graph(work: Callable[[], Any]) -> Any:
+    """Return what ``work`` computes, with gradients enabled where it differentiates inside itself.
+
+    A network of physics, or a penalty on the gradient, calls ``torch.autograd.grad`` in its forward or its loss, which
+    fails where nothing is recorded. The answer is then detached, as it would have been.
+    """
+    if torch.is_grad_enabled():
+        return work()
+    try:
+        return work()
+    except RuntimeError as error:
+        if not wants_graph(error):
+            raise
+        with torch.enable_grad():
+            answer = work()
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, answer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +88,11 @@ class FunctionalModel:
     def on(self, theta: Tensor, inputs: Any) -> Any:
         """Return the outputs on ``inputs``: a dict as keyword arguments, a list or tuple as arguments, else one."""
         if isinstance(inputs, dict):
-            return self(theta, (), inputs)
-        if isinstance(inputs, list | tuple):
-            return self(theta, tuple(inputs))
-        return self(theta, (inputs,))
+            return with_graph(lambda: self(theta, (), inputs))
+        # A named tuple is one thing: a packed sequence, an observation.
+        if isinstance(inputs, list | tuple) and not hasattr(inputs, "_fields"):
+            return with_graph(lambda: self(theta, tuple(inputs)))
+        return with_graph(lambda: self(theta, (inputs,)))
 
 
 class _Holding(nn.Module):
@@ -130,9 +157,12 @@ class EmpiricalBatch(BatchLoss):
         if self.size == 0:
             return (theta * 0).sum()
         with self.context():
+            value: Tensor
             if self.reads_parameters:
-                return self.model.run(theta, lambda: self._mean(theta))
-            return self._mean(theta)
+                value = with_graph(lambda: self.model.run(theta, lambda: self._mean(theta)))
+            else:
+                value = with_graph(lambda: self._mean(theta))
+            return value
 
     def _mean(self, theta: Tensor) -> Tensor:
         return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
@@ -239,9 +269,8 @@ class ForwardBatch(BatchLoss):
         if self.size == 0:
             return (theta * 0).sum()
         with self.context(), SecondOrderLosses():
-            loss_sum, _ = self.model(theta, (self.batch,))
-        mean: Tensor = loss_sum / self.size
-        return mean
+            loss_sum: Tensor = with_graph(lambda: self.model(theta, (self.batch,))[0])
+        return loss_sum / self.size
 
 
 def forward_weight(model: FunctionalModel, theta: Tensor, batch: Any, index: int) -> float:
@@ -258,7 +287,7 @@ def forward_weight(model: FunctionalModel, theta: Tensor, batch: Any, index: int
         ValueError: a loss that is not scalar, or a weight that is not a finite number >= 0.
     """
     with torch.no_grad():
-        answer = model(theta, (batch,))
+        answer = with_graph(lambda: model(theta, (batch,)))
     if not isinstance(answer, tuple | list) or len(answer) != 2 or not isinstance(answer[0], Tensor):
         raise TypeError(f"forward must return (loss_sum, weight); got {type(answer).__name__}. Return a pair.")
     if answer[0].ndim != 0:
