@@ -25,6 +25,9 @@ DTYPES = ("float32", "float64")
 _MEMORY_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
+# So few bytes hold no batch: a unit was forgotten.
+_FEWEST_BYTES = 10_000
+
 _INPUT, _NUMBERS, _COMPUTE, _OUTPUT = "What is measured", "How well", "How it is computed", "Output"
 
 
@@ -68,7 +71,7 @@ Measures = Annotated[
         "-m",
         metavar="NAME",
         panel=_INPUT,
-        help=f"What to measure; repeat it for more. One of {', '.join(NAMES)}, or a (phi, psi, mu) measure "
+        help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(NAMES)}, or a measure "
         f"{', '.join(UNIVERSAL)}. Default: {', '.join(DEFAULT_MEASURES)}.",
     ),
 ]
@@ -250,6 +253,13 @@ def figure_look(width: float | None, style: str) -> None:
     choice("--style", style, STYLES)
 
 
+def separated(values: list[str] | None) -> list[str] | None:
+    """Return what was given once with commas, or several times, one by one; what a parenthesis holds stays whole."""
+    if values is None:
+        return None
+    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+
+
 def parse_memory(text: str | None) -> int | None:
     """Return a size like ``2GB``, ``512 MiB`` or ``1000000`` in bytes; None for None.
 
@@ -261,6 +271,10 @@ def parse_memory(text: str | None) -> int | None:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if found is None or (found.group(3) and not found.group(2)) or not float(found.group(1)) > 0:
         raise UsageError(f"--memory must be a size such as 2GB, 512MiB or a number of bytes > 0; got {text!r}.")
+    if not found.group(2) and float(found.group(1)) < _FEWEST_BYTES:
+        raise UsageError(
+            f"--memory must be a size with its unit; got {text!r}, which is that many bytes. Write {text}GB."
+        )
     units = _BINARY_UNITS if found.group(3) else _MEMORY_UNITS
     return int(float(found.group(1)) * units[found.group(2)])
 

@@ -26,6 +26,7 @@ from hessprobe.report.sections import (
     tracking,
     training,
     validation,
+    verdict,
 )
 from hessprobe.report.sections.page import Page
 from hessprobe.report.typography import listed, moment, plural
@@ -34,6 +35,7 @@ from hessprobe.report.typography import listed, moment, plural
 _HYPHENATED = re.compile(r"(?<![\w&#;-])(?=[\w-]{3,16}(?![\w-]))(?:--)?\w+(?:-\w+)*")
 _JOINT = re.compile(r"[+/]")
 _SECTIONS = (
+    verdict.build,
     measures.headlines,
     summary.build,
     provenance.problems,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hessprobe.errors import RecordError
 from hessprobe.report.figures import Drawn, figures_of
+from hessprobe.report.figures.style import adaptive
 from hessprobe.report.parts import Picture
 from hessprobe.report.sources import Source
 
@@ -35,13 +36,13 @@ def pictures_of(sources: Sequence[Source]) -> tuple[dict[str, tuple[Picture, ...
 
 
 def picture(drawn: Drawn, source: Source) -> Picture:
-    """Return a figure as an image.
+    """Return a figure as an image, which is dark where the page is.
 
     An image has no access to the page: whatever stands in its labels, a script in it does not run.
     """
-    content, kind = drawn.content("svg"), "svg+xml"
+    content, kind = adaptive(drawn.content("svg", style="screen")), "svg+xml"
     if len(content) > _LARGEST_SVG:
-        content, kind = drawn.content("png"), "png"
+        content, kind = drawn.content("png", style="screen"), "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
     width, height = (round(inches * _PIXELS_PER_INCH) for inches in drawn.size)
     title = f"{drawn.title}: {source.subject}" if source.subject else drawn.title

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
 import pytest
 from page_records import TRACKED, estimate, everything, invariant, measured, point, record, sharp, write
+from PIL import Image
 
 from hessprobe.cli.commands.report import page_of
 from hessprobe.report import html, sources
@@ -246,3 +248,41 @@ def test_what_slips_through_is_stopped_by_the_policy(browser, hostile, tmp_path)
     browser.open(tmp_path / "slipped.html")
     assert browser.run("return window.hit") is None
     assert any("Content Security Policy" in entry["message"] for entry in browser.console())
+
+
+def _first_screen(browser, height):
+    """Return what of the verdict lies within the first screen."""
+    return browser.run(
+        "return [...document.querySelectorAll('#verdict .prose p, #verdict table')].filter("
+        "each => each.getBoundingClientRect().top < arguments[0]).map(each => each.textContent)",
+        height,
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_answer_is_above_the_fold(browser, report, width, height):
+    browser.open(report, width=width, height=height)
+    assert browser.run("return document.querySelector('main section').id") == "verdict"
+    sentence = browser.run("return document.querySelector('#verdict .prose p').getBoundingClientRect().bottom")
+    assert sentence < height
+    assert any(" sgd" in text for text in _first_screen(browser, height))
+
+
+def test_figures_are_dark_where_the_page_is(browser, report):
+    def corner(scheme, toggled=False):
+        browser.open(report, scheme=scheme)
+        if toggled:
+            browser.run("document.getElementById('theme').click()")
+        browser.run("document.querySelector('figure img[src^=\"data:image/svg\"]').scrollIntoView()")
+        box = browser.run(
+            "const b = document.querySelector('figure img[src^=\"data:image/svg\"]').getBoundingClientRect();"
+            "return [b.left, b.top]"
+        )
+        picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("L")
+        # Within the image, beside its padding.
+        return picture.getpixel((round(box[0]) + 14, round(box[1]) + 14))
+
+    assert corner("light") > 240
+    assert corner("dark") < 60
+    assert corner("light", toggled=True) < 60
+    browser.run("localStorage.clear()")

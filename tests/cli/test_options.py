@@ -71,3 +71,15 @@ def test_two_outputs_must_be_two_files(tmp_path, monkeypatch):
         options.check_outputs(json="a.out", csv="sub/../a.out")
     options.check_outputs(json="a.json", csv="a.csv")
     options.check_outputs(json=None, csv=None)
+
+
+def test_commas_separate_measures_but_within_parentheses():
+    assert options.separated(["trace,frob", " lambda-max "]) == ["trace", "frob", "lambda-max"]
+    assert options.separated(["universal:p(2,3),trace"]) == ["universal:p(2,3)", "trace"]
+    assert options.separated(None) is None
+
+
+def test_a_size_without_its_unit_is_asked_for_it():
+    with pytest.raises(UsageError, match=r"with its unit; got '2', which is that many bytes\. Write 2GB\."):
+        options.parse_memory("2")
+    assert options.parse_memory("10000") == 10_000

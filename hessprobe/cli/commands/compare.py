@@ -101,7 +101,7 @@ class Request:
     @property
     def names(self) -> tuple[str, ...]:
         """The measures asked for, each once, in order."""
-        return tuple(dict.fromkeys(self.measure or DEFAULT_MEASURES))
+        return tuple(dict.fromkeys(options.separated(self.measure) or DEFAULT_MEASURES))
 
 
 @opens_foreign

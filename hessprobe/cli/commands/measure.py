@@ -64,7 +64,7 @@ class Request:
     @property
     def names(self) -> tuple[str, ...]:
         """The measures asked for, each once, in order."""
-        return tuple(dict.fromkeys(self.measure or options.DEFAULT_MEASURES))
+        return tuple(dict.fromkeys(options.separated(self.measure) or options.DEFAULT_MEASURES))
 
     @property
     def tolerance(self) -> float:

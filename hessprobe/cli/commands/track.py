@@ -66,7 +66,7 @@ class Request:
     @property
     def names(self) -> tuple[str, ...]:
         """The measures, the largest eigenvalue first, each once."""
-        return tuple(dict.fromkeys(("lambda-max", *(self.measure or DEFAULT))))
+        return tuple(dict.fromkeys(("lambda-max", *(options.separated(self.measure) or DEFAULT))))
 
     @property
     def figure(self) -> str:
@@ -230,7 +230,7 @@ def check(request: Request) -> None:
     Raises:
         UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
     """
-    for name in request.measure or ():
+    for name in options.separated(request.measure) or ():
         options.choice("--measure", name, TRACKED)
     options.choice("--operator", request.operator, options.OPERATORS)
     options.positive("--rtol", request.rtol, below=1)

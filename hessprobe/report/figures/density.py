@@ -155,6 +155,46 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
     return Drawn(name, "Spectral densities side by side", alt, draw, (6.75, 2.8), lambda w: 1.2 + 0.28 * w, data)
 
 
+def ridge(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn:
+    """Return the densities of several checkpoints below each other on one symlog axis, each on a row of its own.
+
+    Args:
+        name: of the figure.
+        rows: by checkpoint, the first on top: the row of the measure ``density``, and the row in words.
+
+    Raises:
+        RecordError: an array is missing.
+    """
+    spectra = {
+        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in POSITIVE)
+        for title, (row, where) in rows.items()
+    }
+    every = np.concatenate([nodes for nodes, _, _ in spectra.values()])
+    zero = _threshold(every)
+    curves = {title: spread(nodes, weights, zero, positive) for title, (nodes, weights, positive) in spectra.items()}
+
+    def draw(figure: Figure) -> None:
+        panels: Any = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+        ends = [_ends(curve) for curve in curves.values()]
+        floor = min(float(np.interp(n.max(), *curves[title])) for title, (n, _, _) in spectra.items()) / _ABOVE
+        top = max(float(y.max()) for _, y in curves.values())
+        for panel, (title, (x, y)), color in zip(panels, curves.items(), COLORS * len(curves), strict=False):
+            panel.fill_between(x, 1e-300, y, color=color, alpha=0.25, lw=0)
+            panel.plot(x, y, color=color, lw=1.0)
+            panel.set(yscale="log", ylim=(max(floor, top * 10.0**-_DECADES), 3 * top))
+            panel.axvspan(-zero, zero, color=SHADE, lw=0, zorder=0)
+            panel.set_title(title, loc="left", pad=2)
+            panel.grid(axis="x")
+        _axis(panels[-1], "symlog", zero, every, (min(low for low, _ in ends), max(high for _, high in ends)), 2)
+        figure.supylabel("density", fontsize="medium")
+
+    said = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (n, _, _) in spectra.items()]
+    data = [line for title, (x, y) in curves.items() for line in table(checkpoint=title, eigenvalue=x, density=y)]
+    height = 0.5 + 0.75 * len(curves)
+    alt = f"Spectral densities of several checkpoints: {'; '.join(said)}."
+    return Drawn(name, "Spectra of several checkpoints", alt, draw, (4.2, height), lambda _: height, data)
+
+
 def _density(panel: Any, x: Floats, y: Floats) -> None:
     panel.fill_between(x, 1e-300, y, color=SKY, alpha=0.3, lw=0)
     panel.plot(x, y, color=BLUE, lw=1.0, label="density", zorder=3)

@@ -264,4 +264,7 @@ def _alt(landscape: Landscape) -> str:
         if landscape.holes(name):
             parts.append(f"{landscape.holes(name)} points of it are not finite")
     parts += [f"{name} {short(loss)}" for name, _, loss in landscape.marks if loss is not None and math.isfinite(loss)]
+    found = lines.barrier(landscape)
+    if found is not None:
+        parts.append(f"the barrier between the two is {short(max(found[1], 0.0))}, at {short(found[0])} of the way")
     return "; ".join(parts) + "."

@@ -8,7 +8,7 @@ import numpy as np
 
 from hessprobe.landscape.result import Landscape
 from hessprobe.report.figures.landscape_scale import DEPARTURE, HOLE, axis_label, quantity, scale
-from hessprobe.report.figures.style import BLUE, ORANGE, SKY, VERMILION
+from hessprobe.report.figures.style import BLUE, GRAY, GREEN, ORANGE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +43,37 @@ def line(panel: Axes, landscape: Landscape, name: str, rho: float | None, center
         if any(place) and loss is not None and name == "loss":
             panel.plot(place[0], loss, marker="o", ms=4.5, mfc=ORANGE, mec="black", mew=0.6, ls="none", zorder=5,
                        label=f"{mark}, true loss")  # fmt: skip
+    found = barrier(landscape) if name == "loss" else None
+    if found is not None and found[1] > 0:
+        at, height, chord = found
+        ends = landscape.values["loss"][[landscape.center[0], int(np.flatnonzero(x == 1.0)[0])]]
+        panel.plot([0, 1], ends, color=GRAY, lw=0.9, zorder=1)
+        panel.plot([at, at], [chord, chord + height], color=GREEN, lw=1.6, marker="_", ms=5, zorder=4,
+                   label=f"barrier {height:.3g}")  # fmt: skip
     panel.set(xlim=(x[0], x[-1]), ylim=(bottom, top), xlabel=axis_label(landscape, 0), ylabel=quantity(name))
     panel.grid()
     handles, _ = panel.get_legend_handles_labels()
     return handles
+
+
+def barrier(landscape: Landscape) -> tuple[float, float, float] | None:
+    """Return where between two checkpoints the loss is farthest above the straight line of their losses.
+
+    B = max over t in [0, 1] of L(t) - (1 - t) L(0) - t L(1), on the points of the grid (Frankle et al. 2020).
+
+    Returns:
+        t, B and the straight line's loss there; None where the line is not one between two checkpoints.
+    """
+    x, loss = landscape.axes[0], landscape.values["loss"]
+    between = (x >= 0) & (x <= 1)
+    if landscape.kind != "line" or len(landscape.axes) != 1 or len(landscape.marks) != 2 or not (x == 1).any():
+        return None
+    if not np.isfinite(loss[between]).all():
+        return None
+    t, values = x[between], loss[between]
+    chord = (1 - t) * values[0] + t * values[-1]
+    top = int(np.argmax(values - chord))
+    return float(t[top]), float(values[top] - chord[top]), float(chord[top])
 
 
 def _departure(panel: Axes, landscape: Landscape) -> None:

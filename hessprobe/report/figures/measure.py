@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hessprobe.report.figures import density, eigenvalues, layers
+from hessprobe.report.figures import density, eigenvalues, heat, layers
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import POSITIVE
 
@@ -29,4 +29,5 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     layered = [found for found in rows.values() if found[0].get("layers")]
     if layered:
         drawn.append(layers.bars(layered))
+        drawn += [found for found in (heat.heat(layered),) if found is not None]
     return drawn

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.report.figures.density import densities
+from hessprobe.report.figures.density import densities, ridge
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import OPERATORS, entry, short, spread
 from hessprobe.report.figures.style import COLORS, GRAY, small
@@ -39,7 +40,20 @@ def figures_across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
         by_operator = {str(row["operator"]): record for record in group for row in record["results"]}
         if len(by_operator) > 1:
             found += _beside(by_operator, "" if number == 0 else f"-{number + 1}")
-    return found
+    return [*found, *_ridges(records)]
+
+
+def _ridges(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+    """Return the spectra of several checkpoints under one operator below each other, in the order of the records."""
+    rows: dict[str, dict[str, tuple[Mapping[str, Any], str]]] = {}
+    for record in records:
+        if record["command"] == "measure":
+            given = record["arguments"]
+            name = Path(str(given.get("ckpt") or given.get("objective"))).stem
+            for index, row in enumerate(record["results"]):
+                if row["measure"] == "density":
+                    rows.setdefault(str(row["operator"]), {})[name] = (row, f"results[{index}],")
+    return [ridge(f"spectra-{operator}", each) for operator, each in rows.items() if len(each) > 1]
 
 
 def _subject(record: Mapping[str, Any]) -> str:

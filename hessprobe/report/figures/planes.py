@@ -19,7 +19,19 @@ from hessprobe.report.figures.landscape_scale import (
     quantity,
     scale,
 )
-from hessprobe.report.figures.style import DIVERGING, FILLED, MAP, ORANGE, PURPLE, SKY, VERMILION, narrow, small
+from hessprobe.report.figures.style import (
+    DIVERGING,
+    FILLED,
+    MAP,
+    ORANGE,
+    OVER_DARK,
+    OVER_LIGHT,
+    PURPLE,
+    SKY,
+    VERMILION,
+    narrow,
+    small,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,10 +78,10 @@ def contour(
     grid = np.ma.masked_invalid(values.T)
     filled = panel.contourf(x, y, grid, levels=shown.levels, norm=shown.norm, cmap=DIVERGING if diverging else MAP)
     filled.set_rasterized(True)
-    lines = panel.contour(x, y, grid, levels=shown.levels, colors="white", linewidths=0.4, alpha=0.7)
+    lines = panel.contour(x, y, grid, levels=shown.levels, colors=OVER_LIGHT, linewidths=0.4, alpha=0.7)
     modeled = name == "loss" and landscape.quadratic() is not None
     if alone and not modeled:
-        _number(panel, landscape, lines, shown, "white", _DARK)
+        _number(panel, landscape, lines, shown, OVER_LIGHT, _DARK)
     _hatch(panel, landscape, name)
     _bar(figure, panel, filled, shown, name, alone)
     handles = _overlays(panel, landscape, shown, rho, alone) if name == "loss" else []
@@ -131,10 +143,10 @@ def _overlays(panel: Axes, landscape: Landscape, shown: Scale, rho: float | None
     x, y = landscape.axes
     model, share = landscape.quadratic(), landscape.departure()
     if model is not None and share is not None:
-        dashed = panel.contour(x, y, model.T, levels=shown.ticks, colors="black", linewidths=0.8, linestyles="dashed")
+        dashed = panel.contour(x, y, model.T, levels=shown.ticks, colors=OVER_DARK, linewidths=0.8, linestyles="dashed")
         if alone:
-            _number(panel, landscape, dashed, shown, "black", "white")
-        handles.append(Line2D([], [], color="black", lw=0.8, ls="--", label="second-order model"))
+            _number(panel, landscape, dashed, shown, OVER_DARK, OVER_LIGHT)
+        handles.append(Line2D([], [], color=OVER_DARK, lw=0.8, ls="--", label="second-order model"))
         if np.nanmax(share) > DEPARTURE:
             masked = np.ma.masked_invalid(share.T)
             panel.contour(x, y, masked, levels=[DEPARTURE], colors=VERMILION, linewidths=1.2)
@@ -154,22 +166,26 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: st
     """Draw the center and the marked points, checkpoints filled with the color of their true loss."""
     from matplotlib.lines import Line2D
 
-    panel.plot(0, 0, marker="*", ms=7, mfc="white", mec="black", mew=0.6, ls="none", zorder=6)
-    handles: list[Any] = [Line2D([], [], marker="*", ms=7, mfc="white", mec="black", ls="none", label=center)]
+    panel.plot(0, 0, marker="*", ms=7, mfc=OVER_LIGHT, mec=OVER_DARK, mew=0.6, ls="none", zorder=6)
+    handles: list[Any] = [Line2D([], [], marker="*", ms=7, mfc=OVER_LIGHT, mec=OVER_DARK, ls="none", label=center)]
     if landscape.kind == "gradient":
         for (name, place, _), marker, color in zip(landscape.marks, ("^", "D"), (ORANGE, PURPLE), strict=False):
-            panel.plot(*place, marker=marker, ms=4.5, mfc=color, mec="black", mew=0.6, ls="none", zorder=7)
-            handles.append(Line2D([], [], marker=marker, ms=4.5, mfc=color, mec="black", ls="none", label=_greek(name)))
+            panel.plot(*place, marker=marker, ms=4.5, mfc=color, mec=OVER_DARK, mew=0.6, ls="none", zorder=7)
+            handles.append(
+                Line2D([], [], marker=marker, ms=4.5, mfc=color, mec=OVER_DARK, ls="none", label=_greek(name))
+            )
         return handles
     if not landscape.marks:
         return handles
     places = np.array([place for _, place, _ in landscape.marks])
     if landscape.kind == "pca":
         path = in_order(places)
-        panel.plot(*places[path].T, color="white", lw=0.9, zorder=4)
+        panel.plot(*places[path].T, color=OVER_LIGHT, lw=0.9, zorder=4)
     _mark_checkpoints(panel, landscape, places, norm, alone)
     label = "fill: loss" if norm is not None else "projected"
-    handles.append(Line2D([], [], marker="o", ms=4, mfc="#35b779", mec="white", ls="none", label=f"others ({label})"))
+    handles.append(
+        Line2D([], [], marker="o", ms=4, mfc="#35b779", mec=OVER_LIGHT, ls="none", label=f"others ({label})")
+    )
     return handles
 
 
@@ -201,11 +217,11 @@ def _mark_checkpoints(panel: Any, landscape: Landscape, places: Floats, norm: No
     for index, text in zip(others, names, strict=True):
         loss = landscape.marks[index][2]
         known = norm is not None and loss is not None and math.isfinite(loss)
-        color = colormaps[MAP](norm(loss)) if known and norm is not None and loss is not None else "white"
-        panel.plot(*places[index], marker="o", ms=4.5, mfc=color, mec="white", mew=0.8, ls="none", zorder=5)
+        color = colormaps[MAP](norm(loss)) if known and norm is not None and loss is not None else OVER_LIGHT
+        panel.plot(*places[index], marker="o", ms=4.5, mfc=color, mec=OVER_LIGHT, mew=0.8, ls="none", zorder=5)
         if index in named:
             said = f"{text}: {loss:.3g}" if known and not narrow(panel.figure) else text
-            beside(panel, tuple(places[index]), said, fontsize=small(), color="white", bbox=box, zorder=7)
+            beside(panel, tuple(places[index]), said, fontsize=small(), color=OVER_LIGHT, bbox=box, zorder=7)
 
 
 def shortened(names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ MAP, DIVERGING = "viridis", "PuOr_r"
 SHADE = "#f2f2f2"
 # Label of axes that a color map fills: what lies over it keeps its colors in the dark.
 FILLED = "filled"
+
+# Of lines and numbers over a color map, in both: nearly black and nearly white, so that they are told from the ground.
+OVER_DARK, OVER_LIGHT = "#010101", "#fefefe"
 
 # On a dark ground: the same hues, lighter; every one has a contrast of 4.5 or more with it.
 GROUND = "#161616"
@@ -131,6 +135,27 @@ def encoded(draw: Callable[[Figure], object], size: tuple[float, float], kind: s
     with rc_context(_SETTINGS[style]):
         figure.savefig(content, format=kind, metadata=_METADATA[kind])
     return content.getvalue()
+
+
+def adaptive(svg: bytes) -> bytes:
+    """Return an SVG whose colors are those of the dark style where its reader, or the page around it, is dark.
+
+    Colors of this file become variables with two values; ``OVER_DARK`` and ``OVER_LIGHT``, which lie over a color map,
+    stay. The image itself asks for the color scheme, so that it needs no script and no style of the page.
+    """
+    text = svg.decode("utf-8")
+    light, dark = [], []
+    for number, (color, other) in enumerate(DARK.items()):
+        name = f"--c{number}"
+        text = re.sub(rf"(?<=[:\s]){color}(?=[;\"])", f"var({name})", text, flags=re.IGNORECASE)
+        light.append(f"{name}:{color}")
+        dark.append(f"{name}:{other}")
+    ink = f"var(--c{list(DARK).index(BLACK)})"
+    rules = (
+        f":root{{color-scheme:light dark;{';'.join(light)}}}text{{fill:{ink}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}"
+    )
+    return text.replace("<defs>", f"<style>{rules}</style><defs>", 1).encode("utf-8")
 
 
 def _darken(figure: Figure) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hessprobe.landscape.result import Floats, Landscape
 from hessprobe.report.figures.landscape_scale import axis_label, quantity, scale
-from hessprobe.report.figures.style import FILLED, MAP, VERMILION
+from hessprobe.report.figures.style import FILLED, MAP, OVER_LIGHT, VERMILION
 
 # Degrees above the floor, and the turns that are tried, the usual one first; both axes are seen from all of them.
 ELEVATION, _TURNS = 35.0, (-60, -50, -40, -30, -120, -130, -140, -150, 30, 40, 50, 60, 120, 130, 140, 150)
@@ -49,7 +49,7 @@ def surface(panel: Any, landscape: Landscape, name: str, center: str, camera: tu
     )  # fmt: skip
     at = float(height[landscape.center])
     panel.plot([0, 0], [0, 0], [floor, at], color=VERMILION, lw=0.9, ls=":", zorder=3)
-    panel.plot([0], [0], [at], marker="*", ms=8, mfc=VERMILION, mec="white", mew=0.6, ls="none", zorder=4)
+    panel.plot([0], [0], [at], marker="*", ms=8, mfc=VERMILION, mec=OVER_LIGHT, mew=0.6, ls="none", zorder=4)
     panel.set_zlim(floor, high)
     # The room for the contours on the floor is no part of the scale.
     ticks = levels if shown.logarithmic else MaxNLocator(4).tick_values(low, high)
@@ -65,7 +65,7 @@ def surface(panel: Any, landscape: Landscape, name: str, center: str, camera: tu
     elevation, turn = camera or (ELEVATION, free_turn(landscape, height))
     panel.view_init(elev=elevation, azim=turn)
     panel.set_box_aspect((1, 1, 0.8), zoom=0.95)
-    return [Line2D([], [], marker="*", ms=8, mfc=VERMILION, mec="white", mew=0.6, ls="none", label=center)]
+    return [Line2D([], [], marker="*", ms=8, mfc=VERMILION, mec=OVER_LIGHT, mew=0.6, ls="none", label=center)]
 
 
 def _short(landscape: Landscape, index: int) -> str:

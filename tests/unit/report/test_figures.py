@@ -32,7 +32,7 @@ def by_name(figures):
 
 def test_a_measurement_gives_density_eigenvalues_and_layers():
     found = by_name(figures_of(measured()))
-    assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian"]
+    assert list(found) == ["density-hessian", "eigenvalues-hessian", "layers-hessian", "heat-hessian"]
     assert found["density-hessian"].alt == (
         "Above, how many eigenvalues of the Hessian lie where, from \u22120.9 to 3.9; below, the share of them below "
         "each point, on an axis that is linear between \u22120.001 and 0.001 (gray) and logarithmic beyond. At 0 the "
@@ -172,6 +172,46 @@ def test_operators_stand_side_by_side():
     ]  # fmt: skip
     other = {**ggn, "arguments": {"ckpt": "another.pt"}}
     assert figures_across([hessian, other]) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_heat_map_has_the_share_of_every_layer_in_every_measure(width):
+    drawn = by_name(figures_of(measured()))["heat-hessian"]
+    figure = require_fit(drawn, width)
+    panel = figure.axes[0]
+    # Trace: 2, 0.5, -0.5 of 3 in size; squared norm: 0.7, 0.1, 0.2.
+    assert np.allclose(panel.images[0].get_array(), [[2 / 3, 0.7], [1 / 6, 0.1], [1 / 6, 0.2]])
+    assert [text.get_text() for text in panel.texts] == ["67", "70", "17", "10", "17", "20"]
+    assert drawn.alt.endswith("trace most in net.0.weight; frob most in net.0.weight.")
+    assert {"layer": "net.1.weight", "measure": "trace", "value": -0.5, "share": pytest.approx(1 / 6)} in drawn.data
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_spectra_of_checkpoints_stand_below_each_other(width):
+    first, second = (
+        {**record("measure", density_row(shift=shift)), "arguments": {"ckpt": f"runs/{name}.pt"}}
+        for name, shift in (("start", 0.0), ("end", 0.5))
+    )
+    drawn = by_name(figures_across([first, second]))["spectra-hessian"]
+    figure = require_fit(drawn, width)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["start", "end"]
+    assert len({panel.get_ylim() for panel in figure.axes}) == 1
+    assert {row["checkpoint"] for row in drawn.data} == {"start", "end"}
+    assert figures_across([first]) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_barrier_between_two_checkpoints_is_measured_from_the_line_of_their_losses(width):
+    x = [-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    marks = [{"name": "a", "coordinates": [0.0], "loss": 1.0}, {"name": "b", "coordinates": [1.0], "loss": 3.0}]
+    loss = [5.0, 1.0, 2.0, 6.0, 4.0, 3.0, 9.0]
+    row = {**seen(), "directions": "line", "axes": [x], "marks": marks, "values": {"loss": loss}, "quadratic": None}
+    (drawn,) = figures_of(record("landscape", row))
+    # The largest of 0, 0.5, 4, 1.5, 0 above the line 1 + 2 t; what lies beyond the checkpoints does not count.
+    assert drawn.alt.endswith("the barrier between the two is 4, at 0.5 of the way.")
+    figure = require_fit(drawn, width)
+    (bar,) = [line for line in figure.axes[0].lines if line.get_label() == "barrier 4"]
+    assert [list(bar.get_xdata()), list(bar.get_ydata())] == [[0.5, 0.5], [2.0, 6.0]]
 
 
 def sharp(rho, value, predicted, **more):

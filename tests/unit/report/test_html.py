@@ -106,7 +106,7 @@ def test_structure(page):
     assert targets <= {f"#{name}" for name in ids}
     contents = [link.text for link in root.one("nav").all("a")]
     assert contents == [section.one("h2").text for section in root.all("section")]
-    assert contents[:2] == ["The numbers", "Summary"]
+    assert contents[:3] == ["The answer", "The numbers", "Summary"]
     levels = [int(node.tag[1]) for node in root.all() if re.fullmatch(r"h\d", node.tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
