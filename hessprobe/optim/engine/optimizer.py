@@ -384,9 +384,6 @@ class SharpnessAware(torch.optim.Optimizer):
         finally:
             self.abandon()
 
-    def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
-        return passes_of(self, closure, loss, scaler)
-
     def _fused(self) -> bool:
         return self._use_foreach
 

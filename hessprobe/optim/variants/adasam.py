@@ -28,7 +28,7 @@ class AdaSAM(SharpnessAware):
     Args:
         params: parameters or parameter groups.
         rho: radius >= 0 or a schedule.
-        lr: >= 0.
+        lr: >= 0; 1e-3 in the paper.
         betas: (b1, b2) in [0, 1).
         eps_root: > 0; takes the place of an eps in the denominator.
         weight_decay: >= 0.
@@ -46,7 +46,7 @@ class AdaSAM(SharpnessAware):
         params: ParamsT,
         rho: float | Schedule = 0.05,
         *,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps_root: float = 1e-8,
         weight_decay: float = 0.0,

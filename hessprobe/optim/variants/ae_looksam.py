@@ -47,7 +47,7 @@ class AELookSAM(SharpnessAware):
         rho: float | Schedule = 0.05,
         *,
         steps: int,
-        alpha: float = 0.7,
+        alpha: float = 0.2,
         delta: float = 0.9,
         lambda1: float = -1.0,
         lambda2: float = 1.0,

@@ -33,7 +33,8 @@ class DetSAM(SharpnessAware):
         base_optimizer: see ``SharpnessAware``.
         rho: radius > 0 or a schedule. Where groups differ, that of the first perturbed group is the rho of the formula.
         lam: weight >= 0.
-        n: directions, >= 1; 64 or more for a determinant.
+        n: directions, >= 1; 64 or more for a determinant. The authors take 1, ``width=0.01``, ``log=False`` and
+            ``antithetic=False``, at which neither determinant nor trace end much lower than with the base.
         antithetic: t_i and g_i are means over +u_i and -u_i.
         mu: ``"cube"``: uniform in [-width, width]^d; ``"gaussian"``: N(0, width^2 I).
         width: half width of the cube or standard deviation, > 0.
@@ -53,11 +54,11 @@ class DetSAM(SharpnessAware):
         rho: float | Schedule = 1.0,
         *,
         lam: float = 1.0,
-        n: int = 1,
-        antithetic: bool = False,
+        n: int = 2,
+        antithetic: bool = True,
         mu: str = "cube",
-        width: float = 0.01,
-        log: bool = False,
+        width: float = 0.1,
+        log: bool = True,
         convention: str = "code",
         **engine: Unpack[EngineOptions],
     ) -> None:

@@ -27,7 +27,8 @@ class KSAM(SharpnessAware):
     Args:
         base_optimizer: see ``SharpnessAware``.
         rho: radius >= 0 or a schedule.
-        keep: K/n in (0, 1]; K = floor(keep n), at least 1.
+        keep: K/n in (0, 1]; K = floor(keep n), at least 1. With 1/2 the hardest examples of small
+            batches of wrong labels can end the training at chance.
         **engine: see ``SharpnessAware``.
 
     References:
@@ -41,7 +42,7 @@ class KSAM(SharpnessAware):
         base_optimizer: torch.optim.Optimizer,
         rho: float | Schedule = 0.05,
         *,
-        keep: float = 0.5,
+        keep: float = 0.8,
         **engine: Unpack[EngineOptions],
     ) -> None:
         super().__init__(base_optimizer, rho, **engine)

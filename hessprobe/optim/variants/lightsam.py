@@ -38,7 +38,7 @@ class LightSAM(SharpnessAware):
     Args:
         params: parameters or parameter groups.
         rho: >= 0 or a schedule.
-        lr: >= 0.
+        lr: >= 0; None is 3 for ``"adagrad-norm"``, whose rate falls with all gradients seen, and 0.1 for the others.
         method: ``"adagrad-norm"``, ``"adagrad"`` or ``"adam"``.
         betas: (b1, b2) in [0, 1), for ``"adam"``.
         eps_root: > 0.
@@ -50,18 +50,21 @@ class LightSAM(SharpnessAware):
 
     numbers: ClassVar[Mapping[str, float]] = MappingProxyType({"u": 0.0, "v": 0.0})
 
+    usual_lr = 3.0
+
     def __init__(
         self,
         params: ParamsT,
         rho: float | Schedule = 0.05,
         *,
-        lr: float = 0.1,
+        lr: float | None = None,
         method: str = "adagrad-norm",
         betas: tuple[float, float] = (0.9, 0.999),
         eps_root: float = 1e-8,
         **engine: Unpack[EngineOptions],
     ) -> None:
         self.method = checks.one_of("method", method, tuple(_VECTORS))
+        lr = (self.usual_lr if method == "adagrad-norm" else 0.1) if lr is None else lr
         self.vectors = _VECTORS[method]
         super().__init__(torch.optim.SGD(params, lr=checks.real("lr", lr, low=0)), rho, **engine)
         self.betas = decay_rates(betas)

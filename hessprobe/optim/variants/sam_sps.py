@@ -30,7 +30,7 @@ class SAMSPS(SharpnessAware):
         rho: >= 0 or a schedule; a length for lam = 1.
         lam: in [0, 1].
         lower: a lower bound of the loss on a batch; 0 for losses that are never negative.
-        gamma_max: cap > 0 on the step size.
+        gamma_max: cap > 0 on the step size; 1 in the paper, at which the digits network ends a point lower.
         weight_decay: >= 0.
         **engine: see ``SharpnessAware``.
 
@@ -46,7 +46,7 @@ class SAMSPS(SharpnessAware):
         *,
         lam: float = 1.0,
         lower: float = 0.0,
-        gamma_max: float = 1.0,
+        gamma_max: float = 0.3,
         weight_decay: float = 5e-4,
         **engine: Unpack[EngineOptions],
     ) -> None:

@@ -25,6 +25,7 @@ class TraceSAM(SharpnessAware):
         base_optimizer: see ``SharpnessAware``.
         rho: radius >= 0 or a schedule; the displacement is about rho sqrt(d) long for mu = N(0, I)
             (``last.extra["displacement_norms"]``), and rho long on the unit sphere.
+            The authors' values are rho = 0.01 and ``antithetic=False``, at which the trace ends about as with the base.
         lam: weight >= 0 of the regularizer; lam = 1 with n = 1 is the base optimizer with noise on the weights.
         n: directions, >= 1.
         antithetic: evaluate at w - rho u_i as well, which removes the odd orders in rho from the estimate.
@@ -41,11 +42,11 @@ class TraceSAM(SharpnessAware):
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
-        rho: float | Schedule = 0.01,
+        rho: float | Schedule = 0.1,
         *,
         lam: float = 1.0,
         n: int = 1,
-        antithetic: bool = False,
+        antithetic: bool = True,
         convention: str = "code",
         **engine: Unpack[EngineOptions],
     ) -> None:

@@ -56,7 +56,7 @@ class UniversalSAM(SharpnessAware):
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
-        rho: float | Schedule = 0.01,
+        rho: float | Schedule = 0.1,
         *,
         phi: Callable[[Tensor], Tensor] = identity,
         psi: Callable[[Tensor], Tensor] = identity,
@@ -64,7 +64,7 @@ class UniversalSAM(SharpnessAware):
         width: float = 1.0,
         lam: float = 1.0,
         n: int = 1,
-        antithetic: bool = False,
+        antithetic: bool = True,
         **engine: Unpack[EngineOptions],
     ) -> None:
         super().__init__(base_optimizer, rho, **engine)

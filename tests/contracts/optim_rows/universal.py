@@ -99,13 +99,13 @@ def minus_log(s: Tensor) -> Tensor:
     return -2 * torch.log(s)
 
 
-FROB = {"lam": 0.3, "n": 4}
-DET = {"lam": 0.5, "n": 3}
+FROB = {"limit": None, "lam": 0.3, "n": 4}
+DET = {"antithetic": False, "log": False, "width": 0.01, "lam": 0.5, "n": 3}
 # Only Trace-SAM is linear in the losses, and only it has a limit as rho goes to 0: the others divide by rho^2.
 NONLINEAR = {"base_at_rho_zero": False, "scale_invariant": False}
 
 ROWS = [
-    Row("trace-sam", "trace-sam", descends(trace, 2), {"lam": 0.7, "n": 2}, evaluations=3),
+    Row("trace-sam", "trace-sam", descends(trace, 2), {"lam": 0.7, "n": 2, "antithetic": False}, evaluations=3),
     Row(
         "trace-sam-paper",
         "trace-sam",
@@ -153,7 +153,7 @@ ROWS = [
         "universal-sam",
         "universal-sam",
         descends(universal, 3, "sphere"),
-        {"phi": cumulant, "psi": powers, "mu": "sphere", "lam": 0.3, "n": 3},
+        {"phi": cumulant, "psi": powers, "mu": "sphere", "lam": 0.3, "n": 3, "antithetic": False},
         evaluations=4,
         **NONLINEAR,
     ),

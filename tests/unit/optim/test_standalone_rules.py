@@ -67,7 +67,7 @@ def test_bsam_displaces_by_rho_g_over_s_from_the_mean():
 def test_a_polyak_step_reaches_the_minimum_of_a_sphere_half_way():
     # (f - f*)/norm(g)^2 = 1/2 for f = norm(w)^2/2: the step halves w.
     f = Quadratic((1.0, 1.0, 1.0), lift=7.0)
-    optimizer = SAMSPS([f.w], rho=0.0, lower=7.0, weight_decay=0.0)
+    optimizer = SAMSPS([f.w], rho=0.0, gamma_max=1.0, lower=7.0, weight_decay=0.0)
     before = f.w.detach().clone()
     optimizer.step(f)
     torch.testing.assert_close(f.w.detach(), before / 2, rtol=1e-13, atol=0)
@@ -80,7 +80,7 @@ def test_a_polyak_step_is_capped_and_never_negative():
     before = f.w.detach().clone()
     capped.step(f)
     torch.testing.assert_close(f.w.detach(), before * 0.75, rtol=1e-15, atol=0)
-    still = SAMSPS([f.w], rho=0.0, lower=1e6)
+    still = SAMSPS([f.w], rho=0.0, gamma_max=1.0, lower=1e6)
     before = f.w.detach().clone()
     still.step(f)
     assert torch.equal(f.w.detach(), before)

@@ -63,6 +63,19 @@ class TestVarianceOfThePerturbedLosses:
         assert self.sharpness(antithetic=True) == pytest.approx(8.1778 / 4, rel=0.335)
 
 
+@pytest.mark.parametrize(("limit", "bound"), [(0.3, 0.3), (1.0, 1.0)])
+def test_the_regularizer_of_frob_sam_is_held_to_its_limit(limit: float, bound: float):
+    found = {}
+    for given in (limit, None):
+        w = at((0.4, 0.3))
+        slope = torch.autograd.grad(surface(w), w)[0]
+        FrobSAM(sgd(w), 0.05, lam=50.0, limit=given).step(closure_of(w))
+        found[given] = w.grad - slope
+    assert float(found[None].norm()) > 2 * float(slope.norm())
+    assert float(found[limit].norm()) == pytest.approx(bound * float(slope.norm()), rel=1e-9)
+    torch.testing.assert_close(found[limit] / found[limit].norm(), found[None] / found[None].norm(), rtol=1e-9, atol=0)
+
+
 def test_frob_step_is_the_gradient_of_its_objective():
     rho, lam, n = 0.05, 0.7, 3
     w = at((0.4, 0.3))
@@ -72,7 +85,7 @@ def test_frob_step_is_the_gradient_of_its_objective():
         drawn.append(v.detach().clone())
         return surface(v)
 
-    optimizer = FrobSAM(sgd(w), rho, lam=lam, n=n)
+    optimizer = FrobSAM(sgd(w), rho, lam=lam, n=n, limit=None)
     optimizer.step(closure_of(w, recording))
     point = drawn[0].requires_grad_()
     steps = [v - drawn[0].detach() for v in drawn[1:]]
@@ -90,7 +103,7 @@ def test_trace_sam_with_one_direction_and_weight_1_is_noise_on_the_weights():
         seen.append(v.detach().clone())
         return surface(v)
 
-    TraceSAM(sgd(w), 0.3).step(closure_of(w, recording))
+    TraceSAM(sgd(w), 0.3, antithetic=False).step(closure_of(w, recording))
     point = seen[1].requires_grad_()
     torch.testing.assert_close(w.grad, torch.autograd.grad(surface(point), point)[0], rtol=1e-12, atol=0)
 
@@ -140,7 +153,9 @@ def test_reports_the_length_of_every_displacement():
 def test_groups_share_one_direction_and_one_rho_of_the_formula():
     a, b = at((0.4, 0.3)), at((0.1, -0.2))
     groups = [{"params": [a], "rho": 0.1}, {"params": [b], "rho": 0.3}]
-    optimizer = UniversalSAM(torch.optim.SGD(groups, lr=0.0), phi=lambda s: s, psi=torch.tanh, lam=0.4, n=2)
+    optimizer = UniversalSAM(
+        torch.optim.SGD(groups, lr=0.0), phi=lambda s: s, psi=torch.tanh, lam=0.4, n=2, antithetic=False
+    )
     seen: list[tuple[Tensor, Tensor]] = []
 
     def loss(v: Tensor) -> Tensor:
