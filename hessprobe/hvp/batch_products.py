@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp import replay
+from hessprobe.hvp import ranks, replay
 from hessprobe.hvp.auto import Choice, choose
 from hessprobe.hvp.by_groups import ByGroups
 from hessprobe.hvp.chunked import Chunked
@@ -151,7 +151,7 @@ class BatchProducts:
             why = made[0].reasons if reasons is None else reasons
             return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
 
-        taken = replay.value(key, decide) if self.pool.place else decide()
+        taken = replay.value(key, lambda: ranks.agreed(decide)) if self.pool.place else ranks.agreed(decide)
         self._engine = made[0].engine if made else Chunked(self._engines[taken["engine"]](), budget)
         self.choice = Choice(self._engine, taken["seconds"], taken["reasons"])
         return self._engine

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hessprobe import checks
-from hessprobe.hvp import replay
+from hessprobe.hvp import ranks, replay
 
 # Share of the free memory that kept products may take by default; the rest is for probes, bases and the work itself.
 DEFAULT_SHARE = 0.5
@@ -48,7 +48,9 @@ class MemoryBudget:
     """
 
     def __init__(self, memory: int | None, device: torch.device) -> None:
-        self.total = int(replay.value(replay.place("memory"), lambda: budget_bytes(memory, device)))
+        self.total = int(
+            replay.value(replay.place("memory"), lambda: ranks.agreed(lambda: budget_bytes(memory, device)))
+        )
         self._taken = 0
 
     @property

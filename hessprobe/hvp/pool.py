@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import DataError, NonFiniteError
-from hessprobe.hvp import replay
+from hessprobe.hvp import ranks, replay
 from hessprobe.hvp.engine import Product, fresh_gradient
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import BatchLoss, Objective
@@ -37,6 +37,8 @@ class ProductPool:
         self.place = replay.place("pool")
         self._kept: list[tuple[float, Product]] = []
         self._full = False
+        self._own: dict[int, tuple[float, Product]] = {}
+        self._tried = False
 
     @property
     def kept(self) -> int:
@@ -71,6 +73,21 @@ class ProductPool:
                     "Pass a list of batches, or a loader without shuffling."
                 )
 
+    def _own_of(self, shared: ranks.Ranks) -> Iterator[tuple[float, Product]]:
+        """Yield weight and product of this rank's batches.
+
+        The first batch is made by all before the first pass: there the engine is agreed on and tried.
+        """
+        for index, batch in enumerate(self.risk.terms()):
+            known = self._own.get(index)
+            if known is None and (shared.owns(index) or not self._tried):
+                known = (batch.weight, self._make(batch, self.risk.theta))
+                if shared.owns(index) and self.budget.take(known[1].nbytes):
+                    self._own[index] = known
+            self._tried = True
+            if shared.owns(index) and known is not None:
+                yield known
+
     @contextmanager
     def context(self) -> Iterator[None]:
         """Evaluate losses and products in here, whatever the caller's grad mode."""
@@ -86,10 +103,13 @@ class ProductPool:
         return replay.product(self.place, V, lambda: self._sum(V))
 
     def _sum(self, V: Tensor) -> Tensor:
+        shared = ranks.current()
         with self.context():
             total = torch.zeros_like(V)
-            for weight, product in self:
+            for weight, product in self if shared is None else self._own_of(shared):
                 product.add_to(total, V.detach(), weight)
+            if shared is not None:
+                shared.summed(total)
         self.require_finite(total, V)
         return total
 

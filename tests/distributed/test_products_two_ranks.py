@@ -1,0 +1,79 @@
+"""The batches of a product shared out over gloo processes: the numbers of one process, each batch made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import hessprobe as hp
+from hessprobe.hvp import ranks
+from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.terms import EmpiricalBatch
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+
+# Ragged, and no multiple of the ranks.
+SIZES = (9, 16, 5, 12, 7)
+
+
+def risk_of(sizes=SIZES):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(n, 6, generator=generator, dtype=torch.float64), torch.randint(3, (n,), generator=generator))
+        for n in sizes
+    ]
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), batches)
+
+
+def answers(engine):
+    risk = risk_of()
+    hessian = hp.Hessian(risk, engine=engine)
+    V = torch.randn(3, risk.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = {"product": hessian.matvecs(V), "again": hessian.matvecs(V), "engine": hessian.engine.name}
+    found["one batch"] = hp.Hessian(risk_of((9,)), engine=engine).matvecs(V)
+    for name in ("lambda-max", "trace", "frob"):
+        estimate = hp.measure(name, risk, seed=0, engine=engine)
+        found[name] = (estimate.value, *estimate.interval(), estimate.matvecs)
+    return found
+
+
+def work(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+    made = []
+    tensors = EmpiricalBatch.__call__
+
+    def counted(self, theta):
+        made.append(self.index)
+        return tensors(self, theta)
+
+    with ranks.shared_out(dist.group.WORLD):
+        found = {engine: answers(engine) for engine in ("double_backward", "auto")}
+        EmpiricalBatch.__call__ = counted
+        risk = risk_of()
+        made.clear()
+        hp.Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+    torch.save({"found": found, "made": sorted(set(made))}, folder / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_give_the_numbers_of_one_process(tmp_path: Path, world):
+    mp.spawn(work, args=(world, tmp_path), nprocs=world)
+    alone = answers("double_backward")
+    for rank in range(world):
+        kept = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
+        for engine in ("double_backward", "auto"):
+            found = kept["found"][engine]
+            for name in ("product", "again", "one batch"):
+                torch.testing.assert_close(found[name], alone[name], rtol=1e-10, atol=1e-13)
+            for name in ("lambda-max", "trace", "frob"):
+                assert found[name] == pytest.approx(alone[name], rel=1e-9), (engine, name)
+        # All try the engine on the first batch.
+        assert kept["made"] == sorted({0, *range(rank, len(SIZES), world)})
