@@ -117,8 +117,12 @@ def _of_torchvision(tensors: Mapping[str, Tensor]) -> str | None:
     classes = _classes(tensors)
     for name in library.list_models(module=library):
         options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        with torch.device("meta"):
-            model = library.get_model(name, weights=None, num_classes=classes or 1000, **options)
+        try:
+            with torch.device("meta"):
+                model = library.get_model(name, weights=None, num_classes=classes or 1000, **options)
+        except NotImplementedError:
+            # A network that computes with its own numbers while it is made (the RegNets) is not looked for.
+            continue
         if _same_state(model, tensors):
             return f"torchvision:{name}" + (f"?num_classes={classes}" if classes != 1000 else "")
     return None

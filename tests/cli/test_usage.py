@@ -19,10 +19,7 @@ import pytest
         (["measure", "x", "--rtol"], "--rtol must be followed by a value; got none. Write --rtol R, see 'hessprobe m"),
         (["measure", "--per-layer=3"], "--per-layer must stand without a value; got '3'. Write --per-layer alone"),
         (["train"], "--out must be given; got none. Write: hessprobe train --out FILE"),
-        (
-            ["info"],
-            "CKPT must be given; got none. Write: hessprobe info CKPT (A checkpoint, or a file or folder of weights).",
-        ),
+        (["info"], "got none. Write: hessprobe info CKPT (A checkpoint, or a file or folder of weights)."),
         (["measure", "a.pt", "frob"], "hessprobe measure takes one CKPT; got also 'frob'. Write --measure frob."),
         (["measure", "a.pt", "b.pt"], "hessprobe measure takes fewer arguments; got also 'b.pt'."),
         (["meassure"], "hessprobe has no command 'meassure'. Did you mean 'measure'?"),
