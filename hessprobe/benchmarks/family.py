@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
 from hessprobe.benchmarks.processes import Outcome, run_apart
 from hessprobe.errors import HessprobeError, LostRunsError
@@ -27,18 +28,18 @@ from hessprobe.training.run import make_plan, train_to_file
 
 MEASURES = ("lambda-max", "trace", "frob")
 LABEL_NOISE = 0.2
-# Numbers that train this network, where the defaults do not: those of optimizers that own their update are for others,
-# and four rules make more of a learning rate than SAM does (their docstrings say why, with numbers).
-SETTINGS: dict[str, dict[str, Any]] = {
-    "adasam": {"lr": 0.003},
-    "ae-looksam": {"lr": 0.02},
-    "esam": {"lr": 0.05},
-    "lightsam": {"lr": 3.0},
-    "lookbehind-sam": {"lr": 0.02},
-    "looksam": {"lr": 0.02},
-    "sam-sps": {"optimizer_args": {"gamma_max": 0.3}},
-    "sassha": {"lr": 0.1, "optimizer_args": {"eps_denominator": 0.1}},
+EPOCHS = 6
+# Name -> (arguments of the network, share of wrong labels). Every optimizer is at its defaults in all of them.
+SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
+    "LayerNorm, wrong labels": ({"norm": "layer"}, LABEL_NOISE),
+    "LayerNorm, clean": ({"norm": "layer"}, 0.0),
+    "plain, wrong labels": ({}, LABEL_NOISE),
+    "plain, clean": ({}, 0.0),
 }
+_FIRST = next(iter(SETTINGS))
+# Those that are made to lower a measure, which is taken in every setting, and those that they are held against.
+FLATTENERS = {"trace-sam": "trace", "frob-sam": "frob", "det-sam": "logdet"}
+_COMPARED = ("sgd", "sam", *FLATTENERS)
 _STEPS_TIMED = 10
 _BATCH = 32
 
@@ -54,6 +55,8 @@ class TrainedOptimizer:
         train_accuracy: on the training digits, against the labels trained on.
         measures: name -> (value, standard error including the solver's) of the training loss's Hessian.
         failure: why there are no numbers, else empty.
+        others: the same in the other settings, by their names; accuracy nan where the run diverged.
+        epochs: passes over the data.
     """
 
     optimizer: str
@@ -62,6 +65,8 @@ class TrainedOptimizer:
     train_accuracy: float = math.nan
     measures: dict[str, tuple[float, float]] = field(default_factory=dict)
     failure: str = ""
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    epochs: int = EPOCHS
 
     def row(self) -> dict[str, Any]:
         """Return the figures as a flat dict."""
@@ -77,17 +82,19 @@ def compare_optimizers(
     names: Sequence[str],
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    epochs: int = 30,
+    epochs: int = EPOCHS,
     jobs: int = 1,
+    known: Sequence[TrainedOptimizer] = (),
     report: Callable[[TrainedOptimizer, int, int], None] = lambda run, done, total: None,
 ) -> list[TrainedOptimizer]:
-    """Train the digits network with 20 % wrong labels and measure what comes out, each optimizer at its defaults.
+    """Train the digits networks and measure what comes out, each optimizer at its defaults.
 
     Args:
         names: of optimizers.
         seeds: one run each.
         epochs: passes over the data.
         jobs: processes of one thread each.
+        known: runs of an earlier call, which are not made again.
         report: told of every finished run, how many are done, of how many.
 
     Returns:
@@ -96,8 +103,10 @@ def compare_optimizers(
     Raises:
         LostRunsError: once all others are finished, where processes died or broke.
     """
-    tasks = [(name, seed, epochs) for name in names for seed in seeds]
-    done: list[TrainedOptimizer] = []
+    everything = [(name, seed, epochs) for seed in seeds for name in names]
+    done = [run for run in known if (run.optimizer, run.seed, run.epochs) in everything]
+    there = {(run.optimizer, run.seed, run.epochs) for run in done}
+    tasks = [task for task in everything if task not in there]
     lost: list[Outcome] = []
 
     def finished(outcome: Outcome) -> None:
@@ -105,7 +114,7 @@ def compare_optimizers(
             lost.append(outcome)
             return
         done.append(outcome.result)
-        report(outcome.result, len(done) + len(lost), len(tasks))
+        report(outcome.result, len(done) + len(lost), len(everything))
 
     run_apart(_train_on_one_thread, tasks, jobs=jobs, finished=finished)
     done.sort(key=lambda one: (names.index(one.optimizer), one.seed))
@@ -130,20 +139,31 @@ def _train_on_one_thread(name: str, seed: int, epochs: int) -> TrainedOptimizer:
 
 
 def train_and_measure(name: str, seed: int, epochs: int) -> TrainedOptimizer:
-    """Return one run; a run that diverges says so instead of failing the comparison."""
-    own = SETTINGS.get(name, {})
-    recipe = Recipe(optimizer=name, epochs=epochs, label_noise=LABEL_NOISE, batch_size=_BATCH, seed=seed, **own)
+    """Return one run in every setting; one that diverges says so instead of failing the comparison."""
+    ends = {setting: _in_setting(setting, name, seed, epochs) for setting in SETTINGS}
+    first = ends.pop(_FIRST)
+    return TrainedOptimizer(name, seed, **first, others=ends, epochs=epochs)
+
+
+def _in_setting(setting: str, name: str, seed: int, epochs: int) -> dict[str, Any]:
+    arguments, noise = SETTINGS[setting]
+    recipe = Recipe(optimizer=name, epochs=epochs, label_noise=noise, batch_size=_BATCH, seed=seed)
+    wanted = [*(MEASURES if setting == _FIRST else ()), *(FLATTENERS.values() if name in _COMPARED else ())]
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(recipe, Path(folder) / "run.pt", "mlp", {"norm": "layer"})
+        plan = make_plan(recipe, Path(folder) / "run.pt", "mlp", arguments)
         try:
             metrics = train_to_file(plan).metrics
             checkpoint = load_checkpoint(plan.out)
-            settings = MeasureSettings(rtol=0.01, seed=seed)
-            results = list(measure_all(MEASURES, checkpoint.risk(), settings))
+            settings = MeasureSettings(rtol=0.03, seed=seed, shift=1.0)
+            results = list(measure_all(list(dict.fromkeys(wanted)), checkpoint.risk(), settings)) if wanted else []
         except HessprobeError as error:
-            return TrainedOptimizer(name, seed, failure=str(error))
+            return {"failure": str(error)}
     values = {one.measure: (one.estimate.value, one.estimate.half_width(0.95) / 1.96) for one in results}
-    return TrainedOptimizer(name, seed, metrics["test_accuracy"], metrics["train_accuracy"], values)
+    return {
+        "test_accuracy": metrics["test_accuracy"],
+        "train_accuracy": metrics["train_accuracy"],
+        "measures": values,
+    }
 
 
 def time_optimizers(names: Sequence[str], *, rounds: int = 15) -> dict[str, tuple[float, float, float]]:
@@ -219,6 +239,74 @@ def family_table(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float,
         note = f" ({len(own) - len(good)} of {len(own)} diverged)" if len(good) < len(own) else ""
         lines.append(f"| {name}{note} | " + " | ".join(cells) + f" | {times[name][0]:.2f} |")
     return "\n".join(lines) + "\n"
+
+
+def settings_table(runs: Sequence[TrainedOptimizer]) -> str:
+    """Return the test accuracies of every optimizer in every setting as Markdown, those below SGD marked.
+
+    Marked with "!" where the mean lies below that of SGD by more than twice the standard error of the difference, and
+    by more than one point.
+    """
+    lines = ["| optimizer | " + " | ".join(SETTINGS) + " |", "|---" + "|---:" * len(SETTINGS) + "|"]
+    base = {setting: _accuracies(runs, "sgd", setting) for setting in SETTINGS}
+    for name in dict.fromkeys(run.optimizer for run in runs):
+        cells = []
+        for setting in SETTINGS:
+            values = _accuracies(runs, name, setting)
+            if any(math.isnan(value) for value in values):
+                cells.append(f"diverged ({sum(map(math.isnan, values))} of {len(values)}) !")
+            else:
+                cells.append(_mean(values) + (" !" if _is_below(values, base[setting]) else ""))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def flattening_table(runs: Sequence[TrainedOptimizer]) -> str:
+    """Return, for the rules that are made to lower a measure, that measure beside SAM's and SGD's as Markdown.
+
+    The last column is the mean over seeds of the ratio to SAM, with a 95 % interval by Student's t.
+    """
+    lines = ["| rule | measure | setting | SGD | SAM | rule | rule / SAM | accuracy, SAM | accuracy, rule |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for name, measure in FLATTENERS.items():
+        for setting in SETTINGS:
+            own = {who: _measured(runs, who, setting, measure) for who in ("sgd", "sam", name)}
+            if not all(own.values()):
+                continue
+            cells = [_mean(list(own[who].values())) for who in ("sgd", "sam", name)]
+            both = sorted(own["sam"].keys() & own[name].keys())
+            ratio = _interval([own[name][seed] / own["sam"][seed] for seed in both])
+            accuracy = [_mean(_accuracies(runs, who, setting)) for who in ("sam", name)]
+            lines.append(f"| {name} | {measure} | {setting} | " + " | ".join([*cells, ratio, *accuracy]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _end(run: TrainedOptimizer, setting: str) -> dict[str, Any]:
+    return run.row() if setting == _FIRST else run.others.get(setting, {})
+
+
+def _accuracies(runs: Sequence[TrainedOptimizer], name: str, setting: str) -> list[float]:
+    return [100 * _end(run, setting).get("test_accuracy", math.nan) for run in runs if run.optimizer == name]
+
+
+def _measured(runs: Sequence[TrainedOptimizer], name: str, setting: str, measure: str) -> dict[int, float]:
+    ends = {run.seed: _end(run, setting).get("measures", {}) for run in runs if run.optimizer == name}
+    return {seed: found[measure][0] for seed, found in ends.items() if measure in found}
+
+
+def _is_below(values: Sequence[float], base: Sequence[float]) -> bool:
+    if len(values) < 2 or len(base) < 2:
+        return False
+    error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(base) / len(base))
+    return statistics.fmean(values) < statistics.fmean(base) - max(2 * error, 1.0)
+
+
+def _interval(values: Sequence[float]) -> str:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
 
 
 def _mean(values: Sequence[float], errors: Sequence[float] = ()) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,12 +18,12 @@ _CLEAR = "\r\x1b[2K"
 
 @contextmanager
 def status_line() -> Iterator[Callable[[str], None]]:
-    """Yield ``say(text)``, which shows one line on stderr in place of the one before; it does nothing off a terminal.
+    """Yield ``say(text)``, which shows one line on stderr in place of the one before; it is gone when the block ends.
 
-    The line is gone when the block ends.
+    Off a terminal a line is written once a minute, from the first minute on: a long run shows that it goes on.
     """
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield _now_and_then(60.0)
         return
 
     def say(text: str) -> None:
@@ -35,3 +36,16 @@ def status_line() -> Iterator[Callable[[str], None]]:
     finally:
         sys.stderr.write(_CLEAR)
         sys.stderr.flush()
+
+
+def _now_and_then(seconds: float) -> Callable[[str], None]:
+    last = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    return say

@@ -40,6 +40,9 @@ def bench(
     markdown: Annotated[
         str | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="For optimizers: keep the runs that are in the file of --json already.")
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Time Hessian-vector products, optimizer steps or points of landscapes, side by side in one run.
@@ -50,7 +53,7 @@ def bench(
     if suite != "products":
         from hessprobe.cli.commands import bench_suites
 
-        request = bench_suites.Request(suite, rounds, tuple(optimizer or ()), seeds, jobs, json, markdown)
+        request = bench_suites.Request(suite, rounds, tuple(optimizer or ()), seeds, jobs, json, markdown, resume)
         bench_suites.run(request, debug)
         return
     names = tuple(dict.fromkeys(case or _NAMES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hessprobe.cli import failures, options, signals
@@ -24,6 +24,7 @@ class Request:
     jobs: int
     json: str | None
     markdown: str | None
+    resume: bool = False
 
 
 def run(request: Request, debug: bool) -> None:
@@ -83,13 +84,36 @@ def _optimizers(request: Request, rows: Rows, report: Callable[[str], None]) -> 
         rows.append({**run.row(), **timed[run.optimizer]})
         report(f"{done} of {total}: {run.optimizer}, seed {run.seed}")
 
+    options_of_a_resumed_run: dict[str, Any] = {}
+    if request.resume:
+        known = _known(request.json)
+        for run in known:
+            if run.optimizer in timed and run.seed < request.seeds and run.epochs == family.EPOCHS:
+                rows.append({**run.row(), **timed[run.optimizer]})
+        options_of_a_resumed_run["known"] = known
     try:
-        family.compare_optimizers(names, seeds=range(request.seeds), jobs=request.jobs, report=finished)
+        family.compare_optimizers(
+            names, seeds=range(request.seeds), jobs=request.jobs, report=finished, **options_of_a_resumed_run
+        )
     finally:
         order = {name: index for index, name in enumerate(names)}
         rows.sort(key=lambda row: (order[row["optimizer"]], row["seed"]))
         trained = {row["optimizer"] for row in rows}
         rows += [{"optimizer": name, "seed": None, **timed[name]} for name in names if name not in trained]
+
+
+def _known(path: str | None) -> list[Any]:
+    """Return the runs that a record of this suite holds, none where there is no such file."""
+    import os
+
+    from hessprobe import report
+    from hessprobe.benchmarks import family
+
+    if path in (None, "-") or not os.path.exists(str(path)):
+        return []
+    names = {each.name for each in fields(family.TrainedOptimizer)}
+    rows = [row for row in report.read_record(str(path))["timings"] if row["seed"] is not None and "epochs" in row]
+    return [family.TrainedOptimizer(**{key: row[key] for key in row if key in names}) for row in rows]
 
 
 def _landscapes(request: Request, rows: Rows, report: Callable[[str], None]) -> None:
