@@ -91,7 +91,8 @@ def _edges(batch: BatchLoss, count: int) -> tuple[tuple[int, int], ...]:
     ends = [round(examples * number / pieces) for number in range(pieces + 1)]
     try:
         groups = [(start, stop, batch.slice(start, stop).size) for start, stop in pairwise(ends)]
-    except UnsupportedError:
+    except (UnsupportedError, NotImplementedError):
+        # Sparse inputs have no slices.
         return ()
     counted = tuple((start, stop) for start, stop, size in groups if size > 0)
     return counted if len(counted) > 1 else ()

@@ -64,20 +64,21 @@ def random_state(device: torch.device, generators: Sequence[torch.Generator]) ->
     """Put the random states of torch (CPU and ``device``), NumPy and Python back on leaving.
 
     Where the process has other threads, the states that all of them share stay as they are: what advanced them may be
-    the draws of another thread, which would be repeated.
+    the draws of another thread, which would be repeated. Daemon threads do not count: those of notebooks and progress
+    bars wait for input and time, and draw nothing.
 
     Args:
         device: where the parameters lie.
         generators: further ones, of the measuring thread alone.
     """
-    alone = threading.active_count() == 1
+    alone = _alone()
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     own = [(generator, generator.get_state()) for generator in generators]
     try:
         yield
     finally:
-        if alone and threading.active_count() == 1:
+        if alone and _alone():
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002 - the global state is put back, never drawn from
             torch.set_rng_state(cpu)
@@ -85,6 +86,11 @@ def random_state(device: torch.device, generators: Sequence[torch.Generator]) ->
                 torch.cuda.set_rng_state(cuda, device)
         for generator, state in own:
             generator.set_state(state)
+
+
+def _alone() -> bool:
+    here = threading.current_thread()
+    return all(thread is here or thread.daemon for thread in threading.enumerate())
 
 
 def _refuse_others(owner: int) -> Any:

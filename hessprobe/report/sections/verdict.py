@@ -17,10 +17,9 @@ Row = Mapping[str, Any]
 # Measures whose columns have room on a page; the tables further down have all.
 _MOST = 6
 _HOLDS, _MAY_VANISH = "holds on other data", "may vanish on other data"
-_NOTE = (
-    "Each value with its measurement's error; below it the error from the data being a sample, and the difference to "
-    "the baseline, where they are known."
-)
+_VALUES = "Each value with its measurement's error"
+_DATA = "the error from the data being a sample"
+_DIFFERENCES = "the difference to the baseline"
 
 
 def build(page: Page) -> Section | None:
@@ -98,7 +97,7 @@ def _compared(source: Source) -> Table:
         found = {row["measure"]: row for row in source.rows if row["checkpoint"] == name}
         cells = [_cell(found.get(each), source, differences.get((name, each))) for each in measures]
         rows.append((Cell(name, kind="name"), *cells))
-    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_NOTE,))
+    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_note(source.rows, _DIFFERENCES),))
 
 
 def _measured(page: Page) -> Table | None:
@@ -112,7 +111,15 @@ def _measured(page: Page) -> Table | None:
         rows.append(
             (Cell(page.data_name(source), kind="name"), *(_cell(own.get(each), source, None) for each in measures))
         )
-    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_NOTE,))
+    shown = [row for _, results in found.values() for row in results]
+    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_note(shown),))
+
+
+def _note(rows: Sequence[Row], *more: str) -> str:
+    """Return what stands in the cells, the data error only where a row knows its own."""
+    told = any((row.get("errors") or {}).get("data") is not None for row in rows)
+    below = " and ".join([*([_DATA] if told else []), *more])
+    return f"{_VALUES}; below it {below}." if below else f"{_VALUES}."
 
 
 def _columns(measures: Sequence[str]) -> tuple[Column, ...]:

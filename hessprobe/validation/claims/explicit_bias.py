@@ -191,7 +191,7 @@ def frob_rule() -> Sampled:
         n,
         covariance,
         lambda x: toy(x) + rho**2 / 2 * variance_change(x, rho),
-        lambda p: FrobSAM(plain_sgd(p, lr), rho=rho, lam=1.0, n=n),
+        lambda p: FrobSAM(plain_sgd(p, lr), rho=rho, lam=1.0, n=n, limit=None),
     )
 
 

@@ -118,7 +118,7 @@ def along_runs(steps: int) -> Finding:
     """Frob-SAM and Det-SAM on the product loss; at every mark random rescalings, and what they do to each measure."""
     rho, lr = 0.1, 0.02
     makes: dict[str, Callable[[list[Tensor]], SharpnessAware]] = {
-        "Frob-SAM": lambda p: FrobSAM(plain_sgd(p, lr), rho=rho, lam=1.0, n=4),
+        "Frob-SAM": lambda p: FrobSAM(plain_sgd(p, lr), rho=rho, lam=1.0, n=4, limit=None),
         "Det-SAM": lambda p: DetSAM(
             plain_sgd(p, lr), rho=rho, lam=0.3, n=4, mu="gaussian", width=1.0, log=True, convention="paper"
         ),

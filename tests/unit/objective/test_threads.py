@@ -156,3 +156,19 @@ def test_tensors_of_inference_mode_are_data_and_no_parameters():
     EmpiricalRisk(copy.deepcopy(frozen), CE, [(inputs, labels)])
     with torch.inference_mode(), pytest.raises(UnsupportedError, match=r"measured outside torch\.inference_mode"):
         EmpiricalRisk(model, CE, [(inputs, labels)])
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_a_thread_of_a_notebook_does_not_keep_random_states_from_coming_back(daemon: bool):
+    model, inputs, labels = problem()
+    risk, leave = EmpiricalRisk(model, CE, [(inputs, labels)]), threading.Event()
+    thread = threading.Thread(target=leave.wait, daemon=daemon)
+    thread.start()
+    try:
+        before = torch.get_rng_state()
+        with risk.evaluating():
+            torch.rand(3)
+        assert torch.equal(torch.get_rng_state(), before) == daemon
+    finally:
+        leave.set()
+        thread.join()

@@ -87,7 +87,7 @@ def test_defaults_of_the_optimizer_are_recorded():
     recorded = Recipe(optimizer="asam").as_dict()
     assert (recorded["rho"], recorded["base"], recorded["lr"]) == (0.5, "sgd", 0.1)
     assert Recipe(optimizer="sam", base="adamw").lr == 2e-3
-    assert Recipe(optimizer="adasam").lr == 1e-3
+    assert Recipe(optimizer="adasam").lr == 3e-3
     assert Recipe(optimizer="sgd").rho is None
 
 
