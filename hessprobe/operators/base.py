@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.operators.conversion import dense_matrix, scipy_operator
-from hessprobe.operators.operands import Operand, factor_of, operand
+from hessprobe.operators.operands import Operand, factor_of, operand, require_rows
 from hessprobe.operators.sampled import SampledTrace
-from hessprobe.operators.selection import slices_of
+from hessprobe.operators.selection import select
 from hessprobe.vectors import ParameterLayout, row_dots
 
 if TYPE_CHECKING:
@@ -113,20 +113,8 @@ class LinearOperator(ABC):
             TypeError: ``V`` is not a tensor of the operator's dtype.
             ValueError: wrong shape or device.
         """
-        self._check(V)
+        require_rows(V, self.dim, self.dtype, self.device)
         return self._matvecs(V) if V.shape[0] else V.clone()
-
-    def _check(self, V: Tensor) -> None:
-        if not isinstance(V, Tensor) or V.dtype != self.dtype:
-            got = V.dtype if isinstance(V, Tensor) else type(V).__name__
-            raise TypeError(f"V must be a tensor of dtype {self.dtype}; got {got}. Convert it with V.to(A.dtype).")
-        if V.ndim != 2 or V.shape[1] != self.dim:
-            raise ValueError(
-                f"V must have shape (k, {self.dim}), one vector a row; got {tuple(V.shape)}. "
-                "Pass a single vector v as v[None, :]."
-            )
-        if V.device.type != self.device.type:
-            raise ValueError(f"V must be on {self.device}; got {V.device}. Move it with V.to(A.device).")
 
     def _operand(self, x: Any, columns: bool = True) -> Operand:
         return operand(x, self.dim, self.dtype, self.device, self.layout, columns=columns)
@@ -188,8 +176,7 @@ class LinearOperator(ABC):
     def __add__(self, other: Any) -> LinearOperator:
         return _sum(self, other, 1.0)
 
-    def __radd__(self, other: Any) -> LinearOperator:
-        return _sum(self, other, 1.0)
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> LinearOperator:
         return _sum(self, other, -1.0)
@@ -222,7 +209,7 @@ class LinearOperator(ABC):
             TypeError, ValueError: as ``A @ x``.
         """
         given = self._operand(x)
-        self._check(given.rows)
+        require_rows(given.rows, self.dim, self.dtype, self.device)
         forms = self.quadratic_forms(given.rows).double()
         return forms[0] if given.single else forms
 
@@ -395,11 +382,11 @@ class Block(LinearOperator):
     """The principal submatrix A[s, s]: one layer's curvature, or that of several; see ``LinearOperator.block``."""
 
     def __init__(self, inner: LinearOperator, where: str | slice | Sequence[str | slice]) -> None:
-        self._inner, self._where = inner, slices_of(where, inner.blocks, inner.dim)
-        self.dim = sum(part.stop - part.start for part in self._where)
+        self._inner, self._selection = inner, select(where, inner.blocks, inner.dim)
+        self.dim = self._selection.size
         self.dtype, self.device = inner.dtype, inner.device
         self.psd, self.n_terms = inner.psd, inner.n_terms
-        self.draws = tuple(Block(drawn, self._where) for drawn in inner.draws)
+        self.draws = tuple(Block(drawn, self._selection.slices) for drawn in inner.draws)
 
     @property
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
@@ -410,18 +397,12 @@ class Block(LinearOperator):
     def surrogate(self) -> LinearOperator | None:
         """The same block of the inner surrogate."""
         surrogate = self._inner.surrogate
-        return None if surrogate is None else Block(surrogate, self._where)
+        return None if surrogate is None else Block(surrogate, self._selection.slices)
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator that lie within, where they are now."""
-        found, start = {}, 0
-        for part in self._where:
-            for name, own in self._inner.blocks.items():
-                if part.start <= own.start and own.stop <= part.stop:
-                    found[name] = slice(start + own.start - part.start, start + own.stop - part.start)
-            start += part.stop - part.start
-        return found
+        return self._selection.inside(self._inner.blocks)
 
     @property
     def layout(self) -> ParameterLayout | None:
@@ -431,40 +412,30 @@ class Block(LinearOperator):
         return kept if kept is not None and kept.dim == self.dim else None
 
     def _matvecs(self, V: Tensor) -> Tensor:
-        return self._taken(self._inner.matvecs(self._placed(V)))
+        return self._selection.take(self._inner.matvecs(self._selection.place(V)))
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A[s, s] v a row, through the inner forms."""
-        return self._inner.quadratic_forms(self._placed(V))
+        return self._inner.quadratic_forms(self._selection.place(V))
 
     def grouped(self, count: int) -> LinearOperator:
         """Return the inner operator by groups, the same block."""
         inner = self._inner.grouped(count)
-        return self if inner is self._inner else Block(inner, self._where)
+        return self if inner is self._inner else Block(inner, self._selection.slices)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the same block of every inner term."""
         for weight, term in self._inner.terms():
-            yield weight, Block(term, self._where)
+            yield weight, Block(term, self._selection.slices)
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return that part of the inner diagonal."""
         known = self._inner.exact_diagonal()
-        return None if known is None else (self._taken(known[0][None])[0], known[1])
+        return None if known is None else (self._selection.take(known[0]), known[1])
 
     def exact_diagonal_cost(self) -> float:
         """Return that of the inner diagonal."""
         return self._inner.exact_diagonal_cost()
-
-    def _placed(self, V: Tensor) -> Tensor:
-        wide, start = V.new_zeros(V.shape[0], self._inner.dim), 0
-        for part in self._where:
-            stop = start + part.stop - part.start
-            wide[:, part], start = V[:, start:stop], stop
-        return wide
-
-    def _taken(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows[:, part] for part in self._where], dim=1)
 
 
 def _parts(A: LinearOperator) -> list[tuple[LinearOperator, float]]:

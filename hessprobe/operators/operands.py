@@ -73,6 +73,25 @@ def operand(
     raise ValueError(f"x must have shape ({dim},) or {wanted}; got {tuple(x.shape)}. {hint}")
 
 
+def require_rows(V: Tensor, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse what is not a matrix (k, d) of vectors as rows.
+
+    Raises:
+        TypeError: not a tensor of the operator's dtype.
+        ValueError: another shape or device.
+    """
+    if not isinstance(V, Tensor) or V.dtype != dtype:
+        got = V.dtype if isinstance(V, Tensor) else type(V).__name__
+        raise TypeError(f"V must be a tensor of dtype {dtype}; got {got}. Convert it with V.to(A.dtype).")
+    if V.ndim != 2 or V.shape[1] != dim:
+        raise ValueError(
+            f"V must have shape (k, {dim}), one vector a row; got {tuple(V.shape)}. "
+            "Pass a single vector v as v[None, :]."
+        )
+    if V.device.type != device.type:
+        raise ValueError(f"V must be on {device}; got {V.device}. Move it with V.to(A.device).")
+
+
 def factor_of(value: Any) -> float:
     """Return the number that an operator is to be multiplied by: a real one, or a tensor or array that holds one.
 

@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
 
 from hessprobe import checks
 
 
-def slices_of(where: str | slice | Sequence[str | slice], blocks: Mapping[str, slice], dim: int) -> tuple[slice, ...]:
-    """Return disjoint slices of 0..d-1 in ascending order, neighbours merged.
+@dataclass(frozen=True)
+class Selection:
+    """Some of the entries 0..d-1 of a vector, in their order.
+
+    Attributes:
+        slices: disjoint, ascending.
+        whole: d.
+    """
+
+    slices: tuple[slice, ...]
+    whole: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return sum(part.stop - part.start for part in self.slices)
+
+    def place(self, V: Tensor) -> Tensor:
+        """Return rows (k, d) that hold the rows of ``V`` (k, size) at the entries, 0 elsewhere."""
+        wide, start = V.new_zeros(V.shape[0], self.whole), 0
+        for part in self.slices:
+            stop = start + part.stop - part.start
+            wide[:, part], start = V[:, start:stop], stop
+        return wide
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the entries (..., size) of ``rows`` (..., d)."""
+        return torch.cat([rows[..., part] for part in self.slices], dim=-1)
+
+    def inside(self, blocks: Mapping[str, slice]) -> dict[str, slice]:
+        """Return the named slices that lie within, where they are among the entries."""
+        found, start = {}, 0
+        for part in self.slices:
+            for name, own in blocks.items():
+                if part.start <= own.start and own.stop <= part.stop:
+                    found[name] = slice(start + own.start - part.start, start + own.stop - part.start)
+            start += part.stop - part.start
+        return found
+
+
+def select(where: str | slice | Sequence[str | slice], blocks: Mapping[str, slice], dim: int) -> Selection:
+    """Return the entries that are meant, neighbouring slices merged.
 
     Args:
         where: a pattern of names in ``blocks``, case-sensitive, a contiguous slice, or several of them. What two
@@ -32,7 +76,7 @@ def slices_of(where: str | slice | Sequence[str | slice], blocks: Mapping[str, s
         merged.append((start, stop))
     if not merged:
         raise ValueError("where must name a part of the operator; got none. Pass a pattern or a slice.")
-    return tuple(slice(*pair) for pair in merged)
+    return Selection(tuple(slice(*pair) for pair in merged), dim)
 
 
 def _span(where: slice, dim: int) -> tuple[int, int]:
