@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import hessprobe as hp
+from hessprobe.benchmarks.conformance.problems import SavedGradient
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.hvp import Fisher, GaussNewton, Hessian
 from hessprobe.measures import MeasureSettings, measure_all
@@ -82,19 +83,6 @@ def mean_of(loss: Callable[[Tensor, Tensor], Tensor], penalty: Callable[[dict[st
         return value
 
     return truth
-
-
-class SavedGradient(torch.autograd.Function):
-    """A cross-entropy that makes its gradient in forward, as fused kernels do."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward((logits.softmax(1) - F.one_hot(targets, logits.shape[1])) / len(logits))
-        return F.cross_entropy(logits, targets)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return slope * ctx.saved_tensors[0], None
 
 
 class HalfDetached(torch.autograd.Function):

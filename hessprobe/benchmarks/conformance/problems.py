@@ -219,21 +219,23 @@ def penalised() -> Problem:
     return problem
 
 
-class _Saved(torch.autograd.Function):
+class SavedGradient(torch.autograd.Function):
     """A cross-entropy that makes its gradient in forward, as fused kernels do."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss."""
         ctx.save_for_backward((logits.softmax(1) - F.one_hot(targets, logits.shape[1])) / len(logits))
         return F.cross_entropy(logits, targets)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """Return what forward has saved."""
         return slope * ctx.saved_tensors[0], None
 
 
 def _fused(outputs: Tensor, targets: Tensor) -> Tensor:
-    loss: Tensor = _Saved.apply(outputs, targets)  # type: ignore[no-untyped-call]  # untyped in torch
+    loss: Tensor = SavedGradient.apply(outputs, targets)  # type: ignore[no-untyped-call]  # untyped in torch
     return loss
 
 
