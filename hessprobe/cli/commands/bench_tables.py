@@ -53,17 +53,17 @@ def _optimizers(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     )
     names = [field.name for field in fields(family.TrainedOptimizer)]
     trained = [row for row in rows if row["seed"] is not None]
-    runs = [family.TrainedOptimizer(**{name: row[name] for name in names}) for row in trained]
+    runs = [family.TrainedOptimizer(**{name: row[name] for name in names if name in row}) for row in trained]
     times = {row["optimizer"]: (row["time_of_a_step"], *row["time_quartiles"]) for row in rows}
     table = family.family_table(runs, times)
+    for row in rows:
+        if row["seed"] is None:
+            table += f"| {row['optimizer']} | not finished | | | | {row['time_of_a_step']:.2f} |\n"
     if any(run.others for run in runs):
         table += "\nTest accuracy in four settings; ! marks a rule that ends below SGD:\n\n" + family.settings_table(
             runs
         )
         table += "\nRules that are made to lower a measure:\n\n" + family.flattening_table(runs)
-    for row in rows:
-        if row["seed"] is None:
-            table += f"| {row['optimizer']} | not finished | | | | {row['time_of_a_step']:.2f} |\n"
     return "Every optimizer on noisy digits", head + table
 
 

@@ -158,7 +158,12 @@ class Execution:
         # DistributedDataParallel waits for every gradient, wanted or not.
         frozen = None if torch.distributed.is_initialized() else request.frozen
         with _frozen(self._parameters, frozen), replayed(self._random, id(one)):
-            passed = one.run(request)
+            try:
+                passed = one.run(request)
+            except BaseException:
+                if accumulated is not None:
+                    accumulated.put_back()
+                raise
         if accumulated is not None:
             accumulated.refuse_kept(type(self._owner).__name__)
         # The first pass over a shard is the one that counts for running statistics.
@@ -255,13 +260,15 @@ class Execution:
         update = resolved(outcome)
         self._diagnose()
         direction = average_over_ranks(owner, update.gradient)
+        lr = update.lr(direction) if callable(update.lr) else update.lr
+        if not update.is_clipped:
+            # Not in place: the rule may have remembered the vector.
+            direction = owner.clipped(direction)
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         self._gradients.put(direction if scale == 1.0 else direction * scale)
         if self._scaler is not None:
             self._scaler.unscale_(owner.base_optimizer)
-        if not update.is_clipped:
-            owner.clip_gradients()
-        with LearningRate(owner.base_optimizer, update.lr(direction) if callable(update.lr) else update.lr):
+        with LearningRate(owner.base_optimizer, lr):
             if self._scaler is None:
                 owner.base_optimizer.step()
             else:

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
+from hessprobe.optim.engine.sharded import whole
+
 # A backward pass renews or changes the gradients of all that it reaches: looking at some of them is enough.
 _WATCHED = 8
+
+
+class AccumulatedGradientsError(ValueError):
+    """A step was refused because of gradients that are there: they stay unused."""
 
 
 class Leftovers:
@@ -38,7 +44,7 @@ class Leftovers:
         if not present or self._used is None or (self._used and all(map(_is_same, self._used))):
             return False
         with torch.no_grad():
-            return any(bool(gradient.any()) for gradient in present)
+            return any_nonzero(present)
 
 
 class Accumulated:
@@ -58,14 +64,14 @@ class Accumulated:
     def mark(self) -> None:
         """Leave a gradient from which ``refuse_kept`` sees whether somebody has cleared it."""
         mark = torch.zeros_like(self._watched).detach()
-        mark.view(-1)[0] = torch.nan
+        mark[(0,) * mark.ndim] = torch.nan
         self._watched.grad = mark
 
     def refuse_kept(self, name: str) -> None:
         """Refuse where what was there has been added to.
 
         Raises:
-            ValueError: the mark is still there; the gradients are put back as they were.
+            AccumulatedGradientsError: the mark is still there; the gradients are put back as they were.
         """
         now = self._watched.grad
         if now is None or not bool(now.reshape(-1)[0].isnan()) or not bool(now.reshape(-1)[1:].isfinite().all()):
@@ -74,13 +80,23 @@ class Accumulated:
 
     def refuse(self, name: str) -> None:
         """See ``refuse_kept``."""
-        for parameter, gradient in zip(self._parameters, self._found, strict=True):
-            parameter.grad = gradient
-        raise ValueError(
+        self.put_back()
+        raise AccumulatedGradientsError(
             f"gradients must be empty when {name}.step() begins, as it takes its own at several points; got some from "
             "an earlier backward, which it would drop. To accumulate, give one closure for each micro-batch: "
             "opt.step([closure_1, closure_2]). Otherwise call opt.zero_grad() first."
         )
+
+    def put_back(self) -> None:
+        """Put the gradients back as they were found."""
+        for parameter, gradient in zip(self._parameters, self._found, strict=True):
+            parameter.grad = gradient
+
+
+def any_nonzero(tensors: Sequence[Tensor]) -> bool:
+    """Return whether an entry of some tensor is not zero; the answer is read once, not tensor by tensor."""
+    found = [whole(tensor.any()) for tensor in tensors]
+    return bool(torch.stack([one.to(found[0].device) for one in found]).any())
 
 
 def _is_same(watched: tuple[Tensor, TensorWeakRef, int]) -> bool:

@@ -76,9 +76,8 @@ class ManualStep:
             raise RuntimeError(
                 f"{type(owner).__name__} sets its own step size and cannot be stepped by hand; use opt.step(closure)."
             )
-        self._gradients.put(average_over_ranks(owner, update.gradient))
-        if not update.is_clipped:
-            owner.clip_gradients()
+        direction = average_over_ranks(owner, update.gradient)
+        self._gradients.put(direction if update.is_clipped else owner.clipped(direction))
         owner.base_optimizer.step()
         with torch.no_grad():
             if update.decoupled is not None:

@@ -18,7 +18,7 @@ from hessprobe.optim.engine.arguments import require_base, shard_shares
 from hessprobe.optim.engine.calls import explained, split_call
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
-from hessprobe.optim.engine.leftovers import Accumulated, Leftovers
+from hessprobe.optim.engine.leftovers import Accumulated, AccumulatedGradientsError, Leftovers
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
@@ -123,6 +123,8 @@ class SharpnessAware(torch.optim.Optimizer):
         self._clip_grad_norm: float | None = None
         self._leftovers = Leftovers()
         self._fill_groups()
+        # What is there already may have been used by the base.
+        self._leftovers.note([p for group in self.param_groups for p in group["params"]])
 
     @classmethod
     def from_params(cls, params: ParamsT, base_optimizer: type[torch.optim.Optimizer], **arguments: Any) -> Self:
@@ -256,10 +258,15 @@ class SharpnessAware(torch.optim.Optimizer):
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
+        refused = False
         try:
             return self._step(closure, loss, scaler, clip_grad_norm, weights)
+        except AccumulatedGradientsError:
+            refused = True
+            raise
         finally:
-            self._leftovers.note(self._trainable)
+            if not refused:
+                self._leftovers.note(self._trainable)
 
     def _step(
         self,
@@ -301,6 +308,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def wants_ascent(self) -> bool:
         """Return whether the rule wants (another) ``with opt.ascend():`` before ``descend()``."""
+        self._leave_phase()
         return self._manual_step().wants_ascent()
 
     def descend(self, *, clip_grad_norm: float | None = None) -> None:
@@ -333,7 +341,7 @@ class SharpnessAware(torch.optim.Optimizer):
         Raises:
             RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
         """
-        if self._phase is None:
+        if self._manual is None:
             raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
         self.step(clip_grad_norm=clip_grad_norm)
         if zero_grad:

@@ -106,7 +106,7 @@ class Update:
         then: called after the base step, for what has no such form. It must do the same on every rank.
         is_clipped: True where the rule has clipped what ``gradient`` is made of, which is then left as it is.
         lr: learning rate of this base step in place of the groups' own, or a function of the gradient that the base is
-            given, averaged over the ranks; None leaves theirs.
+            given, averaged over the ranks and not yet clipped; None leaves theirs.
     """
 
     gradient: TensorList

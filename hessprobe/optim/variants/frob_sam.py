@@ -28,7 +28,7 @@ class FrobSAM(SharpnessAware):
 
     The covariance of n losses and gradients is noisy, with heavy tails: without ``limit`` a weight that lowers
     norm(H)_F ends the digits network at chance within an epoch, and the authors' values (rho = lam = 0.005, n = 2) do
-    not lower it. ``reports/optimizers.md`` shows what the defaults do.
+    not lower it. ``reports/optimizer_defaults.md`` shows what the defaults do.
 
     The closure must return the loss unscaled.
 

@@ -60,8 +60,7 @@ class SAMPa(SharpnessAware):
         known, ascended = self.recall("auxiliary"), self.recall("ascended")
         if known is None or ascended is None:
             here = yield At()
-            # Clipping writes to what the base step is given.
-            auxiliary, direction = here.gradient, here.gradient.clone()
+            auxiliary = direction = here.gradient
         else:
             ahead = yield At(self._trial_step(known))
             auxiliary, direction = ahead.gradient, ascended.map(self._mixed, ahead.gradient)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.optim import GSAM, SAM, WSAM, AsyncSAM, Cosine, LikeLr, Linear, VaSSO
+from hessprobe.optim import GAM, GSAM, SAM, SAMSPS, WSAM, AsyncSAM, Cosine, Extragradient, LikeLr, Linear, VaSSO
 
 X = torch.linspace(-1, 1, 24, dtype=torch.float64).view(8, 3)
 Y = torch.arange(8) % 2
@@ -129,6 +129,46 @@ def test_clipping_bounds_the_final_direction():
     before = weights(module)
     optimizer.step(closure_of(module, optimizer), clip_grad_norm=0.01)
     assert float((weights(module) - before).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 1024.0])
+@pytest.mark.parametrize("bound", [0.5, 1.0, 100.0])
+def test_clipping_neither_lengthens_a_step_of_the_rule_that_sizes_its_own_nor_depends_on_a_scaler(bound, scale):
+    # L = |w|^2 / 2 from (3, 4) with rho = 0: the step size is L / |g|^2 = 1/2 of the gradient before clipping.
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = SAMSPS([w], rho=0.0, gamma_max=100.0, weight_decay=0.0)
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    optimizer.step(loss=lambda: w.square().sum() / 2, clip_grad_norm=bound, scaler=scaler)
+    assert float(optimizer.last.extra["step_size"]) == pytest.approx(0.5)
+    assert float((w.detach() - torch.tensor([3.0, 4.0])).norm()) == pytest.approx(0.5 * min(bound, 5.0), rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "by_hand"), [(None, False), (1.0, False), (1024.0, False), (None, True)])
+def test_a_remembered_gradient_is_not_clipped(scale, by_hand):
+    w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = Extragradient(torch.optim.SGD([w], lr=0.1), form="past")
+    if by_hand:
+        (w.square().sum() / 2).backward()
+        optimizer.descend(clip_grad_norm=1.0)
+    else:
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer.step(loss=lambda: w.square().sum() / 2, clip_grad_norm=1.0, scaler=scaler)
+    assert optimizer.state[w]["sam_past"].tolist() == [3.0, 4.0]
+    torch.testing.assert_close(w.detach(), torch.tensor([2.94, 3.92]).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rule", [SAM, GAM])
+def test_a_loop_of_first_steps_asks_when_it_is_done(rule):
+    whole, module = network(), network()
+    one, other = (rule(torch.optim.SGD(each.parameters(), lr=0.1)) for each in (whole, module))
+    one.step(closure_of(whole, one))
+    closure = closure_of(module, other)
+    closure()
+    while other.wants_ascent():
+        other.first_step()
+        closure()
+    other.second_step()
+    assert torch.equal(weights(module), weights(whole))
 
 
 @pytest.mark.parametrize(("decouple", "bound"), [(True, 0.19), (False, 0.17)])
