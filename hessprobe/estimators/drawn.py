@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
+from hessprobe import checks
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.operators import LinearOperator
@@ -22,7 +25,7 @@ def mean_of_draws(
     Args:
         draws: K >= 2 independent matrices of one law.
         one: the estimate for a matrix and a seed of probes.
-        seed: of the first draw's probes; the others follow.
+        seed: the draws' seeds of probes are drawn from it.
 
     Raises:
         UnsupportedError: one draw, whose error cannot be known.
@@ -33,20 +36,23 @@ def mean_of_draws(
             "The trace of a matrix made of one draw of labels has an error that nothing tells. Pass n_draws of at "
             "least 2 (8 or more for an error that is known well), or use Fisher(risk), which is exact."
         )
-    found = [one(draw, seed + index) for index, draw in enumerate(draws)]
+    # Seeds that follow each other would share most of their probes with the next call's.
+    source = torch.Generator().manual_seed(seed)
+    found = [one(draw, checks.resolve_seed(source)) for draw in draws]
     value = math.fsum(estimate.value for estimate in found) / count
     variance = math.fsum((estimate.value - value) ** 2 for estimate in found) / (count - 1)
-    data = [estimate.errors.data for estimate in found if estimate.errors.data is not None]
+    told = [estimate.errors for estimate in found if estimate.errors.data is not None]
+    # Of the same data: draws do not make it smaller.
+    largest = max(told, key=lambda errors: errors.data or 0.0) if len(told) == count else ErrorParts()
     first = found[0]
     return replace(
         first,
         value=value,
         errors=ErrorParts(
             probe=math.sqrt(variance / count),
-            # Of the same data: draws do not make it smaller.
-            data=max(data) if len(data) == count else None,
+            data=largest.data,
             solver=max(estimate.errors.solver for estimate in found),
-            data_df=first.errors.data_df,
+            data_df=largest.data_df,
         ),
         df=count - 1,
         kind="estimate",

@@ -1,7 +1,7 @@
 """The data error of a trace, told from groups of examples where the batches are too few.
 
 A trace is measured over the batches as they are, each with probes of its own and with the fastest products there are.
-Where these are fewer than 16, a few probes are multiplied by the matrix of every group of examples afterwards, in one
+Where these are fewer than 16, 16 probes are multiplied by the matrix of every group of examples afterwards, in one
 pass over the data. Of group g they tell x_g = w^T A_g w, the trace of A_g up to noise that the groups share in part;
 its share of the spread between groups is measured over the probes and taken off (``shared_probes_error``). Where the
 traces of a near matrix (the Gauss-Newton matrix) are known group by group, only the rest is sampled.
@@ -20,11 +20,11 @@ from hessprobe.jackknife import GROUPS, DataError, data_error, jackknife_df
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
 
-# Probes of the pass, and of a second one where the noise of these is most of the spread between groups; half as many
-# where each is multiplied by a near matrix too, and only the rest counts.
-_PROBES, _MORE = 4, 12
-# Share of the degrees of freedom that the noise must leave: for no second pass, and for anything to be said.
-_ENOUGH, _LEFT = 1 / 4, 1 / 16
+# Probes of the pass. Their number is fixed: where more were drawn only if the noise of a few came out large, what was
+# kept was the spread of those runs whose noise was underestimated, three times too much.
+_PROBES = 16
+# Share of the degrees of freedom that the noise must leave for anything to be said.
+_LEFT = 1 / 16
 _UNRESOLVED = "data-error-unresolved"
 
 
@@ -39,20 +39,14 @@ def trace_data(A: LinearOperator, estimate: Estimate, seed: int) -> Estimate:
         seed: of the probes.
     """
     known = A.group_traces()
-    if known is not None:
+    if known is not None and len(known[0]) > 1:
         return _with(estimate, Batches(known[0], known[1][None], shared=True), data_error(*known))
     finer = A.grouped(GROUPS)
     untold = estimate.errors.data is None and _UNRESOLVED not in estimate.flags
     if finer.n_terms == 1 or not (untold or (finer.n_terms > A.n_terms and estimate.kind != "exact")):
         return estimate
-    twin = finer.surrogate
-    share = 1 if twin is None or twin.group_traces() is None else 2
-    batches = _sampled(finer, seed, range(_PROBES // share))
-    found = _error(batches)
-    if found is None or found.df < _ENOUGH * jackknife_df(batches.weights):
-        more = _sampled(finer, seed, range(_PROBES // share, (_PROBES + _MORE) // share))
-        batches = replace(batches, table=torch.cat([batches.table, more.table]))
-        found = _error(batches)
+    batches = _sampled(finer, seed)
+    found = shared_probes_error(batches.weights, batches.table)
     resolved = found is not None and found.df >= _LEFT * jackknife_df(batches.weights)
     return _with(estimate, batches, found if resolved else None)
 
@@ -66,13 +60,9 @@ def _with(estimate: Estimate, batches: Batches, found: DataError | None) -> Esti
     )
 
 
-def _error(batches: Batches) -> DataError | None:
-    return shared_probes_error(batches.weights, batches.table)
-
-
-def _sampled(A: LinearOperator, seed: int, probes: range) -> Batches:
+def _sampled(A: LinearOperator, seed: int) -> Batches:
     """Return w^T A_g w of every probe and group; where traces of a near matrix are known, only the rest is sampled."""
-    W = ProbeStream(A.dim, seed, "rademacher", A.dtype, A.device, "groups").block(probes.start, probes.stop)
+    W = ProbeStream(A.dim, seed, "rademacher", A.dtype, A.device, "groups").block(0, _PROBES)
     twin = A.surrogate
     traces = None if twin is None else twin.group_traces()
     weights, columns = zip(*((weight, term.quadratic_forms(W).cpu()) for weight, term in A.terms()), strict=True)

@@ -99,11 +99,14 @@ class BatchProducts:
         objective = self.groups(count)
         if objective is None:
             return parent
-        if not self._verified:
-            # What the first product shows to be wrong in an engine holds for the groups too.
-            next(iter(self.pool))
         # Not kept: it holds its parent, whose memory must go when the parent goes.
-        return ByGroups(parent, objective, count, self._engines, self.engine, self.budget.total)
+        return ByGroups(parent, objective, count, self._engines, self._tried, self.budget.total)
+
+    def _tried(self) -> Engine:
+        """Return the engine once a product has been made: what that shows to be wrong holds for groups too."""
+        if not self._verified:
+            next(iter(self.pool))
+        return self.engine
 
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if not self._verified:

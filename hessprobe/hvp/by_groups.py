@@ -32,7 +32,7 @@ class ByGroups(LinearOperator):
         objective: its groups of examples.
         count: groups that were asked for.
         engines: the engines of such a matrix, by name.
-        engine: that of the parent.
+        engine: returns that of the parent, once its first product has shown that it is right.
         budget: bytes that a product may take.
     """
 
@@ -42,19 +42,22 @@ class ByGroups(LinearOperator):
         objective: GroupedObjective,
         count: int,
         engines: Mapping[str, Callable[[], Engine]],
-        engine: Engine,
+        engine: Callable[[], Engine],
         budget: int,
     ) -> None:
         self._parent, self._count = parent, count
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
-        self.psd, self.is_exact, self.n_terms = parent.psd, parent.is_exact, objective.n_terms
-        self._names = [name for name in _UNRECORDED.get(engine.name, (engine.name,)) if name in engines]
-        if engine.name in _UNRECORDED and _DIFFERENCES in engines:
-            self._names.append(_DIFFERENCES)
-        self._verified = engine.name not in _UNRECORDED
+        self.psd, self.n_terms = parent.psd, objective.n_terms
+        # Known traces need no product, and no engine.
+        self._of_parent, self._names, self._verified = engine, list[str](), False
         self._engines, self._budget, self._layout = engines, budget, objective.layout
         self._chosen: Engine | None = None
         self._pool = ProductPool(objective, self._make, MemoryBudget(1, parent.device))
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the parent."""
+        return self._parent.is_exact
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -77,6 +80,8 @@ class ByGroups(LinearOperator):
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each group's weight and matrix."""
+        # Before the data are read: the first product of the parent reads them too.
+        self._names = self._names or self._candidates()
         for index, (weight, product) in enumerate(self._pool):
             yield weight, BatchOperator(product, self._pool, self, index)
 
@@ -95,6 +100,13 @@ class ByGroups(LinearOperator):
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return that of the parent."""
         return self._parent.sampled_trace(draws, seed)
+
+    def _candidates(self) -> list[str]:
+        """Return the engines to try, that of the parent first."""
+        own = self._of_parent().name
+        self._verified = own not in _UNRECORDED
+        found = [name for name in _UNRECORDED.get(own, (own,)) if name in self._engines]
+        return [*found, _DIFFERENCES] if own in _UNRECORDED and _DIFFERENCES in self._engines else found
 
     def _make(self, batch: object, theta: Tensor) -> Product:
         while True:

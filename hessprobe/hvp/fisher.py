@@ -85,6 +85,9 @@ def Fisher(
             stacklevel=2,
         )
 
+    # One budget for the mean and all draws.
+    memory = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
+
     def metric(of: Objective) -> GaussNewton:
         made = GaussNewton(of, engine=engine, memory=memory, expected_matvecs=expected_matvecs)
         made.name = "Fisher"

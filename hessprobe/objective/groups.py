@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.checking import MISFITS
 
 
 class GroupedObjective(Objective):
@@ -91,8 +92,10 @@ def _edges(batch: BatchLoss, count: int) -> tuple[tuple[int, int], ...]:
     ends = [round(examples * number / pieces) for number in range(pieces + 1)]
     try:
         groups = [(start, stop, batch.slice(start, stop).size) for start, stop in pairwise(ends)]
-    except (UnsupportedError, NotImplementedError):
+    except (UnsupportedError, *MISFITS) as error:
         # Sparse inputs have no slices.
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         return ()
     counted = tuple((start, stop) for start, stop, size in groups if size > 0)
     return counted if len(counted) > 1 else ()
@@ -104,9 +107,10 @@ def _adds_up(batch: BatchLoss, edges: tuple[tuple[int, int], ...], theta: Tensor
     groups = [batch.slice(start, stop) for start, stop in edges]
     try:
         losses = [float(group(theta)) for group in groups]
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        # A loss made for one number of examples.
-        return False
+    except MISFITS as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False  # a loss made for one number of examples
     shares = [group.weight / batch.weight for group in groups]
     apart = math.fsum(share * loss for share, loss in zip(shares, losses, strict=True))
     size = math.fsum(share * abs(loss) for share, loss in zip(shares, losses, strict=True))

@@ -15,13 +15,13 @@ from hessprobe.vectors import ParameterLayout, combine, gram, row_dots
 
 
 class Shifted(LinearOperator):
-    """A + s I for a finite real s."""
+    """A + s I for a finite real s; a sum over the same terms as A, whose weights add up to 1."""
 
     def __init__(self, inner: LinearOperator, shift: float) -> None:
         self._inner, self.shift = inner, checks.real("shift", shift)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd = inner.psd and self.shift >= 0
-        self.cheap_forms = inner.cheap_forms
+        self.cheap_forms, self.n_terms = inner.cheap_forms, inner.n_terms
         self.draws = tuple(Shifted(drawn, shift) for drawn in inner.draws)
 
     @property
@@ -51,6 +51,21 @@ class Shifted(LinearOperator):
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v + s v^T v a row, through the inner forms."""
         return self._inner.quadratic_forms(V) + self.shift * row_dots(V, V)
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield the inner terms, each shifted."""
+        for weight, term in self._inner.terms():
+            yield weight, Shifted(term, self.shift)
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups, shifted."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Shifted(inner, self.shift)
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the inner operator, shifted."""
+        known = self._inner.group_traces()
+        return None if known is None else (known[0], known[1] + self.shift * self.dim)
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return the inner diagonal, shifted."""
