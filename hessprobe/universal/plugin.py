@@ -23,7 +23,7 @@ _GROUPS = 256
 # Fewer effective draws than this make a mean of weights, and its error, a matter of luck.
 _FEW = 30.0
 # From fewer draws than this nominal 95 % intervals of a norm covered 82 to 95 %, often without another sign of it.
-_FEW_FOR_NORM = 64
+_FEW_FOR_NORM = 128
 # The bias counts as visible from this share of the standard error.
 _VISIBLE = 0.5
 

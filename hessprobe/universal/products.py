@@ -126,7 +126,7 @@ def evaluate(
         (jackknife; None where phi is not defined on part of the sample), ``bias_corrected``, ``jackknife_std_error``,
         ``effective_samples``. ``df`` is below n - 1 where few draws carry the error. Flags: ``"heavy-tailed-mean"``:
         few draws carry the mean or its error, as for exp(-t) away from a narrow mu, and neither is to be trusted;
-        ``"plug-in-bias"``: the bias is over half the standard error, and uncorrected; ``"few-probes"``: fewer than 64
+        ``"plug-in-bias"``: the bias is over half the standard error, and uncorrected; ``"few-probes"``: fewer than 128
         draws for a norm.
 
     Raises:

@@ -286,7 +286,7 @@ def test_degrees_of_freedom_of_a_variance(kurtosis: float, law: str) -> None:
 
 def test_a_norm_from_few_draws_says_so() -> None:
     A = torch.diag(torch.linspace(0.5, 1.5, 50).double())
-    few, enough = (evaluate(catalogue.frob().measure, A, n_probes=n, correct_bias=True) for n in (63, 64))
+    few, enough = (evaluate(catalogue.frob().measure, A, n_probes=n, correct_bias=True) for n in (127, 128))
     assert (few.flags, enough.flags) == (("few-probes",), ())
     assert evaluate(catalogue.trace().measure, A, n_probes=8).flags == ()
     # The interval is that of the square's reciprocal: nothing of a sampled norm is known.
