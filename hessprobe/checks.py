@@ -26,6 +26,20 @@ def positive_int(name: str, value: Any, *, minimum: int = 1, hint: str = "") -> 
     return number
 
 
+def positive_ints(name: str, value: Any, hint: str = "") -> list[int]:
+    """Return one or several integers >= 1 as a list, each checked under ``name``.
+
+    Args:
+        name: of the argument.
+        value: an integer, or a list or tuple of them.
+        hint: how to mend it.
+
+    Raises:
+        TypeError, ValueError: see ``positive_int``.
+    """
+    return [positive_int(name, one, hint=hint) for one in (value if isinstance(value, list | tuple) else [value])]
+
+
 def real(
     name: str,
     value: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,9 @@ def _open(source: Source) -> Checkpoint | Opened:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
-        return require_trusted_data(load_checkpoint(path))
+        checkpoint = load_checkpoint(path)
+        _refuse_opening(source, f"{path}, which names its own model, data and loss")
+        return require_trusted_data(checkpoint)
     if path is not None:
         if not Path(path).is_dir() and is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
@@ -161,6 +163,13 @@ def _open(source: Source) -> Checkpoint | Opened:
             _tell(source, notes)
             return checkpoint
     return foreign.open_foreign(spec, source)
+
+
+def _refuse_opening(source: Source, what: str) -> None:
+    given = [each.name for each in fields(Opening) if getattr(source.opening, each.name) != each.default]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{flags} must be left out for {what}.")
 
 
 def is_own_file(path: str) -> bool:
@@ -224,6 +233,7 @@ def _tell(source: Source, notes: tuple[str, ...]) -> None:
 
 def _from_objective(source: Source) -> Subject:
     _refuse(source, ("model", "data"), "--objective. Decide it inside the function.")
+    _refuse_opening(source, "--objective, which decides it inside the function")
     path, _, name = str(source.objective).rpartition(":")
     function = code.function_of_file("--objective", path, name)
     takes_checkpoint = bool(inspect.signature(function).parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -253,11 +254,18 @@ def figure_look(width: float | None, style: str) -> None:
     choice("--style", style, STYLES)
 
 
-def separated(values: list[str] | None) -> list[str] | None:
-    """Return what was given once with commas, or several times, one by one; what a parenthesis holds stays whole."""
-    if values is None:
+def separated(values: list[str] | None, option: str = "--measure") -> list[str] | None:
+    """Return what was given once with commas, or several times, one by one; what a parenthesis holds stays whole.
+
+    Raises:
+        UsageError: commas alone.
+    """
+    if not values:
         return None
-    return [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+    parts = [part.strip() for value in values for part in re.split(r",(?![^(]*\))", value) if part.strip()]
+    if not parts:
+        raise UsageError(f"{option} must name something; got {','.join(values)!r}. Leave it out for the default.")
+    return parts
 
 
 def parse_memory(text: str | None) -> int | None:
@@ -288,6 +296,18 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     name, _, listed = text.partition(":")
     with as_usage():
         return name, parse_pairs(text, listed, ",", "NAME or NAME:key=value,...")
+
+
+def check_numbers(path: Path, columns: Sequence[str]) -> None:
+    """Prove as ``check_outputs`` does that the numbers of a figure can be written; a table of these columns is ours.
+
+    Raises:
+        UsageError: see ``outputs.check``.
+    """
+    from hessprobe.cli import outputs
+
+    with as_usage():
+        outputs.check("out", str(path), re.compile(rb"\A" + re.escape(",".join(columns).encode()) + rb"\n"))
 
 
 def check_outputs(**paths: str | None) -> None:

@@ -121,12 +121,13 @@ def current() -> Invocation:
     return _current.get()
 
 
-def check(name: str, path: str) -> None:
+def check(name: str, path: str, sign: re.Pattern[bytes] | None = None) -> None:
     """Prove that an output can be written, and that nothing is lost when it is.
 
     Args:
         name: of the argument, as in ``NAMES``.
         path: the file to be written.
+        sign: what files of ours hold; by default as the name and the ending say.
 
     Raises:
         ValueError: see ``files.check_output``; or the command reads that file, or it is there and not what this command
@@ -136,7 +137,7 @@ def check(name: str, path: str) -> None:
     if Path(path).resolve() in run.inputs:
         raise ValueError(f"--{name} must be another file than those that are read; got {path!r} for both. Rename it.")
     target = check_output(f"--{name}", path)
-    if not run.force and target.is_file() and not _is_ours(name, target, run.command):
+    if not run.force and target.is_file() and not _is_ours(name, target, run.command, sign):
         raise ValueError(
             f"--{name} must not replace a file that hessprobe did not write there; got {path!r}. Choose another name, "
             "or pass --force."
@@ -176,10 +177,10 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _is_ours(name: str, path: Path, command: str) -> bool:
+def _is_ours(name: str, path: Path, command: str, sign: re.Pattern[bytes] | None = None) -> bool:
     if name == "out" and command == "train":
         return not path.stat().st_size or _is_checkpoint(path)
-    sign = _SIGNS.get(name, _FIGURE if path.suffix.lower() in (".png", ".svg", ".pdf") else _PAGE)
+    sign = sign or _SIGNS.get(name, _FIGURE if path.suffix.lower() in (".png", ".svg", ".pdf") else _PAGE)
     try:
         if path.stat().st_size > _LARGEST:
             return False

@@ -64,6 +64,8 @@ def parse_spec(text: str) -> ModelSpec:
 
 def _zoo(text: str, rest: str) -> ModelSpec:
     name, _, listed = rest.partition(":")
+    if name.endswith(".py"):
+        raise ValueError(f"--model must name a function of the file; got {text!r}. Write {name}:FUNCTION.")
     return ModelSpec(text, ZOO, name, arguments=parse_pairs(text, listed, ",", "NAME or NAME:key=value,..."))
 
 

@@ -229,6 +229,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         record = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{source} cannot be read: {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{source} is not a record, which is JSON text. Make one with --json FILE.") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{source} is truncated or not JSON ({error}). Write the record again.") from error
     schema = record.get("schema") if isinstance(record, dict) else None

@@ -27,7 +27,8 @@ FORMAT = "hessprobe.checkpoint"
 VERSION = 2
 
 WHOSE_WEIGHTS = (
-    "Pass --model NAME and --data NAME for a model of hessprobe, or --objective FILE.py:FUNCTION for your own."
+    "Pass --model and --data: those of hessprobe by name, your own as --model FILE.py:FUNCTION --data npz:FILE; or "
+    "--objective FILE.py:FUNCTION."
 )
 
 # Ten or more batches of a small data set: enough for the spread between batches to be an error bar.

@@ -103,7 +103,7 @@ def test_their_own_mean_and_deviation(run, here):
 def test_options_that_do_not_fit(run, here):
     model_of(convolutional)
     done = run("measure", "w.pt", "--model", "net.py:make", "--data", "digits", "--image-size", "5")
-    assert (done.code, "--image-size must be None for data 'digits'" in done.err) == (2, True)
+    assert (done.code, "--image-size must be left out for data 'digits'" in done.err) == (2, True)
     done = run(
         "measure", "w.pt", "--model", "net.py:make", "--data", "pictures", "--image-size", "5", "--normalize", "a"
     )

@@ -321,7 +321,7 @@ def test_weights_alone_are_asked_whose_they_are(run, tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "plain.sd")
     done = run("measure", tmp_path / "plain.sd")
     assert (done.code, done.out) == (2, "")
-    assert "--model NAME and --data NAME" in done.err
+    assert "your own as --model FILE.py:FUNCTION --data npz:FILE" in done.err
     assert "--objective FILE.py:FUNCTION" in done.err
     (tmp_path / "plain.safetensors").write_bytes(b"0")
     assert "--objective FILE.py:FUNCTION" in run("measure", tmp_path / "plain.safetensors").err

@@ -30,7 +30,8 @@ Measures = Annotated[
         "-m",
         metavar="NAME",
         rich_help_panel=_INPUT,
-        help=f"What to measure; repeat it for more. One of {', '.join(MEASURES[: -len(UNIVERSAL)])}, or a "
+        help="What to measure; repeat it for more, or put commas between. One of "
+        f"{', '.join(MEASURES[: -len(UNIVERSAL)])}, or a "
         f"(phi, psi, mu) measure {', '.join(UNIVERSAL)}. Default: {', '.join(DEFAULT_MEASURES)}.",
     ),
 ]

@@ -222,10 +222,13 @@ def _print_table(steps: Sequence[Step]) -> None:
     sign = render.plus_minus_for(console)
     records = [read_record(step.record) for step in steps if step.words[0] == "measure"]
     header = ["measure", *_OPTIMIZERS]
-    columns = [{row["measure"]: render.both_errors(row, sign) for row in record["results"]} for record in records]
+    columns = [
+        {row["measure"]: render.both_errors(row, sign, data=render.tells_data([row])) for row in record["results"]}
+        for record in records
+    ]
     render.print_table([(header, [[name, *(column[name] for column in columns)] for name in _MEASURES])], console)
     render.print_line(
-        console, f"value {sign} measurement {sign} data (from the data being a sample); + alone: a bracket"
+        console, f"value {sign} measurement {sign} data (from the data being a sample); + or - alone: a bracket"
     )
 
 

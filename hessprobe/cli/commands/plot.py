@@ -114,11 +114,14 @@ def _readable(sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def _save(figures: Sequence[Drawn], base: Path, look: _Look) -> list[str]:
     lines = []
     for figure in figures:
-        target = f"{base}-{figure.name}.{look.kind}"
-        options.check_outputs(out=target)
+        target = Path(f"{base}-{figure.name}.{look.kind}")
+        numbers = target.with_suffix(".csv") if figure.data else None
+        options.check_outputs(out=str(target))
+        if numbers is not None:
+            options.check_numbers(numbers, figure.columns)
         path = figure.save(target, look.width, look.style)
-        if figure.data:
-            figure.save_data(path.with_suffix(".csv"))
+        if numbers is not None:
+            figure.save_data(numbers)
         lines.append(f"{path}: {figure.title}")
     return lines
 

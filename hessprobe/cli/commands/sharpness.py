@@ -70,7 +70,7 @@ class Request:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds asked for, each once, in order."""
-        return tuple(dict.fromkeys(self.kind or RADIAL))
+        return tuple(dict.fromkeys(options.separated(self.kind, "--kind") or RADIAL))
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -111,7 +111,8 @@ def sharpness(
             "--kind",
             metavar="NAME",
             rich_help_panel=_WHAT,
-            help=f"What to measure; repeat it for more. One of {', '.join(KINDS)}. Default: {', '.join(RADIAL)}.",
+            help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(KINDS)}. "
+            f"Default: {', '.join(RADIAL)}.",
         ),
     ] = None,
     rho: Annotated[

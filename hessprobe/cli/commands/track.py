@@ -140,7 +140,8 @@ def track(
             "-m",
             metavar="NAME",
             rich_help_panel="What is measured",
-            help=f"Beside lambda-max; repeat it for more. One of {', '.join(TRACKED)}. Default: {', '.join(DEFAULT)}.",
+            help=f"Beside lambda-max; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
+            f"Default: {', '.join(DEFAULT)}.",
         ),
     ] = None,
     k: options.K = None,

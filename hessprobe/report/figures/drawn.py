@@ -92,6 +92,11 @@ class Drawn:
         files.write_atomically(target, lambda file: file.write(content))
         return target
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of what is drawn, in the order of the CSV."""
+        return tuple(dict.fromkeys(key for row in self.data for key in row))
+
     def save_data(self, path: str | Path) -> Path:
         """Write what is drawn as CSV: the columns of all rows, numbers in full, nothing for what is not finite.
 
@@ -99,9 +104,8 @@ class Drawn:
             ValueError: a folder that is missing or cannot be written.
         """
         target = files.check_output("path", path)
-        columns = dict.fromkeys(key for row in self.data for key in row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in self.data)
         files.write_atomically(target, lambda file: file.write(text.getvalue().encode()))

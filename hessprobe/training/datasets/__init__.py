@@ -74,7 +74,7 @@ def load_dataset(
         read = functools.partial(load_hub, name, rest) if kind == "hf" else _folder_reader(name, rest)
         whole = read(tell, size)
     else:
-        raise ValueError(f"image_size must be None for data {name!r}; got {image_size}. Only image folders take it.")
+        raise ValueError(f"image_size must be left out for data {name!r}, which have their size; got {image_size}.")
     return mislabel(subset(whole, part, seed), label_noise, seed)
 
 

@@ -23,11 +23,12 @@ class CNN(nn.Module):
 
     def __init__(self, in_channels: int = 1, widths: Sequence[int] | int = (16, 32), n_classes: int = 10) -> None:
         super().__init__()
-        stages = [widths] if isinstance(widths, int) else list(widths)
+        hint = "Give each layer at least one channel."
+        stages = checks.positive_ints("widths", widths, hint)
         if not stages:
             raise ValueError("widths must be at least one number of channels; got []. Give e.g. widths=16-32.")
-        for width in (in_channels, *stages, n_classes):
-            checks.positive_int("width", width, hint="Give each layer at least one channel.")
+        checks.positive_int("in_channels", in_channels, hint=hint)
+        checks.positive_int("n_classes", n_classes, hint=hint)
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(zip([in_channels, *stages], stages, strict=False)):
             stride = 1 if index == 0 else 2

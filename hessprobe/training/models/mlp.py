@@ -37,10 +37,12 @@ class MLP(nn.Module):
         norm: str = "none",
     ) -> None:
         super().__init__()
-        inner = [hidden] if isinstance(hidden, int) else list(hidden)
-        widths = [in_features, *inner, n_classes]
-        for width in widths:
-            checks.positive_int("width", width, hint="Give each layer at least one unit.")
+        hint = "Give each layer at least one unit."
+        first, last = (
+            checks.positive_int(name, size, hint=hint)
+            for name, size in (("in_features", in_features), ("n_classes", n_classes))
+        )
+        widths = [first, *checks.positive_ints("hidden", hidden, hint), last]
         make = ACTIVATIONS[checks.one_of("activation", activation, ACTIVATIONS)]
         normalize = NORMS[checks.one_of("norm", norm, NORMS)]
         layers: list[nn.Module] = []

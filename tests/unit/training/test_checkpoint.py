@@ -173,7 +173,7 @@ def test_foreign_content_says_what_to_pass(tmp_path):
     torch.save(build_model("mlp", {}).state_dict(), tmp_path / "plain.pt")
     with pytest.raises(
         CheckpointError,
-        match=r"is a plain state_dict: .*Pass --model NAME and --data NAME for .*--objective FILE.py:FUNCTION",
+        match=r"is a plain state_dict: .*--model FILE.py:FUNCTION --data npz:FILE; or --objective FILE.py:FUNCTION",
     ):
         load_checkpoint(tmp_path / "plain.pt")
     torch.save([1, 2, 3], tmp_path / "list.pt")

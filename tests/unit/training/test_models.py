@@ -118,7 +118,7 @@ def test_arguments_are_complete_json_and_user_beats_data_beats_default():
         ("mpl", {}, r"model must be one of mlp, cnn, resnet, .*gpt; got 'mpl'\. Did you mean 'mlp'\?"),
         ("mlp", {"hiden": [3]}, r"argument of model 'mlp' must be one of .*Did you mean 'hidden'\?"),
         ("mlp", {"activation": "relo"}, r"activation must be one of relu, tanh, gelu; got 'relo'\. Did you mean"),
-        ("mlp", {"hidden": [0]}, r"width must be an integer >= 1; got 0"),
+        ("mlp", {"hidden": [0]}, r"hidden must be an integer >= 1; got 0"),
         ("cnn", {"widths": []}, r"widths must be at least one number of channels"),
         ("resnet", {"blocks": 0}, r"blocks must be an integer >= 1; got 0"),
         ("wide-resnet", {"depth": 12}, r"depth must be 6n \+ 4 for n >= 1; got 12\. Take 10, 16"),
