@@ -14,7 +14,7 @@ from hessprobe import checks
 from hessprobe.errors import DataError
 from hessprobe.objective.batches import content_hash
 from hessprobe.training.datasets import DataSet
-from hessprobe.training.datasets.base import SPLITS
+from hessprobe.training.datasets.base import SPLITS, some_of
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -69,16 +69,10 @@ class Examples:
             ValueError: an argument outside its range, or a split that the source does not have.
             DataError: no examples.
         """
-        chosen = self._positions(split or self.default_split)
+        split = split or self.default_split
+        chosen = self._positions(split)
         if examples is not None:
-            checks.positive_int("examples", examples)
-            if examples > len(chosen):
-                raise ValueError(
-                    f"examples must be at most {len(chosen)}, the size of split {split or self.default_split!r} of "
-                    f"{self.name!r}; got {examples}. Ask for fewer."
-                )
-            generator = torch.Generator().manual_seed(checks.resolve_seed(seed))
-            chosen = chosen[torch.randperm(len(chosen), generator=generator)[:examples].sort().values]
+            chosen = some_of(chosen, examples, seed, f"split {split!r} of {self.name!r}")
         size = checks.positive_int("batch_size", batch_size)
         if not len(chosen):
             raise DataError(f"data {self.name!r} must hold at least one example; got none. Choose another split.")

@@ -11,6 +11,7 @@ from typing import Any
 from hessprobe import checks
 from hessprobe.errors import DataError
 from hessprobe.training.datasets.hub import HELD_OUT, load_splits
+from hessprobe.training.datasets.text import read_utf8
 
 KINDS = ("text", "jsonl", "csv", "hf")
 # Names that columns of texts and of targets usually have, for those that are not given by name.
@@ -68,12 +69,7 @@ def read_rows(kind: str, rest: str, name: str) -> Rows:
     path = Path(rest).expanduser()
     if not path.is_file():
         raise DataError(f"data {name!r} must name a file that exists; got {rest!r}. Check the path.")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Convert it, e.g. with iconv.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    content = read_utf8(path)
     if kind == "text":
         rows: list[Mapping[str, Any]] = [{"text": content}]
     elif kind == "csv":

@@ -103,6 +103,19 @@ def _quantiles(row: Mapping[str, Any], where: str) -> str:
     return f"Of the eigenvalues lie {'; '.join(texts)}. "
 
 
+def _spectra(
+    rows: Mapping[str, tuple[Mapping[str, Any], str]],
+) -> tuple[dict[str, tuple[Floats, Floats, bool]], Floats, float, str]:
+    """Return nodes, weights and sign of every spectrum, all nodes, the threshold of zero, and the ends in words."""
+    spectra = {
+        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in POSITIVE)
+        for title, (row, where) in rows.items()
+    }
+    every = np.concatenate([nodes for nodes, _, _ in spectra.values()])
+    ends = (f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (n, _, _) in spectra.items())
+    return spectra, every, _threshold(every), "; ".join(ends)
+
+
 def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn:
     """Return the densities of several matrices over each other on a symlog axis, and a linear one where there is room.
 
@@ -113,12 +126,7 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
     Raises:
         RecordError: an array is missing.
     """
-    spectra = {
-        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in POSITIVE)
-        for title, (row, where) in rows.items()
-    }
-    every = np.concatenate([nodes for nodes, _, _ in spectra.values()])
-    zero = _threshold(every)
+    spectra, every, zero, ends = _spectra(rows)
     curves = {
         scale: {title: spread(nodes, weights, at, positive) for title, (nodes, weights, positive) in spectra.items()}
         for scale, at in (("linear", None), ("symlog", zero))
@@ -144,14 +152,13 @@ def densities(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> D
         panels[0].set_ylabel("density")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncol=len(spectra))
 
-    ends = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (n, _, _) in spectra.items()]
     data = [
         line
         for scale, found in curves.items()
         for title, (x, y) in found.items()
         for line in table(panel=scale, matrix=title, eigenvalue=x, density=y)
     ]
-    alt = f"Spectral densities: {'; '.join(ends)}."
+    alt = f"Spectral densities: {ends}."
     return Drawn(name, "Spectral densities side by side", alt, draw, (6.75, 2.8), lambda w: 1.2 + 0.28 * w, data)
 
 
@@ -165,12 +172,7 @@ def ridge(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn
     Raises:
         RecordError: an array is missing.
     """
-    spectra = {
-        title: (array(row, "nodes", where), array(row, "weights", where), str(row["operator"]) in POSITIVE)
-        for title, (row, where) in rows.items()
-    }
-    every = np.concatenate([nodes for nodes, _, _ in spectra.values()])
-    zero = _threshold(every)
+    spectra, every, zero, said = _spectra(rows)
     curves = {title: spread(nodes, weights, zero, positive) for title, (nodes, weights, positive) in spectra.items()}
 
     def draw(figure: Figure) -> None:
@@ -188,10 +190,9 @@ def ridge(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn
         _axis(panels[-1], "symlog", zero, every, (min(low for low, _ in ends), max(high for _, high in ends)), 2)
         figure.supylabel("density", fontsize="medium")
 
-    said = [f"{title} from {short(float(n.min()))} to {short(float(n.max()))}" for title, (n, _, _) in spectra.items()]
     data = [line for title, (x, y) in curves.items() for line in table(checkpoint=title, eigenvalue=x, density=y)]
     height = 0.5 + 0.75 * len(curves)
-    alt = f"Spectral densities of several checkpoints: {'; '.join(said)}."
+    alt = f"Spectral densities of several checkpoints: {said}."
     return Drawn(name, "Spectra of several checkpoints", alt, draw, (4.2, height), lambda _: height, data)
 
 

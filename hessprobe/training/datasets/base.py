@@ -114,15 +114,7 @@ class DataSet:
         self.require_layout(layout)
         positions = self.positions(split)
         if examples is not None:
-            checks.positive_int("examples", examples)
-            if examples > len(positions):
-                raise ValueError(
-                    f"examples must be at most {len(positions)}, the size of split {split!r} of {self.name!r}; "
-                    f"got {examples}. Ask for fewer, or for split 'all'."
-                )
-            generator = torch.Generator().manual_seed(checks.resolve_seed(seed))
-            drawn = torch.randperm(len(positions), generator=generator)[:examples]
-            positions = positions[drawn.sort().values]
+            positions = some_of(positions, examples, seed, f"split {split!r} of {self.name!r}")
         return self.prepare(self.inputs[positions], layout), self.labels[positions]
 
     def require_layout(self, layout: str) -> None:
@@ -203,3 +195,25 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # A constant channel is left at its own scale.
         deviations.append(math.sqrt((square * n - total * total) / (n * n)) / _BYTE_MAX or 1.0)
     return tuple(means), tuple(deviations)
+
+
+def some_of(positions: Tensor, examples: int, seed: int, of: str) -> Tensor:
+    """Return positions drawn at random without replacement, in their order.
+
+    Args:
+        positions: (n,).
+        examples: how many, 1 <= examples <= n.
+        seed: which, an integer >= 0.
+        of: what they are positions of, for the message.
+
+    Raises:
+        TypeError, ValueError: ``examples`` outside its range.
+    """
+    checks.positive_int("examples", examples)
+    if examples > len(positions):
+        raise ValueError(
+            f"examples must be at most {len(positions)}, the size of {of}; got {examples}. Ask for fewer, or for "
+            "split 'all'."
+        )
+    generator = torch.Generator().manual_seed(checks.resolve_seed(seed))
+    return positions[torch.randperm(len(positions), generator=generator)[:examples].sort().values]

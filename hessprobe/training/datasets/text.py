@@ -34,12 +34,7 @@ def load_text(name: str, path: Path, context: int | None = None) -> DataSet:
     length = checks.positive_int("context", DEFAULT_CONTEXT if context is None else context)
     if path.exists() and not path.is_file():
         raise DataError(f"data must be a text file; got {str(path)!r}, which is none. Check the path.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Convert it, e.g. with iconv.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from error
+    text = read_utf8(path)
     windows = (len(text) - 1) // length
     if windows < 2:
         raise DataError(
@@ -54,3 +49,17 @@ def load_text(name: str, path: Path, context: int | None = None) -> DataSet:
     labels = tokens[1 : used + 1].view(windows, length).contiguous()
     test = torch.arange(windows - max(1, windows // _HOLD_OUT), windows)
     return DataSet(name, inputs, labels, test, len(vocabulary))
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        DataError: not UTF-8, or it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Convert it, e.g. with iconv.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from error
