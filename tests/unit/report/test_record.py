@@ -137,5 +137,5 @@ def test_what_is_not_a_record_is_refused(tmp_path):
         with pytest.raises(RecordError, match=message):
             report.read_record(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecordError, match=r"is truncated or not JSON"):
+    with pytest.raises(RecordError, match=r"is not a record, which is JSON text"):
         report.read_record(path)
