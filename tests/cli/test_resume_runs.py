@@ -114,11 +114,14 @@ def test_other_commands_go_on_as_well(run, digits_checkpoint, tmp_path, products
     products(at=at)
     with pytest.raises(Killed):
         run(*words, "--json", tmp_path / "cut.json")
-    counter = products()
+    counter, before = products(), len(kept)
     assert run(*words, "--json", tmp_path / "cut.json", "--resume").code == 0
-    # None is made twice; how many sharpness makes differs from run to run, as some of its choices are made by time.
+    # None is made twice, and none without being written down.
     assert len(set(kept)) == len(kept)
-    assert counter["made"] < total if words[0] == "sharpness" else counter["made"] == total - at
+    assert 0 < counter["made"] <= len(kept) - before
+    if words[0] != "sharpness":
+        # Its searches stop on float32 losses, whose last digits (and once in many runs a step more) differ.
+        assert counter["made"] == total - at
     assert numbers(tmp_path / "cut.json") == numbers(tmp_path / "whole.json")
     assert not list(tmp_path.glob("*.journal"))
 
