@@ -70,7 +70,7 @@ def test_an_archive_of_nothing_is_not_unpacked(run, tmp_path):
     [
         ("[" * 100_000, "is truncated or not JSON"),
         ('{"schema": "hessprobe.record/3", "results": ' + "[" * 100_000, "is truncated or not JSON"),
-        ("\udcff", "is truncated or not JSON"),
+        ("\udcff", "is not a record, which is JSON text"),
     ],
 )
 def test_hostile_records_are_one_sentence(run, tmp_path, content, words):
