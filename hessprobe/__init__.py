@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from hessprobe.estimators.sweep import spectral_sketch
     from hessprobe.estimators.trace import trace
     from hessprobe.hvp import Fisher, GaussNewton, Hessian
-    from hessprobe.hvp.product import hvp
+    from hessprobe.hvp.hessian import hvp
     from hessprobe.krylov.eigenpairs import Eigenpairs
-    from hessprobe.krylov.eigsh import eigsh
-    from hessprobe.krylov.extreme import lambda_max
+    from hessprobe.krylov.eigsh import eigsh, lambda_max
     from hessprobe.landscape.result import Landscape
     from hessprobe.landscape.scene import landscape
     from hessprobe.measures.registry import measure

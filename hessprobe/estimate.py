@@ -9,8 +9,7 @@ from typing import Any
 from scipy import special
 
 from hessprobe import checks, display
-from hessprobe.influence import Influence
-from hessprobe.jackknife import DataError
+from hessprobe.jackknife import DataError, Influence
 
 # What is said of the data error alone.
 _OF_DATA = ("data-error-unresolved", "data-error-noisy")

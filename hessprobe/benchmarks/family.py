@@ -21,7 +21,7 @@ from hessprobe.optim import available
 from hessprobe.optim.engine import SharpnessAware
 from hessprobe.training import Recipe, load_checkpoint
 from hessprobe.training.closures import StepClosures, Tally
-from hessprobe.training.losses import make_loss
+from hessprobe.training.evaluation import make_loss
 from hessprobe.training.models import build_model
 from hessprobe.training.optimizers import BASES, build_optimizer
 from hessprobe.training.run import make_plan, train_to_file

@@ -14,11 +14,10 @@ from hessprobe.cli import code
 from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models import build, data, fitting, images, pretrained
-from hessprobe.models.examples import Examples
 from hessprobe.models.files import path_sha256, read_contents
+from hessprobe.models.images import Examples
 from hessprobe.models.opened import Opened
-from hessprobe.models.opening import LOSSES, Opening
-from hessprobe.models.spec import ZOO, ModelSpec, parse_spec
+from hessprobe.models.spec import LOSSES, ZOO, ModelSpec, Opening, parse_spec
 from hessprobe.training import models as zoo
 from hessprobe.training.checkpoint import Checkpoint, foreign_checkpoint
 

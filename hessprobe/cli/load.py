@@ -14,7 +14,7 @@ from hessprobe.cli.failures import UsageError, as_usage, say
 from hessprobe.cli.trust import require_trusted_data
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models.opened import Opened
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.models.triple import risk_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (

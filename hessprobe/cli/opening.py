@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hessprobe.cli import options
-from hessprobe.models.opening import LOSSES, NORMALIZATIONS, TASKS, Opening
+from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening
 
 _PANEL = "Files of other libraries"
 

@@ -11,7 +11,7 @@ from hessprobe.cli.opening import check_opening
 if TYPE_CHECKING:
     from hessprobe.cli.load import Source
     from hessprobe.measures import MeasureSettings
-    from hessprobe.models.opening import Opening
+    from hessprobe.models.spec import Opening
 
 _CHOICES = {"split": options.SPLITS, "batchnorm": options.BATCHNORMS, "dtype": options.DTYPES}
 _SMALLEST = {"examples": 1, "batch_size": 1, "seed": 0}

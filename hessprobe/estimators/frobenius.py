@@ -25,8 +25,7 @@ from hessprobe.estimators.squares import (
     sample_squares,
     upper,
 )
-from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import GROUPS, DataError
+from hessprobe.jackknife import GROUPS, Batches, DataError, Influence
 from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.vectors import gram, orthonormal_rows, row_dots

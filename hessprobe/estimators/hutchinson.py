@@ -13,8 +13,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.linear import LinearSamples, Sampling, own_probes_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
-from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import DataError
+from hessprobe.jackknife import Batches, DataError, Influence
 from hessprobe.operators import BlockDiagonal
 
 # A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.

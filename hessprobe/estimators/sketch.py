@@ -39,8 +39,7 @@ from hessprobe.estimators import spectral
 from hessprobe.estimators.informative import judged
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
 from hessprobe.estimators.spectral import ChainValue, ProbeLaw, SpectralFunction
-from hessprobe.influence import Influence
-from hessprobe.jackknife import DataError, data_error
+from hessprobe.jackknife import DataError, Influence, data_error
 from hessprobe.krylov.quadrature import tridiagonal
 
 if TYPE_CHECKING:

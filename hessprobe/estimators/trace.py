@@ -1,29 +1,146 @@
-"""The trace of an operator: exact, Hutchinson with fresh probes, Hutch++, XTrace, or what a pilot finds cheapest."""
+"""The trace of an operator: exact, Hutchinson with fresh probes, Hutch++, XTrace, or what a pilot finds cheapest.
+
+The trace of a matrix that is itself drawn at random: the mean over independent draws, with their spread as error.
+
+The data error of a trace, told from groups of examples where the batches are too few.
+
+A trace is measured over the batches as they are, each with probes of its own and with the fastest products there are.
+Where these are fewer than 16, 16 probes are multiplied by the matrix of every group of examples afterwards, in one
+pass over the data. Of group g they tell x_g = w^T A_g w, the trace of A_g up to noise that the groups share in part;
+its share of the spread between groups is measured over the probes and taken off (``shared_probes_error``). Where the
+traces of a near matrix (the Gauss-Newton matrix) are known group by group, only the rest is sampled.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hessprobe import checks, jackknife
+from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
 from hessprobe.estimators.deflate import basis_of
-from hessprobe.estimators.drawn import mean_of_draws
-from hessprobe.estimators.groupwise import trace_data
 from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
+from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
 from hessprobe.estimators.xtrace import exchange, exchange_error, exchange_trace
-from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import GROUPS
+from hessprobe.jackknife import GROUPS, Batches, DataError, Influence, data_error, jackknife_df
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
-from hessprobe.probes import LAWS
+from hessprobe.probes import LAWS, ProbeStream
+
+
+def mean_of_draws(
+    draws: Sequence[LinearOperator], one: Callable[[LinearOperator, int], Estimate], seed: int
+) -> Estimate:
+    """Return the mean of a linear functional over draws of a matrix.
+
+    With draws and probes of their own the K numbers are independent and alike, each unbiased, so that their spread over
+    sqrt(K) is the standard error of the mean, draws and probes together, with K - 1 degrees of freedom.
+
+    Args:
+        draws: K >= 2 independent matrices of one law.
+        one: the estimate for a matrix and a seed of probes.
+        seed: the draws' seeds of probes are drawn from it.
+
+    Raises:
+        UnsupportedError: one draw, whose error cannot be known.
+    """
+    count = len(draws)
+    if count < 2:
+        raise UnsupportedError(
+            "The trace of a matrix made of one draw of labels has an error that nothing tells. Pass n_draws of at "
+            "least 2 (8 or more for an error that is known well), or use Fisher(risk), which is exact."
+        )
+    # Seeds that follow each other would share most of their probes with the next call's.
+    source = torch.Generator().manual_seed(seed)
+    found = [one(draw, checks.resolve_seed(source)) for draw in draws]
+    value = math.fsum(estimate.value for estimate in found) / count
+    variance = math.fsum((estimate.value - value) ** 2 for estimate in found) / (count - 1)
+    told = [estimate.errors for estimate in found if estimate.errors.data is not None]
+    # Of the same data: draws do not make it smaller.
+    largest = max(told, key=lambda errors: errors.data or 0.0) if len(told) == count else ErrorParts()
+    first = found[0]
+    return replace(
+        first,
+        value=value,
+        errors=ErrorParts(
+            probe=math.sqrt(variance / count),
+            data=largest.data,
+            solver=max(estimate.errors.solver for estimate in found),
+            data_df=largest.data_df,
+        ),
+        df=count - 1,
+        kind="estimate",
+        samples=count,
+        method=f"{first.method}, {count} draws of labels",
+        matvecs=math.fsum(estimate.matvecs for estimate in found),
+        seconds=math.fsum(estimate.seconds for estimate in found),
+        flags=tuple(dict.fromkeys(flag for estimate in found for flag in estimate.flags)),
+        bracket=None,
+        influence=None,
+        details={},
+    )
+
+
+# Probes of the pass. Their number is fixed: where more were drawn only if the noise of a few came out large, what was
+# kept was the spread of those runs whose noise was underestimated, three times too much.
+_PROBES = 16
+# Share of the degrees of freedom that the noise must leave for anything to be said.
+_LEFT = 1 / 16
+_UNRESOLVED = "data-error-unresolved"
+
+
+def trace_data(A: LinearOperator, estimate: Estimate, seed: int) -> Estimate:
+    """Return an estimate of tr A with the data error of at least 16 groups of examples, where A has fewer terms.
+
+    Left as it is where its terms are as many already or cannot be cut, and an exact one that knows its data error.
+
+    Args:
+        A: the operator, counted.
+        estimate: of its trace; what it says of the data is replaced.
+        seed: of the probes.
+    """
+    known = A.group_traces()
+    if known is not None and len(known[0]) > 1:
+        return _with(estimate, Batches(known[0], known[1][None], shared=True), data_error(*known))
+    finer = A.grouped(GROUPS)
+    untold = estimate.errors.data is None and _UNRESOLVED not in estimate.flags
+    if finer.n_terms == 1 or not (untold or (finer.n_terms > A.n_terms and estimate.kind != "exact")):
+        return estimate
+    batches = _sampled(finer, seed)
+    found = shared_probes_error(batches.weights, batches.table)
+    resolved = found is not None and found.df >= _LEFT * jackknife_df(batches.weights)
+    return _with(estimate, batches, found if resolved else None)
+
+
+def _with(estimate: Estimate, batches: Batches, found: DataError | None) -> Estimate:
+    bare = estimate.without_data()
+    return bare.with_(
+        errors=bare.errors.with_data(found),
+        influence=replace(bare.influence or Influence(), batches=batches),
+        flags=(*bare.flags, *(() if found is not None else (_UNRESOLVED,))),
+    )
+
+
+def _sampled(A: LinearOperator, seed: int) -> Batches:
+    """Return w^T A_g w of every probe and group; where traces of a near matrix are known, only the rest is sampled."""
+    W = ProbeStream(A.dim, seed, "rademacher", A.dtype, A.device, "groups").block(0, _PROBES)
+    twin = A.surrogate
+    traces = None if twin is None else twin.group_traces()
+    weights, columns = zip(*((weight, term.quadratic_forms(W).cpu()) for weight, term in A.terms()), strict=True)
+    table = torch.stack(columns, dim=1)
+    if twin is not None and traces is not None:
+        table = table - torch.stack([term.quadratic_forms(W).cpu() for _, term in twin.terms()], dim=1) + traces[1]
+    return Batches(torch.tensor(weights, dtype=torch.float64), table, shared=True)
+
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
 

@@ -7,8 +7,7 @@ from hessprobe.callable_package import make_callable
 from hessprobe.hvp.fisher import Fisher
 from hessprobe.hvp.functional import FunctionalPart
 from hessprobe.hvp.gauss_newton import GaussNewton
-from hessprobe.hvp.hessian import ENGINES, Hessian
-from hessprobe.hvp.product import hvp
+from hessprobe.hvp.hessian import ENGINES, Hessian, hvp
 
 __all__ = ["ENGINES", "Fisher", "FunctionalPart", "GaussNewton", "Hessian", "hvp"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import MemoryBudgetError, UnsupportedError
-from hessprobe.hvp.double_backward import DoubleBackward
 from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, graph_bytes
+from hessprobe.hvp.engines import DoubleBackward
 from hessprobe.hvp.memory import words
 from hessprobe.objective.base import BatchLoss
 

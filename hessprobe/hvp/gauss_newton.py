@@ -12,8 +12,8 @@ from torch.func import grad, jvp, vjp
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
-from hessprobe.hvp.double_backward import require_differentiable
 from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, by_rows, graph_bytes
+from hessprobe.hvp.engines import require_differentiable
 from hessprobe.hvp.example_norms import Ways
 from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
 from hessprobe.hvp.linearized import Linearized

@@ -1,22 +1,24 @@
-"""The Hessian of an objective as an operator."""
+"""The Hessian of an objective as an operator.
+
+One product with the Hessian, for vectors in any form.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
-from hessprobe.hvp.double_backward import DoubleBackward
 from hessprobe.hvp.engine import Engine
-from hessprobe.hvp.finite_difference import FiniteDifference
-from hessprobe.hvp.forward_over_reverse import ForwardOverReverse
+from hessprobe.hvp.engines import DoubleBackward, FiniteDifference, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.memory import MemoryBudget
-from hessprobe.hvp.product_error import COMPARED, ProductError, compare
+from hessprobe.hvp.verification import COMPARED, ProductError, compare
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import LinearOperator
 from hessprobe.vectors import ParameterLayout
@@ -165,3 +167,38 @@ class Hessian(LinearOperator):
     def grouped(self, count: int) -> LinearOperator:
         """Return this matrix with groups of examples as terms; itself where there are no finer ones."""
         return self._source.grouped(self, count)
+
+
+V = TypeVar("V")
+
+
+def hvp(risk: Objective, v: V, *, engine: str = "auto", memory: int | MemoryBudget | None = None) -> V:
+    """Return H v for the Hessian H of ``risk`` at its present parameters, in the form of ``v``.
+
+    For more than a few products make ``H = Hessian(risk)`` once and use ``H @ v``: what a product can reuse is kept.
+
+    Args:
+        risk: the objective.
+        v: a flat tensor or NumPy array (d,), or vectors as columns (d, k); or tensors shaped like the parameters: a
+            dict by name, or a list or tuple in the order of ``risk.layout.names``. ``risk.layout.flatten`` and
+            ``unflatten`` turn one form into the other.
+        engine: as in ``Hessian``.
+        memory: likewise.
+
+    Raises:
+        TypeError: ``risk`` is no objective, or ``v`` none of these or of another dtype.
+        ValueError: a wrong shape, or a name too many or too few.
+        UnsupportedError: no engine can differentiate this model twice.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 1).double()
+        >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double(), torch.zeros(2, 1).double())]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.MSELoss(), data)
+        >>> hp.hvp(risk, torch.tensor([1.0, 0.0, 0.0]).double())
+        tensor([10.,  2.,  4.], dtype=torch.float64)
+        >>> e = {"weight": torch.tensor([[1.0, 0.0]]).double(), "bias": torch.tensor([0.0]).double()}
+        >>> hp.hvp(risk, e)
+        {'weight': tensor([[10.,  2.]], dtype=torch.float64), 'bias': tensor([4.], dtype=torch.float64)}
+    """
+    return Hessian(risk, engine=engine, memory=memory, expected_matvecs=1) @ v

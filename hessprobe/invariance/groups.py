@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hessprobe.invariance.behavior import is_elementwise, is_homogeneous
-from hessprobe.invariance.trace import Call, Graph, Value
+from hessprobe.invariance.trace import Call, Graph, Value, is_elementwise, is_homogeneous
 
 _WEIGHTED = {"linear": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1}
 _NORMS = {"batch_norm": 1, "layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_norm": 1}

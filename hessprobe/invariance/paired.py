@@ -20,7 +20,7 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.budget import joint_df, required_samples, upper_std
 from hessprobe.estimators.deflate import block_rows
-from hessprobe.influence import Influence
+from hessprobe.jackknife import Influence
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import row_dots

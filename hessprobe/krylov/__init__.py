@@ -2,8 +2,7 @@
 
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.krylov.eigenpairs import Eigenpairs, Progress
-from hessprobe.krylov.eigsh import eigsh
-from hessprobe.krylov.extreme import lambda_max
+from hessprobe.krylov.eigsh import eigsh, lambda_max
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
 

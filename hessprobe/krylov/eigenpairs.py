@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import GROUPS, data_error
+from hessprobe.jackknife import GROUPS, Batches, Influence, data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots

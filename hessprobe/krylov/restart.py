@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.krylov.orthogonal import orthogonalise, random_row
+from hessprobe.krylov.lanczos import orthogonalise, random_row
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import combine, row_dots

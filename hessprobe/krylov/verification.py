@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessprobe.krylov.bounds import excludes_above, log_start_quantile
-from hessprobe.krylov.certificates import SpectrumBounds, bounds_of
+from hessprobe.krylov.certificates import SpectrumBounds, bounds_of, excludes_above, log_start_quantile
 from hessprobe.krylov.eigenpairs import Progress
 from hessprobe.krylov.restart import Floats, Ritz, ThickRestart
 from hessprobe.operators import Counted

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from hessprobe.landscape.grid import evaluate
     from hessprobe.landscape.interactive import write_html
     from hessprobe.landscape.matching import match
-    from hessprobe.landscape.plane import Plane
+    from hessprobe.landscape.plane import Plane, line_plane, pca_plane
     from hessprobe.landscape.result import Landscape
     from hessprobe.landscape.scene import Scene, landscape, survey
-    from hessprobe.landscape.trajectory import line_plane, pca_plane
 
 _HOMES = {
     "Landscape": "result",
@@ -32,10 +31,10 @@ _HOMES = {
     "evaluate": "grid",
     "gradient_plane": "directions",
     "landscape": "scene",
-    "line_plane": "trajectory",
+    "line_plane": "plane",
     "match": "matching",
     "normalized": "directions",
-    "pca_plane": "trajectory",
+    "pca_plane": "plane",
     "random_plane": "directions",
     "share_axis": "axes",
     "survey": "scene",

@@ -13,7 +13,7 @@ import numpy as np
 
 from hessprobe import files
 from hessprobe.errors import UnsupportedError
-from hessprobe.landscape import levels
+from hessprobe.landscape import axes
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Landscape
 
@@ -96,7 +96,7 @@ def _figure(landscape: Landscape, title: str) -> dict[str, Any]:
 
 def _surface(landscape: Landscape, name: str, visible: bool) -> dict[str, Any]:
     values = np.where(np.isfinite(landscape.values[name]), landscape.values[name], np.nan)
-    every, by_ratio = levels.levels(values, name)
+    every, by_ratio = axes.levels(values, name)
     ends = np.log10(every[[0, -1]]) if by_ratio else every[[0, -1]]
     axis = _axis(landscape, name)
     return {
@@ -119,7 +119,7 @@ def _plain(values: Any) -> Any:
 
 def _points(landscape: Landscape) -> dict[str, Any]:
     """Return the center and the marked points at their true loss, where it is known."""
-    by_ratio = levels.levels(landscape.values["loss"], "loss")[1]
+    by_ratio = axes.levels(landscape.values["loss"], "loss")[1]
     known = [("checkpoint", (0.0, 0.0), float(landscape.values["loss"][landscape.center]))]
     known += [
         (name, (place[0], place[1]), loss) for name, place, loss in landscape.marks if loss is not None and any(place)
@@ -153,7 +153,7 @@ def _menu(landscape: Landscape, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _axis(landscape: Landscape, name: str) -> dict[str, Any]:
     """Return title and ticks of the vertical axis: the levels that the figure's bar has, too."""
-    every, by_ratio = levels.levels(landscape.values[name], name)
-    written = levels.ticks(every)
+    every, by_ratio = axes.levels(landscape.values[name], name)
+    written = axes.ticks(every)
     places = np.log10(written) if by_ratio else written
-    return {"title": {"text": TITLES[name]}, "tickvals": places.tolist(), "ticktext": [*map(levels.text, written)]}
+    return {"title": {"text": TITLES[name]}, "tickvals": places.tolist(), "ticktext": [*map(axes.text, written)]}

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import DataError, HessprobeError
-from hessprobe.landscape import directions, matching, trajectory
-from hessprobe.landscape.axes import Floats, axis, covering_axis, share_axis
+from hessprobe.landscape import directions, matching
+from hessprobe.landscape import plane as trajectory
+from hessprobe.landscape.axes import axis, covering_axis, share_axis
 from hessprobe.landscape.grid import digest, evaluate
 from hessprobe.landscape.names import DIRECTIONS, MAPS, RHO, SIZE, SPAN
 from hessprobe.landscape.plane import Plane
-from hessprobe.landscape.result import Landscape, Store
+from hessprobe.landscape.result import Floats, Landscape, Store
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.modes import batchnorms

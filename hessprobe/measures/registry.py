@@ -15,7 +15,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
-from hessprobe.hvp.product_error import ProductError
+from hessprobe.hvp.verification import ProductError
 from hessprobe.measures import distribution
 from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly

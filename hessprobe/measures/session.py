@@ -18,7 +18,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
-from hessprobe.hvp.product_error import ProductError
+from hessprobe.hvp.verification import ProductError
 from hessprobe.jackknife import GROUPS
 from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective.base import Objective

@@ -10,10 +10,9 @@ from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import DataError
-from hessprobe.models import images, language, rows, tables
-from hessprobe.models.examples import Examples, of_data_set
-from hessprobe.models.images import AS_THEY_ARE, Usual
-from hessprobe.models.opening import Opening
+from hessprobe.models import images, language, tables
+from hessprobe.models.images import AS_THEY_ARE, Examples, Usual, of_data_set
+from hessprobe.models.spec import Opening
 from hessprobe.training.datasets import KINDS as DATA_SETS
 from hessprobe.training.datasets import DataSet, load_dataset
 
@@ -77,8 +76,8 @@ def load_for(model: nn.Module, folder: str, task: str, name: str, opening: Openi
         found = of_data_set(pictures, "image")
         named: Any = {str(getattr(model, "main_input_name", "pixel_values")): found.inputs}
         return replace(found, inputs=named, notes=(*said, *found.notes))
-    checks.one_of(f"data for the task {task}: KIND", kind, rows.KINDS)
-    texts = rows.read_rows(kind, rest, name)
+    checks.one_of(f"data for the task {task}: KIND", kind, tables.KINDS)
+    texts = tables.read_rows(kind, rest, name)
     needed = language.needs_tokens(texts)
     reader = language.open_reader(model.config, folder, task, opening, needed=needed)
     return language.read_examples(texts, reader)
@@ -90,6 +89,6 @@ def _kind(name: str) -> tuple[str, str, str]:
     if path.is_dir() and kind not in DATA_SETS:
         return "image-folder", ":", name
     ending = _ENDINGS.get(path.suffix, path.suffix[1:])
-    if path.is_file() and ending in (*_TABLES, *rows.KINDS):
+    if path.is_file() and ending in (*_TABLES, *tables.KINDS):
         return ending, ":", name
     return kind, colon, rest

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hessprobe.errors import CheckpointError, DataError
 from hessprobe.models.build import require
-from hessprobe.models.examples import Examples
-from hessprobe.models.opening import Opening
+from hessprobe.models.images import Examples
 from hessprobe.models.pretrained import one_sentence, quiet
-from hessprobe.models.rows import LABELS, TEXTS, Rows
+from hessprobe.models.spec import Opening
+from hessprobe.models.tables import LABELS, TEXTS, Rows
 from hessprobe.objective.weighting import IGNORED
 
 DEFAULT_CONTEXT = 512

@@ -15,7 +15,7 @@ from torch import nn
 from hessprobe.errors import CheckpointError, UnsupportedError
 from hessprobe.models.build import require
 from hessprobe.models.files import ADAPTER_CONFIG
-from hessprobe.models.opening import TASKS
+from hessprobe.models.spec import TASKS
 
 CONFIG = "config.json"
 

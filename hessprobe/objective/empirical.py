@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import batches as data_tools
-from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, sharded, weighting
+from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, weighting
 from hessprobe.objective.base import Objective
 from hessprobe.objective.notes import (
     Noted,
@@ -112,9 +112,9 @@ class EmpiricalRisk(Objective):
     ) -> None:
         _require_arguments(module, loss, forward, batchnorm, weighting)
         data_tools.require_reiterable(data)
-        sharded.require_whole_data(data)
+        checking.require_whole_data(data)
         self.module = modes.unwrap(module)
-        sharded.require_whole_module(self.module)
+        checking.require_whole_module(self.module)
         model_loss.require_differentiable_attention(self.module)
         modes.require_pure(self.module)
         chosen = selection.select_parameters(self.module, params)

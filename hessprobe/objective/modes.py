@@ -1,21 +1,158 @@
-"""The state of the process while a loss is evaluated, and its exact return afterwards."""
+"""The state of the process while a loss is evaluated, and its exact return afterwards.
+
+Activation checkpointing switched off while a loss is evaluated with other parameters than the module's own.
+
+``torch.utils.checkpoint`` runs a part of the model a second time, during backward. By then the parameters that the
+loss was evaluated at have left the module, so that the second run uses the module's own: the gradient is missing
+(``use_reentrant=True``), or right only at those. Inside, the part is simply called; values are the same, memory is
+that of a model without checkpointing.
+
+Other threads of the process while a module is measured: nothing of theirs is rewound, nothing wrong is read.
+"""
 
 from __future__ import annotations
 
+import random
 import sys
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import checkpoint
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.objective import threads
-from hessprobe.objective.checkpointing import no_checkpointing
+
+
+@contextmanager
+def no_checkpointing(seen: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Call checkpointed functions directly inside.
+
+    Args:
+        seen: called whenever one would have been checkpointed.
+    """
+
+    class Direct:
+        """Stands for torch's autograd function of re-entrant checkpointing."""
+
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+            seen()
+            return function(*args)
+
+    def nothing(*_: Any, **__: Any) -> Iterator[None]:
+        seen()
+        yield
+
+    substitutes = {"CheckpointFunction": Direct, "_checkpoint_without_reentrant_generator": nothing}
+    # Both names are torch's own affair; a version without one of them has no such checkpointing to switch off.
+    saved = {name: vars(checkpoint)[name] for name in substitutes if name in vars(checkpoint)}
+    vars(checkpoint).update({name: substitutes[name] for name in saved})
+    try:
+        yield
+    finally:
+        vars(checkpoint).update(saved)
+
+
+_GUARD = -1  # torch numbers its hooks from 0
+
+_lock = threading.Lock()
+_owners: dict[int, tuple[int, int]] = {}
+
+
+@contextmanager
+def owned(roots: Sequence[nn.Module]) -> Iterator[None]:
+    """Let this thread alone evaluate modules inside; a call of a root from another thread raises there.
+
+    Use it inside what puts the modules' tables back, as it leaves a hook on the roots. Modules that hold no tensor
+    (most losses) can be shared by threads.
+
+    Args:
+        roots: what is called; their submodules are this thread's as well.
+
+    Raises:
+        UnsupportedError: another thread measures one of them.
+    """
+    here = threading.get_ident()
+    roots = [root for root in roots if next(chain(root.parameters(), root.buffers()), None) is not None]
+    members = list({id(member): member for root in roots for member in root.modules()}.values())
+    with _lock:
+        for member in members:
+            if _owners.get(id(member), (here, 0))[0] != here:
+                raise UnsupportedError(_busy(member))
+        for member in members:
+            _owners[id(member)] = (here, _owners.get(id(member), (here, 0))[1] + 1)
+    try:
+        for root in roots:
+            if "_forward_pre_hooks" in root.__dict__:
+                hooks = OrderedDict(root.__dict__["_forward_pre_hooks"])
+                hooks[_GUARD] = _refuse_others(here)
+                root.__dict__["_forward_pre_hooks"] = hooks
+        yield
+    finally:
+        with _lock:
+            for member in members:
+                thread, depth = _owners.pop(id(member))
+                if depth > 1:
+                    _owners[id(member)] = (thread, depth - 1)
+
+
+@contextmanager
+def random_state(device: torch.device, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Put the random states of torch (CPU and ``device``), NumPy and Python back on leaving.
+
+    Where the process has other threads, the states that all of them share stay as they are: what advanced them may be
+    the draws of another thread, which would be repeated. Daemon threads do not count: those of notebooks and progress
+    bars wait for input and time, and draw nothing.
+
+    Args:
+        device: where the parameters lie.
+        generators: further ones, of the measuring thread alone.
+    """
+    alone = _alone()
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    own = [(generator, generator.get_state()) for generator in generators]
+    try:
+        yield
+    finally:
+        if alone and _alone():
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002 - the global state is put back, never drawn from
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, device)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+def _alone() -> bool:
+    here = threading.current_thread()
+    return all(thread is here or thread.daemon for thread in threading.enumerate())
+
+
+def _refuse_others(owner: int) -> Any:
+    def check(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() != owner:
+            raise UnsupportedError(_busy(module))
+
+    return check
+
+
+def _busy(module: nn.Module) -> str:
+    return (
+        f"{type(module).__name__} must not be used while another thread measures it, as it holds other weights for the "
+        "time being. Wait for that thread, or measure a copy.deepcopy of the module."
+    )
+
 
 BATCHNORM = ("eval", "batch", "recalibrate")
 
@@ -80,7 +217,7 @@ def evaluation(
     activation checkpointing, no ambient autocast, TF32 and reduced-precision CPU products off unless ``tf32``.
     Restored: attributes, modes, buffer and parameter tables of every submodule, the torch (CPU and CUDA), NumPy and
     Python random states, ``generators``, and the precision, attention and fast-path switches. Of other threads see
-    ``hessprobe.objective.threads``.
+    ``hessprobe.objective.modes``.
 
     Args:
         modules: roots whose submodules are touched (the model, and a loss that is a module).
@@ -95,9 +232,9 @@ def evaluation(
     """
     members = list({id(m): m for root in modules for m in root.modules()}.values())
     with ExitStack() as stack:
-        stack.enter_context(threads.random_state(device, generators))
+        stack.enter_context(random_state(device, generators))
         stack.enter_context(_module_state(members))
-        stack.enter_context(threads.owned(modules))
+        stack.enter_context(owned(modules))
         stack.enter_context(precision(tf32))
         stack.enter_context(_attention())
         stack.enter_context(torch.autocast(device.type, enabled=False))

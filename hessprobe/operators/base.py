@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.operators.conversion import dense_matrix, scipy_operator
-from hessprobe.operators.operands import Operand, factor_of, operand, require_rows
+from hessprobe.operators.conversion import Operand, dense_matrix, factor_of, operand, require_rows, scipy_operator
 from hessprobe.operators.sampled import SampledTrace
 from hessprobe.operators.selection import select
 from hessprobe.vectors import ParameterLayout, row_dots

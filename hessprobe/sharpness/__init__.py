@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from hessprobe.sharpness.average import average_direction
     from hessprobe.sharpness.diagnostics import Diagnostics, diagnose
     from hessprobe.sharpness.flatness import RelativeFlatness, fisher_rao_norm, relative_flatness
-    from hessprobe.sharpness.neighborhood import Neighborhood
+    from hessprobe.sharpness.neighborhood import Neighborhood, rescaled, scale_of
     from hessprobe.sharpness.result import Cost, Prediction, Sharpness
-    from hessprobe.sharpness.scaling import rescaled, scale_of
     from hessprobe.sharpness.subsets import m_sharpness
     from hessprobe.sharpness.worst import worst_direction
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.estimators.budget import Progress
 from hessprobe.sharpness.ascent import require_gradient
-from hessprobe.sharpness.neighborhood import Neighborhood
-from hessprobe.sharpness.scaling import steepest
+from hessprobe.sharpness.neighborhood import Neighborhood, steepest
 from hessprobe.vectors import gram
 
 ALPHA_MAX, ALPHA_STEP = 2.0, 0.1

@@ -9,9 +9,8 @@ from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import Progress
 from hessprobe.objective.base import Objective
-from hessprobe.sharpness.neighborhood import Neighborhood, radii_of
+from hessprobe.sharpness.neighborhood import Neighborhood, dual_norm, radii_of, steepest
 from hessprobe.sharpness.result import Prediction, Sharpness
-from hessprobe.sharpness.scaling import dual_norm, steepest
 
 
 def ascent_direction(

@@ -19,9 +19,8 @@ from hessprobe.objective.base import Objective
 from hessprobe.operators import Combination, Counted
 from hessprobe.sharpness.arc import Arc, arc_profile, require_plain
 from hessprobe.sharpness.ascent import place_of, require_gradient
-from hessprobe.sharpness.neighborhood import Neighborhood
+from hessprobe.sharpness.neighborhood import Neighborhood, steepest
 from hessprobe.sharpness.result import Cost
-from hessprobe.sharpness.scaling import steepest
 from hessprobe.vectors import gram
 
 DEFAULT_K = 5

@@ -18,9 +18,8 @@ from hessprobe.estimators.budget import Progress
 from hessprobe.jackknife import data_error
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.sharpness.ascent import place_of
-from hessprobe.sharpness.neighborhood import Neighborhood, radii_of
+from hessprobe.sharpness.neighborhood import Neighborhood, dual_norm, radii_of, steepest
 from hessprobe.sharpness.result import Cost, Prediction, Sharpness
-from hessprobe.sharpness.scaling import dual_norm, steepest
 from hessprobe.sharpness.worst import Search
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from hessprobe.errors import CheckpointError, DataError
 from hessprobe.models.files import path_sha256
-from hessprobe.models.folders import NUMBER, checkpoints_in, is_checkpoint_folder
-from hessprobe.models.progress import Progress, read_progress
+from hessprobe.models.progress import NUMBER, Progress, checkpoints_in, is_checkpoint_folder, read_progress
 from hessprobe.training import checkpoint, weights
 from hessprobe.vectors import ParameterLayout, require_same
 

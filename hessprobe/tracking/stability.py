@@ -48,9 +48,7 @@ import torch
 
 from hessprobe import checks
 from hessprobe.optim.engine import SharpnessAware
-from hessprobe.optim.variants.sam import SAM
-from hessprobe.optim.variants.unified_sam import UnifiedSAM
-from hessprobe.optim.variants.usam import USAM
+from hessprobe.optim.rules.ascent import SAM, USAM, UnifiedSAM
 
 # Share of the ascent that is normalized, by the name of the optimizer.
 _NORMALIZED = {"sam": 1.0, "usam": 0.0}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.influence import Batches, Influence
+from hessprobe.jackknife import Batches, Influence
 from hessprobe.measures.session import Start
 from hessprobe.measures.settings import Result
 from hessprobe.tracking.point import Alignment, Point

@@ -9,8 +9,7 @@ from hessprobe.training.checkpoint import (
 from hessprobe.training.datasets import DataSet, load_dataset
 from hessprobe.training.dataspec import DataSpec
 from hessprobe.training.loop import EpochReport, Trained, train
-from hessprobe.training.recipe import Recipe
-from hessprobe.training.recipe_file import load_recipe
+from hessprobe.training.recipe import Recipe, load_recipe
 from hessprobe.training.run import train_to_file
 
 __all__ = [

@@ -20,7 +20,7 @@ from hessprobe.objective import EmpiricalRisk
 from hessprobe.training import models, weights
 from hessprobe.training.datasets import batches, load_dataset, resolve_name
 from hessprobe.training.dataspec import DataSpec
-from hessprobe.training.losses import make_loss
+from hessprobe.training.evaluation import make_loss
 from hessprobe.training.recipe import Recipe
 
 FORMAT = "hessprobe.checkpoint"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.optim.engine import SharpnessAware
-from hessprobe.training.losses import Loss, count_hits, losses_by_example
+from hessprobe.training.evaluation import Loss, count_hits, losses_by_example
 
 Shard = tuple[Tensor, Tensor]
 

@@ -1,15 +1,49 @@
-"""Everything that decides a training run."""
+"""Everything that decides a training run, from arguments or from TOML files, and its learning rate over the steps."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hessprobe import checks
-from hessprobe.training import losses, optimizers
-from hessprobe.training.schedules import LR_SCHEDULES, RHO_SCHEDULES
+from hessprobe.training import evaluation, optimizers
+
+LR_SCHEDULES = ("constant", "cosine", "multistep")
+RHO_SCHEDULES = ("constant", "linear", "cosine", "like-lr")
+
+
+def lr_factor(
+    schedule: str, step: int, steps: int, *, warmup: int = 0, milestones: Sequence[float] = (), gamma: float = 0.1
+) -> float:
+    """Return what the peak learning rate is multiplied by in step ``step``.
+
+        warm-up:    (step + 1)/warmup for step < warmup; after it, with x = (step - warmup)/(steps - warmup),
+        constant:   1
+        cosine:     (1 + cos(pi x))/2
+        multistep:  gamma^(number of milestones m with step >= m steps)
+
+    Args:
+        schedule: a name in ``LR_SCHEDULES``.
+        step: from 0; ``steps`` itself is allowed and gives the factor after the last step.
+        steps: length of the run, >= 0.
+        warmup: steps of warm-up, 0 <= warmup <= steps.
+        milestones: shares of the run, in (0, 1).
+        gamma: in (0, 1].
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "cosine" and steps > warmup:
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    if schedule == "multistep":
+        return float(gamma ** sum(step >= round(share * steps) for share in milestones))
+    return 1.0
+
 
 AMP = ("off", "bf16", "fp16")
 
@@ -93,7 +127,7 @@ class Recipe:
                 f"accumulate must be at most batch_size = {self.batch_size}; got {self.accumulate}. Take fewer parts."
             )
         checks.one_of("amp", self.amp, AMP)
-        checks.one_of("loss", self.loss, losses.REGISTRY)
+        checks.one_of("loss", self.loss, evaluation.REGISTRY)
         checks.resolve_seed(self.seed)
 
     @property
@@ -167,3 +201,67 @@ class Recipe:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+_SUFFIX = ".toml"
+
+
+def shipped() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    folder = resources.files("hessprobe.training") / "recipes"
+    return sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
+
+
+_LARGEST = 1 << 16
+
+
+def read_recipe(source: str | Path) -> dict[str, Any]:
+    """Return the values that a recipe sets, so that others can be put over them: ``Recipe(**{**values, ...})``.
+
+    Args:
+        source: a name in ``shipped()``, or the path of a TOML file whose keys are fields of ``Recipe``.
+
+    Raises:
+        ValueError: no such recipe, not TOML, or an unknown key; the message names the nearest one.
+    """
+    name, values = str(source), _parse(source)
+    fields = [each.name for each in dataclasses.fields(Recipe)]
+    for key in values:
+        if key not in fields:
+            near = checks.nearest(key, fields)
+            raise ValueError(f"{name} has the unknown key {key!r}.{near} Known: {', '.join(fields)}.")
+    return values
+
+
+def load_recipe(source: str | Path, **changes: Any) -> Recipe:
+    """Return a recipe with some of its values changed.
+
+    Raises:
+        TypeError, ValueError: see ``read_recipe`` and ``Recipe``.
+    """
+    return Recipe(**{**read_recipe(source), **changes})
+
+
+def _parse(source: str | Path) -> dict[str, Any]:
+    name = str(source)
+    try:
+        return tomllib.loads(_text(source))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name} is not TOML: {error}. Write lines of 'key = value'.") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply. Write lines of 'key = value'.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text. Write lines of 'key = value'.") from error
+
+
+def _text(source: str | Path) -> str:
+    name, known = str(source), shipped()
+    if name in known:
+        return (resources.files("hessprobe.training") / "recipes" / f"{name}{_SUFFIX}").read_text("utf-8")
+    path = Path(source)
+    if not path.is_file():
+        near = checks.nearest(name, known)
+        raise ValueError(f"recipe must be a TOML file that exists or one of {', '.join(known)}; got {name!r}.{near}")
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"recipe must be at most {_LARGEST:,} bytes; got {name!r} of {path.stat().st_size:,}.")
+    return path.read_text("utf-8")

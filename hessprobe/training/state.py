@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from hessprobe.errors import CheckpointError
-from hessprobe.training.evaluation import Examples, assess
-from hessprobe.training.losses import Loss
+from hessprobe.training.evaluation import Examples, Loss, assess
 from hessprobe.training.recipe import Recipe
 
 # Where the data are and what they are called may change; their content may not, and that is compared by its hash.

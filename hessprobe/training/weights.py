@@ -1,4 +1,9 @@
-"""State dicts: reading them from files without running code, and fitting them into a model."""
+"""State dicts: reading them from files without running code, and fitting them into a model.
+
+Files of ``torch.save`` before anything in them is read: whole, and no larger inside than out.
+
+Stored tensors that can be the weights of a model: plain numbers of its kind, all of them there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +20,93 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.errors import CheckpointError, UnsupportedError
-from hessprobe.training.archive import require_sound
-from hessprobe.training.stored import require_numbers, widen
+
+# torch.save compresses nothing; a file packed by hand may shrink by a few times, weights hardly at all.
+_EXPANSION = 20
+_SMALL = 2**26
+# What describes the tensors: names, shapes, settings.
+_LARGEST_PICKLE = 2**28
+
+
+def require_sound(source: Path) -> None:
+    """Refuse a zip archive with a wrong checksum, or one that would unpack to many times its size.
+
+    ``torch.load`` compares no checksums: without this a flipped bit in a weight would be measured. Files that are no
+    zip archives (the format before torch 1.6) have none, and pass.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
+    if not zipfile.is_zipfile(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            _require_size(source, archive.infolist())
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{source} is damaged: {error}. Copy or save it again.") from error
+    except Exception as error:
+        # zlib, lzma and bz2 have errors of their own.
+        raise CheckpointError(f"{source} is damaged: {error}. Copy or save it again.") from error
+    if damaged is not None:
+        raise CheckpointError(f"{source} is damaged: the checksum of {damaged} is wrong. Copy or save it again.")
+
+
+def _require_size(source: Path, entries: list[zipfile.ZipInfo]) -> None:
+    size, inside = source.stat().st_size, sum(entry.file_size for entry in entries)
+    if inside > _SMALL and inside > _EXPANSION * size:
+        raise CheckpointError(
+            f"{source} would unpack from {size / 1e6:.3g} MB to {inside / 1e6:.3g} MB, which no weights do. "
+            "Save it again with torch.save."
+        )
+    for entry in entries:
+        if entry.filename.endswith("data.pkl") and entry.file_size > _LARGEST_PICKLE:
+            raise CheckpointError(
+                f"{source} describes its tensors in {entry.file_size / 1e6:.3g} MB, more than any model needs. "
+                "Save the model's state_dict alone."
+            )
+
+
+_KEPT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def require_numbers(name: str, given: Tensor, wanted: Tensor, source: str) -> None:
+    """Refuse a stored tensor that copying into the model would turn into other numbers, or that has none.
+
+    Args:
+        name: of the tensor.
+        given: from the file, of the shape of ``wanted``.
+        wanted: of the model.
+        source: what to call the file in a message.
+
+    Raises:
+        CheckpointError: sparse, quantised, without data (meta), expanded from fewer numbers, or of a dtype that is not
+            that of weights (integers, booleans, complex numbers, float8).
+    """
+    kind = str(given.dtype).removeprefix("torch.")
+    if given.is_meta:
+        problem, mend = "without data (a meta tensor)", "Load the weights before saving"
+    elif given.is_quantized:
+        problem, mend = f"quantised ({kind})", "Save the weights before quantisation, or dequantize() them"
+    elif given.layout != torch.strided:
+        problem, mend = f"sparse ({str(given.layout).removeprefix('torch.')})", "Save to_dense() of it"
+    elif given.numel() * given.element_size() > given.untyped_storage().nbytes():
+        problem, mend = "expanded from fewer numbers", "Save a contiguous() copy of it"
+    elif wanted.is_floating_point() and given.dtype not in _KEPT:
+        problem, mend = f"as {kind}", "Convert it to a floating-point dtype that holds what the model used"
+    elif not wanted.is_floating_point() and given.is_floating_point() | given.is_complex():
+        problem, mend = f"as {kind}, where the model counts in {str(wanted.dtype).removeprefix('torch.')}", "Convert it"
+    else:
+        return
+    raise CheckpointError(f"{source} has {name} {problem}, which cannot be measured as it is. {mend}.")
+
+
+def widen(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Make ``model`` float64 where its weights are stored so; others are measured in its own dtype."""
+    floating = [state_dict[name].dtype for name, _ in model.named_parameters() if name in state_dict]
+    if torch.float64 in floating:
+        model.double()
+
 
 # Where trainers put the weights inside a larger dictionary, and what wrappers put before every name.
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")

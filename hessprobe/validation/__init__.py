@@ -5,7 +5,6 @@ tolerance that the theorem gives. Nothing here is tuned to pass: a claim that fa
 """
 
 from hessprobe.validation.claim import Claim, Curve, Finding, Outcome, Part, Series
-from hessprobe.validation.registry import claims, select
-from hessprobe.validation.run import examine, run
+from hessprobe.validation.registry import claims, examine, run, select
 
 __all__ = ["Claim", "Curve", "Finding", "Outcome", "Part", "Series", "claims", "examine", "run", "select"]

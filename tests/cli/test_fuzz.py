@@ -16,7 +16,7 @@ from hessprobe import report
 from hessprobe.errors import JournalError
 from hessprobe.journal import Journal
 from hessprobe.training import Recipe
-from hessprobe.training.recipe_file import read_recipe
+from hessprobe.training.recipe import read_recipe
 
 BUDGET = int(os.environ.get("HESSPROBE_FUZZ", "15"))
 DOCUMENTED = (0, 1, 2)

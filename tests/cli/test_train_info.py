@@ -10,7 +10,7 @@ from hessprobe import report
 from hessprobe.cli.commands import train as train_module
 from hessprobe.training import load_checkpoint
 from hessprobe.training import loop as loop_module
-from hessprobe.training.recipe_file import shipped
+from hessprobe.training.recipe import shipped
 
 
 def test_training_writes_a_checkpoint_and_says_how_good_it_is(run, tmp_path):

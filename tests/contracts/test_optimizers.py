@@ -26,7 +26,7 @@ from contracts.optim_rows.table import all_rows
 
 from hessprobe.errors import PlainStepWarning
 from hessprobe.optim import available, registry
-from hessprobe.optim.engine import exchange
+from hessprobe.optim.engine import weights
 
 ROWS = all_rows()
 STEPS = 12
@@ -73,7 +73,7 @@ def test_follows_its_specification(row: Row, base: str, two: bool, monkeypatch: 
     for way, (foreach, smallest) in WAYS.items():
         if way == "exchange" and (base, two) != ("sgd", not row.single_group):
             continue  # it knows nothing of the base
-        monkeypatch.setattr(exchange, "SMALLEST", smallest)
+        monkeypatch.setattr(weights, "SMALLEST", smallest)
         module = make_module()
         optimizer = build(row, module, base, two, foreach=foreach)
         start = flat_weights(module)

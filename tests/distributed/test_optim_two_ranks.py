@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hessprobe.optim import GSAM, SAM
-from hessprobe.optim.engine import exchange
+from hessprobe.optim.engine import weights as exchange
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 

@@ -15,10 +15,8 @@ import pytest
 from scipy import stats
 
 from hessprobe.errors import NumericalWarning
-from hessprobe.validation.coverage.answers import Answer, Trial
-from hessprobe.validation.coverage.problem import Problem
-from hessprobe.validation.coverage.trials import TRIALS
-from hessprobe.validation.coverage.trials_spectral import GAPS
+from hessprobe.validation.coverage.problem import Answer, Problem, Trial
+from hessprobe.validation.coverage.trials import GAPS, TRIALS
 from hessprobe.validation.drawn import draw
 
 ALARM = 1e-4

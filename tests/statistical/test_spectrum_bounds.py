@@ -11,7 +11,7 @@ from oracles import eigenvalues, symmetric
 from torch import Tensor
 
 from hessprobe.krylov import eigsh
-from hessprobe.krylov.bounds import log_start_quantile, lower_bound, upper_bound
+from hessprobe.krylov.certificates import log_start_quantile, lower_bound, upper_bound
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream

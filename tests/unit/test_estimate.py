@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
-from hessprobe.influence import Batches, Influence
+from hessprobe.jackknife import Batches, Influence
 
 
 def test_the_interval_is_student_t_plus_solver() -> None:

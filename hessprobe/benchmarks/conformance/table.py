@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from hessprobe.benchmarks.conformance import problems, truths
+from hessprobe.benchmarks.conformance import problems
 from hessprobe.benchmarks.conformance.case import Case
 
 F64 = torch.float64
@@ -24,35 +24,35 @@ CASES: tuple[Case, ...] = (
         "Batches of 32, 32, 32 and 4 give the Hessian of all 100 examples.",
         problems.classifier,
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "ragged-batches-ggn",
         "Batches of 32, 32, 32 and 4 give the Gauss-Newton matrix of all 100 examples.",
         problems.classifier,
         "ggn",
-        truths.ggn,
+        problems.ggn,
     ),
     Case(
         "padded-tokens",
         "Tokens count, not batches: how a loader batches padded sequences does not change the Hessian.",
         problems.tokens,
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "own-ignore-index",
         "The same where the loss ignores another label than torch's.",
         partial(problems.tokens, ignored=5),
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "hidden-ignore-index",
         "The same where a function hides the loss, or a refusal names what is to be told.",
         partial(problems.tokens, ignored=5, hidden=True),
         "hvp",
-        truths.hvp,
+        problems.hvp,
         refusal="weighting",
     ),
     Case(
@@ -60,7 +60,7 @@ CASES: tuple[Case, ...] = (
         "A loss times 1e-5 has the eigenvalues times 1e-5.",
         partial(problems.classifier, scale=1e-5, k=2),
         "ends",
-        truths.ends,
+        problems.ends,
         tolerance=1e-7,
     ),
     Case(
@@ -68,7 +68,7 @@ CASES: tuple[Case, ...] = (
         "Finite differences take a step for the length of the vector.",
         problems.wide,
         "hvp-differences",
-        truths.hvp,
+        problems.hvp,
         tolerance=0.02,
     ),
     Case(
@@ -76,14 +76,14 @@ CASES: tuple[Case, ...] = (
         "An unused parameter has a block of zeros, a frozen one none, a shared one a single one.",
         problems.odd,
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "batchnorm-evaluation",
         "Running statistics are used, and left alone.",
         partial(problems.batchnorm, training=False),
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "batchnorm-training",
@@ -107,7 +107,7 @@ CASES: tuple[Case, ...] = (
         "Scaled-dot-product attention works as the model has it.",
         partial(problems.tokens, attention=True),
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "landscape-grid",
@@ -115,7 +115,7 @@ CASES: tuple[Case, ...] = (
         partial(problems.classifier, (8, 3)),
         "grid",
         lambda _: torch.ones(21, dtype=F64),
-        reduce=truths.on_grid,
+        reduce=problems.on_grid,
     ),
     Case(
         "coverage-flat",
@@ -124,7 +124,7 @@ CASES: tuple[Case, ...] = (
         "trace-intervals",
         lambda _: 0.93,
         "at least",
-        reduce=truths.covered,
+        reduce=problems.covered,
     ),
     Case(
         "coverage-outliers",
@@ -133,14 +133,14 @@ CASES: tuple[Case, ...] = (
         "trace-intervals",
         lambda _: 0.93,
         "at least",
-        reduce=truths.covered,
+        reduce=problems.covered,
     ),
     Case(
         "both-ends",
         "The five largest and the five smallest eigenvalues are those, by sign and not by size.",
         partial(problems.classifier, k=5),
         "ends",
-        truths.ends,
+        problems.ends,
         tolerance=1e-6,
     ),
     Case(
@@ -148,7 +148,7 @@ CASES: tuple[Case, ...] = (
         "The largest eigenvalue is a Rayleigh quotient of the matrix itself.",
         partial(problems.quadratic, _OUTLIERS),
         "lambda-max",
-        truths.lambda_max,
+        problems.lambda_max,
         tolerance=1e-8,
     ),
     Case(
@@ -156,7 +156,7 @@ CASES: tuple[Case, ...] = (
         "The largest eigenvalue is not the one of largest size.",
         partial(problems.quadratic, -_OUTLIERS),
         "lambda-max",
-        truths.lambda_max,
+        problems.lambda_max,
         tolerance=1e-6,
     ),
     Case(
@@ -164,7 +164,7 @@ CASES: tuple[Case, ...] = (
         "All nine copies of an eigenvalue are found.",
         partial(problems.quadratic, _COPIES, k=10),
         "ends",
-        truths.ends,
+        problems.ends,
         tolerance=1e-6,
     ),
     Case(
@@ -172,15 +172,15 @@ CASES: tuple[Case, ...] = (
         "The Hessian 0 has eigenvalues 0, and no nan.",
         partial(problems.quadratic, _ZERO),
         "ends",
-        truths.ends,
+        problems.ends,
     ),
     Case(
         "zero-matrix-density",
         "The Hessian 0 has its density at 0, and no nan.",
         partial(problems.quadratic, _ZERO),
         "density",
-        truths.moments,
-        reduce=truths.moments_of,
+        problems.moments,
+        reduce=problems.moments_of,
     ),
     Case(
         "breakdown",
@@ -195,8 +195,8 @@ CASES: tuple[Case, ...] = (
         "The weights of a density are squared first components: they sum to 1 and give the moments.",
         partial(problems.quadratic, _FLAT, n_probes=8),
         "density",
-        truths.moments,
-        reduce=truths.moments_of,
+        problems.moments,
+        reduce=problems.moments_of,
         tolerance=0.02,
     ),
     Case(
@@ -204,14 +204,14 @@ CASES: tuple[Case, ...] = (
         "The Hessian is that of the user's loss at the model's parameters.",
         problems.regression,
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "restarts",
         "The worst loss within a radius, with restarts at random points, is rho^2 lambda_max / 2 at a minimum.",
         partial(problems.quadratic, _FLAT, minimum=True, rho=0.3),
         "worst-sharpness",
-        truths.worst,
+        problems.worst,
         tolerance=1e-3,
     ),
     Case(
@@ -228,7 +228,7 @@ CASES: tuple[Case, ...] = (
         "256 vectors within 4 MiB are multiplied as one by one.",
         problems.many_probes,
         "hvp",
-        truths.hvp,
+        problems.hvp,
     ),
     Case(
         "own-generator",
@@ -252,7 +252,7 @@ CASES: tuple[Case, ...] = (
         "A penalty on the model's parameters inside the loss is part of the curvature, or a refusal names it.",
         problems.penalised,
         "hvp",
-        truths.hvp,
+        problems.hvp,
         refusal="parameters",
     ),
     Case(
@@ -260,7 +260,7 @@ CASES: tuple[Case, ...] = (
         "A loss that saves its gradient in forward is not differentiated as if the rest were constant.",
         problems.saved_gradient,
         "hvp",
-        truths.hvp_by_differences,
+        problems.hvp_by_differences,
         tolerance=1e-5,
         refusal="gradient",
     ),

@@ -14,7 +14,7 @@ from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 from hessprobe.measures import UNIVERSAL
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.measures import MeasureSettings

@@ -114,7 +114,7 @@ def labels(paths: list[str]) -> list[str]:
 
 
 def _expanded(given: str) -> list[str]:
-    from hessprobe.models.folders import checkpoints_in, is_checkpoint_folder
+    from hessprobe.models.progress import checkpoints_in, is_checkpoint_folder
 
     folder = Path(given)
     if not folder.is_dir() or is_checkpoint_folder(folder):

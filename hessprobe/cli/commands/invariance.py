@@ -18,7 +18,7 @@ from hessprobe.invariance import (
     TRANSFORMS,
     default_measures,
 )
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject

@@ -15,7 +15,7 @@ from hessprobe.cli import failures, options, signals
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, source_of
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject

@@ -12,7 +12,7 @@ from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.opening import arguments_of, opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
 from hessprobe.measures import NAMES, UNIVERSAL
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
     from rich.console import Console

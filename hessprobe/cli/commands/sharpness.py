@@ -12,7 +12,7 @@ import typer
 from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, engine_of, source_of
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
 
 if TYPE_CHECKING:

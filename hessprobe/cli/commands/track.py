@@ -12,7 +12,7 @@ import typer
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.opening import opens_foreign
 from hessprobe.cli.source import check_source, settings_of, source_of
-from hessprobe.models.opening import AS_FOUND, Opening
+from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def check(request: Request) -> None:
     check_source(request)
     if Path(request.figure).suffix.lower() not in _FORMATS:
         raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
-    from hessprobe.models.folders import is_checkpoint_folder
+    from hessprobe.models.progress import is_checkpoint_folder
 
     for path in request.run_dir if len(request.run_dir) > 1 else ():
         if not Path(path).exists():

@@ -130,7 +130,7 @@ def run(request: Request) -> None:
 
 def _recipe(request: Request) -> Recipe:
     from hessprobe.training import Recipe
-    from hessprobe.training.recipe_file import read_recipe
+    from hessprobe.training.recipe import read_recipe
 
     values = {} if request.recipe is None else read_recipe(request.recipe)
     own = {key: value for key, value in asdict(request).items() if key in Recipe.__dataclass_fields__}

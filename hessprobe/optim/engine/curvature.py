@@ -10,7 +10,7 @@ from torch import Tensor
 from hessprobe.errors import UnsupportedError
 from hessprobe.operators import LinearOperator
 from hessprobe.optim.engine.randomness import GlobalState
-from hessprobe.optim.engine.sharded import any_sharded, part_of, whole
+from hessprobe.optim.engine.tensors import any_sharded, part_of, whole
 
 
 class ParameterOperator(LinearOperator):

@@ -14,8 +14,7 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import hessian_of
-from hessprobe.optim.engine.gradients import Gradients
-from hessprobe.optim.engine.leftovers import Accumulated
+from hessprobe.optim.engine.gradients import Accumulated, Gradients
 from hessprobe.optim.engine.randomness import Replay, replayed
 from hessprobe.optim.engine.ranks import acts_locally, average_over_ranks, on_every_rank, without_gradient_averaging
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, Rule, StepReport, Update

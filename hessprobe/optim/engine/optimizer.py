@@ -14,18 +14,16 @@ from torch.optim.optimizer import ParamsT
 
 from hessprobe import checks
 from hessprobe.optim.engine import randomness
-from hessprobe.optim.engine.arguments import require_base, shard_shares
-from hessprobe.optim.engine.calls import explained, split_call
+from hessprobe.optim.engine.arguments import explained, require_base, shard_shares, split_call
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
-from hessprobe.optim.engine.leftovers import Accumulated, AccumulatedGradientsError, Leftovers
+from hessprobe.optim.engine.gradients import Accumulated, AccumulatedGradientsError, Leftovers
 from hessprobe.optim.engine.manual import ManualStep
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
 from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
-from hessprobe.optim.engine.sharded import any_sharded
-from hessprobe.optim.engine.tensors import Scalar, TensorList, prefers_foreach, read_on_cpu
+from hessprobe.optim.engine.tensors import Scalar, TensorList, any_sharded, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hessprobe.optim.engine.sharded import part_of
-from hessprobe.optim.engine.tensors import TensorList
+from hessprobe.optim.engine.tensors import TensorList, part_of
 
 # Odd constants of splitmix64: they spread consecutive (seed, step, draw) over all seeds.
 _GOLDEN = 0x9E3779B97F4A7C15

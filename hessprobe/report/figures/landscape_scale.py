@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.landscape.levels import levels, text, ticks
+from hessprobe.landscape.axes import levels, text, ticks
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.landscape.levels import text as level_text
+from hessprobe.landscape.axes import text as level_text
 from hessprobe.landscape.result import Floats, Landscape
 from hessprobe.report.figures.labels import name as beside
 from hessprobe.report.figures.landscape_scale import (
@@ -152,7 +152,7 @@ def _overlays(panel: Axes, landscape: Landscape, shown: Scale, rho: float | None
             panel.contour(x, y, masked, levels=[DEPARTURE], colors=VERMILION, linewidths=1.2)
             handles.append(Line2D([], [], color=VERMILION, lw=1.2, label="model 10 % off"))
     if rho is not None:
-        from hessprobe.landscape.geometry import circle
+        from hessprobe.landscape.axes import circle
 
         ring = circle(landscape.gram, rho)
         panel.plot(ring[:, 0], ring[:, 1], color=SKY, lw=1.4)

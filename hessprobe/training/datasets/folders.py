@@ -16,7 +16,7 @@ from torch import Tensor
 from hessprobe.errors import DataError
 from hessprobe.training.datasets import pictures
 from hessprobe.training.datasets.base import DataSet, Report, every_fifth_of_each_class, image_set
-from hessprobe.training.datasets.cache import remembered
+from hessprobe.training.datasets.pictures import remembered
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _TRAIN = "train"

@@ -14,7 +14,7 @@ from torch import Tensor
 from hessprobe.errors import DataError, UnsupportedError
 from hessprobe.training.datasets import pictures
 from hessprobe.training.datasets.base import DataSet, Report, every_fifth_of_each_class, image_set
-from hessprobe.training.datasets.cache import remembered
+from hessprobe.training.datasets.pictures import remembered
 
 HELD_OUT = ("test", "validation", "valid", "val")
 _LABELS = ("label", "labels", "fine_label", "target")

@@ -12,13 +12,10 @@ import torch
 from torch import nn
 
 from hessprobe import checks
-from hessprobe.training.models.cnn import CNN
-from hessprobe.training.models.gpt import GPT
+from hessprobe.training.models.convolutional import CNN, VGG
 from hessprobe.training.models.mlp import MLP
-from hessprobe.training.models.resnet import ResNet, resnet18
-from hessprobe.training.models.vgg import VGG
-from hessprobe.training.models.vit import ViT
-from hessprobe.training.models.wide_resnet import WideResNet
+from hessprobe.training.models.residual import ResNet, WideResNet, resnet18
+from hessprobe.training.models.transformers import GPT, ViT
 
 __all__ = [
     "CNN",

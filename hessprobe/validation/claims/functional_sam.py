@@ -10,7 +10,7 @@ from torch import Tensor
 from hessprobe.optim import SAM, FunctionalSAM
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, below, near, seen
 from hessprobe.validation.dynamics import Function, direction, hessian, plain_sgd
-from hessprobe.validation.flat_network import Network
+from hessprobe.validation.networks import Network
 
 _SOURCE = "Singh, Mobahi, Agarwala, Dauphin (2025)"
 _RHOS = (0.1, 0.01, 0.001)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hessprobe.universal import Measure, Representation, evaluate, integrate, represent, samplers
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, agrees, below, near, seen
-from hessprobe.validation.matrices import rotated
-from hessprobe.validation.moments import gauss_from_moments
+from hessprobe.validation.matrices import gauss_from_moments, rotated
 
 _PAPER = "Tahmasebi et al. (2024)"
 _EPS = torch.finfo(torch.float64).eps

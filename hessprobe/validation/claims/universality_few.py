@@ -14,7 +14,7 @@ from hessprobe.universal import Measure, Representation, represent, represent_su
 from hessprobe.universal.catalogue import cumulants, powers
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, below, seen
 from hessprobe.validation.claims.universality import sampled_error
-from hessprobe.validation.moments import gauss_from_moments
+from hessprobe.validation.matrices import gauss_from_moments
 from hessprobe.validation.networks import digits_network
 
 _EPS = torch.finfo(torch.float64).eps

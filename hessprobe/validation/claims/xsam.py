@@ -19,7 +19,7 @@ from hessprobe.optim import XSAM
 from hessprobe.sharpness.arc import slerp
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, at_least, near, seen
 from hessprobe.validation.dynamics import Array, direction, mean_and_error, plain_sgd
-from hessprobe.validation.flat_network import Network, teacher_data
+from hessprobe.validation.networks import Network, teacher_data
 
 _SOURCE = "Chen, Zhou (2026)"
 _ALPHAS = np.round(np.arange(21) * 0.1, 12)

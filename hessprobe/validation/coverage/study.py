@@ -20,9 +20,9 @@ import torch
 from hessprobe.checks import nearest
 from hessprobe.errors import HessprobeError, NumericalWarning
 from hessprobe.validation.coverage import tally
-from hessprobe.validation.coverage.answers import Answer, Trial
+from hessprobe.validation.coverage.problem import Answer, Trial
 from hessprobe.validation.coverage.trials import TRIALS, questions, select
-from hessprobe.validation.spectra import FAMILIES
+from hessprobe.validation.drawn import FAMILIES
 
 # Runs that share a matrix.
 PER_MATRIX = 20

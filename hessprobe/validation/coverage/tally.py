@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from hessprobe.validation.coverage.answers import Answer, Trial
+from hessprobe.validation.coverage.problem import Answer, Trial
 
 # Two-sided normal quantile of 95 %.
 _Z = 1.959964

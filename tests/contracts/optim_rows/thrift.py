@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessprobe.estimators import diagonal
 from hessprobe.optim.engine.randomness import generator
-from hessprobe.optim.probabilities import LinearProbability
+from hessprobe.optim.schedules import LinearProbability
 
 
 def sam(flat: Flat, w: Tensor) -> Tensor:

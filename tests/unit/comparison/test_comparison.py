@@ -9,7 +9,7 @@ from hessprobe.comparison import compare_values, kendall, measure_each, rescalin
 from hessprobe.comparison.differences import p_value
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.influence import Influence
+from hessprobe.jackknife import Influence
 from hessprobe.measures import MeasureSettings
 
 

@@ -13,8 +13,7 @@ from hessprobe.estimators.budget import dependent_df
 from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import difference
 from hessprobe.estimators.law import crossed_variance, shrunk_skewness
-from hessprobe.influence import Batches, Influence
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.jackknife import Batches, Influence, infinitesimal_jackknife
 from hessprobe.krylov import eigsh
 from hessprobe.probes import ProbeStream
 from hessprobe.universal import evaluate

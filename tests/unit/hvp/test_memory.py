@@ -18,9 +18,8 @@ from hessprobe.errors import MemoryBudgetError
 from hessprobe.hvp import ENGINES, GaussNewton, Hessian
 from hessprobe.hvp.auto import choose
 from hessprobe.hvp.chunked import Chunked, forward_bytes
-from hessprobe.hvp.double_backward import DoubleBackward
 from hessprobe.hvp.engine import LossFunction, Product
-from hessprobe.hvp.forward_over_reverse import ForwardOverReverse
+from hessprobe.hvp.engines import DoubleBackward, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import JacobianGraph
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective import EmpiricalRisk

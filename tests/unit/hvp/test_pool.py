@@ -11,7 +11,7 @@ from torch import nn
 
 from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError
 from hessprobe.hvp import Fisher, GaussNewton, Hessian
-from hessprobe.hvp.double_backward import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective
 

@@ -139,7 +139,7 @@ def test_permutation_leaves_every_measure():
 
 
 def test_what_shares_no_probes_has_independent_errors(monkeypatch):
-    from hessprobe.invariance import measured
+    from hessprobe.invariance import check
 
     seeds = []
 
@@ -147,7 +147,7 @@ def test_what_shares_no_probes_has_independent_errors(monkeypatch):
         seeds.append(settings.seed)
         return [Result(name, "hessian", Estimate(1.0), "curvature") for name in names]
 
-    monkeypatch.setattr(measured, "measure_all", spy)
+    monkeypatch.setattr(check, "measure_all", spy)
     list(check_invariance(dense_risk(), ["logdet"], ["permutation"], settings=MeasureSettings(seed=3)))
     assert len(set(seeds)) == 2
 

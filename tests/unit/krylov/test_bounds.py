@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hessprobe.krylov.bounds import excludes_above, log_polynomial_sum, log_start_quantile, lower_bound, upper_bound
+from hessprobe.krylov.certificates import (
+    excludes_above,
+    log_polynomial_sum,
+    log_start_quantile,
+    lower_bound,
+    upper_bound,
+)
 
 
 def tridiagonal(m: int) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ from oracles import SPECTRA, eigenvalues, symmetric
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.krylov.orthogonal import orthogonalise, random_row
+from hessprobe.krylov.lanczos import orthogonalise, random_row
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import DenseOperator
 from hessprobe.probes import ProbeStream

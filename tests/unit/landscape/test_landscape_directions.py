@@ -17,7 +17,7 @@ from hessprobe.landscape import (
     pca_plane,
     random_plane,
 )
-from hessprobe.landscape.geometry import circle
+from hessprobe.landscape.axes import circle
 from hessprobe.objective import Quadratic
 from hessprobe.vectors import ParameterLayout, require_same
 

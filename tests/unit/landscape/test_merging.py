@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from hessprobe.landscape import axis, evaluate, random_plane
-from hessprobe.landscape.merging import ACTIVATION_BYTES, merged
-from hessprobe.landscape.points import Points
+from hessprobe.landscape.points import ACTIVATION_BYTES, Points, merged
 from hessprobe.objective import EmpiricalRisk
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hessprobe as hp
 from hessprobe.objective.groups import by_groups
 from hessprobe.operators import Block, BlockDiagonal, Combination, Congruence, Counted, Deflated, LinearOperator
-from hessprobe.operators.reordered import Reordered
+from hessprobe.operators.algebra import Reordered
 
 
 def _risk(sizes: tuple[int, ...], loss: object = None, **how: object) -> hp.EmpiricalRisk:

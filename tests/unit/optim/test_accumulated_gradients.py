@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hessprobe.optim import SAM
-from hessprobe.optim.engine.leftovers import any_nonzero
+from hessprobe.optim.engine.gradients import any_nonzero
 
 
 def weight(shape: str) -> nn.Parameter:

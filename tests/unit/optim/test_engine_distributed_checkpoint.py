@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from hessprobe.optim import SAM, VaSSO
 from hessprobe.optim.engine import Displacement, TensorList
 from hessprobe.optim.engine.weights import Weights
-from hessprobe.optim.variants.looksam import sharp_direction, with_sharp_part
+from hessprobe.optim.rules.intermittent import sharp_direction, with_sharp_part
 
 X = torch.linspace(-1, 1, 24).view(8, 3)
 Y = torch.arange(8) % 2

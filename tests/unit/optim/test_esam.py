@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.optim import ESAM, KSAM
-from hessprobe.optim.variants.esam import most_sensitive, portion
+from hessprobe.optim.rules.examples import most_sensitive, portion
 
 X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randn(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hessprobe.optim import SAM, SAMPa
-from hessprobe.optim.engine import exchange
+from hessprobe.optim.engine import weights
 
 # Just large enough by itself; its bias is not.
 SHAPE = (130, 130)
@@ -48,14 +48,14 @@ def test_large_tensors_alone_in_their_memory_are_exchanged_and_stay_at_their_add
     module = layer()
     optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.1), rho=0.1)
     assert all(was_exchanged(module, optimizer) for _ in range(3))
-    assert not exchange.may_exchange(module.bias, torch.empty_like(module.bias))
+    assert not weights.may_exchange(module.bias, torch.empty_like(module.bias))
 
 
 @pytest.mark.parametrize("kind", [SAM, SAMPa])
 def test_the_steps_are_those_of_copying_to_the_last_bit(kind, monkeypatch):
     ends = []
     for smallest in (1, 2**62):
-        monkeypatch.setattr(exchange, "SMALLEST", smallest)
+        monkeypatch.setattr(weights, "SMALLEST", smallest)
         module = layer()
         optimizer = kind(torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), rho=0.1)
         for _ in range(4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hessprobe.optim import SSSAM
-from hessprobe.optim.probabilities import LinearProbability, PiecewiseProbability, TrigonometricProbability
+from hessprobe.optim.schedules import LinearProbability, PiecewiseProbability, TrigonometricProbability
 
 
 def gradients(optimizer: SSSAM, w: torch.nn.Parameter, steps: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.optim import XSAM
-from hessprobe.optim.variants.xsam import _slerp
+from hessprobe.optim.rules.xsam import _slerp
 
 H = torch.diag(torch.tensor([5.0, 2.0, 1.0, 0.3], dtype=torch.float64))
 START = (0.2, -0.4, 0.9, 1.5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hessprobe.optim import ZSharp
-from hessprobe.optim.variants.zsharp import _outstanding, _quantile
+from hessprobe.optim.rules.masked import _outstanding, _quantile
 
 
 def moved(gradients: list[torch.Tensor], **arguments) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hessprobe.operators import DenseOperator
-from hessprobe.sharpness.trust_region import maximise, quadratic_model
+from hessprobe.sharpness.worst import maximise, quadratic_model
 
 
 def model(b, T, z):

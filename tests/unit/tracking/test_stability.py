@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hessprobe.optim import SAM, USAM, UnifiedSAM
-from hessprobe.optim.variants.asam import ASAM
+from hessprobe.optim.rules.neighborhood import ASAM
 from hessprobe.tracking.stability import StepRule, edge, rule_of_optimizer, rule_of_recipe
 
 

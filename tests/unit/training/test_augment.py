@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.training.augment import Augmentation
+from hessprobe.training.loop import Augmentation
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hessprobe.errors import DataError
-from hessprobe.training.datasets import cache, folders, load_dataset, pictures
+from hessprobe.training.datasets import folders, load_dataset, pictures
 
 CIFAR = Path(__file__).parents[4] / "shared" / "datasets" / "cifar10-jpeg.tar.xz"
 
@@ -98,7 +98,7 @@ def test_images_are_decoded_once_and_again_when_content_changes(tmp_path, monkey
 def test_damaged_cache_is_made_anew(tmp_path):
     root = lay_out(tmp_path / "a", two_splits())
     first = load_dataset(f"image-folder:{root}")
-    for file in cache.cache_folder().iterdir():
+    for file in pictures.cache_folder().iterdir():
         file.write_bytes(b"half")
     assert load_dataset(f"image-folder:{root}").sha256 == first.sha256
 
@@ -107,17 +107,17 @@ def test_cache_that_cannot_be_written_is_said_and_done_without(tmp_path, monkeyp
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("HESSPROBE_CACHE", str(tmp_path / "file" / "below"))
     root = lay_out(tmp_path / "a", two_splits())
-    with pytest.warns(cache.CacheWarning, match=r"cannot be written .*decoded each time\. Set HESSPROBE_CACHE"):
+    with pytest.warns(pictures.CacheWarning, match=r"cannot be written .*decoded each time\. Set HESSPROBE_CACHE"):
         assert len(load_dataset(f"image-folder:{root}").labels) == 10
 
 
 def test_cache_folder_is_where_users_expect_it(monkeypatch):
     monkeypatch.delenv("HESSPROBE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache.cache_folder() == Path("/x/hessprobe")
+    assert pictures.cache_folder() == Path("/x/hessprobe")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache.cache_folder() == Path("/home/someone/.cache/hessprobe")
+    assert pictures.cache_folder() == Path("/home/someone/.cache/hessprobe")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hessprobe.training.schedules import lr_factor
+from hessprobe.training.recipe import lr_factor
 
 
 def test_cosine_halves_in_the_middle_and_ends_at_zero():

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hessprobe.training.recipe import Recipe
-from hessprobe.training.recipe_file import load_recipe, read_recipe, shipped
+from hessprobe.training.recipe import Recipe, load_recipe, read_recipe, shipped
 
 
 def test_shipped_recipes_are_whole_and_as_in_the_papers():

@@ -8,7 +8,7 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.optim import SAM
 from hessprobe.training import Recipe, load_dataset, train
 from hessprobe.training.closures import StepClosures, Tally
-from hessprobe.training.losses import losses_by_example, make_loss
+from hessprobe.training.evaluation import losses_by_example, make_loss
 from hessprobe.training.models import build_model
 from hessprobe.training.optimizers import build_optimizer
 

@@ -18,8 +18,7 @@ from hessprobe.objective.analytic import Quadratic
 from hessprobe.operators import LinearOperator, aslinearoperator
 from hessprobe.universal import Forms, Measure, Point, Spectrum, agreement, catalogue, evaluate, samplers
 from hessprobe.universal.law import law_error, spectrum_of
-from hessprobe.universal.plugin import jackknife, plug_in
-from hessprobe.universal.tails import FEW_DF, FEW_DF_ONE, effective_size
+from hessprobe.universal.plugin import FEW_DF, FEW_DF_ONE, effective_size, jackknife, plug_in
 
 H = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype=torch.float64)
 GAUSS = samplers.gaussian()

@@ -7,7 +7,7 @@ import torch
 from hessprobe.optim import SAM, USAM
 from hessprobe.validation.claims import adasam, functional_sam, overparameterization, sam_on, statistics, xsam
 from hessprobe.validation.dynamics import direction, plain_sgd
-from hessprobe.validation.flat_network import Network, teacher_data
+from hessprobe.validation.networks import Network, teacher_data
 
 
 def test_the_direction_of_sam_on_a_quadratic_is_known():

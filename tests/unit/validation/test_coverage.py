@@ -12,8 +12,7 @@ import pytest
 from hessprobe.errors import HessprobeError
 from hessprobe.validation import coverage
 from hessprobe.validation.coverage import Settings, Study, study, tally
-from hessprobe.validation.coverage.answers import Answer, Trial
-from hessprobe.validation.coverage.problem import Problem
+from hessprobe.validation.coverage.problem import Answer, Problem, Trial
 
 
 def interval(factor: float, flagged: bool = False):

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hessprobe.validation.bases import BASES, signs
 from hessprobe.validation.coverage.problem import Problem, gapped
-from hessprobe.validation.drawn import draw
-from hessprobe.validation.spectra import FAMILIES
+from hessprobe.validation.drawn import BASES, FAMILIES, draw, signs
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

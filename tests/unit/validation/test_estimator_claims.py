@@ -12,7 +12,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.krylov.quadrature import QuadratureRule, gauss
 from hessprobe.probes import ProbeStream
 from hessprobe.validation.claim import Finding
-from hessprobe.validation.claims import estimators_coverage, estimators_exact, estimators_mean, estimators_variance
+from hessprobe.validation.claims import estimators_coverage, estimators_exact, estimators_mean
 from hessprobe.validation.matrices import SPECTRA, Hidden, eigenvalues, leading, named, rotated
 
 pytestmark = pytest.mark.filterwarnings("ignore::hessprobe.errors.NumericalWarning")
@@ -62,9 +62,9 @@ def test_a_biased_logdet_fails() -> None:
 
 def test_a_forgotten_diagonal_in_the_variance_fails() -> None:
     def forgetful(law: str, A: torch.Tensor) -> float:
-        return 2 * float(A.square().sum()) if law == "rademacher" else estimators_variance.form_variance(law, A)
+        return 2 * float(A.square().sum()) if law == "rademacher" else estimators_mean.form_variance(law, A)
 
-    labels = failed(estimators_variance.one_probe(1500, forgetful))
+    labels = failed(estimators_mean.one_probe(1500, forgetful))
     assert "w'Aw, rademacher, flat" in labels
     assert not any("gaussian" in label for label in labels)
 
@@ -73,12 +73,12 @@ def test_variance_formulas_by_enumeration_of_all_signs() -> None:
     A = rotated(torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64))
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
     forms, squares = ((corners @ A) * corners).sum(1), (corners @ A).square().sum(1)
-    assert float(forms.var(correction=0)) == pytest.approx(estimators_variance.form_variance("rademacher", A))
-    assert float(squares.var(correction=0)) == pytest.approx(estimators_variance.square_variance("rademacher", A))
+    assert float(forms.var(correction=0)) == pytest.approx(estimators_mean.form_variance("rademacher", A))
+    assert float(squares.var(correction=0)) == pytest.approx(estimators_mean.square_variance("rademacher", A))
 
 
 def test_shared_probes_do_not_pass_for_fresh_ones() -> None:
-    finding = estimators_variance.fresh_probes(60, lambda A, **how: estimators.trace(Hidden(A.total), **how))
+    finding = estimators_mean.fresh_probes(60, lambda A, **how: estimators.trace(Hidden(A.total), **how))
     assert failed(finding) == {"own probes for every term, variance over its formula"}
 
 

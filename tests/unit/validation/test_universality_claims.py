@@ -12,8 +12,8 @@ from hessprobe.universal import evaluate_from_losses, represent, represent_sum
 from hessprobe.universal.catalogue import cumulants
 from hessprobe.validation import networks
 from hessprobe.validation.claim import Finding
-from hessprobe.validation.claims import radius, radius_losses, universality, universality_few
-from hessprobe.validation.moments import gauss_from_moments
+from hessprobe.validation.claims import radius, universality, universality_few
+from hessprobe.validation.matrices import gauss_from_moments
 
 pytestmark = pytest.mark.filterwarnings("ignore::hessprobe.errors.NumericalWarning")
 
@@ -120,14 +120,14 @@ def test_a_plain_difference_does_not_pass_for_an_antithetic_one() -> None:
     def plain(measure, risk, rho, **how):
         return evaluate_from_losses(measure, risk, rho, antithetic=False, **how)
 
-    assert "squared norm, 1 levels, rho 0.1: error over rho^2" in failed(radius_losses.richardson(16, plain))
+    assert "squared norm, 1 levels, rho 0.1: error over rho^2" in failed(radius.richardson(16, plain))
 
 
 def test_one_extrapolation_too_few_has_the_wrong_order() -> None:
     def lazy(measure, risk, rho, levels, **how):
         return evaluate_from_losses(measure, risk, rho, levels=min(levels, 2), **how)
 
-    labels = failed(radius_losses.richardson(32, lazy))
+    labels = failed(radius.richardson(32, lazy))
     assert "trace, 3 levels: order" in labels
     assert not any("2 levels" in label for label in labels)
 
@@ -143,16 +143,16 @@ def test_losses_at_twice_the_radius_are_noticed() -> None:
     def wide(measure, risk, rho, **how):
         return evaluate_from_losses(measure, risk, 8 * rho, **how)
 
-    assert failed(radius_losses.from_losses(1000, wide))
+    assert failed(radius.from_losses(1000, wide))
 
 
 def test_an_unreported_truncation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = networks.digits_network(2, 5)
-    monkeypatch.setattr(radius_losses, "digits_network", lambda hidden: found)
+    monkeypatch.setattr(radius, "digits_network", lambda hidden: found)
 
     def silent(measure, risk, rho, levels, **how):
         return evaluate_from_losses(measure, risk, rho, levels=1, **how)
 
-    assert radius_losses.reported_truncation(8).verdict == "holds"
-    labels = failed(radius_losses.reported_truncation(8, silent))
+    assert radius.reported_truncation(8).verdict == "holds"
+    labels = failed(radius.reported_truncation(8, silent))
     assert "network, trace, rho 0.1: |value - S|" in labels
