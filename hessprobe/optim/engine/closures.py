@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.requests import At
-
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
 
 ClosureKind = Literal["backward", "per-sample", "outputs"]
 
@@ -89,7 +87,7 @@ class Pass:
         torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
 
 
-def passes_of(optimizer: SharpnessAware, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
+def passes_of(optimizer: Owner, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
     """Return the passes of a step that ``SharpnessAware.step`` is given.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import hessian_of
 from hessprobe.optim.engine.gradients import Accumulated, Gradients
+from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.randomness import Replay, replayed
 from hessprobe.optim.engine.ranks import acts_locally, average_over_ranks, on_every_rank, without_gradient_averaging
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, Rule, StepReport, Update
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.engine.updates import LearningRate, decouple, resolved
-
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
 
 
 class _SkippedError(Exception):
@@ -42,7 +40,7 @@ class Execution:
 
     def __init__(
         self,
-        optimizer: SharpnessAware,
+        optimizer: Owner,
         passes: Sequence[Pass],
         shares: Sequence[float],
         scaler: Any = None,
@@ -51,7 +49,7 @@ class Execution:
         self._owner, self._scaler, self.report = optimizer, scaler, StepReport()
         self._shards = list(zip(passes, shares, strict=True))
         self._parameters = optimizer.parameters()
-        self._gradients = Gradients(self._parameters, optimizer._fused())
+        self._gradients = Gradients(self._parameters, optimizer.fused())
         self._buffers = BufferGuard(optimizer.model)
         self._random = Replay({p.device for p in self._parameters}) if optimizer.rng == "same" else None
         self._accumulated = accumulated

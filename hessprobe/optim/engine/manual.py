@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.gradients import Gradients
+from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.ranks import average_over_ranks
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, StepReport
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.engine.updates import decouple, resolved
 
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
-
 
 class ManualStep:
     """Drives the rule of ``optimizer`` from gradients that the caller computes."""
 
-    def __init__(self, optimizer: SharpnessAware) -> None:
+    def __init__(self, optimizer: Owner) -> None:
         self._owner = optimizer
-        self._gradients = Gradients(optimizer.parameters(), optimizer._fused())
+        self._gradients = Gradients(optimizer.parameters(), optimizer.fused())
         self._rule = optimizer.rule()
         self._request: At | None = None
         self._outcome: Outcome | None = None

@@ -205,7 +205,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def recall(self, name: str) -> TensorList | None:
         """Return a remembered vector, or None before the first."""
-        return self.memory.vector(name, self.parameters(), self._fused())
+        return self.memory.vector(name, self.parameters(), self.fused())
 
     def remember(self, name: str, value: TensorList) -> None:
         """Keep a vector for the next step, once this one has gone through."""
@@ -358,7 +358,7 @@ class SharpnessAware(torch.optim.Optimizer):
         if self._rho_schedule is not None:
             for group in self.param_groups:
                 group["rho"] = self._rho_schedule(self.t, float(group.get("lr", 0.0)))
-        self.weights.bind(self.parameters(), self._fused())
+        self.weights.bind(self.parameters(), self.fused())
 
     def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
         """Return the passes of a step."""
@@ -390,7 +390,8 @@ class SharpnessAware(torch.optim.Optimizer):
         finally:
             self.abandon()
 
-    def _fused(self) -> bool:
+    def fused(self) -> bool:
+        """Return whether arithmetic is done on all tensors at once."""
         return self._use_foreach
 
     # -- shared with the base --------------------------------------------------------------------------------

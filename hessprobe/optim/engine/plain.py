@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from hessprobe.errors import PlainStepWarning
-
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
+from hessprobe.optim.engine.owner import Owner
 
 # torch's own wrapper around ``step``, its body and the two functions below lie between the caller and the warning.
 _CALLER = 6
 
 
-def plain_step(optimizer: SharpnessAware, clip_grad_norm: float | None) -> None:
+def plain_step(optimizer: Owner, clip_grad_norm: float | None) -> None:
     """Take a base step on the present gradients."""
     _warn_once(optimizer)
     optimizer.prepare()
@@ -26,7 +24,7 @@ def plain_step(optimizer: SharpnessAware, clip_grad_norm: float | None) -> None:
     optimizer.memory.reserve_vectors(optimizer.vectors, optimizer.parameters())
 
 
-def refuse_scaler_step(optimizer: SharpnessAware, closure: Any) -> None:
+def refuse_scaler_step(optimizer: Owner, closure: Any) -> None:
     """Refuse a step that ``GradScaler.step`` takes, with gradients that are still scaled.
 
     Raises:
@@ -44,7 +42,7 @@ def refuse_scaler_step(optimizer: SharpnessAware, closure: Any) -> None:
     )
 
 
-def _warn_once(optimizer: SharpnessAware) -> None:
+def _warn_once(optimizer: Owner) -> None:
     # A rate of zero trains nothing: torch.distributed.checkpoint steps so to have the state made.
     if optimizer.rule_in_use or not any(group.get("lr", 1) for group in optimizer.param_groups):
         return

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessprobe.operators import LinearOperator
+from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.tensors import TensorList
 
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
 
-
-def acts_locally(optimizer: SharpnessAware) -> bool:
+def acts_locally(optimizer: Owner) -> bool:
     """Return whether every rank of several displaces along its own gradient."""
     if optimizer.sync != "local" or not torch.distributed.is_initialized():
         return False
     return bool(torch.distributed.get_world_size() > 1)
 
 
-def require_wrapped(optimizer: SharpnessAware) -> None:
+def require_wrapped(optimizer: Owner) -> None:
     """Refuse to act locally where averaging of the gradients cannot be held back.
 
     Raises:
@@ -36,7 +34,7 @@ def require_wrapped(optimizer: SharpnessAware) -> None:
         )
 
 
-def average_over_ranks(optimizer: SharpnessAware, vector: TensorList) -> TensorList:
+def average_over_ranks(optimizer: Owner, vector: TensorList) -> TensorList:
     """Return the mean of ``vector`` over ranks that displace locally (``sync="local"``), else itself.
 
     What enters an update goes through this: ranks would drift apart otherwise.
@@ -58,7 +56,7 @@ def average_of_numbers(value: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
-def on_every_rank(optimizer: SharpnessAware, holds: bool) -> bool:
+def on_every_rank(optimizer: Owner, holds: bool) -> bool:
     """Return whether ``holds`` is True on all ranks that displace locally: a decision to stop is one of all of them."""
     if not acts_locally(optimizer):
         return holds
@@ -67,7 +65,7 @@ def on_every_rank(optimizer: SharpnessAware, holds: bool) -> bool:
     return bool(count)
 
 
-def mean_over_ranks(optimizer: SharpnessAware, value: Tensor) -> Tensor:
+def mean_over_ranks(optimizer: Owner, value: Tensor) -> Tensor:
     """Return the mean of ``value`` over the ranks where they share one displacement (``sync="global"``), else itself.
 
     A rule that makes weights of losses, or takes a decision from one, must do so from this: its ranks would drift apart
@@ -84,7 +82,7 @@ class MeanOverRanks(LinearOperator):
         inner: this rank's operator.
     """
 
-    def __init__(self, optimizer: SharpnessAware, inner: LinearOperator) -> None:
+    def __init__(self, optimizer: Owner, inner: LinearOperator) -> None:
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self._optimizer, self._inner = optimizer, inner
 
@@ -94,7 +92,7 @@ class MeanOverRanks(LinearOperator):
         return mean_over_ranks(self._optimizer, products)
 
 
-def without_gradient_averaging(optimizer: SharpnessAware) -> AbstractContextManager[Any]:
+def without_gradient_averaging(optimizer: Owner) -> AbstractContextManager[Any]:
     """Return the model's ``no_sync()``, for forward passes that no backward follows; nothing where it has none."""
     model = optimizer.model
     return model.no_sync() if hasattr(model, "no_sync") else nullcontext()  # type: ignore[union-attr,operator]  # DistributedDataParallel

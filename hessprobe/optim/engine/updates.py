@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.requests import Outcome, Update
 from hessprobe.optim.engine.tensors import TensorList
-
-if TYPE_CHECKING:
-    from hessprobe.optim.engine.optimizer import SharpnessAware
 
 
 def resolved(outcome: Outcome) -> Update:
@@ -20,7 +18,7 @@ def resolved(outcome: Outcome) -> Update:
     return outcome if isinstance(outcome, Update) else outcome()
 
 
-def decouple(optimizer: SharpnessAware, term: TensorList) -> None:
+def decouple(optimizer: Owner, term: TensorList) -> None:
     """Take ``w <- w - lr term`` with the learning rate of each group."""
     for weight, part, lr in zip(optimizer.parameters(), term.tensors, optimizer.group_values("lr"), strict=True):
         weight.add_(part, alpha=-float(lr))

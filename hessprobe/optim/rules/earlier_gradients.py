@@ -203,7 +203,7 @@ class MomentumSAM(SharpnessAware):
         if all(buffer is None for buffer in found):
             return None
         buffers = [torch.zeros_like(p) if b is None else b for b, p in zip(found, self.parameters(), strict=True)]
-        return TensorList(buffers, self._fused())
+        return TensorList(buffers, self.fused())
 
     def _with_decay(self, gradient: TensorList, displacement: Displacement) -> TensorList:
         decays = [

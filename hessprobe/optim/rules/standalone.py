@@ -331,6 +331,6 @@ class SASSHA(SharpnessAware):
             estimate = diagonal(MeanOverRanks(self, operator), n_probes=self.n_probes, seed=source, method="hutchinson")
             values = estimate.values.abs().to(operator.dtype)
             parts = operator.split(values) if isinstance(operator, ParameterOperator) else [values]
-            return TensorList(parts, self._fused())
+            return TensorList(parts, self.fused())
 
         return Curvature(measure, displacement)
