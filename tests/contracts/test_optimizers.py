@@ -13,6 +13,7 @@ import torch
 from contracts.optim_rows.harness import (
     BASES,
     Closures,
+    asked_for,
     build,
     flat_weights,
     make_module,
@@ -254,6 +255,38 @@ def test_a_clipped_step_is_as_long_as_its_bound(row: Row, scaled: bool):
     assert length <= row.clip_factor * (1 + 1e-9)
     if row.clip_is_reached:
         assert length == pytest.approx(row.clip_factor, rel=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@every_row
+def test_a_step_in_two_halves_is_the_step(row: Row, scaled: bool):
+    # WSAM clips two gradients of its own: a caller that clips their sum as well does something else.
+    bound = None if row.name == "wsam" else 0.3
+    modules = make_module(), make_module()
+    whole, halves = (build(row, module) for module in modules)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None for _ in modules]
+    clipped = 0
+    for t in range(1, 5):
+        loss = step(whole, modules[0], t, scaler=scalers[0], clip_grad_norm=bound)
+        before = flat_weights(modules[1])
+        closure, given = asked_for(halves, Closures(modules[1], t, 1.0, scalers[1]))
+        value = halves.evaluate(closure, scaler=scalers[1], clip_grad_norm=bound, **given)
+        torch.testing.assert_close(value, loss, rtol=1e-12, atol=0)
+        assert torch.equal(flat_weights(modules[1]), before)
+        if scalers[1] is not None:
+            scalers[1].unscale_(halves)
+        if bound is not None:
+            clipped += bool(torch.nn.utils.clip_grad_norm_(halves.parameters(), bound) > bound)
+        if scalers[1] is None:
+            assert halves.step() is None
+        else:
+            scalers[1].step(halves)
+            scalers[0].update()
+            scalers[1].update()
+        assert halves.t == t + 1
+        assert is_close(flat_weights(modules[1]), flat_weights(modules[0])) < 1e-11
+        assert not torch.equal(flat_weights(modules[1]), before)
+    assert bound is None or clipped
 
 
 @every_row

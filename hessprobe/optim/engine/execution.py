@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ class Execution:
         shares: their weights, summing to 1.
         scaler: the ``GradScaler``, or None.
         accumulated: gradients that the first closure has to clear.
+        is_staged: the caller clips, unscales and steps between ``evaluate`` and ``finish``.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Execution:
         shares: Sequence[float],
         scaler: Any = None,
         accumulated: Accumulated | None = None,
+        is_staged: bool = False,
     ) -> None:
         self._owner, self._scaler, self.report = optimizer, scaler, StepReport()
         self._shards = list(zip(passes, shares, strict=True))
@@ -52,7 +54,10 @@ class Execution:
         self._gradients = Gradients(self._parameters, optimizer.fused())
         self._buffers = BufferGuard(optimizer.model)
         self._random = Replay({p.device for p in self._parameters}) if optimizer.rng == "same" else None
-        self._accumulated = accumulated
+        self._accumulated, self._is_staged = accumulated, is_staged
+        self._pending: Update | None = None
+        # A rule that goes on after its step, and what it is run on.
+        self._rest: tuple[Rule, Sequence[tuple[Pass, float]]] | None = None
         self._seen: set[int] = set()
         self._first: TensorList | None = None
         self._last: TensorList | None = None
@@ -60,16 +65,33 @@ class Execution:
 
     def step(self) -> Tensor | None:
         """Take the step; return the loss at the first point. See ``SharpnessAware.step``."""
+        self.evaluate()
+        self.finish()
+        return self.report.loss
+
+    def evaluate(self) -> Tensor | None:
+        """Do what comes before the base step, whose gradient is in ``.grad`` then; return the loss."""
+        with self._guarded():
+            self._buffers.before()
+            self._place(self._directions())
+        return self.report.loss
+
+    def finish(self) -> None:
+        """Take the base step, and what the rule wants after it; nothing where ``evaluate`` has found it skipped."""
+        while self._pending is not None:
+            with self._guarded():
+                update, self._pending = self._pending, None
+                self._take(update)
+                if self._rest is not None:
+                    (rule, shards), self._rest = self._rest, None
+                    self._place(self._drive(rule, shards))
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         owner = self._owner
         try:
             with torch.no_grad(), self._synchronised():
-                self._buffers.before()
-                outcome = self._directions()
-                if outcome is None:
-                    self._agree()
-                else:
-                    self._finish(outcome)
-                owner.memory.commit()
+                yield
         except (_SkippedError, NonFiniteError) as failure:
             if not self._told:
                 on_every_rank(owner, False)
@@ -78,9 +100,10 @@ class Execution:
             self._skip()
         finally:
             owner.weights.restore()
-            owner.memory.discard()
             self._buffers.restore()
-        return self.report.loss
+            # What was remembered waits for the base step.
+            if self._pending is None:
+                owner.memory.discard()
 
     def _directions(self) -> Outcome | None:
         owner = self._owner
@@ -123,8 +146,8 @@ class Execution:
             # What the rule has let go of must not be held here while the next pass fills the memory with activations.
             answer = None
             if isinstance(request, Apply):
-                self._finish(request.update)
-                continue
+                self._rest = (rule, shards)
+                return request.update
             if isinstance(request, Curvature):
                 answer = self._curvature(request)
                 continue
@@ -250,26 +273,40 @@ class Execution:
 
     # -- finishing --------------------------------------------------------------------------------
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _place(self, outcome: Outcome | None) -> None:
+        """Put the gradient of the base step into ``.grad``, scaled as the loss is."""
         owner = self._owner
         self._agree()
+        if outcome is None:
+            owner.memory.commit()
+            return
         owner.weights.restore()
         update = resolved(outcome)
         self._diagnose()
         direction = average_over_ranks(owner, update.gradient)
         lr = update.lr(direction) if callable(update.lr) else update.lr
-        if not update.is_clipped:
+        if not (update.is_clipped or self._is_staged):
             # Not in place: the rule may have remembered the vector.
             direction = owner.clipped(direction)
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
-        self._gradients.put(direction if scale == 1.0 else direction * scale)
-        if self._scaler is not None:
-            self._scaler.unscale_(owner.base_optimizer)
-        with LearningRate(owner.base_optimizer, lr):
-            if self._scaler is None:
+        if scale != 1.0:
+            direction = direction * scale
+        elif self._is_staged:
+            # Whoever clips it does so in place.
+            direction = direction.clone()
+        self._gradients.put(direction)
+        self._pending = replace(update, lr=lr, gradient=TensorList([]))
+
+    def _take(self, update: Update) -> None:
+        owner = self._owner
+        scaler = None if self._is_staged else self._scaler
+        if scaler is not None:
+            scaler.unscale_(owner.base_optimizer)
+        with LearningRate(owner.base_optimizer, update.lr):
+            if scaler is None:
                 owner.base_optimizer.step()
             else:
-                self._scaler.step(owner.base_optimizer)
+                scaler.step(owner.base_optimizer)
         if update.decoupled is not None:
             decouple(owner, average_over_ranks(owner, update.decoupled))
         if update.then is not None:
@@ -303,6 +340,8 @@ class Execution:
             self._gradients.clear()
             return
         self.report.skipped = True
+        if self._is_staged:
+            return  # the caller's scaler finds them
         # The gradients are left as they came, not finite: the scaler finds them so, takes no step and lowers its scale.
         self._scaler.unscale_(self._owner.base_optimizer)
         self._scaler.step(self._owner.base_optimizer)

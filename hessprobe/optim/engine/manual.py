@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.gradients import Gradients
+from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.owner import Owner
 from hessprobe.optim.engine.ranks import average_over_ranks
 from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Outcome, StepReport
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.engine.updates import decouple, resolved
+from hessprobe.optim.engine.weights import Weights
 
 
 class ManualStep:
@@ -120,3 +123,96 @@ class ManualStep:
 def _unknown(gradient: TensorList) -> Tensor:
     # Rules that only look at gradients never read it; one that does shows nan rather than a wrong number.
     return torch.full((), float("nan"), device=gradient.tensors[0].device)
+
+
+class StepsByHand:
+    """The half of an optimizer that loops without closures call: ``first_step``, ``ascend``, ``descend``."""
+
+    _manual: ManualStep | None = None
+    _phase: AbstractContextManager[None] | None = None
+
+    if TYPE_CHECKING:
+        # Of the optimizer whose half this is.
+        weights: Weights
+        memory: Memory
+        rule_in_use: bool
+        _clip_grad_norm: float | None
+
+        prepare: Callable[[], None]
+        step: Callable[..., Tensor | None]
+        zero_grad: Callable[..., None]
+
+    def ascend(self) -> AbstractContextManager[None]:
+        """For loops written by hand: inside, the weights are displaced; compute the loss and call backward there.
+
+        Before the first ``with opt.ascend():`` call backward at the weights themselves; after it call ``descend()``. A
+        rule with more points wants more of them, see ``wants_ascent``.
+        """
+        return self._manual_step().ascend()
+
+    def wants_ascent(self) -> bool:
+        """Return whether the rule wants (another) ``with opt.ascend():`` before ``descend()``."""
+        self._leave_phase()
+        return self._manual_step().wants_ascent()
+
+    def descend(self, *, clip_grad_norm: float | None = None) -> None:
+        """Take the step that the evaluations since the last one lead to."""
+        self._manual_step()
+        # By its name: learning-rate schedulers, hooks and trainers count the calls of ``step``.
+        self.step(clip_grad_norm=clip_grad_norm)
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Displace the weights after a first backward: the name that loops written for other packages use.
+
+        A rule with more points wants it after every backward but the last, see ``wants_ascent``.
+
+        Args:
+            zero_grad: accepted as there; the gradients are cleared in any case.
+        """
+        del zero_grad
+        self._leave_phase()
+        phase = self._manual_step().ascend()
+        phase.__enter__()
+        self._phase = phase
+
+    def second_step(self, zero_grad: bool = False, *, clip_grad_norm: float | None = None) -> None:
+        """Restore the weights after a second backward and take the step; ``step()`` does the same.
+
+        Args:
+            zero_grad: clear the gradients afterwards.
+            clip_grad_norm: see ``step``.
+
+        Raises:
+            RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
+        """
+        if self._manual is None:
+            raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
+        self.step(clip_grad_norm=clip_grad_norm)
+        if zero_grad:
+            self.zero_grad()
+
+    def _manual_step(self) -> ManualStep:
+        if self._manual is None:
+            self.rule_in_use = True
+            self.prepare()
+            self._manual = ManualStep(cast(Owner, self))
+        return self._manual
+
+    def abandon(self) -> None:
+        """Forget a hand-written step that was begun, after putting the weights back."""
+        self.weights.restore()
+        self.memory.discard()
+        self._manual = self._phase = None
+
+    def _leave_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+    def _end_manual_step(self, clip_grad_norm: float | None) -> None:
+        self._leave_phase()
+        self._clip_grad_norm = clip_grad_norm
+        try:
+            self._manual_step().descend()
+        finally:
+            self.abandon()

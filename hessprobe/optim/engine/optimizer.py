@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from hessprobe.optim.engine.arguments import explained, require_base, shard_shar
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
 from hessprobe.optim.engine.gradients import Accumulated, AccumulatedGradientsError, Leftovers
-from hessprobe.optim.engine.manual import ManualStep
+from hessprobe.optim.engine.manual import StepsByHand
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
@@ -28,7 +28,7 @@ from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
 
 
-class SharpnessAware(torch.optim.Optimizer):
+class SharpnessAware(StepsByHand, torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` around another: gradients are taken where a rule wants them, the base takes the step.
 
     It shares ``param_groups`` and ``state`` with the base optimizer, so learning-rate schedulers act on both and
@@ -111,8 +111,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.sync = checks.one_of("sync", sync, ("global", "local"))
         self.foreach, self.diagnostics, self.check_finite = foreach, diagnostics, check_finite
         self.memory, self.weights, self.last = Memory(base_optimizer), Weights(), StepReport()
-        self._manual: ManualStep | None = None
-        self._phase: AbstractContextManager[None] | None = None
+        self._staged: Execution | None = None
         self._layout: list[tuple[Tensor, dict[str, Any]]] = []
         self._spans: list[tuple[dict[str, Any], int]] = []
         self._trainable: list[Tensor] = []
@@ -183,10 +182,11 @@ class SharpnessAware(torch.optim.Optimizer):
         # The factor of torch.nn.utils.clip_grad_norm_.
         return gradient.times((self._clip_grad_norm / (gradient.norm() + 1e-6)).clamp_max(1.0))
 
-    def clip_gradients(self) -> None:
-        """Clip ``.grad`` of all parameters together by this step's ``clip_grad_norm``."""
-        if self._clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), self._clip_grad_norm)
+    def clip_gradients(self, bound: float | None = None) -> None:
+        """Clip ``.grad`` of all parameters together by ``bound``, by default this step's ``clip_grad_norm``."""
+        bound = self._clip_grad_norm if bound is None else bound
+        if bound is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), bound)
 
     def perturbed(self, vector: TensorList) -> TensorList:
         """Return the part of ``vector`` in groups that are perturbed."""
@@ -236,9 +236,9 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls backward, returns the loss; or a list of them, one
-                for each shard of the batch. None ends a step that ``first_step`` or ``ascend`` has begun; where none
-                is, it takes a plain base step on the present gradients, and warns of it once where the rule has never
-                been used (``PlainStepWarning``).
+                for each shard of the batch. None ends a step that ``evaluate``, ``first_step`` or ``ascend`` has begun;
+                where none is, it takes a plain base step on the present gradients, and warns of it once where the rule
+                has never been used (``PlainStepWarning``).
             loss: forward only, returns the loss with its graph: for rules that evaluate losses or curvature; in place
                 of ``closure`` it is enough by itself.
             scaler: the ``GradScaler`` that the closure scales its loss with; call ``scaler.update()`` after the step.
@@ -256,34 +256,78 @@ class SharpnessAware(torch.optim.Optimizer):
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
-        refused = False
-        try:
-            return self._step(closure, loss, scaler, clip_grad_norm, weights)
-        except AccumulatedGradientsError:
-            refused = True
-            raise
-        finally:
-            if not refused:
-                self._leftovers.note(self._trainable)
+        with self._noting():
+            if closure is None and loss is None:
+                self._end_step(clip_grad_norm)
+                return None
+            return self._execution(closure, loss, scaler, clip_grad_norm, weights).step()
 
-    def _step(
+    def evaluate(
+        self,
+        closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        *,
+        loss: Callable[[], Tensor] | None = None,
+        scaler: Any = None,
+        clip_grad_norm: float | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Tensor | None:
+        """Do all of ``step(closure)`` but the base step, for training loops that clip and step by themselves.
+
+        Afterwards the weights are where they were and ``.grad`` holds what the base optimizer is to be given, so
+        that such a loop finds what it expects: it may clip it, unscale it and read its norm, and takes the step with
+        ``opt.step()`` or ``scaler.step(opt)``. A step that has been begun and not taken is forgotten here.
+
+        Args:
+            closure: see ``step``.
+            loss: see ``step``.
+            scaler: the ``GradScaler`` that the closure scales its loss with; ``.grad`` is scaled then.
+            clip_grad_norm: what the caller will clip with: only rules that clip several gradients (WSAM, Lookbehind)
+                look at it.
+            weights: see ``step``.
+
+        Returns:
+            The loss at the first point evaluated.
+
+        Raises:
+            As ``step``.
+        """
+        if self._staged is not None:
+            self.memory.discard()
+            self._staged = None
+        with self._noting():
+            run = self._execution(closure, loss, scaler, clip_grad_norm, weights, is_staged=True)
+            value = run.evaluate()
+            self._staged = run
+            # A scaler then steps only where it has found no overflow, as with every plain optimizer.
+            self._step_supports_amp_scaling = False
+            return value
+
+    def _end_step(self, clip_grad_norm: float | None) -> None:
+        if self._staged is not None:
+            if clip_grad_norm is not None:
+                self.clip_gradients(clip_grad_norm)
+            run, self._staged = self._staged, None
+            del self._step_supports_amp_scaling
+            run.finish()
+        elif self._manual is not None:
+            self._end_manual_step(clip_grad_norm)
+        else:
+            plain_step(self, clip_grad_norm)
+
+    def _execution(
         self,
         closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None,
         loss: Callable[[], Tensor] | None,
         scaler: Any,
         clip_grad_norm: float | None,
         weights: Sequence[float] | None,
-    ) -> Tensor | None:
-        if closure is None and loss is None:
-            if self._manual is None:
-                plain_step(self, clip_grad_norm)
-            else:
-                self._end_manual_step(clip_grad_norm)
-            return None
-        if self._manual is not None:
+        is_staged: bool = False,
+    ) -> Execution:
+        begun = "first_step() or ascend()" if self._manual is not None else "evaluate()"
+        if self._manual is not None or self._staged is not None:
             raise RuntimeError(
-                "step(closure) must not be called inside a step by hand; got one that first_step() or ascend() has "
-                "begun. End it with second_step() or descend()."
+                f"step(closure) must not be called inside a step by hand; got one that {begun} has begun. End it with "
+                f"{'second_step() or descend()' if self._manual is not None else 'step()'}."
             )
         self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
@@ -292,58 +336,22 @@ class SharpnessAware(torch.optim.Optimizer):
         accumulated = Accumulated(self._trainable) if self._leftovers.are_fresh(self._trainable) else None
         if accumulated is not None and (closure is None or self.closure_kind != "backward"):
             accumulated.refuse(type(self).__name__)  # no closure is there to clear them
-        run = Execution(self, passes, shard_shares(weights, len(passes)), scaler, accumulated)
+        run = Execution(self, passes, shard_shares(weights, len(passes)), scaler, accumulated, is_staged)
         self.last = run.report
-        return run.step()
+        return run
 
-    def ascend(self) -> AbstractContextManager[None]:
-        """For loops written by hand: inside, the weights are displaced; compute the loss and call backward there.
-
-        Before the first ``with opt.ascend():`` call backward at the weights themselves; after it call ``descend()``. A
-        rule with more points wants more of them, see ``wants_ascent``.
-        """
-        return self._manual_step().ascend()
-
-    def wants_ascent(self) -> bool:
-        """Return whether the rule wants (another) ``with opt.ascend():`` before ``descend()``."""
-        self._leave_phase()
-        return self._manual_step().wants_ascent()
-
-    def descend(self, *, clip_grad_norm: float | None = None) -> None:
-        """Take the step that the evaluations since the last one lead to."""
-        self._manual_step()
-        # By its name: learning-rate schedulers, hooks and trainers count the calls of ``step``.
-        self.step(clip_grad_norm=clip_grad_norm)
-
-    def first_step(self, zero_grad: bool = False) -> None:
-        """Displace the weights after a first backward: the name that loops written for other packages use.
-
-        A rule with more points wants it after every backward but the last, see ``wants_ascent``.
-
-        Args:
-            zero_grad: accepted as there; the gradients are cleared in any case.
-        """
-        del zero_grad
-        self._leave_phase()
-        phase = self._manual_step().ascend()
-        phase.__enter__()
-        self._phase = phase
-
-    def second_step(self, zero_grad: bool = False, *, clip_grad_norm: float | None = None) -> None:
-        """Restore the weights after a second backward and take the step; ``step()`` does the same.
-
-        Args:
-            zero_grad: clear the gradients afterwards.
-            clip_grad_norm: see ``step``.
-
-        Raises:
-            RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
-        """
-        if self._manual is None:
-            raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
-        self.step(clip_grad_norm=clip_grad_norm)
-        if zero_grad:
-            self.zero_grad()
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Count the gradients that the body leaves as used, unless it was refused because of gradients."""
+        refused = False
+        try:
+            yield
+        except AccumulatedGradientsError:
+            refused = True
+            raise
+        finally:
+            if not refused:
+                self._leftovers.note(self._trainable)
 
     def prepare(self) -> None:
         """Bind the step to the present parameters, groups and radius."""
@@ -363,32 +371,6 @@ class SharpnessAware(torch.optim.Optimizer):
     def _passes(self, closure: Any, loss: Callable[[], Tensor] | None, scaler: Any) -> list[Pass]:
         """Return the passes of a step."""
         return passes_of(self, closure, loss, scaler)
-
-    def _manual_step(self) -> ManualStep:
-        if self._manual is None:
-            self.rule_in_use = True
-            self.prepare()
-            self._manual = ManualStep(self)
-        return self._manual
-
-    def abandon(self) -> None:
-        """Forget a hand-written step that was begun, after putting the weights back."""
-        self.weights.restore()
-        self.memory.discard()
-        self._manual = self._phase = None
-
-    def _leave_phase(self) -> None:
-        phase, self._phase = self._phase, None
-        if phase is not None:
-            phase.__exit__(None, None, None)
-
-    def _end_manual_step(self, clip_grad_norm: float | None) -> None:
-        self._leave_phase()
-        self._clip_grad_norm = clip_grad_norm
-        try:
-            self._manual_step().descend()
-        finally:
-            self.abandon()
 
     def fused(self) -> bool:
         """Return whether arithmetic is done on all tensors at once."""
@@ -431,9 +413,17 @@ class SharpnessAware(torch.optim.Optimizer):
         state = dict(self.__dict__)
         # Graphs and closures of a step under way, and snapshots, are not part of the optimizer.
         state.update(
-            _manual=None, _phase=None, weights=Weights(), _layout=[], _spans=[], _trainable=[], last=StepReport()
+            _manual=None,
+            _phase=None,
+            _staged=None,
+            weights=Weights(),
+            _layout=[],
+            _spans=[],
+            _trainable=[],
+            last=StepReport(),
         )
         del state["_leftovers"]
+        state.pop("_step_supports_amp_scaling", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

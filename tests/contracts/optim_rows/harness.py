@@ -82,15 +82,19 @@ class Closures:
 
 def step(optimizer: Any, module: nn.Module, t: int, scale: float = 1.0, **options: Any) -> Tensor:
     """Take step ``t`` with the closure that the optimizer's kind asks for."""
-    closures = Closures(module, t, scale, options.get("scaler"))
-    if optimizer.needs_loss:
-        options["loss"] = closures.loss
+    closure, given = asked_for(optimizer, Closures(module, t, scale, options.get("scaler")))
+    return optimizer.step(closure, **given, **options)
+
+
+def asked_for(optimizer: Any, closures: Closures) -> tuple[Any, dict[str, Any]]:
+    """Return the closure of the optimizer's kind, and ``loss=`` where it wants one."""
+    given = {"loss": closures.loss} if optimizer.needs_loss else {}
     if optimizer.closure_kind == "per-sample":
-        return optimizer.step(closures.per_sample, **options)
+        return closures.per_sample, given
     if optimizer.closure_kind == "outputs":
-        return optimizer.step(closures.outputs, **options)
+        return closures.outputs, given
     count = getattr(optimizer, "shards", 1)
-    return optimizer.step(closures.shards(count) if count > 1 else closures.backward, **options)
+    return closures.shards(count) if count > 1 else closures.backward, given
 
 
 def points_of_step(optimizer: Any, module: nn.Module, t: int, **options: Any) -> list[Tensor]:
