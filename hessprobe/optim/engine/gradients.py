@@ -5,7 +5,8 @@ Gradients that are there before a step: those that the last one left, and those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -121,6 +122,18 @@ class Leftovers:
         found = [p for p in parameters if p.grad is not None]
         watched = found[:: max(1, len(found) // _WATCHED)]
         self._used = [(p, TensorWeakRef(p.grad), p.grad._version) for p in watched if p.grad is not None]
+
+    @contextmanager
+    def noting(self, parameters: Callable[[], Sequence[Tensor]]) -> Iterator[None]:
+        """Count the gradients that the body leaves as used, unless it was refused because of gradients."""
+        try:
+            yield
+        except AccumulatedGradientsError:
+            raise
+        except BaseException:
+            self.note(parameters())
+            raise
+        self.note(parameters())
 
     def forget(self) -> None:
         """Know of nothing: the next gradients count as used."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Ou
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.engine.updates import decouple, resolved
 from hessprobe.optim.engine.weights import Weights
+
+_BY_HAND = ("first_step() or ascend()", "second_step() or descend()")
 
 
 class ManualStep:
@@ -125,19 +127,29 @@ def _unknown(gradient: TensorList) -> Tensor:
     return torch.full((), float("nan"), device=gradient.tensors[0].device)
 
 
+def itself(optimizer: Any) -> SharpnessAware:
+    """Return the optimizer behind a wrapper that imitates its class, as Lightning's does.
+
+    Methods found through that class are handed the wrapper, on which nothing may be kept.
+    """
+    while "base_optimizer" not in optimizer.__dict__ and "_optimizer" in optimizer.__dict__:
+        optimizer = optimizer._optimizer
+    return cast("SharpnessAware", optimizer)
+
+
 class StepsByHand:
     """The half of an optimizer that loops without closures call: ``first_step``, ``ascend``, ``descend``."""
 
-    _manual: ManualStep | None = None
-    _phase: AbstractContextManager[None] | None = None
+    _manual: ManualStep | None
+    _phase: AbstractContextManager[None] | None
 
     if TYPE_CHECKING:
         # Of the optimizer whose half this is.
+        _staged: Any
         weights: Weights
         memory: Memory
         rule_in_use: bool
         _clip_grad_norm: float | None
-
         prepare: Callable[[], None]
         step: Callable[..., Tensor | None]
         zero_grad: Callable[..., None]
@@ -148,16 +160,17 @@ class StepsByHand:
         Before the first ``with opt.ascend():`` call backward at the weights themselves; after it call ``descend()``. A
         rule with more points wants more of them, see ``wants_ascent``.
         """
-        return self._manual_step().ascend()
+        return itself(self)._manual_step().ascend()
 
     def wants_ascent(self) -> bool:
         """Return whether the rule wants (another) ``with opt.ascend():`` before ``descend()``."""
-        self._leave_phase()
-        return self._manual_step().wants_ascent()
+        owner = itself(self)
+        owner._leave_phase()
+        return owner._manual_step().wants_ascent()
 
     def descend(self, *, clip_grad_norm: float | None = None) -> None:
         """Take the step that the evaluations since the last one lead to."""
-        self._manual_step()
+        itself(self)._manual_step()
         # By its name: learning-rate schedulers, hooks and trainers count the calls of ``step``.
         self.step(clip_grad_norm=clip_grad_norm)
 
@@ -170,10 +183,11 @@ class StepsByHand:
             zero_grad: accepted as there; the gradients are cleared in any case.
         """
         del zero_grad
-        self._leave_phase()
-        phase = self._manual_step().ascend()
+        owner = itself(self)
+        owner._leave_phase()
+        phase = owner._manual_step().ascend()
         phase.__enter__()
-        self._phase = phase
+        owner._phase = phase
 
     def second_step(self, zero_grad: bool = False, *, clip_grad_norm: float | None = None) -> None:
         """Restore the weights after a second backward and take the step; ``step()`` does the same.
@@ -185,7 +199,7 @@ class StepsByHand:
         Raises:
             RuntimeError: without a ``first_step`` before it, or where the rule wants another one.
         """
-        if self._manual is None:
+        if itself(self)._manual is None:
             raise RuntimeError("second_step() must follow first_step(); call first_step() after the first backward.")
         self.step(clip_grad_norm=clip_grad_norm)
         if zero_grad:
@@ -199,10 +213,40 @@ class StepsByHand:
         return self._manual
 
     def abandon(self) -> None:
-        """Forget a hand-written step that was begun, after putting the weights back."""
+        """Forget a step that was begun, after putting the weights back."""
         self.weights.restore()
         self.memory.discard()
-        self._manual = self._phase = None
+        self._manual = self._phase = self._staged = None
+
+    def _is_ended_by(self, closure: Any, loss: Any) -> bool:
+        """Return whether this call of ``step`` evaluates nothing: it has no closure, or one that calls no backward.
+
+        Lightning runs its hooks in a closure, and clips there, also where the gradients are there already.
+
+        Raises:
+            RuntimeError: the closure calls backward within a step that was begun.
+        """
+        if closure is None:
+            return loss is None
+        if self._manual is None and self._staged is None:
+            return False
+        parameters = cast("SharpnessAware", self).parameters()
+        found = [p.grad for p in parameters]
+        if self._manual is not None:
+            self.zero_grad()
+        is_empty = callable(closure) and not computes_gradients(closure, parameters)
+        if self._manual is not None:
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        if is_empty:
+            return True
+        begun, end = ("evaluate()", "step()") if self._manual is None else _BY_HAND
+        if self._manual is None:
+            self.abandon()  # its gradients have been added to
+        raise RuntimeError(
+            f"step(closure) must not be called inside a step by hand; got one that {begun} has begun. End it with "
+            f"{end}."
+        )
 
     def _leave_phase(self) -> None:
         phase, self._phase = self._phase, None
@@ -216,3 +260,19 @@ class StepsByHand:
             self._manual_step().descend()
         finally:
             self.abandon()
+
+
+def computes_gradients(closure: Callable[[], object], parameters: Sequence[Tensor]) -> bool:
+    """Call ``closure`` and return whether a backward pass in it has reached a parameter."""
+    reached: list[bool] = []
+    handles = [_hook(p, reached) for p in parameters]
+    try:
+        closure()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(reached)
+
+
+def _hook(parameter: Any, reached: list[bool]) -> Any:
+    return parameter.register_post_accumulate_grad_hook(lambda _: reached.append(True))

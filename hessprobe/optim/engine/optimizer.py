@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from hessprobe.optim.engine import randomness
 from hessprobe.optim.engine.arguments import explained, require_base, shard_shares, split_call
 from hessprobe.optim.engine.closures import ClosureKind, Pass, passes_of
 from hessprobe.optim.engine.execution import Execution
-from hessprobe.optim.engine.gradients import Accumulated, AccumulatedGradientsError, Leftovers
-from hessprobe.optim.engine.manual import StepsByHand
+from hessprobe.optim.engine.gradients import Accumulated, Leftovers
+from hessprobe.optim.engine.manual import StepsByHand, itself
 from hessprobe.optim.engine.memory import Memory
 from hessprobe.optim.engine.plain import plain_step, refuse_scaler_step
 from hessprobe.optim.engine.ranks import require_wrapped
@@ -26,6 +25,8 @@ from hessprobe.optim.engine.requests import Displacement, Rule, StepReport
 from hessprobe.optim.engine.tensors import Scalar, TensorList, any_sharded, prefers_foreach, read_on_cpu
 from hessprobe.optim.engine.weights import Weights
 from hessprobe.optim.schedules import Schedule
+
+Closures: TypeAlias = Callable[..., Any] | Sequence[Callable[..., Any]]
 
 
 class SharpnessAware(StepsByHand, torch.optim.Optimizer):
@@ -112,6 +113,7 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
         self.foreach, self.diagnostics, self.check_finite = foreach, diagnostics, check_finite
         self.memory, self.weights, self.last = Memory(base_optimizer), Weights(), StepReport()
         self._staged: Execution | None = None
+        self._manual = self._phase = None
         self._layout: list[tuple[Tensor, dict[str, Any]]] = []
         self._spans: list[tuple[dict[str, Any], int]] = []
         self._trainable: list[Tensor] = []
@@ -223,9 +225,23 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
 
     # -- the optimizer --------------------------------------------------------------------------------
 
-    def step(  # type: ignore[override]  # a list of closures as well
+    @overload  # type: ignore[override]  # a list of closures as well
+    def step(self, closure: None = None, *, clip_grad_norm: float | None = None) -> None: ...
+
+    @overload
+    def step(
         self,
-        closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        closure: Closures | None = None,
+        *,
+        loss: Callable[[], Tensor] | None = None,
+        scaler: Any = None,
+        clip_grad_norm: float | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Tensor: ...
+
+    def step(
+        self,
+        closure: Closures | None = None,
         *,
         loss: Callable[[], Tensor] | None = None,
         scaler: Any = None,
@@ -252,19 +268,19 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
             NonFiniteError: the loss of a pass is nan or infinite (without scaler); the weights are as they were.
             ValueError: a backward before it has left gradients that the closure does not clear: a list of closures
                 accumulates.
-            RuntimeError: a step by hand has been begun, and a closure is given or the rule wants more evaluations.
+            RuntimeError: a step has been begun, and a closure calls backward or the rule wants more evaluations.
             TypeError, ValueError: the closure is not of the kind that this rule needs.
         """
         refuse_scaler_step(self, closure)
-        with self._noting():
-            if closure is None and loss is None:
+        with self._leftovers.noting(lambda: self._trainable):
+            if self._is_ended_by(closure, loss):
                 self._end_step(clip_grad_norm)
                 return None
             return self._execution(closure, loss, scaler, clip_grad_norm, weights).step()
 
     def evaluate(
         self,
-        closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        closure: Closures | None = None,
         *,
         loss: Callable[[], Tensor] | None = None,
         scaler: Any = None,
@@ -291,15 +307,16 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
         Raises:
             As ``step``.
         """
-        if self._staged is not None:
-            self.memory.discard()
-            self._staged = None
-        with self._noting():
-            run = self._execution(closure, loss, scaler, clip_grad_norm, weights, is_staged=True)
+        owner = itself(self)
+        if owner._staged is not None:
+            owner.memory.discard()
+            owner._staged = None
+        with owner._leftovers.noting(lambda: owner._trainable):
+            run = owner._execution(closure, loss, scaler, clip_grad_norm, weights, is_staged=True)
             value = run.evaluate()
-            self._staged = run
+            owner._staged = run
             # A scaler then steps only where it has found no overflow, as with every plain optimizer.
-            self._step_supports_amp_scaling = False
+            owner._step_supports_amp_scaling = False
             return value
 
     def _end_step(self, clip_grad_norm: float | None) -> None:
@@ -316,19 +333,13 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
 
     def _execution(
         self,
-        closure: Callable[..., Any] | Sequence[Callable[..., Any]] | None,
+        closure: Closures | None,
         loss: Callable[[], Tensor] | None,
         scaler: Any,
         clip_grad_norm: float | None,
         weights: Sequence[float] | None,
         is_staged: bool = False,
     ) -> Execution:
-        begun = "first_step() or ascend()" if self._manual is not None else "evaluate()"
-        if self._manual is not None or self._staged is not None:
-            raise RuntimeError(
-                f"step(closure) must not be called inside a step by hand; got one that {begun} has begun. End it with "
-                f"{'second_step() or descend()' if self._manual is not None else 'step()'}."
-            )
         self.rule_in_use, self._clip_grad_norm = True, clip_grad_norm
         self.prepare()
         require_wrapped(self)
@@ -339,19 +350,6 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
         run = Execution(self, passes, shard_shares(weights, len(passes)), scaler, accumulated, is_staged)
         self.last = run.report
         return run
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Count the gradients that the body leaves as used, unless it was refused because of gradients."""
-        refused = False
-        try:
-            yield
-        except AccumulatedGradientsError:
-            refused = True
-            raise
-        finally:
-            if not refused:
-                self._leftovers.note(self._trainable)
 
     def prepare(self) -> None:
         """Bind the step to the present parameters, groups and radius."""
