@@ -33,8 +33,9 @@ class Landscape:
 
     Attributes:
         axes: one or two ascending coordinate arrays.
-        values: by quantity; ``values[q][i, j]`` belongs to the point (axes[0][i], axes[1][j]), ``values[q][i]`` on a
-            line. nan or inf where the quantity is not finite there (a hole), nan where it has not been computed yet.
+        values: by quantity; ``values[q][i, j]`` belongs to the point ``(axes[0][i], axes[1][j])``, on a line
+            ``values[q][i]`` to ``axes[0][i]``. nan or inf where the quantity is not finite there (a hole), nan where
+            it has not been computed yet.
         done: bool, of the same shape: which points have been computed.
         labels, kind, lengths: see ``Plane``.
         gram: (k, k) dot products of the directions.
