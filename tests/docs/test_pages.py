@@ -11,7 +11,7 @@ import torch
 from hessprobe.cli.wording import FLAGS
 from hessprobe.measures.names import NAMES, UNIVERSAL
 
-PAGES = sorted(pages.ROOT.glob("docs/*.md"))
+PAGES = [*sorted(pages.ROOT.glob("docs/*.md")), pages.ROOT / "README.md"]
 
 
 @pytest.fixture
