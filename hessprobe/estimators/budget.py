@@ -33,6 +33,8 @@ MAX_PROBES = 10_000
 
 # Upper confidence level at which a pilot's standard deviation is taken.
 _PILOT_LEVEL = 0.8
+# An answer without any error is worth this many times the products of one with an error.
+WORTH = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,15 @@ def smallest_count(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def exact_pays(dim: int, products: float) -> bool:
+    """True where d = ``dim`` products, which give an answer without an error, beat so many for a sampled one.
+
+    Every ``method="auto"`` asks this of the fewest products that sampling can take before it makes any, and of those
+    that the pilot says it would take.
+    """
+    return dim <= WORTH * products
 
 
 def pilot_passes(n_terms: int) -> int:

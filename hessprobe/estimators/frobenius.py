@@ -14,6 +14,7 @@ from hessprobe import checks, jackknife
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Goal
+from hessprobe.estimators.captured import leading, remainders
 from hessprobe.estimators.deflate import Deflation, basis_of, block_rows, blocks_of, deflation
 from hessprobe.estimators.law import fold
 from hessprobe.estimators.linear import shared_probes_error
@@ -28,12 +29,16 @@ from hessprobe.estimators.squares import (
 from hessprobe.jackknife import GROUPS, Batches, DataError, Influence
 from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import LAWS, ProbeStream
-from hessprobe.vectors import gram, orthonormal_rows, row_dots
+from hessprobe.vectors import gram, row_dots
 
 _PILOT = 12
-_MINIMUM = 16
-# A tolerance that asks for this many times the pilot is first eased by deflating the pilot's own products.
-_WORTH_DEFLATING = 6
+_MINIMUM = 12
+# Directions that may be deflated for safety: what the pilot has seen little of is easily underestimated.
+_SPARE = 3
+# Observations that the worst case counts for.
+_PRIOR = 4
+# Share of the probes that directions must save, probes and directions together: the best of many guesses looks good.
+_CLEARLY = 0.8
 # More probes than this know the variance of their samples well enough by themselves.
 _CROSSED = 512
 # A trace known to worse than this, relative, is too near 0 for its square to be linear in it.
@@ -59,8 +64,8 @@ def frobenius_norm(
     ||A||_F^2 = 2 ||A V^T||_F^2 - ||V A V^T||_F^2 + ||P A P||_F^2 for orthonormal rows V (k, d) and P = I - V^T V.
     The first two terms are known from k products; the last is estimated from n shared probes by E ||P A P w||^2 and
     by pair products (w_i^T A w_j)^2, see ``squares``. The relative standard deviation of one probe is about 0.85
-    where a few outlying eigenvalues dominate, so deflate them; a tolerance that would need many probes deflates the
-    pilot's products.
+    where a few outlying eigenvalues dominate, so deflate them. With a tolerance as many of the pilot's own products are
+    deflated as save more probes than they cost (``captured``); and where d products are no more, they are made.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.
@@ -193,33 +198,69 @@ def _fixed(request: _Request, deflated: Deflation | None) -> Estimate:
     return _exact(request) if request.operator.dim <= count and deflated is None else _run(request, count, deflated, {})
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How many directions of the pilot's products to deflate, and how many probes then reach the tolerance."""
+
+    directions: int
+    probes: int
+
+    @property
+    def products(self) -> int:
+        return self.directions + self.probes
+
+
 def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
-    """Pilot, then one run of the size it asks for; with the pilot's products deflated where that saves many."""
+    """Pilot, then one run of the size it asks for; with some of the pilot's products deflated where that saves more."""
     A, asked = request.operator, request.goal
-    if deflated is None and A.dim <= 2 * _PILOT:
+    if deflated is None and budget.exact_pays(A.dim, _PILOT + _MINIMUM):
         return _exact(request)
     pilot = sample_squares(A, request.stream("pilot"), 0, _PILOT, deflated)
-    wanted, details = _wanted(request, pilot, deflated)
-    if deflated is None and wanted > _WORTH_DEFLATING * _PILOT and A.dim > 4 * _PILOT:
-        # The pilot's products sketch the range at no cost; they are independent of all later probes.
-        deflated = deflation(A, orthonormal_rows(pilot.products), seed=request.seed, parts=request.parts)
-        pilot = sample_squares(A, request.stream("pilot"), _PILOT, _PILOT, deflated)
-        first = wanted
-        wanted, details = _wanted(request, pilot, deflated)
-        details["wanted_before_deflation"] = first
-    if wanted >= A.dim:
+    plan, details = _cheapest(request, pilot, deflated)
+    if budget.exact_pays(A.dim, plan.products):
         return _exact(request)
-    used = min(wanted, asked.max_probes)
-    return budget.settled(_run(request, used, deflated, {"pilot": details}), asked, wanted, used)
+    if plan.directions:
+        # The pilot's products sketch the range at no cost; they are independent of all later probes.
+        basis = leading(pilot.products, plan.directions)
+        deflated = deflation(A, basis, seed=request.seed, parts=request.parts)
+    used = min(plan.probes, asked.max_probes)
+    estimate = _run(request, used, deflated, {"pilot": details})
+    return budget.settled(estimate, asked, plan.probes, used)
 
 
-def _wanted(request: _Request, pilot: SquareSamples, deflated: Deflation | None) -> tuple[int, dict[str, Any]]:
+def _cheapest(request: _Request, pilot: SquareSamples, deflated: Deflation | None) -> tuple[_Plan, dict[str, Any]]:
+    """Return the plan of the fewest products; among the pilot's directions only where none are deflated already."""
     measured = pilot.combined()
-    group, count = group_rows(request.operator.dim), len(pilot.squares)
     square = measured.value + (0.0 if deflated is None else deflated.squared_norm)
     norm = math.sqrt(square)
-    cautious = budget.upper_std(1.0, count - 1)
-    wanted = budget.smallest_count(
+    best = _Plan(0, _wanted(request, measured, norm))
+    error = math.sqrt(measured.variance) / (2 * norm) if norm else 0.0
+    details = {"probes": _PILOT, "value": norm, "std_error": error, "wanted": best.probes}
+    if deflated is None and len(pilot.pairs) == 1 and best.probes > _MINIMUM:
+        left = remainders(pilot.products)
+        plans = [_Plan(k, _wanted(request, _expected(left[:, k]), norm)) for k in range(1, _PILOT)]
+        least = min(plan.products for plan in plans)
+        other = max((plan for plan in plans if plan.products <= least + _SPARE), key=lambda one: one.directions)
+        if other.products <= _CLEARLY * best.products:
+            return other, details | {"wanted": other.probes, "wanted_before_deflation": best.probes}
+    return best, details
+
+
+def _expected(squares: Tensor) -> Combined:
+    """Return the moments of what a deflation leaves, (m,) squares, of which a few eigenvalues may be most.
+
+    The spread of few squares is shrunk towards the worst case, twice the squared mean, of a single eigenvalue.
+    """
+    m, mean = len(squares), float(squares.mean())
+    worst = 2 * mean**2 * m / (m + 2)
+    single = (float((squares - mean).square().sum()) + _PRIOR * worst) / (m - 1 + _PRIOR)
+    return Combined(mean, single / m, m - 1.0, 0.0, single, 2 * mean**2 + single)
+
+
+def _wanted(request: _Request, measured: Combined, norm: float) -> int:
+    """Return the probes that reach the tolerance, with the moments of a pilot of ``_PILOT`` probes."""
+    group, cautious = group_rows(request.operator.dim), budget.upper_std(1.0, _PILOT - 1)
+    return budget.smallest_count(
         lambda n: cautious * math.sqrt(expected_variance(measured, n, group)) / (2 * norm) if norm else 0.0,
         lambda n: (n - 1) / 2,
         request.goal.target(norm),
@@ -227,8 +268,6 @@ def _wanted(request: _Request, pilot: SquareSamples, deflated: Deflation | None)
         minimum=_MINIMUM,
         maximum=request.goal.max_probes,
     )
-    error = math.sqrt(measured.variance) / (2 * norm) if norm else 0.0
-    return wanted, {"probes": count, "value": norm, "std_error": error, "wanted": wanted}
 
 
 def _run(request: _Request, count: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:

@@ -20,7 +20,7 @@ from hessprobe.estimators.deflate import Deflation, basis_of
 from hessprobe.estimators.groups import deflated_part, influences
 from hessprobe.estimators.levels import Sizes, best_sizes, short_steps
 from hessprobe.estimators.sketch import SpectralSketch
-from hessprobe.estimators.whole import fits, pays, whole_sketch
+from hessprobe.estimators.whole import fits, whole_sketch
 from hessprobe.jackknife import GROUPS
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
@@ -131,7 +131,7 @@ def spectral_sketch(
         lower=None if known is None else checks.real("lower", known),
         may_be_whole=method == "auto" and fits(parts, memory),
     )
-    if method == "exact" or (plan.may_be_whole and pays(counted.dim, _expected(plan))):
+    if method == "exact" or (plan.may_be_whole and budget.exact_pays(counted.dim, _expected(plan))):
         sketch = whole_sketch(parts, plan.lower, callback)
     else:
         given = deflate if isinstance(deflate, Deflation) and basis is deflate.basis else None
@@ -176,7 +176,7 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
     final = replace(plan, steps=pilot.alphas.shape[1], adaptive=False)
     each = final.steps + plan.data_error
     sizes = _sizes(final, pilot, count, room) if wanted == count else Sizes(count, 0, 0, float(count * each))
-    if plan.may_be_whole and pays(plan.operator.dim, sizes.cost):
+    if plan.may_be_whole and budget.exact_pays(plan.operator.dim, sizes.cost):
         return whole_sketch(plan.parts, plan.lower, plan.callback)
     sketch = _chains(final, blank, vectors, sizes.long, "sketch")
     if sizes.short:

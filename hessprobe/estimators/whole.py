@@ -2,7 +2,7 @@
 
 Sampling never needs more products than the matrix has columns: d products with unit vectors give every entry, its
 eigenvalues in fp64 answer every later question, and the probe error is 0. The rule of ``method="auto"``: the whole
-matrix is taken where sampling would take as many products, d <= ``WORTH`` times those planned, provided that the
+matrix is taken where sampling would take as many products, ``budget.exact_pays``, provided that the
 matrix is small enough (``fits``). It is asked
 
 * before any product, of the least that the sweep can take or, where its chains are as long as they need to be, of what
@@ -31,8 +31,6 @@ from hessprobe.operators import LinearOperator
 # Largest matrix that "auto" takes: 128 MiB, whose eigenvalues take some 10 s on one core, with eigenvectors (several
 # terms) a minute: less than as many products with a network and the orthogonalisation of their chains.
 LARGEST = 4096
-# An answer without any error is worth this many times the products of one with an error.
-WORTH = 1.1
 # Matrices of this size that are held at a time, besides one a group of batches.
 _HELD = 4
 
@@ -41,11 +39,6 @@ def fits(A: LinearOperator, memory: int) -> bool:
     """True where ``method="auto"`` may take all of A: d <= 4,096, and the fp64 matrices fit in ``memory`` bytes."""
     held = _HELD + max(group_count(A, A.dim), 1)
     return A.dim <= LARGEST and held * A.dim**2 * 8 <= memory
-
-
-def pays(dim: int, products: float) -> bool:
-    """True where d = ``dim`` products for the whole matrix are a better way than this many for a sampled answer."""
-    return dim <= WORTH * products
 
 
 def whole_sketch(A: LinearOperator, lower: float | None, callback: budget.Callback | None = None) -> SpectralSketch:

@@ -207,18 +207,24 @@ def test_zero_tiny_and_scaled_matrices(dim: int) -> None:
 @pytest.mark.parametrize("kind", SPECTRA)
 def test_a_tolerance_is_met_with_the_pilot_deflated_where_that_helps(kind: str) -> None:
     matrix = symmetric(eigenvalues(kind, 500))
-    A = Counted(Plain(matrix))
-    estimate = frobenius_norm(A, rtol=0.01, seed=3)
-    half = estimate.half_width()
-    assert half <= 1.3 * 0.01 * estimate.value
-    assert abs(estimate.value - float(matrix.norm())) < 2 * half
-    assert estimate.matvecs == A.matvec_count < 500
-    if kind == "flat":
-        assert estimate.method == "probes"
-    if kind in ("outliers", "decaying"):
-        assert estimate.method == "probes+deflation"
-        assert estimate.matvecs <= 12 + 12 + 12 + 40
-        assert estimate.details["pilot"]["wanted_before_deflation"] > 72
+    met = 0
+    for seed in range(3, 8):
+        A = Counted(Plain(matrix))
+        estimate = frobenius_norm(A, rtol=0.01, seed=seed)
+        half = estimate.half_width()
+        met += half <= 0.01 * estimate.value
+        assert ("tolerance-missed" in estimate.flags) == (half > 0.01 * estimate.value)
+        assert abs(estimate.value - float(matrix.norm())) < 2 * half
+        assert estimate.matvecs == A.matvec_count < 500
+        if kind == "flat":
+            assert estimate.method == "probes"
+        if kind in ("outliers", "decaying"):
+            assert estimate.method == "probes+deflation"
+            # A pilot of 12, as many of its directions as carry the norm, and the fewest probes.
+            assert estimate.matvecs <= 12 + 12 + 12
+            assert estimate.details["pilot"]["wanted_before_deflation"] > 72
+    # A pilot may miss a large eigenvalue, and then the answer says that it is wider than was asked for.
+    assert met >= 4
 
 
 def test_flags_and_warnings() -> None:
