@@ -21,11 +21,13 @@ from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.squares import (
     Combined,
     SquareSamples,
+    combine_squares,
     expected_variance,
     group_rows,
     sample_squares,
     upper,
 )
+from hessprobe.estimators.xtrace import remainder_squares
 from hessprobe.jackknife import GROUPS, Batches, DataError, Influence
 from hessprobe.operators import Counted, LinearOperator, settled
 from hessprobe.probes import LAWS, ProbeStream
@@ -33,6 +35,8 @@ from hessprobe.vectors import gram, row_dots
 
 _PILOT = 12
 _MINIMUM = 12
+# Share of the squares that all directions may leave where the spectrum decays.
+_DECAYS = 0.8
 # Directions that may be deflated for safety: what the pilot has seen little of is easily underestimated.
 _SPARE = 3
 # Observations that the worst case counts for.
@@ -223,6 +227,11 @@ def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
         # The pilot's products sketch the range at no cost; they are independent of all later probes.
         basis = leading(pilot.products, plan.directions)
         deflated = deflation(A, basis, seed=request.seed, parts=request.parts)
+        if len(basis) == _PILOT:
+            plan = _refined(request, pilot, deflated)
+            details |= {"wanted": plan.probes}
+            if budget.exact_pays(A.dim, plan.probes):
+                return _exact(request)
     used = min(plan.probes, asked.max_probes)
     estimate = _run(request, used, deflated, {"pilot": details})
     return budget.settled(estimate, asked, plan.probes, used)
@@ -240,10 +249,21 @@ def _cheapest(request: _Request, pilot: SquareSamples, deflated: Deflation | Non
         left = remainders(pilot.products)
         plans = [_Plan(k, _wanted(request, _expected(left[:, k]), norm)) for k in range(1, _PILOT)]
         least = min(plan.products for plan in plans)
+        if least > _PILOT + _MINIMUM and left[:, -1].mean() < _DECAYS * left[:, 0].mean():
+            # What the products leave on both sides may be far less than on the one that they tell of.
+            return _Plan(_PILOT, _MINIMUM), details | {"wanted_before_deflation": best.probes}
         other = max((plan for plan in plans if plan.products <= least + _SPARE), key=lambda one: one.directions)
         if other.products <= _CLEARLY * best.products:
             return other, details | {"wanted": other.probes, "wanted_before_deflation": best.probes}
     return best, details
+
+
+def _refined(request: _Request, pilot: SquareSamples, deflated: Deflation) -> _Plan:
+    """Return the probes that are needed once all of the pilot's directions are deflated, told without one of each."""
+    probes = request.stream("pilot").block(0, _PILOT)
+    left = combine_squares(remainder_squares(probes, pilot.products, deflated.basis, deflated.image), [])
+    norm = math.sqrt(max(left.value + deflated.squared_norm, 0.0))
+    return _Plan(_PILOT, _wanted(request, left, norm))
 
 
 def _expected(squares: Tensor) -> Combined:

@@ -37,6 +37,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +113,23 @@ def exchange(A: LinearOperator, count: int, seed: int, law: str, stream: str = "
         )
     basis, factor, leftover = _factor(products)
     return Exchange(probes, basis, multiply(A, basis), factor, leftover)
+
+
+def remainder_squares(probes: Tensor, products: Tensor, basis: Tensor, images: Tensor) -> Tensor:
+    """Return ||P_i A P_i w_i||^2, fp64 (m,) on the CPU, P_i the projector off all products but A w_i.
+
+    Args:
+        probes: (m, d) rows w_i.
+        products: (m, d) rows A w_i, linearly independent.
+        basis: (m, d) orthonormal rows that span the products.
+        images: (m, d) products of A with ``basis``.
+    """
+    sketch = Exchange(probes, basis, images, gram(basis, products), 0.0)
+    small = Small.of(sketch, len(probes))
+    total = torch.zeros(len(probes), dtype=torch.float64, device=probes.device)
+    for rest, _ in _remainder_rows(sketch, small, torch.zeros_like(total)):
+        total += rest.square().sum(1)
+    return total.cpu()
 
 
 def multiply(A: LinearOperator, rows: Tensor) -> Tensor:
@@ -208,21 +226,27 @@ def exchange_error(sketch: Exchange, count: int, law: str) -> tuple[float, float
 def _squares(sketch: Exchange, small: Small, law: str) -> Tensor:
     """Return the numbers h whose mean is half the variance of a remainder by the law of the probes, see ``law``."""
     count = small.F.shape[-1]
-    S, X = small.left_out()
     forms, lengths = small.remainders()
     quotients = forms / lengths
     if law == "rademacher":
         quotients = quotients.mean().expand(count)
-    # R_i w_i has the coordinates F - Q_i^T (A P_i w_i) in the basis, less X of the images; P_i = I - Q_i Q_i^T.
-    inner = small.F - small.H @ X
-    inner = small.F - inner + S * (S * inner).sum(0)
-    total = torch.zeros(count - 1 if law == "rademacher" else count, dtype=torch.float64, device=X.device)
-    for start, stop in blocks_of(small.dim, max(1, _BATCH // count)):
-        Q, Z, w = (rows[:count, start:stop].double() for rows in (sketch.basis, sketch.images, sketch.probes))
-        rest = inner.T @ Q - X.T @ Z - quotients[:, None] * (w - X.T @ Q)
+    total = torch.zeros(count - 1 if law == "rademacher" else count, dtype=torch.float64, device=forms.device)
+    for rest, w in _remainder_rows(sketch, small, quotients):
         rows = contrasts(w * rest) if law == "rademacher" else rest
         total += rows.square().sum(1)
     return total
+
+
+def _remainder_rows(sketch: Exchange, small: Small, multiples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (R_i - c_i P_i) w_i and w_i, fp64 (N, columns) each, block of columns by block; c_i in ``multiples``."""
+    count = small.F.shape[-1]
+    S, X = small.left_out()
+    # R_i w_i has the coordinates F - Q_i^T (A P_i w_i) in the basis, less X of the images; P_i = I - Q_i Q_i^T.
+    inner = small.F - small.H @ X
+    inner = small.F - inner + S * (S * inner).sum(0)
+    for start, stop in blocks_of(small.dim, max(1, _BATCH // count)):
+        Q, Z, w = (rows[:count, start:stop].double() for rows in (sketch.basis, sketch.images, sketch.probes))
+        yield inner.T @ Q - X.T @ Z - multiples[:, None] * (w - X.T @ Q), w
 
 
 def exchange_trace(sketch: Exchange, law: str) -> tuple[float, float, float]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators import diagonal, trace
-from hessprobe.estimators.xtrace import Small, exchange, exchange_diagonal, exchange_error
-from hessprobe.probes import LAWS
+from hessprobe.estimators.xtrace import Small, exchange, exchange_diagonal, exchange_error, remainder_squares
+from hessprobe.probes import LAWS, ProbeStream
 
 
 def left_out(matrix: Tensor, W: Tensor, *, skip: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
@@ -111,3 +111,15 @@ def test_leaving_out_needs_independent_products() -> None:
 def test_products_that_are_not_finite_are_named() -> None:
     with pytest.raises(NonFiniteError, match="products with the operator must be finite"):
         exchange(Plain(torch.full((30, 30), torch.nan)), 4, 0, "sphere")
+
+
+def test_remainders_on_both_sides_are_those_of_the_projections() -> None:
+    matrix = symmetric(eigenvalues("outliers", 60))
+    W = ProbeStream(60, 4).block(0, 6)
+    Z = W @ matrix
+    basis = torch.linalg.qr(Z.T).Q.T
+    found = remainder_squares(W, Z, basis, basis @ matrix)
+    for i in range(6):
+        V = torch.linalg.svd(torch.cat([Z[:i], Z[i + 1 :]]), full_matrices=False).Vh
+        P = torch.eye(60).double() - V.T @ V
+        assert float(found[i]) == pytest.approx(float((P @ matrix @ P @ W[i]).square().sum()), rel=1e-9)
