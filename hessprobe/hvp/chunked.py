@@ -26,6 +26,9 @@ _WORKING = 4
 # Live bytes while a gradient's derivative is recorded, in units of what the graph of the gradient keeps.
 _RECORDING = 3
 
+# A budget this many times what a batch takes at most is no reason to measure a second slice.
+_AMPLE = 4
+
 
 class Chunked:
     """Takes an engine and a budget in bytes; is an engine that respects it.
@@ -116,7 +119,11 @@ class Chunked:
         if not isinstance(loss, BatchLoss) or examples < 4:
             return 0.0, 0.0
         one = max(examples // 16, 1)
-        small, large = (self._bytes_of(loss.slice(0, rows), theta) for rows in (one, 2 * one))
+        small = self._bytes_of(loss.slice(0, one), theta)
+        if _AMPLE * small * examples <= one * self._budget:
+            # Nothing that does not grow with the examples has to be told apart.
+            return 0.0, small / one
+        large = self._bytes_of(loss.slice(0, 2 * one), theta)
         slope = max(large - small, 0) / one
         return max(small - slope * one, 0.0), slope
 

@@ -6,8 +6,9 @@ product; how many bytes that takes is reported, so that a pool can decide which 
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,11 +130,29 @@ def graph_bytes(*roots: Tensor, ignore: Iterable[Tensor] = ()) -> int:
         if node is None or node in nodes:
             continue
         nodes.add(node)
-        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        saved = [getattr(node, name) for name in _saved_names(type(node))]
         saved += getattr(node, "saved_tensors", ())
-        total += storage_bytes([leaf for leaf in tree_leaves(saved) if isinstance(leaf, Tensor)], seen)
+        tensors = [leaf for leaf in saved if isinstance(leaf, Tensor)]
+        tensors += [t for group in saved if isinstance(group, list | tuple) for t in group if isinstance(t, Tensor)]
+        total += storage_bytes(tensors, seen)
         waiting += [source for source, _ in node.next_functions]
     return total
+
+
+@functools.cache
+def _saved_names(kind: Hashable) -> tuple[str, ...]:
+    # A graph of a small network is walked for longer than it takes to build it, were they listed for every node.
+    return tuple(name for name in dir(kind) if name.startswith("_saved_"))
+
+
+def pulled_back(outputs: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
+    """Return the derivative of <outputs, vector> in ``leaf``, both flat, with the graph kept; zero where there is none.
+
+    Bit for bit ``torch.autograd.grad(outputs, leaf, vector)``, whose check of the shape of ``vector`` imports a
+    computer algebra system in torch 2.13: a second, or 300 gradients of a small network, before the first product.
+    """
+    (column,) = torch.autograd.grad(torch.dot(outputs, vector), leaf, retain_graph=True, materialize_grads=True)
+    return column
 
 
 def fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:

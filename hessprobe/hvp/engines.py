@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engine import LossFunction, Product, batch_bytes, by_rows, fresh_gradient, graph_bytes
+from hessprobe.hvp.engine import LossFunction, Product, batch_bytes, by_rows, fresh_gradient, graph_bytes, pulled_back
 
 
 class DoubleBackward:
@@ -53,8 +53,7 @@ class DoubleBackward:
         def apply_one(vector: Tensor) -> Tensor:
             if not gradient.requires_grad:
                 return torch.zeros_like(vector)
-            (column,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=True, materialize_grads=True)
-            return column
+            return pulled_back(gradient, leaf, vector)
 
         return Product(by_rows(apply_one), graph_bytes(gradient, ignore=[theta]))
 
