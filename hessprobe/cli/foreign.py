@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from hessprobe import checks
 from hessprobe.cli import code
 from hessprobe.cli.failures import UsageError, as_usage
+from hessprobe.cli.source import Asked
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models import build, data, fitting, images, pretrained
 from hessprobe.models.files import path_sha256, read_contents
@@ -21,53 +22,49 @@ from hessprobe.models.spec import LOSSES, ZOO, ModelSpec, Opening, parse_spec
 from hessprobe.training import models as zoo
 from hessprobe.training.checkpoint import Checkpoint, foreign_checkpoint
 
-if TYPE_CHECKING:
-    from hessprobe.cli.load import Source
-
 # Names of hessprobe's networks that other libraries have too.
 _SHARED = {"resnet18": ("torchvision", "timm")}
 
 
-def spec_of(source: Source) -> ModelSpec | None:
+def spec_of(request: Asked, path: str | None) -> ModelSpec | None:
     """Return what ``--model`` names, or what the folder CKPT is by itself; None for neither.
 
     Raises:
         UsageError: it cannot be read.
     """
-    if source.model is not None:
+    if request.model is not None:
         with as_usage():
-            return parse_spec(source.model)
-    kind = None if source.checkpoint is None else pretrained.kind_of_folder(source.checkpoint)
-    return None if kind is None else ModelSpec(f"{kind}:{source.checkpoint}", kind, str(source.checkpoint))
+            return parse_spec(request.model)
+    kind = None if path is None else pretrained.kind_of_folder(path)
+    return None if kind is None else ModelSpec(f"{kind}:{path}", kind, str(path))
 
 
-def is_own(spec: ModelSpec, source: Source) -> bool:
+def is_own(spec: ModelSpec, request: Asked) -> bool:
     """Return whether weights, data and loss are those of a network of hessprobe, trained elsewhere."""
-    return spec.kind == ZOO and data.is_data_set(str(source.data)) and replace(source.opening, key=None) == Opening()
+    return spec.kind == ZOO and data.is_data_set(str(request.data)) and replace(request.opening, key=None) == Opening()
 
 
-def open_own(spec: ModelSpec, source: Source) -> tuple[Checkpoint, tuple[str, ...]]:
+def open_own(spec: ModelSpec, request: Asked, path: str) -> tuple[Checkpoint, tuple[str, ...]]:
     """Return the weights of a network of hessprobe as a checkpoint, and what a reader should know.
 
     Raises:
         UsageError: an unknown model, argument or data.
         CheckpointError: the weights do not fit; where the name is that of another library too, says so.
     """
-    path = str(source.checkpoint)
     said: list[tuple[str, ...]] = []
 
     def place(model: nn.Module) -> None:
-        said.append(_placed(model, path, source.opening.key)[0])
+        said.append(_placed(model, path, request.opening.key)[0])
 
     try:
         with as_usage():
-            checkpoint = foreign_checkpoint(path, spec.name, spec.arguments, str(source.data), place)
+            checkpoint = foreign_checkpoint(path, spec.name, spec.arguments, str(request.data), place)
     except CheckpointError as error:
         raise _with_libraries(error, spec) from error
     return checkpoint, said[-1]
 
 
-def open_foreign(spec: ModelSpec, source: Source) -> Opened:
+def open_foreign(spec: ModelSpec, request: Asked, path: str | None) -> Opened:
     """Return a network of another library with its weights and data.
 
     Raises:
@@ -75,17 +72,17 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
         HessprobeError: a file that is missing or cannot be used, or a library that is not installed.
         QuotedError: the user's own code failed.
     """
-    if source.data is None:
+    if request.data is None:
         raise UsageError(f"--data must be given with --model {spec.text}; got none. Choose {data.KINDS}.")
     if spec.kind in ("transformers", "peft"):
-        return _open_pretrained(spec, source)
+        return _open_pretrained(spec, request, path)
     with as_usage():
-        model, examples, said = _with_data(spec, source)
+        model, examples, said = _with_data(spec, request)
     notes: tuple[str, ...] = ()
     origin: dict[str, Any] = {}
-    if source.checkpoint is not None:
+    if path is not None:
         try:
-            notes, origin = _placed(model, source.checkpoint, source.opening.key)
+            notes, origin = _placed(model, path, request.opening.key)
         except CheckpointError as error:
             raise _with_libraries(error, spec) from error
     elif spec.kind == ZOO or (spec.kind in ("torchvision", "timm") and not _loads_itself(spec)):
@@ -93,11 +90,11 @@ def open_foreign(spec: ModelSpec, source: Source) -> Opened:
     else:
         model.float()
         notes = (f"weights as {spec.text} makes them",)
-    return Opened(model.eval(), spec.text, examples, _loss(source.opening), origin, (*notes, *said))
+    return Opened(model.eval(), spec.text, examples, _loss(request.opening), origin, (*notes, *said))
 
 
-def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
-    path, opening = source.checkpoint, source.opening
+def _open_pretrained(spec: ModelSpec, request: Asked, path: str | None) -> Opened:
+    opening = request.opening
     other = path is not None and Path(path).resolve() != Path(spec.name).resolve()
     # A folder of the same library holds a network of its own; of any other file the weights alone are taken.
     folder = str(path) if other and pretrained.kind_of_folder(str(path)) == spec.kind else spec.name
@@ -116,15 +113,15 @@ def _open_pretrained(spec: ModelSpec, source: Source) -> Opened:
     else:
         origin = {"path": folder, "sha256": path_sha256(folder), "format": f"{spec.kind} folder"}
     with as_usage():
-        examples = data.load_for(model, spec.name, task, str(source.data), opening)
+        examples = data.load_for(model, spec.name, task, str(request.data), opening)
     return Opened(model.eval(), spec.text, examples, _loss(opening), origin, (*notes, f"task: {task}"))
 
 
-def _with_data(spec: ModelSpec, source: Source) -> tuple[nn.Module, Any, tuple[str, ...]]:
+def _with_data(spec: ModelSpec, request: Asked) -> tuple[nn.Module, Any, tuple[str, ...]]:
     if spec.kind != ZOO:
         model = _model(spec)
-        return model, *data.load(str(source.data), source.opening, images.usual_of(spec.kind, model))
-    examples, said = data.load(str(source.data), source.opening)
+        return model, *data.load(str(request.data), request.opening, images.usual_of(spec.kind, model))
+    examples, said = data.load(str(request.data), request.opening)
     checks.one_of("model", spec.name, zoo.REGISTRY)
     implied = getattr(examples, "implied_arguments", {})
     return zoo.build_model(spec.name, zoo.complete_arguments(spec.name, spec.arguments, implied)), examples, said

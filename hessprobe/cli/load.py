@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from hessprobe.cli import code, foreign
+from hessprobe.cli import code, outputs
 from hessprobe.cli.failures import UsageError, as_usage, say
-from hessprobe.cli.trust import require_trusted_data
+from hessprobe.cli.source import Asked
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models.opened import Opened
-from hessprobe.models.spec import AS_FOUND, Opening
+from hessprobe.models.spec import Opening
 from hessprobe.models.triple import risk_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.checkpoint import (
@@ -27,36 +27,7 @@ from hessprobe.training.checkpoint import (
 )
 from hessprobe.training.weights import require_file
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where the risk comes from, as the command line says it.
-
-    Attributes:
-        checkpoint: path of a checkpoint or of plain weights, or None.
-        objective: ``file.py:function``, or None.
-        model: model of plain weights, or None.
-        data: data of plain weights, or None.
-        opening: how files of other libraries are read.
-        quiet: keeps what a reader should know of such a file to the record.
-        split, examples, batch_size, params, batchnorm, seed, device, dtype: as in ``Checkpoint.risk``; None where the
-            user left the choice to the program.
-    """
-
-    checkpoint: str | None = None
-    objective: str | None = None
-    model: str | None = None
-    data: str | None = None
-    split: str | None = None
-    examples: int | None = None
-    batch_size: int | None = None
-    params: tuple[str, ...] = ()
-    batchnorm: str | None = None
-    seed: int = 0
-    device: str | None = None
-    dtype: str | None = None
-    opening: Opening = AS_FOUND
-    quiet: bool = False
+_BUILT_IN = ("digits", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -76,23 +47,28 @@ class Subject:
     data: dict[str, Any]
 
 
-def load_subject(source: Source) -> Subject:
-    """Return the risk that ``source`` names.
+def load_subject(request: Asked, checkpoint: str | None, *, quiet: bool = False) -> Subject:
+    """Return the risk that a command measures.
+
+    Args:
+        request: the options.
+        checkpoint: path of a checkpoint or of plain weights, or None; the command's own, or another of a series.
+        quiet: keeps what a reader should know of a file of another library to the record.
 
     Raises:
         UsageError: options that contradict each other or name what does not exist.
         HessprobeError: a file that is missing or cannot be used, or a risk that cannot be measured.
         QuotedError: the user's own file failed.
     """
-    if source.objective is not None:
-        return _from_objective(source)
-    opened = _open(source)
+    if request.objective is not None:
+        return _from_objective(request, checkpoint)
+    opened = _open(request, checkpoint, quiet)
     if isinstance(opened, Opened):
-        return _from_foreign(opened, source)
-    split = source.split or "train"
+        return _from_foreign(opened, request, checkpoint, quiet)
+    split = request.split or "train"
     with as_usage():
         risk = opened.risk(
-            split, source.examples, source.batch_size or RISK_BATCH_SIZE, seed=source.seed, **_measured(source)
+            split, request.examples, request.batch_size or RISK_BATCH_SIZE, seed=request.seed, **_measured(request)
         )
     described = risk.describe()
     data = {
@@ -102,8 +78,8 @@ def load_subject(source: Source) -> Subject:
         "fingerprint": risk.fingerprint(),
         **described,
     }
-    count = described.get("examples", source.examples)
-    title = f"{source.checkpoint}: {opened.model_name}, {risk.dim:,} parameters, {count} examples ({split})"
+    count = described.get("examples", request.examples)
+    title = f"{checkpoint}: {opened.model_name}, {risk.dim:,} parameters, {count} examples ({split})"
     return Subject(risk, title, describe_checkpoint(opened), data)
 
 
@@ -140,33 +116,54 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def _open(source: Source) -> Checkpoint | Opened:
-    path = source.checkpoint
-    spec = foreign.spec_of(source)
+def _open(request: Asked, path: str | None, quiet: bool) -> Checkpoint | Opened:
+    if request.model is None and not (path and Path(path).is_dir()):
+        spec = None
+    else:
+        from hessprobe.cli import foreign
+
+        spec = foreign.spec_of(request, path)
     if spec is None:
         if not path:
             raise UsageError("CKPT must be given; got none. Name a checkpoint, or pass --objective file.py:function.")
-        if source.data is not None:
+        if request.data is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):
             raise UsageError(f"{require_file(path)} is plain weights: it names no model and data. {WHOSE_WEIGHTS}")
         checkpoint = load_checkpoint(path)
-        _refuse_opening(source, f"{path}, which names its own model, data and loss")
-        return require_trusted_data(checkpoint)
+        _refuse_opening(request, f"{path}, which names its own model, data and loss")
+        return _require_trusted_data(checkpoint)
     if path is not None:
         if not Path(path).is_dir() and is_own_file(path):
             raise UsageError(f"--model and --data are for plain weights, but {path} names its own. Leave them out.")
-        if source.data is None and source.model is not None:
+        if request.data is None and request.model is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
-        if foreign.is_own(spec, source):
-            checkpoint, notes = foreign.open_own(spec, source)
-            _tell(source, notes)
+        if foreign.is_own(spec, request):
+            checkpoint, notes = foreign.open_own(spec, request, path)
+            _tell(notes, quiet)
             return checkpoint
-    return foreign.open_foreign(spec, source)
+    return foreign.open_foreign(spec, request, path)
 
 
-def _refuse_opening(source: Source, what: str) -> None:
-    given = [each.name for each in fields(Opening) if getattr(source.opening, each.name) != each.default]
+def _require_trusted_data(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose data are made by this package, or whose choice ``--trust-data`` accepts.
+
+    A file from elsewhere must not open paths of this machine, nor go to the network.
+
+    Raises:
+        UsageError: it names a path or a data set of the network.
+    """
+    name = checkpoint.data.name
+    if name.partition(":")[0] in _BUILT_IN or outputs.current().trust_data:
+        return checkpoint
+    raise UsageError(
+        f"{checkpoint.path} asks for the data {name!r}, which lie outside hessprobe. Pass --trust-data if you made it "
+        "or know where it comes from."
+    )
+
+
+def _refuse_opening(request: Asked, what: str) -> None:
+    given = [each.name for each in fields(Opening) if getattr(request.opening, each.name) != each.default]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags} must be left out for {what}.")
@@ -186,87 +183,89 @@ def is_own_file(path: str) -> bool:
         return False
 
 
-def _from_foreign(opened: Opened, source: Source) -> Subject:
+def _from_foreign(opened: Opened, request: Asked, path: str | None, quiet: bool) -> Subject:
+    from hessprobe.cli import foreign
+
     with as_usage():
         risk, said = opened.risk(
-            split=source.split,
-            examples=source.examples,
-            batch_size=source.batch_size,
-            seed=source.seed,
-            **_measured(source),
+            split=request.split,
+            examples=request.examples,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            **_measured(request),
         )
     notes = (*opened.notes, *said)
-    _tell(source, notes)
-    described, split = risk.describe(), source.split or foreign.default_split(opened)
+    _tell(notes, quiet)
+    described, split = risk.describe(), request.split or foreign.default_split(opened)
     data = {
-        "name": source.data,
+        "name": request.data,
         "split": split,
         "fingerprint": risk.fingerprint(),
         **described,
         "notes": [*notes, *described["notes"]],
     }
-    where = source.checkpoint or opened.name
+    where = path or opened.name
     model = "" if where == opened.name else f"{opened.name}, "
     title = f"{where}: {model}{risk.dim:,} parameters, {risk.n_examples} examples ({split})"
-    return Subject(risk, title, foreign.describe(opened, source.checkpoint, risk.dim), data)
+    return Subject(risk, title, foreign.describe(opened, path, risk.dim), data)
 
 
-def _refuse(source: Source, names: tuple[str, ...], why: str) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(source, name)]
+def _refuse(request: Asked, names: tuple[str, ...], why: str) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(request, name)]
     if given:
         raise UsageError(f"{', '.join(given)} cannot go with {why}")
 
 
-def _measured(source: Source) -> dict[str, Any]:
+def _measured(request: Asked) -> dict[str, Any]:
     return {
-        "params": list(source.params) or None,
-        "dtype": None if source.dtype is None else getattr(torch, source.dtype),
-        "device": resolve_device(source.device),
-        "batchnorm": source.batchnorm or "eval",
+        "params": list(request.params or ()) or None,
+        "dtype": None if request.dtype is None else getattr(torch, request.dtype),
+        "device": resolve_device(request.device),
+        "batchnorm": request.batchnorm or "eval",
     }
 
 
-def _tell(source: Source, notes: tuple[str, ...]) -> None:
-    for note in () if source.quiet else notes:
+def _tell(notes: tuple[str, ...], quiet: bool) -> None:
+    for note in () if quiet else notes:
         say(f"note: {note}")
 
 
-def _from_objective(source: Source) -> Subject:
-    _refuse(source, ("model", "data"), "--objective. Decide it inside the function.")
-    _refuse_opening(source, "--objective, which decides it inside the function")
-    path, _, name = str(source.objective).rpartition(":")
+def _from_objective(request: Asked, checkpoint: str | None) -> Subject:
+    _refuse(request, ("model", "data"), "--objective. Decide it inside the function.")
+    _refuse_opening(request, "--objective, which decides it inside the function")
+    path, _, name = str(request.objective).rpartition(":")
     function = code.function_of_file("--objective", path, name)
     takes_checkpoint = bool(inspect.signature(function).parameters)
-    if takes_checkpoint and source.checkpoint is None:
+    if takes_checkpoint and checkpoint is None:
         raise UsageError(f"CKPT must be given: {name} of {path} takes its path; got none.")
-    if not takes_checkpoint and source.checkpoint is not None:
-        raise UsageError(f"{name} of {path} takes no argument, so CKPT must not be given; got {source.checkpoint!r}.")
+    if not takes_checkpoint and checkpoint is not None:
+        raise UsageError(f"{name} of {path} takes no argument, so CKPT must not be given; got {checkpoint!r}.")
     try:
-        risk = made = function(source.checkpoint) if takes_checkpoint else function()
+        risk = made = function(checkpoint) if takes_checkpoint else function()
     except HessprobeError:
         raise
     except Exception as error:
-        raise code.failed(f"{source.objective} failed", path, error) from error
+        raise code.failed(f"{request.objective} failed", path, error) from error
     if isinstance(risk, tuple) and len(risk) == 3:
         with as_usage():
             risk = risk_of(
                 risk,
-                split=source.split,
-                examples=source.examples,
-                batch_size=source.batch_size,
-                seed=source.seed,
-                **_measured(source),
+                split=request.split,
+                examples=request.examples,
+                batch_size=request.batch_size,
+                seed=request.seed,
+                **_measured(request),
             )
     if not isinstance(risk, EmpiricalRisk):
         raise HessprobeError(
-            f"{source.objective} must return (model, loss, data) or an EmpiricalRisk; got {type(risk).__name__}."
+            f"{request.objective} must return (model, loss, data) or an EmpiricalRisk; got {type(risk).__name__}."
         )
     if risk is made:
         fixed = ("split", "examples", "batch_size", "batchnorm", "dtype", "device", "params")
-        _refuse(source, fixed, "an EmpiricalRisk. Decide it inside the function, or return (model, loss, data).")
-    title = f"{source.objective}: {risk.dim:,} parameters"
-    checkpoint = None
-    if source.checkpoint is not None and Path(source.checkpoint).is_file():
-        checkpoint = {"path": source.checkpoint, "sha256": file_sha256(source.checkpoint)}
-    origin = {"objective": source.objective, "objective_sha256": file_sha256(path)}
-    return Subject(risk, title, checkpoint, {**origin, "fingerprint": risk.fingerprint(), **risk.describe()})
+        _refuse(request, fixed, "an EmpiricalRisk. Decide it inside the function, or return (model, loss, data).")
+    title = f"{request.objective}: {risk.dim:,} parameters"
+    weights = None
+    if checkpoint is not None and Path(checkpoint).is_file():
+        weights = {"path": checkpoint, "sha256": file_sha256(checkpoint)}
+    origin = {"objective": request.objective, "objective_sha256": file_sha256(path)}
+    return Subject(risk, title, weights, {**origin, "fingerprint": risk.fingerprint(), **risk.describe()})

@@ -12,7 +12,7 @@ import typer
 from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
 from hessprobe.measures import NAMES, UNIVERSAL
-from hessprobe.models.spec import parse_pairs
+from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, parse_pairs
 
 DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
 DEFAULT_RTOL = 0.01
@@ -30,31 +30,33 @@ _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _FEWEST_BYTES = 10_000
 
 _INPUT, _NUMBERS, _COMPUTE, _OUTPUT = "What is measured", "How well", "How it is computed", "Output"
+_FOREIGN = "Files of other libraries"
 
 
-def _option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> Any:
+def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> Any:
+    """Return a ``typer.Option`` under a heading of ``--help``."""
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
 
 
-Seed = Annotated[int, _option("--seed", help="Seed of all randomness, 0 or more.", panel=_NUMBERS)]
+Seed = Annotated[int, option("--seed", help="Seed of all randomness, 0 or more.", panel=_NUMBERS)]
 Device = Annotated[
     str | None,
-    _option(
+    option(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", panel=_COMPUTE
     ),
 ]
-Debug = Annotated[bool, _option("--debug", help="Show the traceback of a failure.", panel=_OUTPUT)]
+Debug = Annotated[bool, option("--debug", help="Show the traceback of a failure.", panel=_OUTPUT)]
 Json = Annotated[
     str | None,
-    _option(
+    option(
         "--json", metavar="FILE|-", help="Write the JSON record; with '-' to stdout and nothing else.", panel=_OUTPUT
     ),
 ]
-Csv = Annotated[str | None, _option("--csv", metavar="FILE", help="Write the numbers as CSV.", panel=_OUTPUT)]
+Csv = Annotated[str | None, option("--csv", metavar="FILE", help="Write the numbers as CSV.", panel=_OUTPUT)]
 
 Width = Annotated[
     float | None,
-    _option(
+    option(
         "--width",
         metavar="INCHES",
         help="Width of the figure: 3.25 for one column of a journal, 6.75 for two; its own by default.",
@@ -62,12 +64,15 @@ Width = Annotated[
     ),
 ]
 FigureStyle = Annotated[
-    str, _option("--style", metavar="NAME", help=f"Look of the figure: {', '.join(STYLES)}.", panel=_OUTPUT)
+    str, option("--style", metavar="NAME", help=f"Look of the figure: {', '.join(STYLES)}.", panel=_OUTPUT)
 ]
 
+Checkpoint = Annotated[
+    str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
+]
 Measures = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--measure",
         "-m",
         metavar="NAME",
@@ -77,11 +82,11 @@ Measures = Annotated[
     ),
 ]
 Operator = Annotated[
-    str, _option("--operator", metavar="NAME", help="Matrix to measure: hessian, ggn or fisher.", panel=_INPUT)
+    str, option("--operator", metavar="NAME", help="Matrix to measure: hessian, ggn or fisher.", panel=_INPUT)
 ]
 AnyOperator = Annotated[
     str,
-    _option(
+    option(
         "--operator",
         metavar="NAME",
         help="Matrix to measure: hessian, ggn, fisher, or functional, the Hessian less ggn.",
@@ -89,22 +94,22 @@ AnyOperator = Annotated[
     ),
 ]
 Split = Annotated[
-    str | None, _option("--split", metavar="NAME", help="Data: train (the default), test or all.", panel=_INPUT)
+    str | None, option("--split", metavar="NAME", help="Data: train (the default), test or all.", panel=_INPUT)
 ]
 Examples = Annotated[
-    int | None, _option("--examples", metavar="N", help="Measure on N random examples of the split.", panel=_INPUT)
+    int | None, option("--examples", metavar="N", help="Measure on N random examples of the split.", panel=_INPUT)
 ]
 Params = Annotated[
     list[str] | None,
-    _option("--params", metavar="GLOB", help="Only parameters of this name, e.g. 'layers.0.*'.", panel=_INPUT),
+    option("--params", metavar="GLOB", help="Only parameters of this name, e.g. 'layers.0.*'.", panel=_INPUT),
 ]
 BatchNorm = Annotated[
     str | None,
-    _option("--batchnorm", metavar="MODE", help="BatchNorm: eval (the default), batch or recalibrate.", panel=_INPUT),
+    option("--batchnorm", metavar="MODE", help="BatchNorm: eval (the default), batch or recalibrate.", panel=_INPUT),
 ]
 ObjectiveSpec = Annotated[
     str | None,
-    _option(
+    option(
         "--objective",
         metavar="FILE.py:FUNCTION",
         help="Measure the (model, loss, data) or the EmpiricalRisk that this function returns; where it takes an "
@@ -115,7 +120,7 @@ ObjectiveSpec = Annotated[
 ]
 ForeignModel = Annotated[
     str | None,
-    _option(
+    option(
         "--model",
         metavar="SPEC",
         help="Model of weights from elsewhere: mlp:hidden=128-64 of hessprobe, torchvision:NAME, timm:NAME, "
@@ -125,28 +130,28 @@ ForeignModel = Annotated[
 ]
 ForeignData = Annotated[
     str | None,
-    _option(
+    option(
         "--data",
         metavar="SPEC",
         help="Data of weights from elsewhere: a name such as digits, npz:FILE, csv:FILE, or a folder of class folders.",
         panel=_INPUT,
     ),
 ]
-PerLayer = Annotated[bool, _option("--per-layer", help="Also measure each parameter tensor's part.", panel=_INPUT)]
+PerLayer = Annotated[bool, option("--per-layer", help="Also measure each parameter tensor's part.", panel=_INPUT)]
 K = Annotated[
-    int | None, _option("--k", metavar="K", help="Number of eigenvalues at each end; 1 by default.", panel=_NUMBERS)
+    int | None, option("--k", metavar="K", help="Number of eigenvalues at each end; 1 by default.", panel=_NUMBERS)
 ]
 Shift = Annotated[
     float | None,
-    _option("--shift", metavar="S", help="Damping of logdet and effective-dimension, above 0.", panel=_NUMBERS),
+    option("--shift", metavar="S", help="Damping of logdet and effective-dimension, above 0.", panel=_NUMBERS),
 ]
 Radius = Annotated[
     float | None,
-    _option("--radius", metavar="RHO", help="Measure universal:NAME from losses alone at this radius.", panel=_NUMBERS),
+    option("--radius", metavar="RHO", help="Measure universal:NAME from losses alone at this radius.", panel=_NUMBERS),
 ]
 Rtol = Annotated[
     float | None,
-    _option(
+    option(
         "--rtol",
         metavar="R",
         help=f"Half-width of the intervals to reach, relative to the value; {DEFAULT_RTOL:g} by default.",
@@ -154,14 +159,14 @@ Rtol = Annotated[
     ),
 ]
 Probes = Annotated[
-    int | None, _option("--probes", metavar="N", help="Number of random probes, in place of --rtol.", panel=_NUMBERS)
+    int | None, option("--probes", metavar="N", help="Number of random probes, in place of --rtol.", panel=_NUMBERS)
 ]
 Confidence = Annotated[
-    float, _option("--confidence", metavar="C", help="Level of the intervals, in (0, 1).", panel=_NUMBERS)
+    float, option("--confidence", metavar="C", help="Level of the intervals, in (0, 1).", panel=_NUMBERS)
 ]
 DataError = Annotated[
     bool,
-    _option(
+    option(
         "--data-error/--no-data-error",
         help="Tell the error that comes from the data being a sample, beside that of the measurement.",
         panel=_NUMBERS,
@@ -169,7 +174,7 @@ DataError = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    _option(
+    option(
         "--batch-size",
         metavar="N",
         help="Examples a batch; a loss that is a mean over examples stays the same whatever it is.",
@@ -178,7 +183,7 @@ BatchSize = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    _option(
+    option(
         "--dtype",
         metavar="NAME",
         help="float32 or float64; default: that of the weights, at least float32.",
@@ -186,17 +191,43 @@ Dtype = Annotated[
     ),
 ]
 Engine = Annotated[
-    str, _option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
+    str, option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
 ]
 Memory = Annotated[
     str | None,
-    _option(
+    option(
         "--memory",
         metavar="SIZE",
         help="Memory that products may keep, e.g. 2GB; batches are cut to fit.",
         panel=_COMPUTE,
     ),
 ]
+
+
+def _foreign(kind: Any, flag: str, help: str, metavar: str | None = None) -> Any:
+    return Annotated[kind, typer.Option(flag, metavar=metavar, help=help, rich_help_panel=_FOREIGN)]
+
+
+# How files of other libraries are read: the fields of ``Opening``.
+OPENING: dict[str, Any] = {
+    "task": _foreign(str | None, "--task", f"Of a transformers model: {', '.join(TASKS)}.", "NAME"),
+    "key": _foreign(str | None, "--key", "Entry of the file that holds the weights, e.g. state_dict_ema.", "NAME"),
+    "loss": _foreign(str | None, "--loss", f"{', '.join(LOSSES)}, or file.py:function.", "NAME"),
+    "image_size": _foreign(
+        int | None, "--image-size", "Scale images to this shorter side and cut a square of it.", "PIXELS"
+    ),
+    "normalize": _foreign(
+        str | None,
+        "--normalize",
+        f"Mean and deviation of the channels: {', '.join(NORMALIZATIONS)} (by default own: those of the data).",
+        "NAME",
+    ),
+    "text_column": _foreign(str | None, "--text-column", "Column or key of the texts.", "NAME"),
+    "label_column": _foreign(str | None, "--label-column", "Column, key or array of the targets.", "NAME"),
+    "tokenizer": _foreign(str | None, "--tokenizer", "Folder of the tokenizer; by default the model's.", "FOLDER"),
+    "context": _foreign(int | None, "--context", "Tokens in an example.", "N"),
+    "pack": _foreign(bool, "--pack", "Join the texts and cut them into examples of --context tokens."),
+}
 
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> str:

@@ -6,22 +6,40 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hessprobe.cli import options
 from hessprobe.cli.failures import as_usage
-from hessprobe.cli.opening import check_opening
+from hessprobe.models.spec import NORMALIZATIONS, TASKS, Opening
 
 if TYPE_CHECKING:
-    from hessprobe.cli.load import Source
     from hessprobe.measures import MeasureSettings
-    from hessprobe.models.spec import Opening
 
 _CHOICES = {"split": options.SPLITS, "batchnorm": options.BATCHNORMS, "dtype": options.DTYPES}
 _SMALLEST = {"examples": 1, "batch_size": 1, "seed": 0}
 
 
 class Asked(Protocol):
-    """The options of a command that say what is measured; see ``hessprobe.cli.options``."""
+    """The options of a command that say what is measured; None where the user left the choice to the program."""
 
     @property
+    def objective(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def model(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def data(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def split(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def examples(self) -> int | None: ...  # noqa: D102  # a field
+    @property
     def params(self) -> list[str] | None: ...  # noqa: D102  # a field
+    @property
+    def batchnorm(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def seed(self) -> int: ...  # noqa: D102  # a field
+    @property
+    def batch_size(self) -> int | None: ...  # noqa: D102  # a field
+    @property
+    def device(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def dtype(self) -> str | None: ...  # noqa: D102  # a field
     @property
     def memory(self) -> str | None: ...  # noqa: D102  # a field
     @property
@@ -41,34 +59,20 @@ def check_source(request: Asked) -> None:
     for name, minimum in _SMALLEST.items():
         options.at_least(f"--{name.replace('_', '-')}", getattr(request, name), minimum)
     options.parse_memory(request.memory)
-    check_opening(request.opening)
+    _check_opening(request.opening)
 
 
-def source_of(request: Asked, checkpoint: str | None, *, quiet: bool = False) -> Source:
-    """Return what ``load_subject`` needs to make the risk that the options describe.
+def _check_opening(opening: Opening) -> None:
+    """Refuse what can be refused of these options before anything heavy is loaded.
 
-    Args:
-        request: the options.
-        checkpoint: the file; the command's own, or another of a series.
-        quiet: what a reader should know of a file of another library was said before, of another of the series.
+    Raises:
+        UsageError: a name that does not exist, or a number outside its range.
     """
-    from hessprobe.cli.load import Source
-
-    alike = (
-        "objective",
-        "model",
-        "data",
-        "split",
-        "examples",
-        "batch_size",
-        "batchnorm",
-        "seed",
-        "device",
-        "dtype",
-        "opening",
-    )
-    given = {name: getattr(request, name) for name in alike}
-    return Source(checkpoint=checkpoint, params=tuple(request.params or ()), quiet=quiet, **given)
+    for flag, value, known in (("--task", opening.task, TASKS), ("--normalize", opening.normalize, NORMALIZATIONS)):
+        if value is not None:
+            options.choice(flag, value, known)
+    options.at_least("--image-size", opening.image_size, 1)
+    options.at_least("--context", opening.context, 2)
 
 
 class Measured(Asked, Protocol):
@@ -78,8 +82,6 @@ class Measured(Asked, Protocol):
     def operator(self) -> str: ...  # noqa: D102  # a field
     @property
     def engine(self) -> str: ...  # noqa: D102  # a field
-    @property
-    def seed(self) -> int: ...  # noqa: D102  # a field
     @property
     def confidence(self) -> float: ...  # noqa: D102  # a field
     @property

@@ -6,20 +6,23 @@ import io
 import warnings
 
 import pytest
+import typer
 from page_records import TRACKED, estimate, everything, invariant, measured, point, record, sharp, write
 from PIL import Image
 
+from hessprobe.cli.app import app
 from hessprobe.cli.commands.report import page_of
 from hessprobe.report import html, sources
 from hessprobe.report.sections.page import Page
 
+PROGRAM = typer.main.get_command(app)
 ATTACK = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    html.write(folder / "report.html", page_of(sources.gather(write(folder, **everything()))))
+    html.write(folder / "report.html", page_of(sources.gather(write(folder, **everything())), PROGRAM))
     return folder / "report.html"
 
 
@@ -63,7 +66,7 @@ def hostile(tmp_path_factory):
     with warnings.catch_warnings():
         # A label longer than its figure leaves no room for axes.
         warnings.simplefilter("ignore", UserWarning)
-        html.write(folder / "report.html", page_of(sources.gather(write(folder, **records))), title=ATTACK)
+        html.write(folder / "report.html", page_of(sources.gather(write(folder, **records)), PROGRAM), title=ATTACK)
     return folder / "report.html"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hessprobe.cli.app import app
-from hessprobe.cli.commands.compare_work import labels
+from hessprobe.cli.commands.compare import labels
 from hessprobe.comparison import kendall
 from hessprobe.measures import MeasureSettings
 from hessprobe.measures.registry import measure_all

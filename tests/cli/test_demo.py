@@ -32,9 +32,9 @@ def calls(monkeypatch):
     """Count the commands that are run."""
     made, genuine = [], demo._run
 
-    def run(words):
+    def run(words, program):
         made.append(words[0])
-        genuine(words)
+        genuine(words, program)
 
     monkeypatch.setattr(demo, "_run", run)
     return made
@@ -64,7 +64,7 @@ def test_everything_is_made_once(run, small, calls, tmp_path, monkeypatch):
     steps = {step.record.stem: step for step in demo.steps_of(Path("demo"), 0, None)}
 
     def undone():
-        return [name for name, step in steps.items() if not demo.is_done(step)]
+        return [name for name, step in steps.items() if not demo.is_done(step, GROUP)]
 
     assert undone() == []
     # A record that is gone, one that is damaged, one of other settings, and one that was interrupted are made again.
@@ -95,10 +95,10 @@ def test_the_commands_are_those_that_their_records_give_back(tmp_path, seed, dev
 def test_a_step_that_fails_ends_it_and_keeps_the_rest(run, small, tmp_path, monkeypatch):
     genuine = demo._run
 
-    def failing(words):
+    def failing(words, program):
         if words[0] == "measure":
             raise typer.Exit(130)
-        genuine(words)
+        genuine(words, program)
 
     monkeypatch.setattr(demo, "_run", failing)
     done = run("demo", "--out", tmp_path / "demo", "--no-open")

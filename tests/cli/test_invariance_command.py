@@ -110,8 +110,8 @@ def test_weights_are_untouched(run, digits_checkpoint, monkeypatch):
     kept = []
     real = load.load_subject
 
-    def spy(source):
-        kept.append(real(source))
+    def spy(*asked):
+        kept.append(real(*asked))
         kept.append({k: v.clone() for k, v in kept[0].risk.module.state_dict().items()})
         return kept[0]
 
@@ -123,7 +123,7 @@ def test_weights_are_untouched(run, digits_checkpoint, monkeypatch):
 
 def test_defaults_leave_the_pseudo_determinant_of_a_large_network_out(run, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("hessprobe.invariance.names.DEFAULT_MEASURES", ("trace", "pseudo-logdet"))
-    monkeypatch.setattr("hessprobe.cli.commands.invariance_output.DEFAULT_MEASURES", ("trace", "pseudo-logdet"))
+    monkeypatch.setattr("hessprobe.cli.commands.invariance.DEFAULT_MEASURES", ("trace", "pseudo-logdet"))
     path = trained("mlp:hidden=16")
     done = run("invariance", path, "-t", "permutation", *QUICK, "--json", tmp_path / "r.json")
     assert (done.code, "not measured" in done.out, done.out.count("pseudo-logdet")) == (0, False, 1)

@@ -1,13 +1,10 @@
-"""The Markdown tables of ``hessprobe bench --suite ...``, made from the rows of its record, few or all of them."""
+"""The Markdown tables of ``hessprobe bench``, made from the rows of its record, few or all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hessprobe.cli.commands.bench_suites import Request
+from typing import Any
 
 _Row = dict[str, Any]
 
@@ -17,14 +14,52 @@ def count(rows: Sequence[_Row]) -> int:
     return sum(row.get("seed", 0) is not None for row in rows)
 
 
-def page(request: Request, rows: Sequence[_Row], *, incomplete: bool) -> str:
-    """Return title and table of the suite, and a word that it is not all where it is not."""
-    title, table = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}[request.suite](request, rows)
+def page(suite: str, rows: Sequence[_Row], *, rounds: int, seeds: int, incomplete: bool) -> str:
+    """Return title and table of the suite, and a word that it is not all where it is not.
+
+    Args:
+        suite: ``"steps"``, ``"optimizers"`` or ``"landscapes"``.
+        rows: of the record.
+        rounds: interleaved rounds that the medians are over.
+        seeds: runs of every optimizer.
+        incomplete: whether rows are missing.
+    """
+    title, table = {
+        "steps": lambda: _steps(rows),
+        "optimizers": lambda: _optimizers(rows, seeds),
+        "landscapes": lambda: _landscapes(rows, rounds),
+    }[suite]()
     note = "Not complete: these were finished.\n\n" if incomplete else ""
     return f"# {title}\n\n{note}{table}"
 
 
-def _steps(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:  # noqa: ARG001  # as the others
+def products(rows: Sequence[_Row], titles: dict[str, str], environment: dict[str, Any]) -> str:
+    """Return the times of products as Markdown: a row a contestant, a column a network and block size."""
+    sizes = sorted({row["vectors"] for row in rows})
+    columns = [(name, size) for name in titles for size in sizes]
+    cells = {(row["contestant"], row["case"], row["vectors"]): f"{row['ratio']:.2f}" for row in rows}
+    lines = ["# Time of a Hessian-vector product, in gradients", ""]
+    lines += ["| engine | " + " | ".join(f"{titles[name]}, {_words(size)}" for name, size in columns) + " |"]
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    for contestant in dict.fromkeys(row["contestant"] for row in rows):
+        figures = [cells[contestant, name, size] for name, size in columns]
+        lines.append(f"| {contestant} | " + " | ".join(figures) + " |")
+    gradients = {row["case"]: row["gradient_milliseconds"] for row in rows}
+    lines += ["", "Gradient over 8 batches: " + ", ".join(f"{k} {v:.1f} ms" for k, v in gradients.items()) + "."]
+    chosen = {row["case"]: row["note"].split(" (")[0] for row in rows if row["contestant"] == "auto"}
+    lines.append("auto chose: " + ", ".join(f"{case} {engine}" for case, engine in chosen.items()) + ".")
+    lines.append(
+        "Medians of one interleaved run over a loader of 8 batches; per vector; what an engine keeps is kept. "
+        f"torch {environment['torch']}, {environment['threads']} threads, {environment['device']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _words(size: int) -> str:
+    return "one vector" if size == 1 else f"{size} vectors"
+
+
+def _steps(rows: Sequence[_Row]) -> tuple[str, str]:
     from hessprobe.benchmarks.optimizers import NETWORK
 
     contestants = list(dict.fromkeys(row["contestant"] for row in rows if row["case"] != NETWORK))
@@ -41,12 +76,12 @@ def _steps(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:  # noqa: 
     return "Time of a SAM step", "\n".join(lines) + "\n"
 
 
-def _optimizers(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
+def _optimizers(rows: Sequence[_Row], seeds: int) -> tuple[str, str]:
     from hessprobe.benchmarks import family
 
     head = (
         f"Digits MLP with LayerNorm, {family.EPOCHS} epochs, batch 32, {family.LABEL_NOISE:.0%} of the training labels "
-        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {_runs(request.seeds)}. "
+        f"wrong, every optimizer at its defaults (base SGD, lr 0.1, momentum 0.9), {_runs(seeds)}. "
         "Test accuracy on true labels; curvature of the training loss, each estimate to "
         f"3 %. Time of a step: median ratio to SGD, interleaved, one process.\n\n"
         "Made by `hessprobe bench --suite optimizers --markdown FILE`.\n\n"
@@ -73,7 +108,7 @@ def _runs(seeds: int) -> str:
     return f"{seeds} seeds: mean ± standard error of the mean"
 
 
-def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
+def _landscapes(rows: Sequence[_Row], rounds: int) -> tuple[str, str]:
     from hessprobe.benchmarks import landscapes
 
     lines = [
@@ -90,7 +125,7 @@ def _landscapes(request: Request, rows: Sequence[_Row]) -> tuple[str, str]:
     lines += [
         "",
         f"A plane of {size} x {size} points, the loss at each; ratio to as many plain forward passes under no_grad, "
-        f"medians over {request.rounds} interleaved rounds. hessprobe includes making the directions and choosing how "
+        f"medians over {rounds} interleaved rounds. hessprobe includes making the directions and choosing how "
         f"many points a pass holds. Timed were ({sizes}); the rest of the plane is the time of a point once more.",
     ]
     return "Time of a loss landscape", "\n".join(lines) + "\n"

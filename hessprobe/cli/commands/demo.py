@@ -46,6 +46,7 @@ class Step:
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="Folder for everything it makes.")
     ] = "hessprobe-demo",
@@ -61,17 +62,16 @@ def demo(
     Example: hessprobe demo --out demo
     """
     options.at_least("--seed", seed, 0)
-    folder = Path(out)
+    folder, program = Path(out), context.find_root().command
     _make(folder)
     steps = steps_of(folder, seed, device)
     started = time.perf_counter()
     for index, step in enumerate(steps, start=1):
-        _do(step, f"[{index}/{len(steps)}]")
+        _do(step, f"[{index}/{len(steps)}]", program)
     _figures(folder, steps)
     page = folder / "report.html"
-    _run(
-        ("report", *(str(step.record) for step in steps), "--out", str(page), "--title", "Three minima of one network")
-    )
+    records = map(str, (step.record for step in steps))
+    _run(("report", *records, "--out", str(page), "--title", "Three minima of one network"), program)
     _print_table(steps)
     typer.echo(f"wrote {page} in {time.perf_counter() - started:.0f} s")
     if show and sys.stdout.isatty() and _has_display():
@@ -130,39 +130,41 @@ def _training(folder: Path, name: str, path: Path, common: Sequence[str]) -> Ste
     return Step(("train", *own, *common), record, writes=(path,))
 
 
-def _do(step: Step, place: str) -> None:
+def _do(step: Step, place: str, program: Any) -> None:
     line = shlex.join(["hessprobe", *step.words])
-    if is_done(step):
+    if is_done(step, program):
         typer.echo(f"{place} {line}  (done before)")
         return
     typer.echo(f"{place} {line}")
     try:
-        _run(step.words)
+        _run(step.words, program)
     except typer.Exit:
         failures.say("what is finished is kept; the same command goes on from there")
         raise
 
 
-def _run(words: Sequence[str]) -> None:
+def _run(words: Sequence[str], program: Any) -> None:
     """Run a command of the program inside this one; its table is left out, as the page has it.
 
     Raises:
         typer.Exit: it did not end well; it has said why, and what is finished is kept.
     """
-    from hessprobe.cli.app import app
-
     with contextlib.redirect_stdout(io.StringIO()):
-        code = app(list(words), prog_name="hessprobe", standalone_mode=False)
+        code = program(list(words), prog_name="hessprobe", standalone_mode=False)
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 
 
-def is_done(step: Step) -> bool:
-    """Return whether the files of a step are there, made by the same command from the same checkpoint."""
+def is_done(step: Step, program: Any) -> bool:
+    """Return whether the files of a step are there, made by the same command from the same checkpoint.
+
+    Args:
+        step: of the demonstration.
+        program: all commands, as a click group.
+    """
     from importlib.metadata import version
 
     from hessprobe.cli import repeat
-    from hessprobe.cli.app import app
     from hessprobe.errors import RecordError
     from hessprobe.report import read_record
 
@@ -172,8 +174,7 @@ def is_done(step: Step) -> bool:
         record = read_record(step.record)
     except RecordError:
         return False
-    command: Any = typer.main.get_command(app)
-    same = repeat.words(record, command)
+    same = repeat.words(record, program)
     return (
         same is not None
         and sorted(same) == sorted(step.words)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessprobe.cli import options
+from hessprobe.cli.skeleton import deliver
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def info(
@@ -32,17 +35,15 @@ def run(ckpt: str, json: str | None) -> None:
     from hessprobe.cli import render
 
     described = _described(ckpt)
-    if json is not None:
-        record = report.build_record("info", [], arguments={"ckpt": ckpt}, seed=None, checkpoint=described)
-        if json == "-":
-            sys.stdout.write(report.to_json(record))
-            return
-        report.write_record(json, record)
-    console = render.stdout_console()
-    lines = list(_flat(described, ""))
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        render.print_line(console, f"{name.ljust(width)}  {value}")
+    record = report.build_record("info", [], arguments={"ckpt": ckpt}, seed=None, checkpoint=described)
+
+    def show(console: Console) -> None:
+        lines = list(_flat(described, ""))
+        width = max(len(name) for name, _ in lines)
+        for name, value in lines:
+            render.print_line(console, f"{name.ljust(width)}  {value}")
+
+    deliver(record, json, show)
 
 
 def _described(ckpt: str) -> dict[str, Any]:

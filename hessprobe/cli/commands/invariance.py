@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options, signals
-from hessprobe.cli.opening import opens_foreign
-from hessprobe.cli.source import check_source, settings_of, source_of
+from hessprobe.cli import failures, journaling, options
+from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
+from hessprobe.cli.source import check_source, settings_of
 from hessprobe.invariance import (
     DEFAULT_MEASURES,
     DEFAULT_STRENGTHS,
@@ -21,9 +21,13 @@ from hessprobe.invariance import (
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.cli.load import Subject
     from hessprobe.invariance import Found, Line
-    from hessprobe.measures import Event, MeasureSettings
+    from hessprobe.measures import MeasureSettings
+
+    Inputs = tuple[Subject, MeasureSettings]
 
 _INPUT, _NUMBERS = "What is measured", "How well"
 # A tolerance relative to a value near zero, which a trace may have, would cost without bound at every transform.
@@ -82,35 +86,35 @@ Resolution = Annotated[
 
 
 @dataclass(frozen=True)
-class Request:
+class InvarianceRequest:
     """The options of ``hessprobe invariance``; None where the user left the choice to the program."""
 
-    ckpt: str | None
-    measure: list[str] | None
-    transform: list[str] | None
-    strength: list[float] | None
-    operator: str
-    split: str | None
-    examples: int | None
-    params: list[str] | None
-    batchnorm: str | None
-    objective: str | None
-    model: str | None
-    data: str | None
-    rtol: float | None
-    probes: int | None
-    confidence: float
-    data_error: bool
-    shift: float | None
-    resolution: float
-    seed: int
-    batch_size: int | None
-    device: str | None
-    dtype: str | None
-    engine: str
-    memory: str | None
-    json: str | None
-    debug: bool
+    ckpt: options.Checkpoint = None
+    measure: Measures = None
+    transform: Transforms = None
+    strength: Strengths = None
+    operator: options.Operator = "hessian"
+    split: options.Split = None
+    examples: options.Examples = None
+    params: options.Params = None
+    batchnorm: options.BatchNorm = None
+    objective: options.ObjectiveSpec = None
+    model: options.ForeignModel = None
+    data: options.ForeignData = None
+    rtol: Rtol = None
+    probes: options.Probes = None
+    confidence: options.Confidence = 0.95
+    data_error: options.DataError = True
+    shift: options.Shift = None
+    resolution: Resolution = 0.05
+    seed: options.Seed = 0
+    batch_size: options.BatchSize = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    engine: options.Engine = "auto"
+    memory: options.Memory = None
+    json: options.Json = None
+    debug: options.Debug = False
     opening: Opening = AS_FOUND
 
     @property
@@ -132,79 +136,29 @@ class Request:
 
 
 @dataclass
-class Outcome:
-    """What has come out so far, kept whatever happens next; ``names`` are the measures that were to come."""
+class Checked:
+    """What has come out so far; ``names`` are the measures that were to come."""
 
     names: tuple[str, ...]
     found: Found | None = None
     lines: list[Line] = field(default_factory=list)
-    failure: BaseException | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user ended the work."""
-        return isinstance(self.failure, KeyboardInterrupt)
 
 
-@opens_foreign
-def invariance(
-    ckpt: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
-    ] = None,
-    measure: Measures = None,
-    transform: Transforms = None,
-    strength: Strengths = None,
-    operator: options.Operator = "hessian",
-    split: options.Split = None,
-    examples: options.Examples = None,
-    params: options.Params = None,
-    batchnorm: options.BatchNorm = None,
-    objective: options.ObjectiveSpec = None,
-    model: options.ForeignModel = None,
-    data: options.ForeignData = None,
-    rtol: Rtol = None,
-    probes: options.Probes = None,
-    confidence: options.Confidence = 0.95,
-    data_error: options.DataError = True,
-    shift: options.Shift = None,
-    resolution: Resolution = 0.05,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    engine: options.Engine = "auto",
-    memory: options.Memory = None,
-    json: options.Json = None,
-    debug: options.Debug = False,
-    opening: Opening = AS_FOUND,
-) -> None:
+@declared(InvarianceRequest, opening=options.OPENING)
+def invariance(request: InvarianceRequest) -> None:
     """Rescale and reorder a network without changing its function, and see which measures change.
 
     Example: hessprobe invariance digits.pt --strength 10 --measure trace --measure adaptive-trace
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: InvarianceRequest) -> None:
     """Check as asked; print and write what was found, also when something ended the work early."""
-    check(request)
-
-    from hessprobe.cli.load import load_subject
-
-    settings = _settings(request)
-    subject = load_subject(source_of(request, request.ckpt))
-    with journaling.kept(request.json, request, journaling.facts([subject])):
-        outcome = collect(request, subject, settings)
-
-    from hessprobe.cli.commands.invariance_output import publish
-
-    with signals.shielded():
-        publish(request, subject, outcome)
-    failures.leave(outcome.failure, request.debug)
-    journaling.finished(request.json)
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
 
 
-def check(request: Request) -> None:
+def check(request: InvarianceRequest) -> None:
     """Refuse what can be refused before anything heavy is loaded.
 
     Raises:
@@ -223,7 +177,7 @@ def check(request: Request) -> None:
     options.check_outputs(json=request.json)
 
 
-def _check_numbers(request: Request) -> None:
+def _check_numbers(request: InvarianceRequest) -> None:
     for option, value in (
         ("--rtol", request.rtol),
         ("--confidence", request.confidence),
@@ -235,38 +189,79 @@ def _check_numbers(request: Request) -> None:
     check_source(request)
 
 
-def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Outcome:
+def opened(request: InvarianceRequest) -> tuple[Inputs, Checked]:
+    """Return the network and how to measure it, and what is found, still empty."""
+    from hessprobe.cli.load import load_subject
+
+    settings = settings_of(request, shift=request.shift, **request.size)
+    subject = load_subject(request, request.ckpt)
+    return (subject, settings), Checked(request.named or default_measures(subject.risk.dim))
+
+
+def facts(request: InvarianceRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
+    """Return what decides the numbers beside the options."""
+    return journaling.facts([inputs[0]])
+
+
+def collect(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked]) -> None:
     """Check one transform after the other, keeping each line as it comes."""
     from hessprobe import invariance
-    from hessprobe.cli.progress import progress_bars
-    from hessprobe.cli.render import with_error
 
-    outcome = Outcome(request.named or default_measures(subject.risk.dim))
-    try:
-        with progress_bars() as update:
-
-            def report(event: Event) -> None:
-                if signals.asked():
-                    raise KeyboardInterrupt
-                remark = "" if event.value is None else with_error(event.value, event.std_error)
-                update(event.stage, event.done, event.total, remark)
-
-            outcome.found = invariance.find_sites(subject.risk)
-            for line in invariance.check_invariance(
-                subject.risk,
-                outcome.names,
-                request.transform,
-                request.strengths,
-                settings,
-                resolution=request.resolution,
-                found=outcome.found,
-                report=report,
-            ):
-                outcome.lines.append(line)
-    except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
-    return outcome
+    (subject, settings), checked = inputs, outcome.found
+    with watched(outcome) as report:
+        checked.found = invariance.find_sites(subject.risk)
+        for line in invariance.check_invariance(
+            subject.risk,
+            checked.names,
+            request.transform,
+            request.strengths,
+            settings,
+            resolution=request.resolution,
+            found=checked.found,
+            report=report,
+        ):
+            checked.lines.append(line)
 
 
-def _settings(request: Request) -> MeasureSettings:
-    return settings_of(request, shift=request.shift, **request.size)
+def publish(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked]) -> None:
+    """Print the table and write the record of everything that is known."""
+    from hessprobe import report
+    from hessprobe.cli.commands import invariance_tables as tables
+
+    (subject, _), checked = inputs, outcome.found
+    arguments = {**arguments_of(request), "measure": list(checked.names), "strength": list(request.strengths)}
+    record = report.build_record(
+        "invariance",
+        [tables.row_of(line, request.confidence) for line in checked.lines],
+        arguments={**arguments, "rtol": request.size["rtol"], "probes": request.size["n_probes"]},
+        seed=request.seed,
+        device=subject.risk.device,
+        checkpoint=subject.checkpoint,
+        data=subject.data,
+        sites=None if checked.found is None else [tables.site_entry(site) for site in checked.found.sites],
+        skipped=None if checked.found is None else [asdict(skip) for skip in checked.found.skips],
+        **failures.entries(outcome.failure),
+    )
+
+    def show(console: Console) -> None:
+        from hessprobe.cli import render
+
+        render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
+        if checked.lines:
+            tables.show(checked.lines, _left_out(request, checked), console)
+        for text in tables.skipped(checked.found, request.transform):
+            render.print_line(console, text, style="dim")
+        if outcome.failure is not None:
+            render.print_line(console, outcome.ending)
+
+    deliver(record, request.json, show)
+
+
+def _left_out(request: InvarianceRequest, checked: Checked) -> list[str]:
+    missing = [name for name in DEFAULT_MEASURES if name not in checked.names]
+    if request.named or not missing:
+        return []
+    return [
+        f"{', '.join(missing)}: left out, as it needs the whole matrix, of at most {DENSE_LIMIT:,} parameters; "
+        "choose fewer with --params"
+    ]

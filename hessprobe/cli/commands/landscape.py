@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,15 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from hessprobe.cli import failures, options, signals
-from hessprobe.cli.opening import opens_foreign
-from hessprobe.cli.source import check_source, source_of
+from hessprobe.cli import failures, options
+from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
+from hessprobe.cli.source import check_source
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.cli.load import Subject
     from hessprobe.landscape import Landscape
     from hessprobe.landscape.scene import Scene
@@ -29,47 +30,126 @@ _MARGIN_KINDS = ("pca", "line")
 _BALLS = 4.0
 
 
-def _option(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
-
-
 @dataclass(frozen=True)
-class Request:
+class LandscapeRequest:
     """The options of ``hessprobe landscape``; None where the user left the choice to the program."""
 
-    ckpt: str | None
-    directions: str
-    with_: list[str] | None
-    size: int
-    span: float | None
-    line: bool
-    normalization: str | None
-    biases: str | None
-    which: str | None
-    rho: float | None
-    match: bool
-    map: list[str] | None
-    overlays: bool
-    split: str | None
-    examples: int | None
-    params: list[str] | None
-    batchnorm: str | None
-    objective: str | None
-    model: str | None
-    data: str | None
-    seed: int
-    batch_size: int | None
-    device: str | None
-    dtype: str | None
-    memory: str | None
-    out: str | None
-    width: float | None
-    style: str
-    surface: bool
-    camera: str | None
-    interactive: str | None
-    json: str | None
-    debug: bool
+    ckpt: options.Checkpoint = None
+    directions: Annotated[
+        str, options.option("--directions", metavar="NAME", panel=_WHERE, help=f"One of {', '.join(DIRECTIONS)}.")
+    ] = "random"
+    with_: Annotated[
+        list[str] | None,
+        options.option(
+            "--with",
+            metavar="CKPT",
+            panel=_WHERE,
+            help="A further checkpoint, for line and pca; repeat it in the trajectory's order. CKPT is the center.",
+        ),
+    ] = None
+    size: Annotated[
+        int, options.option("--size", metavar="N", panel=_WHERE, help="Points an axis; an odd number is symmetric.")
+    ] = SIZE
+    span: Annotated[
+        float | None,
+        options.option(
+            "--span",
+            metavar="S",
+            panel=_WHERE,
+            help=f"How far to go on either side, in units of the directions; {SPAN:g} by default, for gradient "
+            f"{_BALLS:g} times --rho.",
+        ),
+    ] = None
+    line: Annotated[bool, options.option("--line", panel=_WHERE, help="One direction only.")] = False
+    normalization: Annotated[
+        str | None,
+        options.option(
+            "--normalization",
+            metavar="NAME",
+            panel=_WHERE,
+            help=f"Units of random directions: {', '.join(NORMALIZATIONS)}. Default: filter.",
+        ),
+    ] = None
+    biases: Annotated[
+        str | None,
+        options.option(
+            "--biases",
+            metavar="NAME",
+            panel=_WHERE,
+            help=f"Biases and norm parameters in random directions: {', '.join(BIASES)}. Default: zero.",
+        ),
+    ] = None
+    which: Annotated[
+        str | None,
+        options.option(
+            "--which",
+            metavar="NAME",
+            panel=_WHERE,
+            help="Eigenvectors: largest (the default), smallest, magnitude, or both ends.",
+        ),
+    ] = None
+    rho: Annotated[
+        float | None,
+        options.option(
+            "--rho", metavar="R", panel=_WHERE, help=f"Draw SAM's ball of this radius; {RHO:g} for gradient."
+        ),
+    ] = None
+    match: Annotated[
+        bool, options.option("--match", panel=_WHERE, help="Reorder the neurons of --with to match CKPT first (line).")
+    ] = False
+    map: Annotated[
+        list[str] | None,
+        options.option(
+            "--map",
+            metavar="NAME",
+            panel=_WHAT,
+            help=f"Also draw this quantity; repeat it for more. One of {', '.join(MAPS)}.",
+        ),
+    ] = None
+    overlays: Annotated[
+        bool, options.option("--overlays/--no-overlays", panel=_OUTPUT, help="Draw the second-order model.")
+    ] = True
+    split: options.Split = None
+    examples: options.Examples = None
+    params: options.Params = None
+    batchnorm: options.BatchNorm = None
+    objective: options.ObjectiveSpec = None
+    model: options.ForeignModel = None
+    data: options.ForeignData = None
+    seed: options.Seed = 0
+    batch_size: options.BatchSize = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    memory: options.Memory = None
+    out: Annotated[
+        str | None,
+        options.option(
+            "--out",
+            metavar="FILE",
+            panel=_OUTPUT,
+            help="Figure: png, svg or pdf; CKPT-DIRECTIONS.png by default. Points are kept beside it, in .npz.",
+        ),
+    ] = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    surface: Annotated[
+        bool, options.option("--surface", panel=_OUTPUT, help="Draw a plane as a surface in place of contours.")
+    ] = False
+    camera: Annotated[
+        str | None,
+        options.option(
+            "--camera",
+            metavar="ELEV,TURN",
+            panel=_OUTPUT,
+            help="View of --surface in degrees, e.g. 35,-60; by default one that shows the checkpoint.",
+        ),
+    ] = None
+    interactive: Annotated[
+        str | None,
+        options.option("--interactive", metavar="FILE", panel=_OUTPUT, help="HTML file with a surface to turn around."),
+    ] = None
+    json: options.Json = None
+    debug: options.Debug = False
     opening: Opening = AS_FOUND
 
     @property
@@ -98,175 +178,31 @@ class Request:
 
 
 @dataclass
-class Outcome:
-    """What has come out so far, kept whatever happens next.
-
-    Attributes:
-        landscape: None where the work ended before its last point.
-        notes: remarks for a reader.
-        failure: what ended the work early, or None.
-    """
+class Drawn:
+    """What has come out so far: the landscape, None before its last point, and remarks for a reader."""
 
     landscape: Landscape | None = None
     notes: list[str] = field(default_factory=list)
-    failure: BaseException | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user ended the work."""
-        return isinstance(self.failure, KeyboardInterrupt)
 
 
-@opens_foreign
-def landscape(
-    ckpt: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
-    ] = None,
-    directions: Annotated[
-        str, _option("--directions", metavar="NAME", panel=_WHERE, help=f"One of {', '.join(DIRECTIONS)}.")
-    ] = "random",
-    with_: Annotated[
-        list[str] | None,
-        _option(
-            "--with",
-            metavar="CKPT",
-            panel=_WHERE,
-            help="A further checkpoint, for line and pca; repeat it in the trajectory's order. CKPT is the center.",
-        ),
-    ] = None,
-    size: Annotated[
-        int, _option("--size", metavar="N", panel=_WHERE, help="Points an axis; an odd number is symmetric.")
-    ] = SIZE,
-    span: Annotated[
-        float | None,
-        _option(
-            "--span",
-            metavar="S",
-            panel=_WHERE,
-            help=f"How far to go on either side, in units of the directions; {SPAN:g} by default, for gradient "
-            f"{_BALLS:g} times --rho.",
-        ),
-    ] = None,
-    line: Annotated[bool, _option("--line", panel=_WHERE, help="One direction only.")] = False,
-    normalization: Annotated[
-        str | None,
-        _option(
-            "--normalization",
-            metavar="NAME",
-            panel=_WHERE,
-            help=f"Units of random directions: {', '.join(NORMALIZATIONS)}. Default: filter.",
-        ),
-    ] = None,
-    biases: Annotated[
-        str | None,
-        _option(
-            "--biases",
-            metavar="NAME",
-            panel=_WHERE,
-            help=f"Biases and norm parameters in random directions: {', '.join(BIASES)}. Default: zero.",
-        ),
-    ] = None,
-    which: Annotated[
-        str | None,
-        _option(
-            "--which",
-            metavar="NAME",
-            panel=_WHERE,
-            help="Eigenvectors: largest (the default), smallest, magnitude, or both ends.",
-        ),
-    ] = None,
-    rho: Annotated[
-        float | None,
-        _option("--rho", metavar="R", panel=_WHERE, help=f"Draw SAM's ball of this radius; {RHO:g} for gradient."),
-    ] = None,
-    match: Annotated[
-        bool, _option("--match", panel=_WHERE, help="Reorder the neurons of --with to match CKPT first (line).")
-    ] = False,
-    map: Annotated[
-        list[str] | None,
-        _option(
-            "--map",
-            metavar="NAME",
-            panel=_WHAT,
-            help=f"Also draw this quantity; repeat it for more. One of {', '.join(MAPS)}.",
-        ),
-    ] = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays/--no-overlays", rich_help_panel=_OUTPUT, help="Draw the second-order model.")
-    ] = True,
-    split: options.Split = None,
-    examples: options.Examples = None,
-    params: options.Params = None,
-    batchnorm: options.BatchNorm = None,
-    objective: options.ObjectiveSpec = None,
-    model: options.ForeignModel = None,
-    data: options.ForeignData = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    memory: options.Memory = None,
-    out: Annotated[
-        str | None,
-        _option(
-            "--out",
-            metavar="FILE",
-            panel=_OUTPUT,
-            help="Figure: png, svg or pdf; CKPT-DIRECTIONS.png by default. Points are kept beside it, in .npz.",
-        ),
-    ] = None,
-    width: options.Width = None,
-    style: options.FigureStyle = "paper",
-    surface: Annotated[
-        bool, _option("--surface", panel=_OUTPUT, help="Draw a plane as a surface in place of contours.")
-    ] = False,
-    camera: Annotated[
-        str | None,
-        _option(
-            "--camera",
-            metavar="ELEV,TURN",
-            panel=_OUTPUT,
-            help="View of --surface in degrees, e.g. 35,-60; by default one that shows the checkpoint.",
-        ),
-    ] = None,
-    interactive: Annotated[
-        str | None,
-        _option("--interactive", metavar="FILE", panel=_OUTPUT, help="HTML file with a surface to turn around."),
-    ] = None,
-    json: options.Json = None,
-    debug: options.Debug = False,
-    opening: Opening = AS_FOUND,
-) -> None:
+@declared(LandscapeRequest, opening=options.OPENING)
+def landscape(request: LandscapeRequest) -> None:
     """Draw the loss on a line or plane through a checkpoint; the checkpoint itself is on the grid.
 
     An interrupted run goes on where it stopped when the same command is given again.
 
     Example: hessprobe landscape digits.pt --directions eigen --out digits.pdf
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: LandscapeRequest) -> None:
     """Evaluate and draw as asked; what is finished is kept, also when something ends the work early."""
-    check(request)
-
-    from hessprobe.cli.load import load_subject
-
-    if request.interactive is not None:
-        from hessprobe.landscape.interactive import require_plotly
-
-        require_plotly()
-    subject = load_subject(source_of(request, request.ckpt))
-    others = [load_subject(source_of(request, path)) for path in request.others]
-    outcome = collect(request, subject, others)
-    from hessprobe.cli.commands.landscape_output import publish
-
-    with signals.shielded():
-        publish(request, subject, outcome)
-    failures.leave(outcome.failure, request.debug)
+    # Finished points are kept beside the figure, so no journal of products is needed.
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
 
 
-def check(request: Request) -> None:
+def check(request: LandscapeRequest) -> None:
     """Refuse what can be refused before anything heavy is loaded.
 
     Raises:
@@ -293,7 +229,7 @@ def check(request: Request) -> None:
         failures.say(f"note: {note}")
 
 
-def _refuse_contradictions(request: Request) -> None:
+def _refuse_contradictions(request: LandscapeRequest) -> None:
     if request.figure is not None and Path(request.figure).suffix.lower() not in _FORMATS:
         raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
     count = len(request.others)
@@ -317,7 +253,7 @@ def _refuse_contradictions(request: Request) -> None:
         raise failures.UsageError("--which both gives two directions, but --line asks for one. Leave one of them out.")
 
 
-def idle_options(request: Request) -> list[str]:
+def idle_options(request: LandscapeRequest) -> list[str]:
     """Return one sentence for every option that was given and changes nothing for these directions."""
     kind = request.directions
     idle = [
@@ -335,30 +271,35 @@ def idle_options(request: Request) -> list[str]:
     ]
 
 
-def collect(request: Request, subject: Subject, others: list[Subject]) -> Outcome:
+def opened(request: LandscapeRequest) -> tuple[list[Subject], Drawn]:
+    """Return the network at the center and the others, and what is drawn, still empty."""
+    from hessprobe.cli.load import load_subject
+
+    if request.interactive is not None:
+        from hessprobe.landscape.interactive import require_plotly
+
+        require_plotly()
+    return [load_subject(request, path) for path in (request.ckpt, *request.others)], Drawn()
+
+
+def collect(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome[Drawn]) -> None:
     """Make the plane and evaluate its points; finished ones are on disk whatever ends the work."""
-    from hessprobe.cli.progress import progress_bars
     from hessprobe.landscape import scene
+    from hessprobe.measures import Event
 
-    outcome = Outcome()
-    try:
-        with progress_bars() as update:
+    subject, *others = subjects
+    with watched(outcome) as report:
 
-            def report(done: int, total: int) -> None:
-                if signals.asked():
-                    raise KeyboardInterrupt
-                update("points", done, total, "")
+        def points(done: int, total: int) -> None:
+            report(Event("points", done, total))
 
-            outcome.landscape, notes = scene.survey(_scene(request, subject, others), report)
-            outcome.notes += notes
-            if request.directions == "pca":
-                outcome.notes += _order(request.others, others)
-    except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
-    return outcome
+        outcome.found.landscape, notes = scene.survey(_scene(request, subject, others), points)
+    outcome.found.notes += notes
+    if request.directions == "pca":
+        outcome.found.notes += _order(request.others, others)
 
 
-def _scene(request: Request, subject: Subject, others: list[Subject]) -> Scene:
+def _scene(request: LandscapeRequest, subject: Subject, others: list[Subject]) -> Scene:
     from hessprobe.landscape.scene import Scene
 
     return Scene(
@@ -382,7 +323,7 @@ def _scene(request: Request, subject: Subject, others: list[Subject]) -> Scene:
     )
 
 
-def _span(request: Request) -> float:
+def _span(request: LandscapeRequest) -> float:
     """Return how far to go: in the plane of the gradients so far that SAM's ball is seen."""
     if request.span is not None:
         return request.span
@@ -408,3 +349,100 @@ def _names(paths: list[str]) -> list[str]:
     """Return the shortest names that tell the checkpoints apart: the stem, or the path where stems agree."""
     stems = [Path(path).stem for path in paths]
     return stems if len(set(stems)) == len(stems) else paths
+
+
+def publish(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome[Drawn]) -> None:
+    """Draw the figures, write the record, and say what was found."""
+    from hessprobe import report
+
+    subject, found = subjects[0], outcome.found.landscape
+    places: dict[str, str] = {"points": request.points}
+    if found is not None:
+        wanted = {"figure": request.figure, "interactive": request.interactive}
+        places |= {name: path for name, path in wanted.items() if path is not None}
+    record = report.build_record(
+        "landscape",
+        [] if found is None else [_row(found)],
+        arguments={**arguments_of(request), "map": list(request.maps)},
+        seed=request.seed,
+        device=subject.risk.device,
+        checkpoint=subject.checkpoint,
+        data=subject.data,
+        files=places,
+        notes=outcome.found.notes,
+        **failures.entries(outcome.failure),
+    )
+
+    def files() -> list[str]:
+        if found is not None:
+            # From the record, as hessprobe plot does later.
+            _draw(request, found, record)
+        return []
+
+    def show(console: Console) -> None:
+        from hessprobe.cli import render
+
+        render.print_line(console, f"{subject.title}, {request.directions}, seed {request.seed}")
+        for text in _lines(request, outcome, places):
+            render.print_line(console, text)
+
+    deliver(record, request.json, show, files)
+
+
+def _draw(request: LandscapeRequest, found: Landscape, record: dict[str, Any]) -> None:
+    if request.figure is not None:
+        from hessprobe.report.figures import figures_of
+
+        for figure in figures_of(record):
+            figure.save(request.figure, request.width, request.style)
+    if request.interactive is not None:
+        from hessprobe.landscape.interactive import write_html
+        from hessprobe.report.figures.landscape import title_of
+
+        write_html(found, request.interactive, title=title_of(record))
+
+
+def _lines(request: LandscapeRequest, outcome: Outcome[Drawn], places: dict[str, str]) -> list[str]:
+    found = outcome.found.landscape
+    if found is None:
+        from hessprobe.landscape.grid import interrupted_note, read_progress
+
+        kept = read_progress(request.points)
+        return [outcome.ending if kept is None else f"{outcome.ending}; {interrupted_note(request.points, *kept)}"]
+    shape = " x ".join(str(len(values)) for values in found.axes)
+    reused = found.done.size - found.evaluated
+    text = f"{shape} points" + (f", {reused} of them found in {request.points}" if reused else "")
+    lines = [text, f"loss at the checkpoint {found.values['loss'][found.center]:.6g}"]
+    for name in found.values:
+        finite = [value for value in found.values[name].flatten().tolist() if math.isfinite(value)]
+        if finite:
+            lines.append(f"{name} from {min(finite):.6g} to {max(finite):.6g}")
+        if found.holes(name):
+            lines.append(f"{name}: {found.holes(name)} of {found.done.size} points are not finite; drawn as holes")
+    lines += outcome.found.notes
+    return [*lines, *(f"wrote {path}" for path in places.values())]
+
+
+def _row(found: Landscape) -> dict[str, Any]:
+    """Return everything a figure needs; holes are null, and counted."""
+    share = found.departure()
+    trusted = None if share is None else float((share <= 0.1).mean())
+    return {
+        "directions": found.kind,
+        "labels": list(found.labels),
+        "lengths": list(found.lengths),
+        "gram": found.gram.tolist(),
+        "axes": [values.tolist() for values in found.axes],
+        "center": list(found.center),
+        "values": {name: values.tolist() for name, values in found.values.items()},
+        "holes": {name: found.holes(name) for name in found.values},
+        "marks": [
+            {"name": name, "coordinates": list(place), "loss": loss if loss is None or math.isfinite(loss) else None}
+            for name, place, loss in found.marks
+        ],
+        "quadratic": None if found.slope is None or found.bend is None else {
+            "slope": found.slope.tolist(), "bend": found.bend.tolist(), "within_10_percent": trusted,
+        },
+        "facts": found.facts,
+        "points_computed": found.evaluated,
+    }  # fmt: skip

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from hessprobe.cli import failures, journaling, options, signals
-from hessprobe.cli.opening import arguments_of, opens_foreign
-from hessprobe.cli.source import check_source, settings_of, source_of
+from hessprobe.cli import failures, journaling, options
+from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
+from hessprobe.cli.source import check_source, settings_of
 from hessprobe.measures import NAMES, UNIVERSAL
 from hessprobe.models.spec import AS_FOUND, Opening
 
@@ -18,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.cli.load import Subject
-    from hessprobe.measures import Event, MeasureSettings, Result
+    from hessprobe.measures import MeasureSettings, Result
 
+    Inputs = tuple[Subject, MeasureSettings]
 
 # Which measures an option is for.
 _EIGENVALUES = frozenset({"lambda-max", "lambda-min", "spectral-norm"})
@@ -29,36 +27,36 @@ _LAYERED = frozenset({"lambda-max", "trace", "frob"})
 
 
 @dataclass(frozen=True)
-class Request:
+class MeasureRequest:
     """The options of ``hessprobe measure``; None where the user left the choice to the program."""
 
-    ckpt: str | None
-    measure: list[str] | None
-    operator: str
-    split: str | None
-    examples: int | None
-    params: list[str] | None
-    batchnorm: str | None
-    per_layer: bool
-    objective: str | None
-    model: str | None
-    data: str | None
-    rtol: float | None
-    probes: int | None
-    confidence: float
-    data_error: bool
-    k: int | None
-    shift: float | None
-    radius: float | None
-    seed: int
-    batch_size: int | None
-    device: str | None
-    dtype: str | None
-    engine: str
-    memory: str | None
-    json: str | None
-    csv: str | None
-    debug: bool
+    ckpt: options.Checkpoint = None
+    measure: options.Measures = None
+    operator: options.AnyOperator = "hessian"
+    split: options.Split = None
+    examples: options.Examples = None
+    params: options.Params = None
+    batchnorm: options.BatchNorm = None
+    per_layer: options.PerLayer = False
+    objective: options.ObjectiveSpec = None
+    model: options.ForeignModel = None
+    data: options.ForeignData = None
+    rtol: options.Rtol = None
+    probes: options.Probes = None
+    confidence: options.Confidence = 0.95
+    data_error: options.DataError = True
+    k: options.K = None
+    shift: options.Shift = None
+    radius: options.Radius = None
+    seed: options.Seed = 0
+    batch_size: options.BatchSize = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    engine: options.Engine = "auto"
+    memory: options.Memory = None
+    json: options.Json = None
+    csv: options.Csv = None
+    debug: options.Debug = False
     opening: Opening = AS_FOUND
 
     @property
@@ -72,87 +70,21 @@ class Request:
         return options.DEFAULT_RTOL if self.rtol is None else self.rtol
 
 
-@dataclass
-class Outcome:
-    """What has come out so far, kept whatever happens next.
-
-    Attributes:
-        results: finished measures, in order.
-        latest: the last event of each stage.
-        failure: what ended the work early, or None.
-    """
-
-    results: list[Result] = field(default_factory=list)
-    latest: dict[str, Event] = field(default_factory=dict)
-    failure: BaseException | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user ended the work."""
-        return isinstance(self.failure, KeyboardInterrupt)
-
-
-@opens_foreign
-def measure(
-    ckpt: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
-    ] = None,
-    measure: options.Measures = None,
-    operator: options.AnyOperator = "hessian",
-    split: options.Split = None,
-    examples: options.Examples = None,
-    params: options.Params = None,
-    batchnorm: options.BatchNorm = None,
-    per_layer: options.PerLayer = False,
-    objective: options.ObjectiveSpec = None,
-    model: options.ForeignModel = None,
-    data: options.ForeignData = None,
-    rtol: options.Rtol = None,
-    probes: options.Probes = None,
-    confidence: options.Confidence = 0.95,
-    data_error: options.DataError = True,
-    k: options.K = None,
-    shift: options.Shift = None,
-    radius: options.Radius = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    engine: options.Engine = "auto",
-    memory: options.Memory = None,
-    json: options.Json = None,
-    csv: options.Csv = None,
-    debug: options.Debug = False,
-    opening: Opening = AS_FOUND,
-) -> None:
+@declared(MeasureRequest, opening=options.OPENING)
+def measure(request: MeasureRequest) -> None:
     """Measure the curvature of a checkpoint; every number comes with its error and its cost.
 
     Example: hessprobe measure digits.pt --measure frob --measure trace
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: MeasureRequest) -> None:
     """Measure as asked; print and write what was found, also when something ended the work early."""
-    check(request)
-
-    from hessprobe.cli.load import load_subject
-
-    settings = _settings(request)
-    subject = load_subject(source_of(request, request.ckpt))
-    if request.k is not None and request.k > subject.risk.dim:
-        raise failures.UsageError(
-            f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
-        )
-    with journaling.kept(request.json, request, journaling.facts([subject])):
-        outcome = collect(request, subject, settings)
-    with signals.shielded():
-        publish(request, subject, outcome)
-    failures.leave(outcome.failure, request.debug)
-    journaling.finished(request.json)
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
 
 
-def check(request: Request) -> None:
+def check(request: MeasureRequest) -> None:
     """Refuse what can be refused before anything heavy is loaded.
 
     Raises:
@@ -176,7 +108,7 @@ def check(request: Request) -> None:
         failures.say(f"note: {note}")
 
 
-def idle_options(request: Request) -> list[str]:
+def idle_options(request: MeasureRequest) -> list[str]:
     """Return one sentence for every option that was given and changes nothing for the measures asked for."""
     wanted = frozenset(request.names)
     sized = wanted - _EIGENVALUES - _POINTS
@@ -199,54 +131,49 @@ def _listed(names: frozenset[str]) -> str:
     return ", ".join(name for name in (*NAMES, *UNIVERSAL) if name in names)
 
 
-def collect(request: Request, subject: Subject, settings: MeasureSettings) -> Outcome:
-    """Measure one after the other, keeping each result as it comes and the last event of each stage."""
-    from hessprobe.cli.progress import progress_bars
-    from hessprobe.cli.render import with_error
+def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:
+    """Return the network and how to measure it, and what is measured, still empty."""
+    from hessprobe.cli.load import load_subject
+
+    settings = settings_of(
+        request,
+        rtol=request.tolerance,
+        n_probes=request.probes,
+        per_layer=request.per_layer,
+        shift=request.shift,
+        radius=request.radius,
+        **({} if request.k is None else {"k": request.k}),
+    )
+    subject = load_subject(request, request.ckpt)
+    if request.k is not None and request.k > subject.risk.dim:
+        raise failures.UsageError(
+            f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
+        )
+    return (subject, settings), []
+
+
+def facts(request: MeasureRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
+    """Return what decides the numbers beside the options."""
+    return journaling.facts([inputs[0]])
+
+
+def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
+    """Measure one after the other, keeping each result as it comes."""
     from hessprobe.measures import measure_all
 
-    outcome = Outcome()
-    try:
-        with progress_bars() as update:
-
-            def report(event: Event) -> None:
-                if signals.asked():
-                    raise KeyboardInterrupt
-                outcome.latest[event.stage] = event
-                remark = "" if event.value is None else with_error(event.value, event.std_error)
-                update(event.stage, event.done, event.total, remark)
-
-            for result in measure_all(request.names, subject.risk, settings, report):
-                outcome.results.append(result)
-    except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
-    return outcome
+    subject, settings = inputs
+    with watched(outcome) as report:
+        for result in measure_all(request.names, subject.risk, settings, report):
+            outcome.found.append(result)
 
 
-def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
+def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Print the tables and write record and CSV of everything that is known."""
     from hessprobe import report
 
-    rows = [report.result_row(result, request.confidence) for result in outcome.results]
-    record = _record(request, subject, outcome, rows)
-    try:
-        if request.json not in (None, "-"):
-            report.write_record(str(request.json), record)
-        if request.csv is not None:
-            report.write_csv(request.csv, record)
-    finally:
-        # Last, because what reads the output may go away early (head, less); first a full disk must not hide it.
-        if request.json == "-":
-            sys.stdout.write(report.to_json(record))
-        else:
-            _print(request, subject, outcome, rows)
-
-
-def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from hessprobe import report
-
-    unfinished = outcome.failure is not None
-    return report.build_record(
+    subject, _ = inputs
+    rows = [report.result_row(result, request.confidence) for result in outcome.found]
+    record = report.build_record(
         "measure",
         rows,
         arguments={**arguments_of(request), "measure": list(request.names), "rtol": request.tolerance},
@@ -255,21 +182,29 @@ def _record(request: Request, subject: Subject, outcome: Outcome, rows: list[dic
         checkpoint=subject.checkpoint,
         data=subject.data,
         **failures.entries(outcome.failure),
-        partial=[_event_row(event) for event in outcome.latest.values()] if unfinished else None,
+        partial=outcome.partial(),
     )
 
+    def files() -> list[str]:
+        if request.csv is not None:
+            report.write_csv(request.csv, record)
+        return []
 
-def _event_row(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in ("stage", "done", "total", "value", "std_error")}
+    def show(console: Console) -> None:
+        from hessprobe.cli import render
+
+        render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
+        _print(rows, request.confidence, console)
+        print_unfinished(outcome, console)
+
+    deliver(record, request.json, show, files)
 
 
-def _print(request: Request, subject: Subject, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], confidence: float, console: Console) -> None:
     from hessprobe.cli import remarks, render
 
-    console = render.stdout_console()
-    render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
     if rows:
-        render.results_table(rows, request.confidence, console)
+        render.results_table(rows, confidence, console)
     for row in rows:
         if row.get("layers"):
             render.print_line(console, "")
@@ -281,30 +216,3 @@ def _print(request: Request, subject: Subject, outcome: Outcome, rows: list[dict
             render.print_line(console, f"{row['measure']}: {remark}", style="dim")
     for engine in remarks.engines(rows):
         render.print_line(console, f"products by the {engine} engine", style="dim")
-    if outcome.failure is None:
-        return
-    _print_unfinished(outcome, console)
-
-
-def _print_unfinished(outcome: Outcome, console: Console) -> None:
-    from hessprobe.cli import render
-
-    ended, sign = "interrupted" if outcome.interrupted else "failed", render.plus_minus_for(console)
-    open_stages = [each for each in outcome.latest.values() if each.total is None or each.done < each.total]
-    render.print_line(console, f"{ended}; what was under way:" if open_stages else ended)
-    for event in open_stages:
-        of = "" if event.total is None else f" of {event.total:g}"
-        value = "" if event.value is None else f": {render.with_error(event.value, event.std_error, sign)}"
-        render.print_line(console, f"  {event.stage}{value} (after {event.done:g}{of})")
-
-
-def _settings(request: Request) -> MeasureSettings:
-    return settings_of(
-        request,
-        rtol=request.tolerance,
-        n_probes=request.probes,
-        per_layer=request.per_layer,
-        shift=request.shift,
-        radius=request.radius,
-        **({} if request.k is None else {"k": request.k}),
-    )

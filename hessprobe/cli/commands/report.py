@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options
+from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.report.sections.page import Page
     from hessprobe.report.sources import Gathered
 
@@ -19,6 +21,7 @@ _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
 def report(
+    context: typer.Context,
     records: Annotated[
         list[str],
         typer.Argument(metavar="RECORD|DIR", help="Records (--json of other commands), or folders that hold them."),
@@ -40,23 +43,26 @@ def report(
 
     from hessprobe.report import html, sources
 
-    page = page_of(sources.gather(paths))
+    page = page_of(sources.gather(paths), context.find_root().command)
     for sentence in left_out(page):
         failures.say(f"note: {sentence}")
     html.write(out, page, title)
     _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
 
 
-def page_of(gathered: Gathered) -> Page:
-    """Return records with their figures, their remarks in the words of the command line, and their commands."""
+def page_of(gathered: Gathered, program: Any) -> Page:
+    """Return records with their figures, their remarks in the words of the command line, and their commands.
+
+    Args:
+        gathered: the records.
+        program: all commands, as a click group.
+    """
     from hessprobe.cli import remarks, repeat
-    from hessprobe.cli.app import app
     from hessprobe.report.pictures import pictures_of
     from hessprobe.report.sections.page import Page
 
     drawn, undrawn = pictures_of(gathered.sources)
-    group: Any = typer.main.get_command(app)
-    return Page(gathered, drawn, undrawn, remarks.remarks, lambda record: repeat.command_line(record, group))
+    return Page(gathered, drawn, undrawn, remarks.remarks, lambda record: repeat.command_line(record, program))
 
 
 def left_out(page: Page) -> list[str]:
@@ -85,20 +91,19 @@ def _publish(arguments: dict[str, Any], page: Page, json: str | None) -> None:
     from hessprobe.cli import render
 
     out = Path(arguments["out"])
-    if json is not None:
-        rows = [
-            {"record": str(source.path), "label": source.label, "command": source.command, "state": source.state}
-            for source in page.gathered.sources
-        ]
-        record = report.build_record("report", rows, arguments=arguments, seed=None, files={"page": str(out)})
-        if json == "-":
-            sys.stdout.write(report.to_json(record))
-            return
-        report.write_record(json, record)
-    figures = sum(map(len, page.pictures.values()))
-    records = len(page.gathered.sources)
-    render.print_line(
-        render.stdout_console(),
-        f"wrote {out}: {records} record{'s' * (records != 1)}, {figures} figure{'s' * (figures != 1)}, "
-        f"{out.stat().st_size / 1e6:.2g} MB",
-    )
+    rows = [
+        {"record": str(source.path), "label": source.label, "command": source.command, "state": source.state}
+        for source in page.gathered.sources
+    ]
+    record = report.build_record("report", rows, arguments=arguments, seed=None, files={"page": str(out)})
+
+    def show(console: Console) -> None:
+        figures = sum(map(len, page.pictures.values()))
+        records = len(page.gathered.sources)
+        render.print_line(
+            console,
+            f"wrote {out}: {records} record{'s' * (records != 1)}, {figures} figure{'s' * (figures != 1)}, "
+            f"{out.stat().st_size / 1e6:.2g} MB",
+        )
+
+    deliver(record, json, show)

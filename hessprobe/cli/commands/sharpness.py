@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options, signals
-from hessprobe.cli.opening import opens_foreign
-from hessprobe.cli.source import check_source, engine_of, source_of
+from hessprobe.cli import failures, journaling, options
+from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
+from hessprobe.cli.source import check_source, engine_of
 from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.cli.load import Subject
     from hessprobe.estimators.budget import Progress
     from hessprobe.sharpness import Diagnostics
     from hessprobe.sharpness.survey import Plan, Reading
+
+    Inputs = tuple[Subject, str]
 
 _DEFAULT_RHO = (0.05,)
 _DEFAULT_RTOL = 0.01
@@ -32,39 +35,95 @@ _SUBSETS = frozenset({"worst", "ascent"})
 
 
 @dataclass(frozen=True)
-class Request:
+class SharpnessRequest:
     """The options of ``hessprobe sharpness``; None where the user left the choice to the program."""
 
-    ckpt: str | None
-    kind: list[str] | None
-    rho: list[float] | None
-    norm: str
-    adaptive: str
-    eta: float
-    m: int | None
-    diagnostics: bool
-    split: str | None
-    examples: int | None
-    params: list[str] | None
-    batchnorm: str | None
-    objective: str | None
-    model: str | None
-    data: str | None
-    steps: int
-    restarts: int
-    probes: int | None
-    rtol: float | None
-    confidence: float
-    k: int | None
-    rho_max: float | None
-    seed: int
-    batch_size: int | None
-    device: str | None
-    dtype: str | None
-    engine: str
-    memory: str | None
-    json: str | None
-    debug: bool
+    ckpt: options.Checkpoint = None
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            metavar="NAME",
+            rich_help_panel=_WHAT,
+            help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(KINDS)}. "
+            f"Default: {', '.join(RADIAL)}.",
+        ),
+    ] = None
+    rho: Annotated[
+        list[float] | None,
+        typer.Option("--rho", metavar="R", rich_help_panel=_WHAT, help="Radius; repeat it for more. 0.05 by default."),
+    ] = None
+    norm: Annotated[
+        str, typer.Option("--norm", metavar="NAME", rich_help_panel=_WHAT, help="Shape of the ball: l2 or linf.")
+    ] = "l2"
+    adaptive: Annotated[
+        str,
+        typer.Option(
+            "--adaptive",
+            metavar="NAME",
+            rich_help_panel=_WHAT,
+            help="Measure perturbations in units of the weights: elementwise, filter or layer.",
+        ),
+    ] = "none"
+    eta: Annotated[
+        float, typer.Option("--eta", metavar="E", rich_help_panel=_WHAT, help="Added to the units of --adaptive.")
+    ] = 0.0
+    m: Annotated[
+        int | None,
+        typer.Option("--m", metavar="M", rich_help_panel=_WHAT, help="Every M examples have their own perturbation."),
+    ] = None
+    diagnostics: Annotated[
+        bool,
+        typer.Option("--diagnostics", rich_help_panel=_WHAT, help="Also what SAM sees here, at the first --rho."),
+    ] = False
+    split: options.Split = None
+    examples: options.Examples = None
+    params: options.Params = None
+    batchnorm: options.BatchNorm = None
+    objective: options.ObjectiveSpec = None
+    model: options.ForeignModel = None
+    data: options.ForeignData = None
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", rich_help_panel=_HOW, help="Steps of each ascent (worst).")
+    ] = 20
+    restarts: Annotated[
+        int, typer.Option("--restarts", metavar="N", rich_help_panel=_HOW, help="Random starts of ascents (worst).")
+    ] = 2
+    probes: Annotated[
+        int | None,
+        typer.Option("--probes", metavar="N", rich_help_panel=_HOW, help="Random directions of an average."),
+    ] = None
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            "--rtol",
+            metavar="R",
+            rich_help_panel=_HOW,
+            help="Relative half-width of intervals, in place of --probes; of traces and norms 0.01 by default.",
+        ),
+    ] = None
+    confidence: options.Confidence = 0.95
+    k: Annotated[
+        int | None,
+        typer.Option("--k", metavar="K", rich_help_panel=_HOW, help="Eigenvectors of --diagnostics; 5 by default."),
+    ] = None
+    rho_max: Annotated[
+        float | None,
+        typer.Option(
+            "--rho-max",
+            metavar="R",
+            rich_help_panel=_HOW,
+            help="Radius of the arc of --diagnostics; 2 --rho by default.",
+        ),
+    ] = None
+    seed: options.Seed = 0
+    batch_size: options.BatchSize = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    engine: options.Engine = "auto"
+    memory: options.Memory = None
+    json: options.Json = None
+    debug: options.Debug = False
     opening: Opening = AS_FOUND
 
     @property
@@ -79,143 +138,28 @@ class Request:
 
 
 @dataclass
-class Outcome:
-    """What has come out so far, kept whatever happens next.
-
-    Attributes:
-        readings: finished numbers, in order.
-        diagnostics: of SAM, or None.
-        latest: the last progress of each stage.
-        failure: what ended the work early, or None.
-    """
+class Found:
+    """What has come out so far: finished numbers in order, and the diagnostics of SAM, or None."""
 
     readings: list[Reading] = field(default_factory=list)
     diagnostics: Diagnostics | None = None
-    latest: dict[str, Progress] = field(default_factory=dict)
-    failure: BaseException | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user ended the work."""
-        return isinstance(self.failure, KeyboardInterrupt)
 
 
-@opens_foreign
-def sharpness(
-    ckpt: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--kind",
-            metavar="NAME",
-            rich_help_panel=_WHAT,
-            help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(KINDS)}. "
-            f"Default: {', '.join(RADIAL)}.",
-        ),
-    ] = None,
-    rho: Annotated[
-        list[float] | None,
-        typer.Option("--rho", metavar="R", rich_help_panel=_WHAT, help="Radius; repeat it for more. 0.05 by default."),
-    ] = None,
-    norm: Annotated[
-        str, typer.Option("--norm", metavar="NAME", rich_help_panel=_WHAT, help="Shape of the ball: l2 or linf.")
-    ] = "l2",
-    adaptive: Annotated[
-        str,
-        typer.Option(
-            "--adaptive",
-            metavar="NAME",
-            rich_help_panel=_WHAT,
-            help="Measure perturbations in units of the weights: elementwise, filter or layer.",
-        ),
-    ] = "none",
-    eta: Annotated[
-        float, typer.Option("--eta", metavar="E", rich_help_panel=_WHAT, help="Added to the units of --adaptive.")
-    ] = 0.0,
-    m: Annotated[
-        int | None,
-        typer.Option("--m", metavar="M", rich_help_panel=_WHAT, help="Every M examples have their own perturbation."),
-    ] = None,
-    diagnostics: Annotated[
-        bool,
-        typer.Option("--diagnostics", rich_help_panel=_WHAT, help="Also what SAM sees here, at the first --rho."),
-    ] = False,
-    split: options.Split = None,
-    examples: options.Examples = None,
-    params: options.Params = None,
-    batchnorm: options.BatchNorm = None,
-    objective: options.ObjectiveSpec = None,
-    model: options.ForeignModel = None,
-    data: options.ForeignData = None,
-    steps: Annotated[
-        int, typer.Option("--steps", metavar="N", rich_help_panel=_HOW, help="Steps of each ascent (worst).")
-    ] = 20,
-    restarts: Annotated[
-        int, typer.Option("--restarts", metavar="N", rich_help_panel=_HOW, help="Random starts of ascents (worst).")
-    ] = 2,
-    probes: Annotated[
-        int | None,
-        typer.Option("--probes", metavar="N", rich_help_panel=_HOW, help="Random directions of an average."),
-    ] = None,
-    rtol: Annotated[
-        float | None,
-        typer.Option(
-            "--rtol",
-            metavar="R",
-            rich_help_panel=_HOW,
-            help="Relative half-width of intervals, in place of --probes; of traces and norms 0.01 by default.",
-        ),
-    ] = None,
-    confidence: options.Confidence = 0.95,
-    k: Annotated[
-        int | None,
-        typer.Option("--k", metavar="K", rich_help_panel=_HOW, help="Eigenvectors of --diagnostics; 5 by default."),
-    ] = None,
-    rho_max: Annotated[
-        float | None,
-        typer.Option(
-            "--rho-max",
-            metavar="R",
-            rich_help_panel=_HOW,
-            help="Radius of the arc of --diagnostics; 2 --rho by default.",
-        ),
-    ] = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    engine: options.Engine = "auto",
-    memory: options.Memory = None,
-    json: options.Json = None,
-    debug: options.Debug = False,
-    opening: Opening = AS_FOUND,
-) -> None:
+@declared(SharpnessRequest, opening=options.OPENING)
+def sharpness(request: SharpnessRequest) -> None:
     """Measure how much the loss rises around a checkpoint, beside what the second-order model says.
 
     Example: hessprobe sharpness digits.pt --rho 0.05 --rho 0.5 --adaptive elementwise
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: SharpnessRequest) -> None:
     """Measure as asked; print and write what was found, also when something ended the work early."""
-    check(request)
-
-    from hessprobe.cli.load import load_subject
-
-    engine = engine_of(request.engine)
-    subject = load_subject(source_of(request, request.ckpt))
-    with journaling.kept(request.json, request, journaling.facts([subject])):
-        outcome = collect(request, subject, engine)
-    with signals.shielded():
-        publish(request, subject, outcome)
-    failures.leave(outcome.failure, request.debug)
-    journaling.finished(request.json)
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
 
 
-def check(request: Request) -> None:
+def check(request: SharpnessRequest) -> None:
     """Refuse what can be refused before anything heavy is loaded.
 
     Raises:
@@ -251,7 +195,7 @@ def check(request: Request) -> None:
         failures.say(f"note: {note}")
 
 
-def _refuse_contradictions(request: Request) -> None:
+def _refuse_contradictions(request: SharpnessRequest) -> None:
     if request.probes is not None and request.rtol is not None:
         raise failures.UsageError("--probes cannot go with --rtol. Fix the size or the tolerance.")
     if request.diagnostics and (request.norm != "l2" or request.adaptive != "none"):
@@ -261,7 +205,7 @@ def _refuse_contradictions(request: Request) -> None:
         )
 
 
-def idle_options(request: Request) -> list[str]:
+def idle_options(request: SharpnessRequest) -> list[str]:
     """Return one sentence for every option that was given and changes nothing for the kinds asked for."""
     wanted = frozenset(request.kinds)
     scaled = wanted - {"relative-flatness", "fisher-rao"}
@@ -278,56 +222,79 @@ def idle_options(request: Request) -> list[str]:
     return [f"{option} has no effect here; it is for {names}" for given, option, names in idle if given]
 
 
-def collect(request: Request, subject: Subject, engine: str) -> Outcome:
-    """Measure one after the other, keeping each number as it comes and the last progress of each stage."""
-    from hessprobe.cli.progress import progress_bars
-    from hessprobe.cli.render import with_error
+def opened(request: SharpnessRequest) -> tuple[Inputs, Found]:
+    """Return the network and how products are made, and what is measured, still empty."""
+    from hessprobe.cli.load import load_subject
+
+    engine = engine_of(request.engine)
+    return (load_subject(request, request.ckpt), engine), Found()
+
+
+def facts(request: SharpnessRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
+    """Return what decides the numbers beside the options."""
+    return journaling.facts([inputs[0]])
+
+
+def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
+    """Measure one after the other, keeping each number as it comes."""
+    from hessprobe.measures import Event
     from hessprobe.sharpness import Neighborhood, diagnose
     from hessprobe.sharpness.neighborhood import UnresolvedRadius
     from hessprobe.sharpness.survey import survey
 
-    outcome = Outcome()
-    try:
-        with progress_bars() as update:
+    subject, engine = inputs
+    with watched(outcome) as report:
 
-            def report(stage: str, state: Progress) -> None:
-                if signals.asked():
-                    raise KeyboardInterrupt
-                outcome.latest[stage] = state
-                value, error = finite(state.value), finite(state.std_error)
-                update(stage, state.done, finite(state.total), "" if value is None else with_error(value, error))
+        def callback(stage: str, state: Progress) -> None:
+            report(Event(stage, state.done, finite(state.total), finite(state.value), finite(state.std_error)))
 
-            near = Neighborhood(subject.risk, callback=report, **_place(request, engine))
-            try:
-                for reading in survey(near, _plan(request)):
-                    outcome.readings.append(reading)
-            except UnresolvedRadius as error:
-                # What is left can be measured all the same.
-                outcome.failure = error
-            if request.diagnostics:
-                given = {"rtol": request.rtol, "k": request.k, "rho_max": request.rho_max}
-                chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-                outcome.diagnostics = diagnose(near, request.radii[0], **chosen)
-    except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
-    return outcome
+        near = Neighborhood(subject.risk, callback=callback, **_place(request, engine))
+        try:
+            for reading in survey(near, _plan(request)):
+                outcome.found.readings.append(reading)
+        except UnresolvedRadius as error:
+            # What is left can be measured all the same.
+            outcome.failure = error
+        if request.diagnostics:
+            given = {"rtol": request.rtol, "k": request.k, "rho_max": request.rho_max}
+            chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+            outcome.found.diagnostics = diagnose(near, request.radii[0], **chosen)
 
 
-def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
+def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
     """Print the tables and write the record of everything that is known."""
-    from hessprobe import report
-    from hessprobe.cli import sharpness_tables as tables
+    from hessprobe.cli.commands import sharpness_tables as tables
 
-    record = tables.record_of(request, subject, outcome)
-    try:
-        if request.json not in (None, "-"):
-            report.write_record(str(request.json), record)
-    finally:
-        # Last, because what reads the output may go away early (head, less); first a full disk must not hide it.
-        if request.json == "-":
-            sys.stdout.write(report.to_json(record))
-        else:
-            tables.show(request, subject, outcome, record)
+    subject, _ = inputs
+    found = outcome.found
+    record = record_of(request, subject, outcome)
+
+    def show(console: Console) -> None:
+        scale = "" if request.adaptive == "none" else f", adaptive {request.adaptive}"
+        tables.show(f"{subject.title}, {request.norm}{scale}, seed {request.seed}", record, found.diagnostics, console)
+        print_unfinished(outcome, console)
+
+    deliver(record, request.json, show)
+
+
+def record_of(request: SharpnessRequest, subject: Subject, outcome: Outcome[Found]) -> dict[str, Any]:
+    """Return the record of a run."""
+    from hessprobe import report
+    from hessprobe.cli.commands.sharpness_tables import diagnostics_entry, row_of
+
+    found = outcome.found
+    return report.build_record(
+        "sharpness",
+        [row_of(reading, request.confidence) for reading in found.readings],
+        arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},
+        seed=request.seed,
+        device=subject.risk.device,
+        checkpoint=subject.checkpoint,
+        data=subject.data,
+        **failures.entries(outcome.failure),
+        partial=outcome.partial(),
+        diagnostics=None if found.diagnostics is None else diagnostics_entry(found.diagnostics, request.confidence),
+    )
 
 
 def finite(number: float | None) -> float | None:
@@ -335,7 +302,7 @@ def finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def _place(request: Request, engine: str) -> dict[str, Any]:
+def _place(request: SharpnessRequest, engine: str) -> dict[str, Any]:
     return {
         "adaptive": request.adaptive,
         "eta": request.eta if request.adaptive != "none" else 0.0,
@@ -347,7 +314,7 @@ def _place(request: Request, engine: str) -> dict[str, Any]:
     }
 
 
-def _plan(request: Request) -> Plan:
+def _plan(request: SharpnessRequest) -> Plan:
     from hessprobe.sharpness.survey import Plan
 
     return Plan(

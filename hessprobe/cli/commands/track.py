@@ -2,60 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, signals
-from hessprobe.cli.opening import opens_foreign
-from hessprobe.cli.source import check_source, settings_of, source_of
+from hessprobe.cli import failures, options
+from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
+from hessprobe.cli.source import check_source, settings_of
 from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.cli.load import Subject
     from hessprobe.measures import Event, MeasureSettings
     from hessprobe.measures.session import Start
     from hessprobe.tracking import Snapshot
 
+    Inputs = tuple[list[Snapshot], MeasureSettings]
+
 _FORMATS = (".png", ".svg", ".pdf")
+_SHORT = {"spectral-norm": "||A||", "effective-rank": "eff. rank"}
 # What decides a number beside the checkpoint and the settings of the measures.
 _DECIDING = ("objective", "model", "data", "split", "examples", "params", "batchnorm", "batch_size", "dtype", "seed")
 
 
 @dataclass(frozen=True)
-class Request:
+class TrackRequest:
     """The options of ``hessprobe track``; None where the user left the choice to the program."""
 
-    run_dir: list[str]
-    measure: list[str] | None
-    k: int | None
-    lr: float | None
-    operator: str
-    split: str | None
-    examples: int | None
-    params: list[str] | None
-    batchnorm: str | None
-    objective: str | None
-    model: str | None
-    data: str | None
-    rtol: float | None
-    probes: int | None
-    confidence: float
-    data_error: bool
-    seed: int
-    batch_size: int | None
-    device: str | None
-    dtype: str | None
-    engine: str
-    memory: str | None
-    out: str | None
-    json: str | None
-    csv: str | None
-    debug: bool
+    run_dir: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="A folder of checkpoints of one run, the --out of hessprobe train --save-every, or the files.",
+        ),
+    ]
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            "-m",
+            metavar="NAME",
+            rich_help_panel="What is measured",
+            help=f"Beside lambda-max; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
+            f"Default: {', '.join(DEFAULT)}.",
+        ),
+    ] = None
+    k: options.K = None
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="LR",
+            rich_help_panel="What is measured",
+            help="Learning rate, for the 2/lr line, where the checkpoints do not say it.",
+        ),
+    ] = None
+    operator: options.Operator = "hessian"
+    split: options.Split = None
+    examples: options.Examples = None
+    params: options.Params = None
+    batchnorm: options.BatchNorm = None
+    objective: options.ObjectiveSpec = None
+    model: options.ForeignModel = None
+    data: options.ForeignData = None
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            "--rtol",
+            metavar="R",
+            rich_help_panel="How well",
+            help=f"Half-width of the intervals to reach, relative to the value; {RTOL:g} by default.",
+        ),
+    ] = None
+    probes: options.Probes = None
+    confidence: options.Confidence = 0.95
+    data_error: options.DataError = True
+    seed: options.Seed = 0
+    batch_size: options.BatchSize = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    engine: options.Engine = "auto"
+    memory: options.Memory = None
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Figure: png, svg or pdf; NAME-track.png by default. What is finished is kept beside it, in .npz.",
+        ),
+    ] = None
+    json: options.Json = None
+    csv: options.Csv = None
+    debug: options.Debug = False
     opening: Opening = AS_FOUND
 
     @property
@@ -88,8 +133,8 @@ class Request:
 
 
 @dataclass
-class Outcome:
-    """What has come out so far, kept whatever happens next.
+class Tracked:
+    """What has come out so far.
 
     Attributes:
         rows: of the record, in order.
@@ -99,7 +144,6 @@ class Outcome:
         data: entry of the record, or None.
         device: where it was measured.
         notes: remarks for a reader.
-        failure: what ended the work early, or None.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -109,12 +153,6 @@ class Outcome:
     data: dict[str, Any] | None = None
     device: str = "cpu"
     notes: list[str] = field(default_factory=list)
-    failure: BaseException | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user ended the work."""
-        return isinstance(self.failure, KeyboardInterrupt)
 
     def take(self, row: dict[str, Any], path: str) -> None:
         """Add a finished row, of a file that may have moved since it was measured."""
@@ -124,76 +162,8 @@ class Outcome:
         self.rows.append({**kept, "checkpoint": path})
 
 
-@opens_foreign
-def track(
-    run_dir: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN_DIR",
-            help="A folder of checkpoints of one run, the --out of hessprobe train --save-every, or the files.",
-        ),
-    ],
-    measure: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--measure",
-            "-m",
-            metavar="NAME",
-            rich_help_panel="What is measured",
-            help=f"Beside lambda-max; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
-            f"Default: {', '.join(DEFAULT)}.",
-        ),
-    ] = None,
-    k: options.K = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lr",
-            metavar="LR",
-            rich_help_panel="What is measured",
-            help="Learning rate, for the 2/lr line, where the checkpoints do not say it.",
-        ),
-    ] = None,
-    operator: options.Operator = "hessian",
-    split: options.Split = None,
-    examples: options.Examples = None,
-    params: options.Params = None,
-    batchnorm: options.BatchNorm = None,
-    objective: options.ObjectiveSpec = None,
-    model: options.ForeignModel = None,
-    data: options.ForeignData = None,
-    rtol: Annotated[
-        float | None,
-        typer.Option(
-            "--rtol",
-            metavar="R",
-            rich_help_panel="How well",
-            help=f"Half-width of the intervals to reach, relative to the value; {RTOL:g} by default.",
-        ),
-    ] = None,
-    probes: options.Probes = None,
-    confidence: options.Confidence = 0.95,
-    data_error: options.DataError = True,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    engine: options.Engine = "auto",
-    memory: options.Memory = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            rich_help_panel="Output",
-            help="Figure: png, svg or pdf; NAME-track.png by default. What is finished is kept beside it, in .npz.",
-        ),
-    ] = None,
-    json: options.Json = None,
-    csv: options.Csv = None,
-    debug: options.Debug = False,
-    opening: Opening = AS_FOUND,
-) -> None:
+@declared(TrackRequest, opening=options.OPENING)
+def track(request: TrackRequest) -> None:
     """Measure the checkpoints of a run in order, and draw them against the edge of stability.
 
     All share their data and probes, and each begins from the eigenvectors of the one before.
@@ -201,31 +171,16 @@ def track(
 
     Example: hessprobe track digits.pt --out digits-track.png
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: TrackRequest) -> None:
     """Measure and draw as asked; what is finished is kept, also when something ends the work early."""
-    check(request)
-
-    from hessprobe.tracking import find_snapshots
-
-    settings = _settings(request)
-    with failures.as_usage():
-        snapshots, notes = find_snapshots(request.run_dir, plain=request.plain)
-    outcome = Outcome(count=len(snapshots), notes=notes)
-    try:
-        collect(request, snapshots, settings, outcome)
-    except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
-    from hessprobe.cli.commands.track_output import publish
-
-    with signals.shielded():
-        publish(request, outcome)
-    failures.leave(outcome.failure, request.debug)
+    # Finished checkpoints are kept beside the figure, so no journal of products is needed.
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
 
 
-def check(request: Request) -> None:
+def check(request: TrackRequest) -> None:
     """Refuse what can be refused before anything heavy is loaded.
 
     Raises:
@@ -255,39 +210,49 @@ def check(request: Request) -> None:
     options.check_outputs(out=request.figure, json=request.json, csv=request.csv)
 
 
-def collect(request: Request, snapshots: list[Snapshot], settings: MeasureSettings, outcome: Outcome) -> None:
+def opened(request: TrackRequest) -> tuple[Inputs, Tracked]:
+    """Return the checkpoints and how to measure them, and what is found, still empty."""
+    from hessprobe.tracking import find_snapshots
+
+    rtol = RTOL if request.rtol is None else request.rtol
+    settings = settings_of(request, rtol=rtol, n_probes=request.probes, k=request.k or 1)
+    with failures.as_usage():
+        snapshots, notes = find_snapshots(request.run_dir, plain=request.plain)
+    return (snapshots, settings), Tracked(count=len(snapshots), notes=notes)
+
+
+def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) -> None:
     """Measure one checkpoint after the other; each is on disk when it is done."""
-    from hessprobe.cli.progress import progress_bars
+    from hessprobe.measures import Event
     from hessprobe.tracking.store import Store, point_key
 
+    (snapshots, settings), tracked = inputs, outcome.found
     store = Store.open(request.store)
     deciding = _deciding(request, settings)
     keys = [point_key(each.sha256, {**deciding, "step": each.step}) for each in snapshots]
     # What another run or other settings left is of another point, or another number of parameters.
     begin = store.start if store.latest in keys else None
     worker = _Worker(request, settings, begin)
-    with progress_bars() as update:
+    with watched(outcome) as report:
         for done, (key, snapshot) in enumerate(zip(keys, snapshots, strict=True)):
 
-            def report(event: Event, done: int = done) -> None:
-                if signals.asked():
-                    raise KeyboardInterrupt
+            def within(event: Event, done: int = done) -> None:
                 share = 0.0 if not event.total else min(event.done / event.total, 1.0)
-                update("checkpoints", done + 0.9 * share, len(snapshots), event.stage)
+                report(Event("checkpoints", done + 0.9 * share, len(snapshots)), event.stage)
 
             row = store.rows.get(key)
-            outcome.reused += row is not None
+            tracked.reused += row is not None
             if row is None:
-                row = worker.measure(snapshot, report)
+                row = worker.measure(snapshot, within)
                 store.add(key, row, worker.start)
-            outcome.take(row, snapshot.path)
-            update("checkpoints", done + 1, len(snapshots), "")
+            tracked.take(row, snapshot.path)
+            report(Event("checkpoints", done + 1, len(snapshots)))
 
 
 class _Worker:
     """Measures checkpoint after checkpoint, each from what the one before has left."""
 
-    def __init__(self, request: Request, settings: MeasureSettings, start: Start | None) -> None:
+    def __init__(self, request: TrackRequest, settings: MeasureSettings, start: Start | None) -> None:
         from hessprobe.measures.session import Start
 
         self._request, self._settings = request, settings
@@ -301,7 +266,7 @@ class _Worker:
         from hessprobe.tracking import measure_point, rule_of_recipe
 
         request = self._request
-        subject = load_subject(source_of(request, snapshot.path, quiet=self._first is not None))
+        subject = load_subject(request, snapshot.path, quiet=self._first is not None)
         self._require_comparable(snapshot, subject)
         lr = request.lr if request.lr is not None else snapshot.lr
         with failures.as_usage():
@@ -335,7 +300,7 @@ class _Worker:
             raise DataError(f"{found[0]} is measured on other data than {name}. Return the same batches for both.")
 
 
-def _deciding(request: Request, settings: MeasureSettings) -> dict[str, Any]:
+def _deciding(request: TrackRequest, settings: MeasureSettings) -> dict[str, Any]:
     from hessprobe import __version__
     from hessprobe.training.checkpoint import file_sha256
 
@@ -347,6 +312,122 @@ def _deciding(request: Request, settings: MeasureSettings) -> dict[str, Any]:
     return {**chosen, **how, "code": code, "version": __version__}
 
 
-def _settings(request: Request) -> MeasureSettings:
-    rtol = RTOL if request.rtol is None else request.rtol
-    return settings_of(request, rtol=rtol, n_probes=request.probes, k=request.k or 1)
+def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) -> None:  # noqa: ARG001  # as elsewhere
+    """Draw the figure, write record and table of every finished checkpoint, and say what was found."""
+    from hessprobe import report
+
+    tracked = outcome.found
+    record = report.build_record(
+        "track",
+        tracked.rows,
+        arguments={**arguments_of(request), "measure": list(request.names)},
+        seed=request.seed,
+        device=tracked.device,
+        data=tracked.data,
+        files={"points": request.store, **({"figure": request.figure} if tracked.rows else {})},
+        notes=[*tracked.notes, *_edge_notes(tracked.rows)],
+        **failures.entries(outcome.failure),
+    )
+
+    def files() -> list[str]:
+        from hessprobe.report.track import write_track_csv
+
+        if request.csv is not None:
+            write_track_csv(request.csv, record)
+        if tracked.rows:
+            from hessprobe.report.figures import figures_of
+
+            for figure in figures_of(record):
+                figure.save(request.figure)
+        return []
+
+    def show(console: Console) -> None:
+        from hessprobe.cli import render
+
+        if tracked.rows:
+            what = f"{tracked.title.partition(': ')[2]}, " if tracked.title else ""
+            render.print_line(console, f"{request.ckpt}: {what}{request.operator}, seed {request.seed}")
+            track_table(tracked.rows, console)
+        for text in _lines(request, outcome):
+            render.print_line(console, text)
+
+    deliver(record, request.json, show, files)
+
+
+def track_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print one line a checkpoint; on a narrow terminal columns go, those that matter least first."""
+    from hessprobe.cli import render
+
+    sign = render.plus_minus_for(console)
+    order = ["products", "|g|", "epoch", "test", "train", "lr", "align"]
+    told = [measured for row in rows for measured in row["measures"].values()]
+    layouts = []
+    for data in (True, False) if render.tells_data(told) else (False,):
+        columns, gone = _columns(rows, sign, data=data), set()
+        for name in (None, *order):
+            gone.add(name)
+            kept = [title for title in columns if title not in gone]
+            layouts.append((kept, [[columns[title][index] for title in kept] for index in range(len(rows))]))
+    header = render.print_table(layouts, console) or layouts[0][0]
+    shown = any(f"{sign} data" in title for title in header)
+    for text in render.errors_legend(told, sign):
+        if shown or not text.startswith(f"{sign} data"):
+            render.print_line(console, text, style="dim")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dict[str, list[str]]:
+    from hessprobe.cli import render
+
+    columns = {"step": [str(row["step"]) for row in rows], "epoch": [_text(row["epoch"]) for row in rows]}
+    columns |= {"lr": [_text(row["lr"], 3) for row in rows], "loss": [_text(row["loss"], 4) for row in rows]}
+    columns["|g|"] = [_text(row["gradient_norm"], 3) for row in rows]
+    for name in rows[0]["measures"]:
+        measured = [row["measures"][name] for row in rows]
+        title = f"{_SHORT.get(name, name)} {sign} meas.{f' {sign} data' if data else ''}"
+        columns[title] = [render.both_errors(each, sign, data=data) for each in measured]
+    columns["2/lr"] = [_text(row["edge"]["plain"], 4) for row in rows]
+    columns["SAM edge"] = [_text(row["edge"]["sharpness_aware"], 4) for row in rows]
+    columns["align"] = [_text((row["alignment"] or {}).get("first"), 3) for row in rows]
+    for split in ("train", "test"):
+        columns[split] = [_percent(row["scores"].get(f"{split}_accuracy")) for row in rows]
+    columns["products"] = [_text(row["matvecs"], 4) for row in rows]
+    return {title: cells for title, cells in columns.items() if any(cells)}
+
+
+def _lines(request: TrackRequest, outcome: Outcome[Tracked]) -> list[str]:
+    tracked = outcome.found
+    lines = [*tracked.notes, *_edge_notes(tracked.rows)]
+    spent = sum(row["matvecs"] for row in tracked.rows)
+    lines.append(f"{len(tracked.rows)} of {tracked.count} checkpoints, {spent:.0f} products in all")
+    if tracked.reused:
+        lines[-1] += f"; {tracked.reused} of them found in {request.store}"
+    if outcome.ending:
+        kept = f"what is finished is kept in {request.store}; the same command goes on from there"
+        lines.append(f"{outcome.ending}; {kept}")
+    if tracked.rows:
+        lines.append(f"wrote {request.figure}")
+    return lines
+
+
+def _edge_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    formulas = {row["edge"]["formula"] for row in rows if row["edge"]["formula"]}
+    notes = [
+        f"2/lr: the largest stable eigenvalue, here {formula}" for formula in sorted(formulas) if formula != "2/lr"
+    ]
+    if any(row["edge"]["sharpness_aware"] is not None for row in rows):
+        notes.append("SAM edge: the same with SAM's ascent step, at the gradient norm of all measured data")
+    missing: dict[str, int] = {}
+    for row in rows:
+        if row["edge"]["reason"]:
+            missing[row["edge"]["reason"]] = missing.get(row["edge"]["reason"], 0) + 1
+    advice = {"the learning rate is not known": "; pass --lr"}
+    notes += [f"no 2/lr line at {count} checkpoints: {why}{advice.get(why, '')}" for why, count in missing.items()]
+    return notes
+
+
+def _text(number: float | None, digits: int = 6) -> str:
+    return "" if number is None else f"{number:.{digits}g}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"

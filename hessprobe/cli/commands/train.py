@@ -12,97 +12,67 @@ import typer
 
 from hessprobe.cli import failures, options
 from hessprobe.cli.commands import train_options as given
+from hessprobe.cli.skeleton import declared, deliver
 
 # Seconds after which a run without a progress bar, in a log, says where it stands.
 _SILENCE = 60.0
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.training import Recipe, Trained
     from hessprobe.training.run import Plan
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """The options of ``hessprobe train``; None where the recipe decides."""
 
-    out: str
-    recipe: str | None
-    model: str | None
-    data: str | None
-    subset: float | None
-    label_noise: float | None
-    data_seed: int | None
-    crop: int | None
-    flip: bool | None
-    optimizer: str | None
-    base: str | None
-    rho: float | None
-    rho_schedule: str | None
-    rho_min: float | None
-    optimizer_arg: list[str] | None
-    momentum: float | None
-    weight_decay: float | None
-    clip_grad_norm: float | None
-    epochs: int | None
-    lr: float | None
-    batch_size: int | None
-    accumulate: int | None
-    schedule: str | None
-    warmup: float | None
-    milestone: list[float] | None
-    gamma: float | None
-    amp: str | None
-    seed: int | None
-    save_every: int | None
-    resume: bool
-    device: str | None
-    json: str | None
-    debug: bool
+    out: given.Out
+    recipe: given.RecipeSource = None
+    model: given.Model = None
+    data: given.Data = None
+    subset: given.Subset = None
+    label_noise: given.LabelNoise = None
+    data_seed: given.DataSeed = None
+    crop: given.Crop = None
+    flip: given.Flip = None
+    optimizer: given.Optimizer = None
+    base: given.Base = None
+    rho: given.Rho = None
+    rho_schedule: given.RhoSchedule = None
+    rho_min: given.RhoMin = None
+    optimizer_arg: given.OptimizerArg = None
+    momentum: given.Momentum = None
+    weight_decay: given.WeightDecay = None
+    clip_grad_norm: given.ClipGradNorm = None
+    epochs: given.Epochs = None
+    lr: given.Lr = None
+    batch_size: given.BatchSize = None
+    accumulate: given.Accumulate = None
+    schedule: given.Schedule = None
+    warmup: given.Warmup = None
+    milestone: given.Milestone = None
+    gamma: given.Gamma = None
+    amp: given.Amp = None
+    seed: given.Seed = None
+    save_every: given.SaveEvery = None
+    resume: given.Resume = False
+    device: options.Device = None
+    json: options.Json = None
+    debug: options.Debug = False
 
 
-def train(
-    out: given.Out,
-    recipe: given.RecipeSource = None,
-    model: given.Model = None,
-    data: given.Data = None,
-    subset: given.Subset = None,
-    label_noise: given.LabelNoise = None,
-    data_seed: given.DataSeed = None,
-    crop: given.Crop = None,
-    flip: given.Flip = None,
-    optimizer: given.Optimizer = None,
-    base: given.Base = None,
-    rho: given.Rho = None,
-    rho_schedule: given.RhoSchedule = None,
-    rho_min: given.RhoMin = None,
-    optimizer_arg: given.OptimizerArg = None,
-    momentum: given.Momentum = None,
-    weight_decay: given.WeightDecay = None,
-    clip_grad_norm: given.ClipGradNorm = None,
-    epochs: given.Epochs = None,
-    lr: given.Lr = None,
-    batch_size: given.BatchSize = None,
-    accumulate: given.Accumulate = None,
-    schedule: given.Schedule = None,
-    warmup: given.Warmup = None,
-    milestone: given.Milestone = None,
-    gamma: given.Gamma = None,
-    amp: given.Amp = None,
-    seed: given.Seed = None,
-    save_every: given.SaveEvery = None,
-    resume: given.Resume = False,
-    device: options.Device = None,
-    json: options.Json = None,
-    debug: options.Debug = False,
-) -> None:
+@declared(TrainRequest)
+def train(request: TrainRequest) -> None:
     """Train a network and write a checkpoint.
 
     Example: hessprobe train --model mlp --data digits --optimizer sam --out digits.pt
     """
-    run(Request(**locals()))
+    run(request)
 
 
-def run(request: Request) -> None:
+def run(request: TrainRequest) -> None:
     """Train as asked, write the checkpoint and the record, print the outcome."""
     options.at_least("--save-every", request.save_every, 1)
     options.check_outputs(out=request.out, json=request.json)
@@ -128,7 +98,7 @@ def run(request: Request) -> None:
     _publish(request, plan, trained, device)
 
 
-def _recipe(request: Request) -> Recipe:
+def _recipe(request: TrainRequest) -> Recipe:
     from hessprobe.training import Recipe
     from hessprobe.training.recipe import read_recipe
 
@@ -201,40 +171,39 @@ def _after_interruption(plan: Plan) -> str:
     return "interrupted; no checkpoint was written"
 
 
-def _publish(request: Request, plan: Plan, trained: Trained, device: Any) -> None:
+def _publish(request: TrainRequest, plan: Plan, trained: Trained, device: Any) -> None:
     from hessprobe import report
     from hessprobe.cli import render
     from hessprobe.cli.load import describe_checkpoint
     from hessprobe.training import load_checkpoint
 
     written = describe_checkpoint(load_checkpoint(request.out))
-    if request.json is not None:
-        arguments, training = asdict(request), {"metrics": trained.metrics}
-        record = report.build_record(
-            "train",
-            [],
-            arguments=arguments,
-            seed=plan.recipe.seed,
-            device=device,
-            checkpoint=written,
-            training=training,
-        )
-        if request.json == "-":
-            sys.stdout.write(report.to_json(record))
-            return
-        report.write_record(request.json, record)
-    console, metrics = render.stdout_console(), trained.metrics
-    header = ["split", "loss", "accuracy"]
-    present = [split for split in ("train", "test") if f"{split}_loss" in metrics]
-    rows = [[split, f"{metrics[f'{split}_loss']:.4g}", f"{metrics[f'{split}_accuracy']:.2%}"] for split in present]
-    render.print_table([(header, rows)], console)
-    if "train_clean_accuracy" in metrics:
-        render.print_line(
-            console,
-            f"train against the right labels {metrics['train_clean_accuracy']:.2%}; "
-            f"wrong labels learnt {metrics['train_noisy_accuracy']:.2%}",
-        )
-    if plan.save_every is not None:
-        saved = [plan.epoch_path(epoch) for epoch in range(0, plan.recipe.epochs + 1, plan.save_every)]
-        render.print_line(console, f"wrote {len(saved)} on the way: {saved[0]} to {saved[-1].name}")
-    render.print_line(console, f"wrote {request.out}: {written['parameters']:,} parameters, {metrics['seconds']:.1f} s")
+    metrics = trained.metrics
+    record = report.build_record(
+        "train",
+        [],
+        arguments=asdict(request),
+        seed=plan.recipe.seed,
+        device=device,
+        checkpoint=written,
+        training={"metrics": metrics},
+    )
+
+    def show(console: Console) -> None:
+        header = ["split", "loss", "accuracy"]
+        present = [split for split in ("train", "test") if f"{split}_loss" in metrics]
+        rows = [[split, f"{metrics[f'{split}_loss']:.4g}", f"{metrics[f'{split}_accuracy']:.2%}"] for split in present]
+        render.print_table([(header, rows)], console)
+        if "train_clean_accuracy" in metrics:
+            render.print_line(
+                console,
+                f"train against the right labels {metrics['train_clean_accuracy']:.2%}; "
+                f"wrong labels learnt {metrics['train_noisy_accuracy']:.2%}",
+            )
+        if plan.save_every is not None:
+            saved = [plan.epoch_path(epoch) for epoch in range(0, plan.recipe.epochs + 1, plan.save_every)]
+            render.print_line(console, f"wrote {len(saved)} on the way: {saved[0]} to {saved[-1].name}")
+        size = f"{written['parameters']:,} parameters, {metrics['seconds']:.1f} s"
+        render.print_line(console, f"wrote {request.out}: {size}")
+
+    deliver(record, request.json, show)

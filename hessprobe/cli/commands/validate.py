@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hessprobe.cli import failures, options, signals
 from hessprobe.cli.commands import validate_coverage
+from hessprobe.cli.skeleton import deliver
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def validate(
@@ -111,24 +114,25 @@ def _publish(
     rows = [outcome.row() for outcome in outcomes]
     flags = ["interrupted"] if interrupted else None
     record = report.build_record("validate", rows, arguments=arguments, seed=None, flags=flags)
-    if out is not None:
-        figures = _figures(record, Path(out))
-        text = table.markdown(record["results"], figures, record["environment"])
-        files.write_atomically(Path(out) / "README.md", lambda stream: stream.write(text.encode()))
-        report.write_record(Path(out) / "validation.json", record)
-    if json not in (None, "-"):
-        report.write_record(str(json), record)
-    if json == "-":
-        sys.stdout.write(report.to_json(record))
-        return
-    console = render.stdout_console()
-    cells = [table.cells(row) for row in record["results"]]
-    short = [[line[0], *line[4:]] for line in cells]
-    render.print_table([(table.HEADER, cells), ((table.HEADER[0], *table.HEADER[4:]), short)], console)
-    render.print_line(console, table.summary(record["results"]))
-    for row in record["results"]:
-        if row["verdict"] == "error":
-            render.print_line(console, f"{row['claim']}: {row['error']}")
+
+    def files_of() -> list[str]:
+        if out is not None:
+            figures = _figures(record, Path(out))
+            text = table.markdown(record["results"], figures, record["environment"])
+            files.write_atomically(Path(out) / "README.md", lambda stream: stream.write(text.encode()))
+            report.write_record(Path(out) / "validation.json", record)
+        return []
+
+    def show(console: Console) -> None:
+        cells = [table.cells(row) for row in record["results"]]
+        short = [[line[0], *line[4:]] for line in cells]
+        render.print_table([(table.HEADER, cells), ((table.HEADER[0], *table.HEADER[4:]), short)], console)
+        render.print_line(console, table.summary(record["results"]))
+        for row in record["results"]:
+            if row["verdict"] == "error":
+                render.print_line(console, f"{row['claim']}: {row['error']}")
+
+    deliver(record, json, show, files_of)
 
 
 def _figures(record: dict[str, Any], out: Path) -> dict[str, str]:

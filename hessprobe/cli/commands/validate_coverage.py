@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hessprobe.cli import failures, signals
+from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hessprobe.validation.coverage import Settings, Study
 
 _SEEDS, _CONFIRM = 400, 4
@@ -111,20 +113,21 @@ def _publish(study: Study, settings: Settings, interrupted: bool, out: str | Non
     flags = ["interrupted"] if interrupted else None
     rows = study.sorted_rows()
     record = report.build_record("validate-coverage", rows, arguments=arguments, seed=settings.seed, flags=flags)
-    if out is not None and not interrupted:
-        text = coverage.markdown(record["results"], arguments, record["environment"])
-        files.write_atomically(Path(out) / "coverage.md", lambda stream: stream.write(text.encode()))
-        report.write_record(Path(out) / "coverage.json", record)
-        study.finished()
-    if json not in (None, "-"):
-        report.write_record(str(json), record)
-    if json == "-":
-        sys.stdout.write(report.to_json(record))
-        return
-    console = render.stdout_console()
-    lines = coverage.summary_rows(record["results"])
-    short = [[line[0], *line[3:5], line[8]] for line in lines]
-    header = coverage.HEADER
-    render.print_table([(header, lines), ((header[0], *header[3:5], header[8]), short)], console)
-    bad = coverage.failing(record["results"])
-    render.print_line(console, f"{len(record['results'])} cells, {len(bad)} of them fail")
+
+    def files_of() -> list[str]:
+        if out is not None and not interrupted:
+            text = coverage.markdown(record["results"], arguments, record["environment"])
+            files.write_atomically(Path(out) / "coverage.md", lambda stream: stream.write(text.encode()))
+            report.write_record(Path(out) / "coverage.json", record)
+            study.finished()
+        return []
+
+    def show(console: Console) -> None:
+        lines = coverage.summary_rows(record["results"])
+        short = [[line[0], *line[3:5], line[8]] for line in lines]
+        header = coverage.HEADER
+        render.print_table([(header, lines), ((header[0], *header[3:5], header[8]), short)], console)
+        bad = coverage.failing(record["results"])
+        render.print_line(console, f"{len(record['results'])} cells, {len(bad)} of them fail")
+
+    deliver(record, json, show, files_of)

@@ -1,63 +1,30 @@
-"""What ``hessprobe invariance`` prints and records."""
+"""What ``hessprobe invariance`` prints and records of its lines."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hessprobe import report
-from hessprobe.cli import failures, render
-from hessprobe.cli.opening import arguments_of
+from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
-from hessprobe.invariance import DEFAULT_MEASURES, DENSE_LIMIT
 from hessprobe.report.record import estimate_row
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.cli.commands.invariance import Outcome, Request
-    from hessprobe.cli.load import Subject
-    from hessprobe.invariance import Line
+    from hessprobe.invariance import Found, Line
     from hessprobe.invariance.verdict import Compared
 
 
-def publish(request: Request, subject: Subject, outcome: Outcome) -> None:
-    """Print the table and write the record of everything that is known."""
-    record = _record(request, subject, outcome)
-    if request.json == "-":
-        sys.stdout.write(report.to_json(record))
-        return
-    if request.json is not None:
-        report.write_record(request.json, record)
-    _print(request, subject, outcome)
-
-
-def _record(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
-    found = outcome.found
-    arguments = {**arguments_of(request), "measure": list(outcome.names), "strength": list(request.strengths)}
-    return report.build_record(
-        "invariance",
-        [_row(line, request.confidence) for line in outcome.lines],
-        arguments={**arguments, "rtol": request.size["rtol"], "probes": request.size["n_probes"]},
-        seed=request.seed,
-        device=subject.risk.device,
-        checkpoint=subject.checkpoint,
-        data=subject.data,
-        sites=None if found is None else [_site(site) for site in found.sites],
-        skipped=None if found is None else [asdict(skip) for skip in found.skips],
-        **failures.entries(outcome.failure),
-    )
-
-
-def _site(site: Any) -> dict[str, Any]:
+def site_entry(site: Any) -> dict[str, Any]:
+    """Return a place where a transform acts as JSON-friendly values."""
     tensors = list(dict.fromkeys(touch.name for touch in site.touches))
     return {"transform": site.kind, "where": site.where, "units": site.size, "tensors": tensors}
 
 
-def _row(line: Line, confidence: float) -> dict[str, Any]:
+def row_of(line: Line, confidence: float) -> dict[str, Any]:
+    """Return a line of the table as JSON-friendly values, in which nan and inf may still stand."""
     applied, compared, theory = line.applied, line.compared, line.theory
     return {
         "transform": applied.kind,
@@ -84,19 +51,19 @@ def _row(line: Line, confidence: float) -> dict[str, Any]:
     }
 
 
-def _print(request: Request, subject: Subject, outcome: Outcome) -> None:
-    console = render.stdout_console()
-    render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
-    if outcome.lines:
-        _print_table(outcome.lines, console)
-        for text in _applied_lines(outcome.lines):
-            render.print_line(console, text)
-        for text in (*_reasons(outcome.lines), *_weaknesses(outcome.lines), *_left_out(request, outcome)):
-            render.print_line(console, text, style="dim")
-    for text in _skipped(request, outcome):
+def show(lines: list[Line], left_out: list[str], console: Console) -> None:
+    """Print the table, and what belongs under it.
+
+    Args:
+        lines: finished ones, at least one.
+        left_out: what was not measured and why, one sentence each.
+        console: where to.
+    """
+    _print_table(lines, console)
+    for text in _applied_lines(lines):
+        render.print_line(console, text)
+    for text in (*_reasons(lines), *_weaknesses(lines), *left_out):
         render.print_line(console, text, style="dim")
-    if outcome.failure is not None:
-        render.print_line(console, "interrupted" if outcome.interrupted else "failed")
 
 
 def _print_table(lines: list[Line], console: Console) -> None:
@@ -177,25 +144,17 @@ def _weaknesses(lines: list[Line]) -> Iterator[str]:
         yield f"{', '.join(dict.fromkeys(names))}: {flag_sentence(flag)}"
 
 
-def _left_out(request: Request, outcome: Outcome) -> Iterator[str]:
-    missing = [name for name in DEFAULT_MEASURES if name not in outcome.names]
-    if missing and not request.named:
-        yield (
-            f"{', '.join(missing)}: left out, as it needs the whole matrix, of at most {DENSE_LIMIT:,} parameters; "
-            "choose fewer with --params"
-        )
-
-
 def _titled(line: Line) -> str:
     return line.applied.kind if line.applied.strength is None else f"{line.applied.kind} {line.applied.strength:g}"
 
 
-def _skipped(request: Request, outcome: Outcome) -> Iterator[str]:
-    if outcome.found is None:
+def skipped(found: Found | None, transforms: list[str] | None) -> Iterator[str]:
+    """Yield where transforms could not act and why; ``transforms`` are those asked for, None for all."""
+    if found is None:
         return
     grouped: dict[tuple[str, str], list[str]] = {}
-    for skip in outcome.found.skips:
-        if request.transform is None or skip.kind in request.transform:
+    for skip in found.skips:
+        if transforms is None or skip.kind in transforms:
             grouped.setdefault((skip.where, skip.reason), []).append(skip.kind)
     for (where, reason), kinds in grouped.items():
         yield f"skipped at {where}: {reason} ({', '.join(kinds)})"

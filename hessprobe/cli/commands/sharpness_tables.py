@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hessprobe import report
-from hessprobe.cli import failures, render
-from hessprobe.cli.opening import arguments_of
+from hessprobe.cli import render
 from hessprobe.cli.remarks import engines
 from hessprobe.cli.wording import flag_sentence
 from hessprobe.estimate import Estimate
@@ -21,8 +20,6 @@ from hessprobe.sharpness.names import MEANINGS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.cli.commands.sharpness import Outcome, Request
-    from hessprobe.cli.load import Subject
     from hessprobe.sharpness import Diagnostics
     from hessprobe.sharpness.survey import Reading
 
@@ -46,27 +43,6 @@ class _Row:
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def record_of(request: Request, subject: Subject, outcome: Outcome) -> dict[str, Any]:
-    """Return the record of a run."""
-    unfinished = outcome.failure is not None
-    partial = [
-        {"stage": stage, "done": state.done, "total": state.total, "value": state.value, "std_error": state.std_error}
-        for stage, state in outcome.latest.items()
-    ]
-    return report.build_record(
-        "sharpness",
-        [row_of(reading, request.confidence) for reading in outcome.readings],
-        arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},
-        seed=request.seed,
-        device=subject.risk.device,
-        checkpoint=subject.checkpoint,
-        data=subject.data,
-        **failures.entries(outcome.failure),
-        partial=partial if unfinished else None,
-        diagnostics=None if outcome.diagnostics is None else _diagnostics_entry(outcome.diagnostics, request),
-    )
-
-
 def row_of(reading: Reading, confidence: float) -> dict[str, Any]:
     """Return one number as JSON-friendly values."""
     default = "curvature" if reading.sharpness is None else "loss"
@@ -83,11 +59,16 @@ def row_of(reading: Reading, confidence: float) -> dict[str, Any]:
     return entry
 
 
-def show(request: Request, subject: Subject, outcome: Outcome, record: Mapping[str, Any]) -> None:
-    """Print what was found."""
-    console = render.stdout_console()
-    scale = "" if request.adaptive == "none" else f", adaptive {request.adaptive}"
-    render.print_line(console, f"{subject.title}, {request.norm}{scale}, seed {request.seed}")
+def show(title: str, record: Mapping[str, Any], diagnostics: Diagnostics | None, console: Console) -> None:
+    """Print what was found.
+
+    Args:
+        title: of the run.
+        record: of it.
+        diagnostics: of SAM, or None.
+        console: where to.
+    """
+    render.print_line(console, title)
     rows = record["results"]
     if rows:
         _table(rows, console)
@@ -95,10 +76,8 @@ def show(request: Request, subject: Subject, outcome: Outcome, record: Mapping[s
         render.print_line(console, line, style="dim")
     for engine in engines(rows):
         render.print_line(console, f"products by the {engine} engine", style="dim")
-    if outcome.diagnostics is not None:
-        _show_diagnostics(outcome.diagnostics, console)
-    if outcome.failure is not None:
-        _show_unfinished(outcome, console)
+    if diagnostics is not None:
+        _show_diagnostics(diagnostics, console)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -192,16 +171,15 @@ def _text(estimate: Estimate, sign: str) -> str:
     return render.with_error(estimate.value, max(estimate.std_error, estimate.errors.solver) or None, sign)
 
 
-def _diagnostics_entry(found: Diagnostics, request: Request) -> dict[str, Any]:
+def diagnostics_entry(found: Diagnostics, confidence: float) -> dict[str, Any]:
+    """Return the diagnostics of SAM as JSON-friendly values."""
+
     def plain(values: Any) -> dict[str, Any]:
         return {key: one.tolist() if isinstance(one, Tensor) else one for key, one in vars(values).items()}
 
     splits = [
         {"name": each.name}
-        | {
-            part: estimate_row(getattr(each, part), request.confidence)
-            for part in ("whole", "gauss_newton", "functional")
-        }
+        | {part: estimate_row(getattr(each, part), confidence) for part in ("whole", "gauss_newton", "functional")}
         for each in found.splits
     ]
     return {
@@ -211,14 +189,3 @@ def _diagnostics_entry(found: Diagnostics, request: Request) -> dict[str, Any]:
         "notes": list(found.notes),
         "cost": asdict(found.cost),
     }
-
-
-def _show_unfinished(outcome: Outcome, console: Console) -> None:
-    ended, sign = "interrupted" if outcome.interrupted else "failed", render.plus_minus_for(console)
-    going = {stage: state for stage, state in outcome.latest.items() if not state.done >= state.total}
-    render.print_line(console, f"{ended}; what was under way:" if going else ended)
-    for stage, state in going.items():
-        of = f" of {state.total:g}" if math.isfinite(state.total) else ""
-        error = state.std_error if math.isfinite(state.std_error) else None
-        value = f": {render.with_error(state.value, error, sign)}" if math.isfinite(state.value) else ""
-        render.print_line(console, f"  {stage}{value} (after {state.done:g}{of})")

@@ -1,121 +1,40 @@
-"""What ``hessprobe compare`` prints and records."""
+"""The tables of ``hessprobe compare``, from its record."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessprobe import comparison, report
 from hessprobe.cli import render
-from hessprobe.cli.opening import arguments_of
 from hessprobe.cli.wording import flag_sentence, in_options
-from hessprobe.comparison.gaps import GAPS, correlate
+from hessprobe.comparison.gaps import GAPS
 from hessprobe.comparison.names import FEWEST, UNDECIDED, grows_with_size
-from hessprobe.comparison.rescaling import rescaling_of
-from hessprobe.report.comparison import correlation_row, difference_row, verdict_text, write_comparison_csv
+from hessprobe.report.comparison import verdict_text
 from hessprobe.report.numbers import number_texts, row_error
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.cli.commands.compare import Request
-    from hessprobe.cli.commands.compare_work import Member, Outcome
 
 # Common probes that make a standard error smaller by less than this are no gain.
 _NO_GAIN = 1.1
 
 
-def publish(request: Request, outcome: Outcome) -> None:
-    """Print the tables and write record and CSV of everything that is known."""
-    record = make_record(request, outcome)
-    drawn: list[str] = []
-    try:
-        if request.json not in (None, "-"):
-            report.write_record(str(request.json), record)
-        if request.csv is not None:
-            write_comparison_csv(request.csv, record)
-        if request.out is not None:
-            drawn = draw(request.out, record)
-    finally:
-        if request.json == "-":
-            sys.stdout.write(report.to_json(record))
-        else:
-            _print(request, outcome, record)
-            for path in drawn:
-                render.print_line(render.stdout_console(), f"wrote {path}")
+def show(title: str, record: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of a comparison, and what belongs under them.
 
-
-def make_record(request: Request, outcome: Outcome) -> dict[str, Any]:
-    """Return the record: values, differences, correlations, and what they mean."""
-    known = [member for member in outcome.members if member.results]
-    values = {member.label: {one.measure: one.estimate for one in member.results} for member in known}
-    lines = comparison.compare_values(values, known[0].label, confidence=request.confidence) if len(known) > 1 else []
-    gaps = {member.label: member.gaps for member in known}
-    found = correlate(values, gaps, confidence=request.confidence, seed=request.seed) if request.correlate else ()
-    rows = [
-        {"checkpoint": member.label, **report.result_row(result, request.confidence)}
-        for member in known
-        for result in member.results
-    ]
-    rescaling = rescaling_of({member.label: member.rescalings for member in known}, request.names) if known else None
-    flags = ["interrupted"] if outcome.interrupted else ["failed"] if outcome.broken else []
-    return report.build_record(
-        "compare",
-        rows,
-        arguments={**arguments_of(request), "measure": list(request.names)},
-        seed=request.seed,
-        device=outcome.device,
-        data=known[0].data if known else None,
-        checkpoints=[_member_row(member) for member in outcome.members],
-        baseline=known[0].label if known else None,
-        differences=[difference_row(line, request.confidence) for line in lines],
-        correlations=[correlation_row(one) for one in found] if request.correlate else None,
-        rescaling=None if rescaling is None else {**asdict(rescaling), "sentence": rescaling.sentence},
-        flags=flags,
-        errors=outcome.broken or None,
-    )
-
-
-def draw(path: str, record: Mapping[str, Any]) -> list[str]:
-    """Write the figures of a record, the first to ``path``, others beside it, and return where they are."""
-    from hessprobe.report.figures import figures_of
-
-    target, written = Path(path), []
-    for index, figure in enumerate(figures_of(record)):
-        place = target if index == 0 else target.with_name(f"{target.stem}-{figure.name}{target.suffix}")
-        written.append(str(figure.save(place)))
-    return written
-
-
-def _member_row(member: Member) -> dict[str, Any]:
-    return {
-        "label": member.label,
-        "path": member.path,
-        "dim": member.dim or None,
-        "checkpoint": member.checkpoint,
-        "rescalings": None if member.rescalings is None else list(member.rescalings),
-        "gaps": member.gaps or None,
-        "errors": list(member.failures),
-    }
-
-
-def _print(request: Request, outcome: Outcome, record: Mapping[str, Any]) -> None:
-    console = render.stdout_console()
-    known = [member for member in outcome.members if member.results]
-    if known:
-        count = f"{request.probes} probes, the same for all"
-        render.print_line(console, f"{known[0].title}, {request.operator}, seed {request.seed}, {count}")
-        _table(record, console)
-        for text in _remarks(record):
-            render.print_line(console, text, style="dim")
-        if request.correlate:
-            render.print_line(console, "")
-            _correlations(record, console)
-    if outcome.failure is not None:
-        render.print_line(console, "interrupted" if outcome.interrupted else "failed")
+    Args:
+        title: of the run.
+        record: of it.
+        console: where to.
+    """
+    render.print_line(console, title)
+    _table(record, console)
+    for text in _remarks(record):
+        render.print_line(console, text, style="dim")
+    if record["arguments"]["correlate"]:
+        render.print_line(console, "")
+        _correlations(record, console)
 
 
 def _table(record: Mapping[str, Any], console: Console) -> None:

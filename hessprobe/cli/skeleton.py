@@ -1,0 +1,236 @@
+"""The skeleton of a command: its options declared once, then check, open, collect, publish."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from hessprobe.cli import failures, journaling, signals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hessprobe.measures import Event
+
+_Found = TypeVar("_Found")
+_Inputs = TypeVar("_Inputs")
+
+
+class Asked(Protocol):
+    """The options of a command that writes a record; a dataclass whose fields are declared with ``Annotated``."""
+
+    @property
+    def json(self) -> str | None: ...  # noqa: D102  # a field
+    @property
+    def debug(self) -> bool: ...  # noqa: D102  # a field
+
+
+_Request = TypeVar("_Request", bound=Asked)
+
+
+@dataclass
+class Outcome(Generic[_Found]):
+    """What has come out so far, kept whatever happens next.
+
+    Attributes:
+        found: what the command collects, filled in place.
+        latest: the last event of each stage.
+        failure: what ended the work early, or None.
+    """
+
+    found: _Found
+    latest: dict[str, Event] = field(default_factory=dict)
+    failure: BaseException | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended the work."""
+        return isinstance(self.failure, KeyboardInterrupt)
+
+    @property
+    def ending(self) -> str:
+        """``"interrupted"``, ``"failed"``, or nothing where the work was done."""
+        return "interrupted" if self.interrupted else "failed" if self.failure is not None else ""
+
+    def partial(self) -> list[dict[str, Any]] | None:
+        """Return how far each stage had come where the work ended early, as entries of a record; else None."""
+        names = ("stage", "done", "total", "value", "std_error")
+        rows = [{name: getattr(event, name) for name in names} for event in self.latest.values()]
+        return None if self.failure is None else rows
+
+
+def declared(kind: type[Any], **parts: Mapping[str, Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Return a decorator that turns ``command(request)`` into a command with the options of a dataclass.
+
+    Args:
+        kind: a dataclass; its fields are the parameters, in order, each annotated with its ``typer.Option``.
+        parts: for a field that is a dataclass itself, the annotations of its fields, which become the last parameters.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    own = [_parameter(each, hints[each.name]) for each in fields(kind) if each.name not in parts]
+    kinds: dict[str, Any] = {each.name: type(each.default) for each in fields(kind) if each.name in parts}
+    given = {
+        name: [_parameter(each, annotations[each.name]) for each in fields(kinds[name])]
+        for name, annotations in parts.items()
+    }
+    parameters = [*own, *(each for listed in given.values() for each in listed)]
+
+    def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            nested = {
+                name: kinds[name](**{each.name: values.pop(each.name) for each in listed if each.name in values})
+                for name, listed in given.items()
+            }
+            command(kind(**values, **nested))
+
+        as_any: Any = run
+        as_any.__signature__ = inspect.Signature(parameters)
+        as_any.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(each: Any, annotation: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if each.default is MISSING else each.default
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def arguments_of(request: Any) -> dict[str, Any]:
+    """Return the options of a request for its record, those about files of other libraries beside the others."""
+    given: dict[str, Any] = asdict(request)
+    opening = given.pop("opening", {})
+    return {**given, **opening}
+
+
+def carry_out(
+    request: _Request,
+    *,
+    check: Callable[[_Request], None],
+    opened: Callable[[_Request], tuple[_Inputs, _Found]],
+    collect: Callable[[_Request, _Inputs, Outcome[_Found]], None],
+    publish: Callable[[_Request, _Inputs, Outcome[_Found]], None],
+    facts: Callable[[_Request, _Inputs], Mapping[str, Any]] | None = None,
+) -> Outcome[_Found]:
+    """Do what a command does, and leave with the exit code that fits where something ended the work early.
+
+    Args:
+        request: the options.
+        check: refuses what can be refused before anything heavy is loaded.
+        opened: loads what is measured; returns it, and what is collected, still empty.
+        collect: does the work, adding to ``outcome.found`` as numbers come; what it raises ends the work, not the run.
+        publish: prints and writes everything that is known, whether or not the work was done.
+        facts: what decides the numbers beside the options, for the journal; None where no journal is kept.
+
+    Returns:
+        the outcome of work that came to its end.
+
+    Raises:
+        typer.Exit: something ended the work early, and was told.
+    """
+    check(request)
+    inputs, found = opened(request)
+    outcome = Outcome(found)
+    if facts is None:
+        _collect(request, inputs, outcome, collect)
+    else:
+        with journaling.kept(request.json, request, facts(request, inputs)):
+            _collect(request, inputs, outcome, collect)
+    with signals.shielded():
+        publish(request, inputs, outcome)
+    failures.leave(outcome.failure, request.debug)
+    if facts is not None:
+        journaling.finished(request.json)
+    return outcome
+
+
+def _collect(request: Any, inputs: Any, outcome: Outcome[Any], collect: Callable[..., None]) -> None:
+    try:
+        collect(request, inputs, outcome)
+    except (KeyboardInterrupt, Exception) as error:
+        outcome.failure = failures.ended_by(error)
+
+
+class Report(Protocol):
+    """Takes an event, and what stands behind its bar; by default the value so far."""
+
+    def __call__(self, event: Event, remark: str | None = None) -> None: ...  # noqa: D102
+
+
+@contextmanager
+def watched(outcome: Outcome[Any]) -> Iterator[Report]:
+    """Yield ``report(event)``, which keeps the last event of each stage and draws one bar a stage.
+
+    Raises:
+        KeyboardInterrupt: in ``report``, where the user has asked for an end that other code has swallowed.
+    """
+    from hessprobe.cli import render
+    from hessprobe.cli.progress import progress_bars
+
+    with progress_bars() as update:
+
+        def report(event: Event, remark: str | None = None) -> None:
+            if signals.asked():
+                raise KeyboardInterrupt
+            outcome.latest[event.stage] = event
+            if remark is None:
+                remark = "" if event.value is None else render.with_error(event.value, event.std_error)
+            update(event.stage, event.done, event.total, remark)
+
+        yield report
+
+
+def deliver(
+    record: Mapping[str, Any],
+    json: str | None,
+    show: Callable[[Console], None],
+    files: Callable[[], list[str]] | None = None,
+) -> None:
+    """Write the record and the other files, and print what was found, or the record alone where it goes to stdout.
+
+    Args:
+        record: of everything that is known.
+        json: ``--json``.
+        show: prints for a reader.
+        files: writes what else was asked for; returns the paths that are to be told.
+    """
+    from hessprobe import report
+    from hessprobe.cli import render
+
+    written: list[str] = []
+    try:
+        if json not in (None, "-"):
+            report.write_record(str(json), record)
+        if files is not None:
+            written = files()
+    finally:
+        # Last, because what reads the output may go away early (head, less); first a full disk must not hide it.
+        if json == "-":
+            sys.stdout.write(report.to_json(record))
+        else:
+            console = render.stdout_console()
+            show(console)
+            for path in written:
+                render.print_line(console, f"wrote {path}")
+
+
+def print_unfinished(outcome: Outcome[Any], console: Console) -> None:
+    """Print how the work ended early, and how far each stage that was under way had come; nothing where it is done."""
+    from hessprobe.cli import render
+
+    if outcome.failure is None:
+        return
+    sign = render.plus_minus_for(console)
+    going = [each for each in outcome.latest.values() if each.total is None or each.done < each.total]
+    render.print_line(console, f"{outcome.ending}; what was under way:" if going else outcome.ending)
+    for event in going:
+        of = "" if event.total is None else f" of {event.total:g}"
+        value = "" if event.value is None else f": {render.with_error(event.value, event.std_error, sign)}"
+        render.print_line(console, f"  {event.stage}{value} (after {event.done:g}{of})")
