@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hessprobe.errors import ArgumentMessage, about
+
 
 def positive_int(name: str, value: Any, *, minimum: int = 1, hint: str = "") -> int:
     """Return ``value`` as an int.
@@ -76,7 +78,7 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     known = list(choices)
     if value in known:
         return str(value)
-    raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.{nearest(str(value), known)}")
+    raise ValueError(about(name, f"must be one of {', '.join(known)}; got {value!r}.{nearest(str(value), known)}"))
 
 
 def nearest(value: str, known: Iterable[str]) -> str:
@@ -116,5 +118,5 @@ def _range_words(low: float, high: float, low_open: bool, high_open: bool) -> st
     return f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
 
 
-def _message(name: str, requirement: str, value: Any, hint: str) -> str:
-    return f"{name} must be {requirement}; got {value!r}." + (f" {hint}" if hint else "")
+def _message(name: str, requirement: str, value: Any, hint: str) -> ArgumentMessage:
+    return about(name, f"must be {requirement}; got {value!r}." + (f" {hint}" if hint else ""))

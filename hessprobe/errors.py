@@ -1,11 +1,48 @@
 """The kinds of failure a program that calls hessprobe may want to catch.
 
-Bad arguments raise the built-in ``ValueError`` and ``TypeError``; what is here are failures of the work itself.
+Bad arguments raise the built-in ``ValueError`` and ``TypeError``, whose message knows the argument that it speaks of
+(``about``); the other kinds here are failures of the work itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+class ArgumentMessage(str):
+    """A sentence about one argument, ``<parameter> must be <requirement>; got <value>. <what to do>``.
+
+    It is the message of a built-in or own error, ``error.args[0]``, so that a program that names its arguments
+    otherwise, as the command line does, can put its own name in place of that of Python.
+
+    Attributes:
+        parameter: name of the argument in Python.
+        rest: what the sentence says of it.
+    """
+
+    parameter: str
+    rest: str
+
+    def __new__(cls, parameter: str, rest: str) -> ArgumentMessage:
+        """Return the sentence ``<parameter> <rest>``."""
+        message = super().__new__(cls, f"{parameter} {rest}")
+        message.parameter, message.rest = parameter, rest
+        return message
+
+    def __reduce__(self) -> tuple[type[ArgumentMessage], tuple[str, str]]:
+        return type(self), (self.parameter, self.rest)
+
+
+def about(parameter: str, rest: str) -> ArgumentMessage:
+    """Return the sentence ``<parameter> <rest>``, which knows the argument that it speaks of.
+
+    Example:
+        >>> from hessprobe.errors import about
+        >>> error = ValueError(about("seed", "must be >= 0; got -1."))
+        >>> str(error), error.args[0].parameter
+        ('seed must be >= 0; got -1.', 'seed')
+    """
+    return ArgumentMessage(parameter, rest)
 
 
 class HessprobeError(Exception):

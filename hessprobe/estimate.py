@@ -9,6 +9,7 @@ from typing import Any
 from scipy import special
 
 from hessprobe import checks, display
+from hessprobe.errors import about
 from hessprobe.jackknife import DataError, Influence
 
 # What is said of the data error alone.
@@ -165,8 +166,11 @@ class Estimate:
         low, high = self.bracket or (-math.inf, math.inf)
         if level > self.bracket_confidence + _ROUNDED:
             raise ValueError(
-                f"confidence must be at most {self.bracket_confidence:g}, that of the bracket; got {level:g}. "
-                "Find it with a larger confidence."
+                about(
+                    "confidence",
+                    f"must be at most {self.bracket_confidence:g}, that of the bracket; got {level:g}. "
+                    "Find it with a larger confidence.",
+                )
             )
         more = 0.0
         if include_data:

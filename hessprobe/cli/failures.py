@@ -18,7 +18,7 @@ import typer
 
 from hessprobe.cli import outputs, signals
 from hessprobe.cli.terminal import shown
-from hessprobe.cli.wording import in_options
+from hessprobe.cli.wording import said_by
 
 OK = 0
 FAILED = 1
@@ -42,7 +42,7 @@ def as_usage() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(*error.args[:1]) from error
 
 
 def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
@@ -137,11 +137,10 @@ def one_line(error: BaseException) -> str:
             f"not enough memory: {needed} more was needed. Pass a smaller --batch-size, a --memory below what is free "
             "(products are then made in smaller pieces), or fewer --examples."
         )
-    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = _os_sentence(error)
-    if not isinstance(error, QuotedError):
-        text = in_options(text)
+    else:
+        text = " ".join((str(error) if isinstance(error, QuotedError) else said_by(error)).split())
     expected = isinstance(error, (UsageError, QuotedError, ValueError, TypeError, OSError)) or _is_ours(error)
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
@@ -182,7 +181,8 @@ def _one_line_warnings(debug: bool) -> Iterator[None]:
         # Warnings of other libraries are for whoever works on this program, not for whoever uses it.
         if debug or category.__module__.startswith("hessprobe"):
             where = f" ({filename}:{lineno})" if debug else ""
-            say(f"warning: {in_options(str(message))}{where}")
+            said = said_by(message) if isinstance(message, Warning) else message
+            say(f"warning: {said}{where}")
 
     with warnings.catch_warnings():
         warnings.showwarning = cast(Any, show)

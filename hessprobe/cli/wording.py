@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 
+from hessprobe.errors import ArgumentMessage
+
 # Arguments of the library that are options by the same name, and those that are by another. ``data`` and ``model`` are
 # left out: in most messages they are the things themselves.
 _SAME = """batch_size batchnorm case confidence device dtype engine epochs examples k lr measure memory momentum
     operator optimizer params probes radius rho rounds rtol schedule seed shift split weight_decay accumulate amp base
     adaptive eta clip_grad_norm crop data_seed flip label_noise recipe rho_min rho_schedule save_every subset warmup
     image_size label_column text_column"""
-_OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()}
-_OPTIONS |= {"n_probes": "--probes", "eps": "--shift"}
-_OPTIONS |= {"milestones": "--milestone", "optimizer_args": "--optimizer-arg"}
-_NAMES = "|".join(sorted(_OPTIONS, key=len, reverse=True))
+OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()}
+OPTIONS |= {"n_probes": "--probes", "eps": "--shift"}
+OPTIONS |= {"milestones": "--milestone", "optimizer_args": "--optimizer-arg"}
+_NAMES = "|".join(sorted(OPTIONS, key=len, reverse=True))
+
+# Where a message is about them, it is about what was given as these.
+_ABOUT = {**OPTIONS, "data": "--data", "model": "--model"}
 
 # Advice that names what the command line does not have, and the advice that holds there.
 _PHRASES = (
@@ -41,7 +46,6 @@ _PHRASES = (
     (re.compile(r"\bfor split '(\w+)'"), r"for --split \1"),
     (re.compile(r"\bwith a smaller learning rate\b"), "with a smaller --lr"),
 )
-_REQUIREMENT = re.compile(rf"^({_NAMES}|data(?= must be one of)|model(?= must be one of)) must\b")
 _GIVEN = re.compile(rf"(?<![\w.-])({_NAMES})=(?:'([^']*)'|\"([^\"]*)\"|([\w+-]+(?:\.\d+)?))?")
 
 FLAGS = {
@@ -73,15 +77,23 @@ FLAGS = {
 }
 
 
+def said_by(error: BaseException) -> str:
+    """Return what an error or a warning says in the words of the command line."""
+    message = error.args[0] if error.args else None
+    return in_options(message if isinstance(message, ArgumentMessage) else str(error))
+
+
 def in_options(text: str) -> str:
     """Return a message of the library with its argument names as options.
 
-    ``examples must be`` becomes ``--examples must be``, ``engine='forward_over_reverse'`` becomes
-    ``--engine forward-over-reverse``; what is an option already stays as it is.
+    The argument that a message is about becomes the option of its name. So do those that it gives:
+    ``engine='forward_over_reverse'`` becomes ``--engine forward-over-reverse``. What is an option already stays as it
+    is.
     """
+    if isinstance(text, ArgumentMessage):
+        return f"{_ABOUT.get(text.parameter, text.parameter)} {in_options(text.rest)}"
     for pattern, phrase in _PHRASES:
         text = pattern.sub(phrase, text)
-    text = _REQUIREMENT.sub(lambda found: f"{_OPTIONS.get(found[1], '--' + found[1])} must", text)
     return _GIVEN.sub(_as_option, text)
 
 
@@ -94,7 +106,7 @@ def flag_sentence(flag: str) -> str:
 
 
 def _as_option(found: re.Match[str]) -> str:
-    option = _OPTIONS[found[1]]
+    option = OPTIONS[found[1]]
     quoted = found[2] if found[2] is not None else found[3]
     if quoted is None:
         return f"{option} {found[4]}" if found[4] else option

@@ -25,7 +25,7 @@ from scipy import special
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import NumericalWarning
+from hessprobe.errors import NumericalWarning, about
 from hessprobe.estimate import Estimate, student_quantile
 
 DEFAULT_PROBES = 16
@@ -102,8 +102,10 @@ def goal(
         return Goal(fixed, relative, absolute, level, cap)
     if relative or absolute:
         raise ValueError(
-            f"n_probes must be None where rtol or atol is given; got {n_probes}. "
-            "Fix the size or the tolerance, not both."
+            about(
+                "n_probes",
+                f"must be None where rtol or atol is given; got {n_probes}. Fix the size or the tolerance, not both.",
+            )
         )
     count = checks.positive_int("n_probes", n_probes, minimum=2, hint="One sample has no standard error.")
     return Goal(count, 0.0, 0.0, level, cap)

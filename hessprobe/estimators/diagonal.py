@@ -13,7 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import NumericalWarning
+from hessprobe.errors import NumericalWarning, about
 from hessprobe.estimate import student_quantile
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
@@ -158,7 +158,10 @@ def _run(task: Task, method: str) -> DiagonalEstimate:
             )
         if count is None:
             raise ValueError(
-                "n_probes must be given for method 'xdiag'; got a tolerance. Fix the size, or use method='hutchinson'."
+                about(
+                    "n_probes",
+                    "must be given for method 'xdiag'; got a tolerance. Fix the size, or use method='hutchinson'.",
+                )
             )
         return _exact(A, "xdiag:exact") if 2 * count >= A.dim else _xdiag(task, count)
     if method == "exact" or (method == "auto" and count is not None and count >= A.dim):

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from hessprobe.errors import about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.hutchinson import hutchinson
 from hessprobe.estimators.task import Task
@@ -39,7 +40,9 @@ def hutchpp(task: Task) -> Estimate:
     goal, size = task.goal, min(_SKETCH, task.operator.dim)
     if goal.n_probes is not None:
         if goal.n_probes < 4:
-            raise ValueError(f"n_probes must be at least 4 for method 'hutch++'; got {goal.n_probes}. Give more.")
+            raise ValueError(
+                about("n_probes", f"must be at least 4 for method 'hutch++'; got {goal.n_probes}. Give more.")
+            )
         size = min(goal.n_probes // 2, task.operator.dim)
         goal = replace(goal, n_probes=goal.n_probes - size)
     basis = sketched_basis(task.operator, size, task.seed, task.law)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hessprobe import checks
-from hessprobe.errors import NumericalWarning
+from hessprobe.errors import NumericalWarning, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.sketch import SpectralSketch
@@ -107,17 +107,18 @@ def logdet(
 
 def _target(shift: float | None, eps: float | None, lower: float | None, psd: bool) -> Target:
     if shift is not None and eps is not None:
-        raise ValueError(f"eps must be None where shift is given; got shift={shift!r} and eps={eps!r}. Choose one.")
+        raise ValueError(
+            about("eps", f"must be None where shift is given; got shift={shift!r} and eps={eps!r}. Choose one.")
+        )
     if eps is not None:
         width = checks.real("eps", eps, low=0, low_open=True)
         return lambda sketch: sketch.smoothed_logdet(eps=width)
     floor = 0.0 if lower is None else checks.real("lower", lower)
     damping = 0.0 if shift is None else checks.real("shift", shift)
     if not damping > -floor:
-        wanted = f"shift must be > {0.0 - floor:g}; got {shift!r}."
-        if psd or lower is not None:
-            raise ValueError(f"{wanted} A may be singular: give the damping, e.g. shift=1e-3, or a known lower= bound.")
-        raise ValueError(f"{wanted} {_REFUSAL}")
+        known = psd or lower is not None
+        hint = "A may be singular: give the damping, e.g. shift=1e-3, or a known lower= bound." if known else _REFUSAL
+        raise ValueError(about("shift", f"must be > {0.0 - floor:g}; got {shift!r}. {hint}"))
 
     def damped(sketch: SpectralSketch) -> Estimate:
         return sketch.logdet(shift=damping)

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import spectral
 from hessprobe.estimators.informative import judged
@@ -177,11 +178,11 @@ class SpectralSketch:
         hint = "Raise shift, use smoothed_logdet(eps=...), or measure the Gauss-Newton matrix."
         floor = self.lower
         if not shift > -(floor or 0.0):
-            raise ValueError(f"shift must be > {0.0 - (floor or 0.0):g}; got {shift:g}. {hint}")
+            raise ValueError(about("shift", f"must be > {0.0 - (floor or 0.0):g}; got {shift:g}. {hint}"))
         lowest = self.ritz_range()[0]
         if floor is None and not lowest > -shift:
             raise ValueError(
-                f"shift must be > {-lowest:g}, as A has an eigenvalue <= {lowest:g}; got {shift:g}. {hint}"
+                about("shift", f"must be > {-lowest:g}, as A has an eigenvalue <= {lowest:g}; got {shift:g}. {hint}")
             )
         flags: tuple[str, ...] = ("definiteness-assumed",) if floor is None else ()
         if self.noise > 0.1 * (shift + (floor or 0.0)):

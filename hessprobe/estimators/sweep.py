@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import MemoryBudgetError, NumericalWarning
+from hessprobe.errors import MemoryBudgetError, NumericalWarning, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.deflate import Deflation, basis_of
@@ -297,8 +297,11 @@ def _chains_together(plan: _Plan, steps: int, count: int) -> int:
     each = (steps if plan.full else 3) * A.dim * torch.empty(0, dtype=A.dtype).element_size()
     if each > plan.memory:
         raise MemoryBudgetError(
-            f"memory must hold one chain of {steps} steps, {each} bytes; got {plan.memory}. "
-            f"Use steps={max(plan.memory * steps // each, 2)}, more memory, or reorthogonalize=False."
+            about(
+                "memory",
+                f"must hold one chain of {steps} steps, {each} bytes; got {plan.memory}. "
+                f"Use steps={max(plan.memory * steps // each, 2)}, more memory, or reorthogonalize=False.",
+            )
         )
     return min(count, plan.memory // each)
 

@@ -350,7 +350,7 @@ def _line(
     before, after = both
     for one in both:
         if isinstance(one, HessprobeError):
-            return Line(applied, name, note=str(one))
+            return Line(applied, name, note=one.args[0])
     if not isinstance(before, Estimate) or not isinstance(after, Estimate):
         return Line(applied, name)
     before, after = judged(before, check.settings), judged(after, check.settings)

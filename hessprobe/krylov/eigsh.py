@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import NumericalWarning
+from hessprobe.errors import NumericalWarning, about
 from hessprobe.estimate import Estimate
 from hessprobe.krylov.certificates import Ends, SpectrumBounds, bounds_of, intervals, log_start_quantile
 from hessprobe.krylov.eigenpairs import Eigenpairs, Progress, Refined, refine
@@ -156,7 +156,9 @@ def _problem(
     which = checks.one_of("which", which, WHICH)
     k = checks.positive_int("k", k)
     if k > A.dim:
-        raise ValueError(f"k must be an integer <= {A.dim}; got {k}. The operator has only {A.dim} eigenvalues.")
+        raise ValueError(
+            about("k", f"must be an integer <= {A.dim}; got {k}. The operator has only {A.dim} eigenvalues.")
+        )
     confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
     target = min(2 * k, A.dim) if which == "both" else k
     budget = 1000 + 50 * target

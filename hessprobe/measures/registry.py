@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks, estimators
+from hessprobe.errors import about
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
@@ -188,7 +189,9 @@ def measure_all(
         checks.one_of("measure", name, (*NAMES, *UNIVERSAL))
     require_objective("risk", risk)
     if settings.k > risk.dim:
-        raise ValueError(f"k must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
+        raise ValueError(
+            about("k", f"must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
+        )
     yield from results(Session(risk, settings, names, report, operator=operator), names)
 
 

@@ -14,7 +14,7 @@ from scipy import special
 from torch import Tensor
 
 from hessprobe import estimators, krylov
-from hessprobe.errors import NonFiniteError, NumericalWarning
+from hessprobe.errors import ArgumentMessage, NonFiniteError, NumericalWarning, about
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
@@ -106,17 +106,21 @@ class UniversalWork:
         settings = self.session.settings
         if settings.radius is not None and settings.operator != "hessian":
             raise ValueError(
-                f"radius must be None for operator={settings.operator!r}; got {settings.radius:g}. "
-                f"Losses know the Hessian only: measure {name} with operator='hessian', or by products."
+                about(
+                    "radius",
+                    f"must be None for operator={settings.operator!r}; got {settings.radius:g}. "
+                    f"Losses know the Hessian only: measure {name} with operator='hessian', or by products.",
+                )
             )
 
-    def _indefinite(self, name: str) -> str:
+    def _indefinite(self, name: str) -> ArgumentMessage:
         """Say why E exp(-t) diverges: a Ritz value is never below the smallest eigenvalue."""
         low = self.sketch.ritz_range()[0]
-        return (
-            f"shift must be above -lambda_min for {name}, which needs a positive definite I + A/shift; got "
+        return about(
+            "shift",
+            f"must be above -lambda_min for {name}, which needs a positive definite I + A/shift; got "
             f"{self.shift:g}, and an eigenvalue of at most {low:.4g}, with which E exp(-t) diverges. Leave shift out "
-            "for one that is large enough, or measure a positive semidefinite operator."
+            "for one that is large enough, or measure a positive semidefinite operator.",
         )
 
     def _entry(self, short: str) -> tuple[Catalogued, tuple[str, ...]]:
@@ -248,9 +252,9 @@ class UniversalWork:
             )
         except ValueError as error:
             # The radius of the settings is the rho of the formula; the smallest radius in use is half of it.
-            if str(error).startswith("rho must"):
-                half = f"radius / 2, the smaller of the two in use,{str(error).removeprefix('rho')}"
-                raise ValueError(half) from error
+            said = error.args[0]
+            if isinstance(said, ArgumentMessage) and said.parameter == "rho":
+                raise ValueError(about("radius / 2, the smaller of the two in use,", said.rest)) from error
             raise
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe import checks
-from hessprobe.errors import DataError, UnsupportedError
+from hessprobe.errors import DataError, UnsupportedError, about
 from hessprobe.models.build import require
 from hessprobe.models.pretrained import read_config
 from hessprobe.models.spec import Opening, parse_pairs
@@ -230,8 +230,11 @@ class Examples:
             return everything
         if self.test is None:
             raise ValueError(
-                f"split must be 'all' for data {self.name!r}, which has no split of its own; got {split!r}. "
-                "Leave --split out."
+                about(
+                    "split",
+                    f"must be 'all' for data {self.name!r}, which has no split of its own; got {split!r}. "
+                    "Leave --split out.",
+                )
             )
         held_out = torch.zeros(len(self.targets), dtype=torch.bool)
         held_out[self.test] = True

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from hessprobe import checks
-from hessprobe.errors import DataError, UnsupportedError
+from hessprobe.errors import DataError, UnsupportedError, about
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.batches import as_tensors, cut, is_shuffled, rows
 
@@ -66,7 +66,7 @@ def _of_split(data: Any, split: str | None) -> Any:
         return data[name]
     if split not in (None, "all"):
         raise ValueError(
-            f"split must be 'all' for data without splits; got {split!r}. Return a dict of splits as data."
+            about("split", f"must be 'all' for data without splits; got {split!r}. Return a dict of splits as data.")
         )
     return data
 
@@ -100,7 +100,9 @@ def _drawn(data: Any, examples: int, seed: int) -> Any:
 def _positions(count: int, examples: int, seed: int) -> list[int]:
     checks.positive_int("examples", examples)
     if examples > count:
-        raise ValueError(f"examples must be at most {count}, all that there are; got {examples}. Ask for fewer.")
+        raise ValueError(
+            about("examples", f"must be at most {count}, all that there are; got {examples}. Ask for fewer.")
+        )
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:examples]
     return [int(each) for each in drawn.sort().values]
 

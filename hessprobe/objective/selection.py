@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hessprobe import checks
-from hessprobe.errors import NonFiniteError, UnsupportedError
+from hessprobe.errors import NonFiniteError, UnsupportedError, about
 
 
 def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
@@ -87,8 +87,11 @@ def _matches(params: Any, named: dict[str, nn.Parameter], aliases: dict[int, lis
         found = {name for name, p in named.items() if any(p is member for member in members)}
         if not found or (isinstance(params, Tensor) and len(found) != 1):
             raise ValueError(
-                f"params must belong to the module; got a {type(params).__name__} that does not. "
-                "Pass parts of the same model object."
+                about(
+                    "params",
+                    f"must belong to the module; got a {type(params).__name__} that does not. "
+                    "Pass parts of the same model object.",
+                )
             )
         return found
     if callable(params):
@@ -96,8 +99,11 @@ def _matches(params: Any, named: dict[str, nn.Parameter], aliases: dict[int, lis
     if isinstance(params, Iterable):
         return set().union(*(_matches(item, named, aliases) for item in params))
     raise TypeError(
-        f"params must be None, a glob, a regex, a predicate, a module or a list of these; got {type(params).__name__}. "
-        "Pass for example params='layer1.*'."
+        about(
+            "params",
+            f"must be None, a glob, a regex, a predicate, a module or a list of these; got {type(params).__name__}. "
+            "Pass for example params='layer1.*'.",
+        )
     )
 
 
@@ -112,21 +118,23 @@ def _unmatched(pattern: str | re.Pattern[str], named: dict[str, nn.Parameter]) -
     text = pattern if isinstance(pattern, str) else pattern.pattern
     prefixes = {".".join(n.split(".")[:end]) for n in named for end in range(1, n.count(".") + 2)}
     first = ", ".join(list(named)[:4])
-    return (
-        f"params must match a parameter; got {text!r}, which matches none of {len(named)} ({first}, ...)."
-        f"{checks.nearest(text.rstrip('.*'), sorted(prefixes))}"
+    return about(
+        "params",
+        f"must match a parameter; got {text!r}, which matches none of {len(named)} ({first}, ...)."
+        f"{checks.nearest(text.rstrip('.*'), sorted(prefixes))}",
     )
 
 
 def _nothing(module: nn.Module, params: Any, chosen: set[str], named: dict[str, nn.Parameter]) -> str:
     if params is not None and chosen:
         names = ", ".join(sorted(chosen)[:4])
-        return (
-            f"params must match a trainable parameter; got {_shown(params)}, which matches only frozen ones ({names}). "
-            "Call requires_grad_(True) on them first."
+        return about(
+            "params",
+            f"must match a trainable parameter; got {_shown(params)}, which matches only frozen ones ({names}). "
+            "Call requires_grad_(True) on them first.",
         )
     if params is not None:
-        return f"params must match a trainable parameter; got {_shown(params)}, which matches none. Widen it."
+        return about("params", f"must match a trainable parameter; got {_shown(params)}, which matches none. Widen it.")
     return (
         f"module must have a trainable parameter; got {type(module).__name__} with {len(named)} parameters, "
         f"{'all frozen' if named else 'none at all'}. Call module.requires_grad_(True) first."
@@ -147,11 +155,17 @@ def _require_uniform(chosen: dict[str, nn.Parameter]) -> None:
             )
         if parameter.dtype != first.dtype or parameter.is_complex():
             raise TypeError(
-                f"params must share one real dtype; got {first.dtype} ({first_name!r}) and {parameter.dtype} "
-                f"({name!r}). Convert with module.float() or module.double(), or choose fewer with params=."
+                about(
+                    "params",
+                    f"must share one real dtype; got {first.dtype} ({first_name!r}) and {parameter.dtype} "
+                    f"({name!r}). Convert with module.float() or module.double(), or choose fewer with params=.",
+                )
             )
         if parameter.device != first.device:
             raise ValueError(
-                f"params must be on one device; got {first.device} ({first_name!r}) and {parameter.device} ({name!r}). "
-                "Move the module with module.to(device), or choose fewer with params=."
+                about(
+                    "params",
+                    f"must be on one device; got {first.device} ({first_name!r}) and {parameter.device} ({name!r}). "
+                    "Move the module with module.to(device), or choose fewer with params=.",
+                )
             )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessprobe.errors import UnsupportedError
+from hessprobe.errors import UnsupportedError, about
 from hessprobe.operators.base import LinearOperator
 
 # Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
@@ -83,11 +83,13 @@ class WrappedOperator(LinearOperator):
         psd: bool = False,
     ) -> None:
         if not (hasattr(operator, "shape") and hasattr(operator, "__matmul__")):
-            raise TypeError(f"operator must have shape and @; got {type(operator).__name__}. {_mend(operator)}")
+            raise TypeError(
+                about("operator", f"must have shape and @; got {type(operator).__name__}. {_mend(operator)}")
+            )
         shape = tuple(operator.shape)
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(
-                f"operator must be square; got shape {shape}. Only symmetric matrices have a spectrum here."
+                about("operator", f"must be square; got shape {shape}. Only symmetric matrices have a spectrum here.")
             )
         own = getattr(operator, "device", None)
         self._operator = operator
@@ -115,8 +117,11 @@ class WrappedOperator(LinearOperator):
             scale = (float(u.norm() * Av.norm()) + float(v.norm() * Au.norm())) / self.dim**0.5
             if gap > _ASYMMETRY.get(self.dtype, 0.5) * scale:
                 raise ValueError(
-                    f"operator must be symmetric; got u.(Av) = {float(u @ Av):.6g} and v.(Au) = {float(v @ Au):.6g}. "
-                    "Use (A + A.T) / 2."
+                    about(
+                        "operator",
+                        f"must be symmetric; got u.(Av) = {float(u @ Av):.6g} and v.(Au) = {float(v @ Au):.6g}. "
+                        "Use (A + A.T) / 2.",
+                    )
                 )
             self._first, self._symmetric = None, True
             return
@@ -149,8 +154,11 @@ def _manner(operator: Any, dim: int, dtype: torch.dtype | None, device: torch.de
             else:
                 return trial, as_tensors
     raise TypeError(
-        f"operator must multiply arrays or tensors of shape (d, k); got {type(operator).__name__}, which fails on "
-        f"zeros: {(str(reason).strip().splitlines() or [type(reason).__name__])[0]}. Give it a dtype and a device."
+        about(
+            "operator",
+            f"must multiply arrays or tensors of shape (d, k); got {type(operator).__name__}, which fails on "
+            f"zeros: {(str(reason).strip().splitlines() or [type(reason).__name__])[0]}. Give it a dtype and a device.",
+        )
     ) from reason
 
 
@@ -160,7 +168,9 @@ def _multiplies_tensors(operator: Any) -> bool:
 
 def _real(is_complex: bool, dtype: object) -> torch.dtype:
     if is_complex:
-        raise TypeError(f"operator must be real; got dtype {dtype}. Only real symmetric matrices are measured here.")
+        raise TypeError(
+            about("operator", f"must be real; got dtype {dtype}. Only real symmetric matrices are measured here.")
+        )
     return torch.float64
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.optim.engine import randomness
 
 
@@ -87,7 +88,7 @@ class Nice:
     def __post_init__(self) -> None:
         _check(self.n, self.k, self.seed)
         if self.k > self.n:
-            raise ValueError(f"k must be at most n, as the indices are distinct; got k={self.k}, n={self.n}.")
+            raise ValueError(about("k", f"must be at most n, as the indices are distinct; got k={self.k}, n={self.n}."))
 
     def weights(self, indices: Tensor) -> Tensor:
         """Return the weights of these examples, (k,)."""

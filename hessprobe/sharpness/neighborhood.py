@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks, estimators, krylov
-from hessprobe.errors import NonFiniteError
+from hessprobe.errors import NonFiniteError, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Progress
 from hessprobe.hvp import Hessian, replay
@@ -330,8 +330,11 @@ class Neighborhood:
         dtype = str(self.risk.dtype).removeprefix("torch.")
         least = f"at least about {wider:.2g} in {dtype}" if math.isfinite(wider) else "larger than anything useful"
         raise UnresolvedRadius(
-            f"rho must be {least}; got {rho:.3g}, where the rise of a loss of {abs(self.here):.3g} drowns in its "
-            f"rounding. Take a larger rho{'' if dtype == 'float64' else ' or float64'}.",
+            about(
+                "rho",
+                f"must be {least}; got {rho:.3g}, where the rise of a loss of {abs(self.here):.3g} drowns in its "
+                f"rounding. Take a larger rho{'' if dtype == 'float64' else ' or float64'}.",
+            ),
             rho,
         )
 
@@ -360,5 +363,5 @@ def radii_of(rho: float | list[float] | tuple[float, ...]) -> list[float]:
     """
     given = list(rho) if isinstance(rho, list | tuple) else [rho]
     if not given:
-        raise ValueError("rho must hold at least one radius; got none. Pass a number > 0.")
+        raise ValueError(about("rho", "must hold at least one radius; got none. Pass a number > 0."))
     return [checks.real("rho", one, low=0, low_open=True, high=_WIDEST, hint="A radius is a length.") for one in given]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import required_samples, spread_df, upper_std
 
@@ -46,7 +47,9 @@ def draws(
         return count, count
     rtol = checks.real("rtol", rtol, low=0, high=1, low_open=True, high_open=True)
     if n_probes is not None:
-        raise ValueError(f"n_probes must be None where rtol is given; got {n_probes}. Fix the size or the tolerance.")
+        raise ValueError(
+            about("n_probes", f"must be None where rtol is given; got {n_probes}. Fix the size or the tolerance.")
+        )
     needs = [2]
     for column in pilot(PILOT_DRAWS).T:
         target, std = rtol * abs(float(column.mean())), upper_std(float(column.std()), PILOT_DRAWS - 1)

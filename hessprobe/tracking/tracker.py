@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hessprobe import checks, display
-from hessprobe.errors import NonFiniteError, NumericalWarning
+from hessprobe.errors import NonFiniteError, NumericalWarning, about
 from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.session import Start
 from hessprobe.measures.settings import settings_of
@@ -114,7 +114,7 @@ class SharpnessTracker:
             raise ValueError("model must have trainable parameters; got none. Set requires_grad on those to measure.")
         require_whole(model)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
+            raise TypeError(about("optimizer", f"must be a torch.optim.Optimizer; got {type(optimizer).__name__}."))
         self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
         own = list(inspect.signature(type(self)).parameters)[:-1]
         self.settings = settings_of("SharpnessTracker", own, k=k, rtol=rtol, seed=seed, engine=engine, **settings)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hessprobe.errors import NonFiniteError, UnsupportedError
+from hessprobe.errors import NonFiniteError, UnsupportedError, about
 from hessprobe.optim.engine import SharpnessAware
 from hessprobe.training import models
 from hessprobe.training.closures import StepClosures, Tally
@@ -187,13 +187,18 @@ def _require_divisible(recipe: Recipe, optimizer: torch.optim.Optimizer) -> None
     kind, shards = getattr(optimizer, "closure_kind", "backward"), getattr(optimizer, "shards", 1)
     if kind != "backward":
         raise ValueError(
-            f"accumulate must be 1 for {recipe.optimizer}, which needs the whole batch at once; got "
-            f"{recipe.accumulate}. Leave it out, with a smaller batch_size where memory is short."
+            about(
+                "accumulate",
+                f"must be 1 for {recipe.optimizer}, which needs the whole batch at once; got "
+                f"{recipe.accumulate}. Leave it out, with a smaller batch_size where memory is short.",
+            )
         )
     if shards not in (1, recipe.accumulate):
         raise ValueError(
-            f"accumulate must be 1 or {shards}, the shards of {recipe.optimizer}; got {recipe.accumulate}. "
-            "Leave it out."
+            about(
+                "accumulate",
+                f"must be 1 or {shards}, the shards of {recipe.optimizer}; got {recipe.accumulate}. Leave it out.",
+            )
         )
 
 
@@ -313,11 +318,13 @@ def _require_finite(loss: float, where: str, recipe: Recipe) -> None:
 
 def _scaler(recipe: Recipe, device: torch.device) -> Any:
     if recipe.amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UnsupportedError(f"amp must be off or fp16 on {device}, which has no bfloat16; got 'bf16'.")
+        raise UnsupportedError(about("amp", f"must be off or fp16 on {device}, which has no bfloat16; got 'bf16'."))
     if recipe.amp != "fp16":
         return None
     if device.type not in ("cuda", "cpu"):
-        raise UnsupportedError(f"amp must be off or bf16 on {device}, for which torch scales no gradients; got 'fp16'.")
+        raise UnsupportedError(
+            about("amp", f"must be off or bf16 on {device}, for which torch scales no gradients; got 'fp16'.")
+        )
     return torch.amp.GradScaler(device.type)
 
 

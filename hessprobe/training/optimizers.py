@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.optim import registry
 from hessprobe.optim.engine import EngineOptions
 from hessprobe.optim.schedules import Cosine, LikeLr, Linear, Schedule
@@ -81,15 +82,20 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     if name in BASES:
         if arguments:
             raise ValueError(
-                f"optimizer_args must be left out for {name}, which takes none; got {', '.join(arguments)}. "
-                "Choose a sharpness-aware optimizer."
+                about(
+                    "optimizer_args",
+                    f"must be left out for {name}, which takes none; got {', '.join(arguments)}. "
+                    "Choose a sharpness-aware optimizer.",
+                )
             )
         return
     parameters = _parameters(name)
     known = [key for key in parameters if key not in _RESERVED]
     for key, value in arguments.items():
         if key in _RESERVED:
-            raise ValueError(f"optimizer_args must not hold {key}, which the recipe itself sets; got it. Set it there.")
+            raise ValueError(
+                about("optimizer_args", f"must not hold {key}, which the recipe itself sets; got it. Set it there.")
+            )
         checks.one_of(f"argument of optimizer {name!r}", key, known)
         # Any text would count as true.
         if isinstance(parameters[key].default, bool) and not isinstance(value, bool):

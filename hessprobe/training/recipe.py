@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.training import evaluation, optimizers
 
 LR_SCHEDULES = ("constant", "cosine", "multistep")
@@ -124,7 +125,10 @@ class Recipe:
         checks.positive_int("accumulate", self.accumulate)
         if self.accumulate > self.batch_size:
             raise ValueError(
-                f"accumulate must be at most batch_size = {self.batch_size}; got {self.accumulate}. Take fewer parts."
+                about(
+                    "accumulate",
+                    f"must be at most batch_size = {self.batch_size}; got {self.accumulate}. Take fewer parts.",
+                )
             )
         checks.one_of("amp", self.amp, AMP)
         checks.one_of("loss", self.loss, evaluation.REGISTRY)
@@ -143,7 +147,7 @@ class Recipe:
     def _check_texts(self) -> None:
         for name in ("model", "data", "optimizer", "rho_schedule", "schedule", "amp", "loss"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be text; got {getattr(self, name)!r}. Put it in quotes.")
+                raise TypeError(about(name, f"must be text; got {getattr(self, name)!r}. Put it in quotes."))
 
     def _check_data(self) -> None:
         checks.real("subset", self.subset, low=0, low_open=True, high=1, hint="0.1 keeps a tenth.")
@@ -151,14 +155,16 @@ class Recipe:
         checks.resolve_seed(self.data_seed)
         checks.positive_int("crop", self.crop, minimum=0)
         if not isinstance(self.flip, bool):
-            raise TypeError(f"flip must be true or false; got {self.flip!r}. Leave it out for false.")
+            raise TypeError(about("flip", f"must be true or false; got {self.flip!r}. Leave it out for false."))
 
     def _check_optimizer(self) -> None:
         checks.one_of("optimizer", self.optimizer, optimizers.names())
         plain = None if self.sharpness_aware else self.optimizer
         base = checks.one_of("base", self.base or plain or "sgd", optimizers.BASES)
         if plain and base != plain:
-            raise ValueError(f"base must be left out for the plain optimizer {plain}; got {base!r}. Give one of them.")
+            raise ValueError(
+                about("base", f"must be left out for the plain optimizer {plain}; got {base!r}. Give one of them.")
+            )
         self._set("base", base)
         lr = optimizers.default_lr(self.optimizer, base) if self.lr is None else self.lr
         self._set("lr", checks.real("lr", lr, low=0, low_open=True))
@@ -167,7 +173,9 @@ class Recipe:
         if self.clip_grad_norm is not None:
             checks.real("clip_grad_norm", self.clip_grad_norm, low=0, low_open=True)
         if not isinstance(self.optimizer_args, Mapping):
-            raise TypeError(f"optimizer_args must be a table of names and values; got {self.optimizer_args!r}.")
+            raise TypeError(
+                about("optimizer_args", f"must be a table of names and values; got {self.optimizer_args!r}.")
+            )
         optimizers.check_arguments(self.optimizer, self.optimizer_args)
         self._check_radius()
 
@@ -178,22 +186,27 @@ class Recipe:
             if self.rho is not None or self.rho_schedule != "constant":
                 given = "rho" if self.rho is not None else "rho_schedule"
                 raise ValueError(
-                    f"{given} must be left out for {self.optimizer}, which has no radius; got "
-                    f"{getattr(self, given)!r}. Choose a sharpness-aware optimizer, such as sam."
+                    about(
+                        given,
+                        f"must be left out for {self.optimizer}, which has no radius; got {getattr(self, given)!r}. "
+                        "Choose a sharpness-aware optimizer, such as sam.",
+                    )
                 )
             return
         rho = optimizers.default_rho(self.optimizer) if self.rho is None else self.rho
         self._set("rho", None if rho is None else checks.real("rho", rho, low=0))
         if rho is None and self.rho_schedule != "constant":
-            raise ValueError(f"rho must be given with rho_schedule {self.rho_schedule!r}; got none. Add a radius.")
+            raise ValueError(
+                about("rho", f"must be given with rho_schedule {self.rho_schedule!r}; got none. Add a radius.")
+            )
 
     def _check_schedule(self) -> None:
         checks.one_of("schedule", self.schedule, LR_SCHEDULES)
         checks.real("warmup", self.warmup, low=0)
         if self.warmup and not self.warmup < self.epochs:
-            raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup:g}. Shorten it.")
+            raise ValueError(about("warmup", f"must be below epochs = {self.epochs}; got {self.warmup:g}. Shorten it."))
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Sequence):
-            raise TypeError(f"milestones must be a list of numbers in (0, 1); got {self.milestones!r}.")
+            raise TypeError(about("milestones", f"must be a list of numbers in (0, 1); got {self.milestones!r}."))
         for share in self.milestones:
             checks.real("milestones", share, low=0, low_open=True, high=1, high_open=True, hint="0.5 is halfway.")
         self._set("milestones", tuple(float(share) for share in self.milestones))
@@ -261,7 +274,11 @@ def _text(source: str | Path) -> str:
     path = Path(source)
     if not path.is_file():
         near = checks.nearest(name, known)
-        raise ValueError(f"recipe must be a TOML file that exists or one of {', '.join(known)}; got {name!r}.{near}")
+        raise ValueError(
+            about("recipe", f"must be a TOML file that exists or one of {', '.join(known)}; got {name!r}.{near}")
+        )
     if path.stat().st_size > _LARGEST:
-        raise ValueError(f"recipe must be at most {_LARGEST:,} bytes; got {name!r} of {path.stat().st_size:,}.")
+        raise ValueError(
+            about("recipe", f"must be at most {_LARGEST:,} bytes; got {name!r} of {path.stat().st_size:,}.")
+        )
     return path.read_text("utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hessprobe.errors import about
 from hessprobe.training import checkpoint, models
 from hessprobe.training.datasets import DataSet, load_dataset, resolve_name
 from hessprobe.training.datasets.base import Report
@@ -171,8 +172,11 @@ def require_same_run(plan: Plan, found: checkpoint.Checkpoint) -> None:
     for name, (before, now) in pairs.items():
         if before != now:
             raise ValueError(
-                f"{name} must be {before!r}, as in the run that {found.path} holds; got {now!r}. "
-                "Give the same model and data, or begin anew without --resume."
+                about(
+                    name,
+                    f"must be {before!r}, as in the run that {found.path} holds; got {now!r}. "
+                    "Give the same model and data, or begin anew without --resume.",
+                )
             )
 
 

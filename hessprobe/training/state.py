@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprobe.errors import CheckpointError
+from hessprobe.errors import CheckpointError, about
 from hessprobe.training.evaluation import Examples, Loss, assess
 from hessprobe.training.recipe import Recipe
 
@@ -130,6 +130,9 @@ def require_same_recipe(recipe: Recipe, recorded: Mapping[str, Any], where: str)
         before = recorded.get(key, default[key])
         if key not in _FREE and before != value:
             raise ValueError(
-                f"{key} must be {before!r}, as in the run that {where} holds; got {value!r}. "
-                "Give the same recipe, or begin anew without --resume."
+                about(
+                    key,
+                    f"must be {before!r}, as in the run that {where} holds; got {value!r}. "
+                    "Give the same recipe, or begin anew without --resume.",
+                )
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.universal import samplers
 from hessprobe.universal.definition import Measure
 from hessprobe.universal.names import MEANINGS
@@ -79,8 +80,11 @@ def cumulant(k: int) -> Catalogued:
     order = checks.positive_int("k", k)
     if order > _MOST_CUMULANTS:
         raise ValueError(
-            f"k must be at most {_MOST_CUMULANTS}; got {k}. The error of a cumulant grows with its order: "
-            "use a spectral sum of the Hessian."
+            about(
+                "k",
+                f"must be at most {_MOST_CUMULANTS}; got {k}. The error of a cumulant grows with its order: "
+                "use a spectral sum of the Hessian.",
+            )
         )
     factor = 2 / math.factorial(order - 1)
     measure = Measure(

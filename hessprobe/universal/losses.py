@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import NonFiniteError
+from hessprobe.errors import NonFiniteError, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.hvp import Hessian
@@ -215,13 +215,19 @@ class _Lines:
         size = f"the differences of losses of size {abs(self.here):.3g} drown in the rounding of {dtype}"
         if wider >= _WIDEST:
             raise ValueError(
-                f"rho must be such that losses differ; got {rho:.3g}, where {size}, as at every radius up to "
-                f"{_WIDEST:g}. The loss is flat or linear along these directions: use products in place of losses."
+                about(
+                    "rho",
+                    f"must be such that losses differ; got {rho:.3g}, where {size}, as at every radius up to "
+                    f"{_WIDEST:g}. The loss is flat or linear along these directions: use products in place of losses.",
+                )
             )
         more = "" if dtype == "float64" else ", float64"
         raise ValueError(
-            f"rho must be >= {wider:.2g} for {dtype} at its smallest; got {rho:.3g}, where {size}. "
-            f"Take a larger rho, fewer levels{more}, or products in place of losses."
+            about(
+                "rho",
+                f"must be >= {wider:.2g} for {dtype} at its smallest; got {rho:.3g}, where {size}. "
+                f"Take a larger rho, fewer levels{more}, or products in place of losses.",
+            )
         )
 
     def _noise(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import NonFiniteError
+from hessprobe.errors import NonFiniteError, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.hvp import Hessian
@@ -139,7 +139,9 @@ def evaluate(
     """
     started = time.perf_counter()
     if not isinstance(measure, Measure):
-        raise TypeError(f"measure must be a Measure; got {type(measure).__name__}. Make one of phi, psi and mu.")
+        raise TypeError(
+            about("measure", f"must be a Measure; got {type(measure).__name__}. Make one of phi, psi and mu.")
+        )
     count = draws(measure, n_probes)
     number = checks.resolve_seed(seed)
     operator = Hessian(A) if isinstance(A, Objective) else settled(A)

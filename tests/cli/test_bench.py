@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hessprobe import benchmarks, report
 from hessprobe.benchmarks import CASES, Case
 from hessprobe.benchmarks.products import Timing
+from hessprobe.errors import about
 
 TINY = Case(
     "mlp",
@@ -54,7 +55,7 @@ def test_an_interruption_keeps_the_cases_already_timed(run, stopped, tmp_path):
 
 
 def test_a_failure_keeps_them_too_and_an_interruption_of_the_first_has_none(run, stopped, tmp_path):
-    stopped(ValueError("examples must be fewer; got 3."))
+    stopped(ValueError(about("examples", "must be fewer; got 3.")))
     done = run(*CHOSEN)
     assert (done.code, done.err) == (1, "hessprobe: error: --examples must be fewer; got 3.\n")
     assert "tiny, one vector" in done.out

@@ -12,6 +12,7 @@ import pytest
 
 from hessprobe import report
 from hessprobe.benchmarks import family, landscapes, optimizers
+from hessprobe.errors import about
 
 HERE = Path(__file__).parent
 
@@ -106,7 +107,7 @@ def stopped(monkeypatch):
 
 
 @pytest.mark.parametrize(("suite", "shown"), [("steps", "| 3 x (4) | "), ("landscapes", "| hessprobe | 1.00 | 2.00 |")])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("rounds must be fewer; got 2.")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(about("rounds", "must be fewer; got 2."))])
 def test_what_ends_the_other_suites_keeps_what_they_timed(run, stopped, tmp_path, suite, shown, error):
     stopped(error)
     done = run("bench", "--suite", suite, "--rounds", 2, "--json", tmp_path / "s.json", "--markdown", tmp_path / "s.md")

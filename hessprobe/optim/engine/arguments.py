@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hessprobe import checks
+from hessprobe.errors import about
 
 
 def require_base(base: Any) -> torch.optim.Optimizer:
@@ -109,7 +110,9 @@ def _mistake(kind: type, args: Sequence[Any], given: Mapping[str, Any], error: s
         return _construct_first(kind, args, given, known)
     if "params" in known and isinstance(first, torch.optim.Optimizer):
         got, name = type(first).__name__, kind.__name__
-        return f"params must be parameters; got {got}. {name} owns its update: write {name}(model.parameters(), ...)."
+        return about(
+            "params", f"must be parameters; got {got}. {name} owns its update: write {name}(model.parameters(), ...)."
+        )
     unknown = next((name for name in given if name not in known and f"keyword argument {name!r}" in error), None)
     if unknown is None:
         return None

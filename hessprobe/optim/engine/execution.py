@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprobe.errors import NonFiniteError
+from hessprobe.errors import NonFiniteError, about
 from hessprobe.optim.engine.buffers import BufferGuard
 from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.curvature import hessian_of
@@ -111,8 +111,11 @@ class Execution:
             return self._drive(owner.rule(), self._shards)
         if owner.vectors or owner.numbers:
             raise ValueError(
-                f"accumulate must be 'global' for {type(owner).__name__}, which remembers vectors or numbers between "
-                "steps; got 'per_microbatch'. Use accumulate='global'."
+                about(
+                    "accumulate",
+                    f"must be 'global' for {type(owner).__name__}, which remembers vectors or numbers between "
+                    "steps; got 'per_microbatch'. Use accumulate='global'.",
+                )
             )
         total: TensorList | None = None
         is_clipped = False
@@ -125,8 +128,11 @@ class Execution:
             update = Update(TensorList([]), lr=0.0) if outcome is None else resolved(outcome)
             if any(part is not None for part in (update.decoupled, update.then, update.lr)):
                 raise ValueError(
-                    f"accumulate must be 'global' for {type(owner).__name__}, whose update is more than a gradient; "
-                    "got 'per_microbatch'. Use accumulate='global'."
+                    about(
+                        "accumulate",
+                        f"must be 'global' for {type(owner).__name__}, whose update is more than a gradient; "
+                        "got 'per_microbatch'. Use accumulate='global'.",
+                    )
                 )
             owner.weights.restore()
             direction, is_clipped = update.gradient, update.is_clipped

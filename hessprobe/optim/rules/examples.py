@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.optim.engine import At, EngineOptions, Rule, SharpnessAware
 from hessprobe.optim.engine.closures import Pass
 from hessprobe.optim.engine.manual import ManualStep
@@ -184,8 +185,11 @@ class MicroBatchSAM(SharpnessAware):
     ) -> None:
         if engine.setdefault("accumulate", "per_microbatch") != "per_microbatch":
             raise ValueError(
-                f"accumulate must be 'per_microbatch' for MicroBatchSAM; got {engine['accumulate']!r}. "
-                "Use SAM for one displacement from the mean gradient."
+                about(
+                    "accumulate",
+                    f"must be 'per_microbatch' for MicroBatchSAM; got {engine['accumulate']!r}. "
+                    "Use SAM for one displacement from the mean gradient.",
+                )
             )
         super().__init__(base_optimizer, rho, **engine)
         self.shards = checks.positive_int("shards", shards)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.optim.engine import At, EngineOptions, Evaluation, Rule, SharpnessAware, TensorList
 from hessprobe.optim.engine.randomness import normal_like, uniform_like
 from hessprobe.optim.engine.ranks import mean_over_ranks
@@ -86,8 +87,11 @@ def radius(optimizer: SharpnessAware) -> float:
     rho = first_radius(optimizer)
     if not rho > 0:
         raise ValueError(
-            f"rho must be > 0 for {type(optimizer).__name__}, which divides by its square; got {rho:g} in step "
-            f"{optimizer.t}. Use a small rho; lam=0 leaves the sharpness out."
+            about(
+                "rho",
+                f"must be > 0 for {type(optimizer).__name__}, which divides by its square; got {rho:g} in step "
+                f"{optimizer.t}. Use a small rho; lam=0 leaves the sharpness out.",
+            )
         )
     return rho
 
@@ -260,7 +264,7 @@ class RWP(SharpnessAware):
         if shards not in (1, 2):
             raise ValueError(f"shards must be 1 or 2; got {shards!r}. Give 2 for two batches a step.")
         if shards == 2 and self.accumulate != "global":
-            raise ValueError(f"accumulate must be 'global' with shards=2; got {self.accumulate!r}.")
+            raise ValueError(about("accumulate", f"must be 'global' with shards=2; got {self.accumulate!r}."))
         self.shards = shards
 
     def rule(self) -> Rule:

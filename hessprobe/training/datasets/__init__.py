@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe import checks
-from hessprobe.errors import DataError
+from hessprobe.errors import DataError, about
 from hessprobe.training.datasets.base import LAYOUTS, SPLITS, TOKEN_LAYOUTS, DataSet, Report, batches
 from hessprobe.training.datasets.changes import mislabel, subset
 from hessprobe.training.datasets.digits import load_digits
@@ -65,7 +65,9 @@ def load_dataset(
     """
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"data must be one of {', '.join(KINDS.values())}; got {name!r}.{checks.nearest(kind, KINDS)}")
+        raise ValueError(
+            about("data", f"must be one of {', '.join(KINDS.values())}; got {name!r}.{checks.nearest(kind, KINDS)}")
+        )
     tell = report or _silent
     if image_size is None:
         whole = _LOADERS[kind](name, rest, context, tell)
@@ -74,7 +76,9 @@ def load_dataset(
         read = functools.partial(load_hub, name, rest) if kind == "hf" else _folder_reader(name, rest)
         whole = read(tell, size)
     else:
-        raise ValueError(f"image_size must be left out for data {name!r}, which have their size; got {image_size}.")
+        raise ValueError(
+            about("image_size", f"must be left out for data {name!r}, which have their size; got {image_size}.")
+        )
     return mislabel(subset(whole, part, seed), label_noise, seed)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import DataError
+from hessprobe.errors import DataError, about
 
 SPLITS = ("train", "test", "all")
 LAYOUTS = ("vector", "image")
@@ -212,8 +212,11 @@ def some_of(positions: Tensor, examples: int, seed: int, of: str) -> Tensor:
     checks.positive_int("examples", examples)
     if examples > len(positions):
         raise ValueError(
-            f"examples must be at most {len(positions)}, the size of {of}; got {examples}. Ask for fewer, or for "
-            "split 'all'."
+            about(
+                "examples",
+                f"must be at most {len(positions)}, the size of {of}; got {examples}. Ask for fewer, or for "
+                "split 'all'.",
+            )
         )
     generator = torch.Generator().manual_seed(checks.resolve_seed(seed))
     return positions[torch.randperm(len(positions), generator=generator)[:examples].sort().values]

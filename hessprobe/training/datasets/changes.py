@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.training.datasets.base import DataSet
 
 # Streams of one seed that share nothing.
@@ -60,9 +61,9 @@ def mislabel(data: DataSet, share: float, seed: int) -> DataSet:
     if share == 0:
         return data
     if data.is_text:
-        raise ValueError(f"label_noise must be 0 for text; got {share:g}. Leave it out.")
+        raise ValueError(about("label_noise", f"must be 0 for text; got {share:g}. Leave it out."))
     if data.n_classes < 2:
-        raise ValueError(f"label_noise must be 0 for data of one class; got {share:g}. Leave it out.")
+        raise ValueError(about("label_noise", f"must be 0 for data of one class; got {share:g}. Leave it out."))
     generator, train = _generator(seed, _NOISE), data.positions("train")
     count = round(share * len(train))
     chosen = train[torch.randperm(len(train), generator=generator)[:count]]

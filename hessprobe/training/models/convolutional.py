@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hessprobe import checks
+from hessprobe.errors import about
 from hessprobe.training.models.residual import initialise_convolutions
 
 
@@ -116,5 +117,7 @@ def sides(image_size: Sequence[int] | int) -> tuple[int, int]:
     """
     both = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
     if len(both) != 2:
-        raise ValueError(f"image_size must be one number, or height and width; got {image_size!r}. Give e.g. 32.")
+        raise ValueError(
+            about("image_size", f"must be one number, or height and width; got {image_size!r}. Give e.g. 32.")
+        )
     return checks.positive_int("image_size", both[0]), checks.positive_int("image_size", both[1])
