@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from hessprobe.optim.engine.requests import Apply, At, Curvature, Evaluation, Ou
 from hessprobe.optim.engine.tensors import TensorList
 from hessprobe.optim.engine.updates import decouple, resolved
 from hessprobe.optim.engine.weights import Weights
+
+_Optimizer = TypeVar("_Optimizer")
 
 _BY_HAND = ("first_step() or ascend()", "second_step() or descend()")
 
@@ -127,14 +129,15 @@ def _unknown(gradient: TensorList) -> Tensor:
     return torch.full((), float("nan"), device=gradient.tensors[0].device)
 
 
-def itself(optimizer: Any) -> SharpnessAware:
+def itself(optimizer: _Optimizer) -> _Optimizer:
     """Return the optimizer behind a wrapper that imitates its class, as Lightning's does.
 
     Methods found through that class are handed the wrapper, on which nothing may be kept.
     """
-    while "base_optimizer" not in optimizer.__dict__ and "_optimizer" in optimizer.__dict__:
-        optimizer = optimizer._optimizer
-    return cast("SharpnessAware", optimizer)
+    found: Any = optimizer
+    while "base_optimizer" not in found.__dict__ and "_optimizer" in found.__dict__:
+        found = found._optimizer
+    return cast(_Optimizer, found)
 
 
 class StepsByHand:
@@ -230,7 +233,7 @@ class StepsByHand:
             return loss is None
         if self._manual is None and self._staged is None:
             return False
-        parameters = cast("SharpnessAware", self).parameters()
+        parameters = cast(Owner, self).parameters()
         found = [p.grad for p in parameters]
         if self._manual is not None:
             self.zero_grad()
