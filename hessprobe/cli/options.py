@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +11,10 @@ import typer
 
 from hessprobe.cli.failures import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
-from hessprobe.measures import NAMES, UNIVERSAL
+from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, parse_pairs
 
-DEFAULT_MEASURES = ("lambda-max", "trace", "frob")
+DEFAULT_MEASURES = DEFAULT
 DEFAULT_RTOL = 0.01
 OPERATORS = ("hessian", "ggn", "fisher")
 # The functional part is measured beside the others, not in their place: of itself it says nothing about sharpness.
@@ -230,7 +230,7 @@ OPENING: dict[str, Any] = {
 }
 
 
-def choice(name: str, value: str, known: tuple[str, ...]) -> str:
+def choice(name: str, value: str, known: Collection[str]) -> str:
     """Return ``value`` if it is known.
 
     Raises:
@@ -241,7 +241,7 @@ def choice(name: str, value: str, known: tuple[str, ...]) -> str:
     raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.{nearest(value, known)}")
 
 
-def nearest(value: str, known: tuple[str, ...]) -> str:
+def nearest(value: str, known: Collection[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or ``""``."""
     import difflib
 

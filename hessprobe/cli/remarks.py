@@ -7,10 +7,8 @@ from typing import Any
 
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
-from hessprobe.measures import NAMES
+from hessprobe.measures.table import entry_of
 
-# Measures that a damping belongs to.
-_DAMPED = ("logdet", "effective-dimension")
 _NO_ENGINE = "auto"
 
 
@@ -21,8 +19,8 @@ def remarks(row: Mapping[str, Any]) -> list[str]:
         row: of a record.
     """
     said = []
-    entry = NAMES.get(row["measure"])
-    if entry is not None and entry.number:
+    entry = entry_of(row["measure"])
+    if entry.number:
         said.append(f"the number is {entry.number}; --json has the rest")
     said += [_missed(row) if flag == "tolerance-missed" else flag_sentence(flag) for flag in row["flags"]]
     said += [in_options(note) for note in row["notes"]]
@@ -67,7 +65,7 @@ def _missed(row: Mapping[str, Any]) -> str:
     if (errors.get("solver") or 0.0) <= (errors.get("probe") or 0.0):
         return flag_sentence("tolerance-missed")
     wider = "--dtype float64 in place of float32"
-    helps = f"a larger --shift or {wider}" if row["measure"] in _DAMPED else wider
+    helps = f"a larger --shift or {wider}" if "shift" in entry_of(row["measure"]).options else wider
     return f"the interval is wider than --rtol asks for; more --probes do not help, {helps} may, or a larger --rtol"
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from hessprobe import checks, measures
 from hessprobe.comparison.names import MEASURES
 from hessprobe.errors import HessprobeError
-from hessprobe.invariance.names import OWN
-from hessprobe.invariance.own import measure_own
 from hessprobe.measures.settings import Event, MeasureSettings, Result
 from hessprobe.objective import EmpiricalRisk
 
@@ -39,17 +37,11 @@ def measure_each(
             "settings.n_probes must be given to compare checkpoints; got None. A tolerance would choose another number "
             "for each, and their probes could not be paired."
         )
-    wanted = list(dict.fromkeys(names))
-    registered = [name for name in wanted if name not in OWN]
-    if registered:
-        # Looked up at the call, where the command line's tests put theirs.
-        yield from measures.measure_all(registered, risk, settings, report)
-    for name in wanted:
-        if name in OWN:
-            report(Event(name, 0.0, None))
-            found = measure_own([name], risk, settings)[name]
-            if isinstance(found, HessprobeError):
-                yield name, found
-            else:
-                yield Result(name, settings.operator, found, OWN[name].unit)
-            report(Event(name, 1.0, 1.0))
+    absent: list[tuple[str, HessprobeError]] = []
+
+    def missing(name: str, error: HessprobeError) -> None:
+        absent.append((name, error))
+
+    # Looked up at the call, where the command line's tests put theirs.
+    yield from measures.measure_all(list(dict.fromkeys(names)), risk, settings, report, missing=missing)
+    yield from absent

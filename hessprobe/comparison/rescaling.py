@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hessprobe.comparison.names import moved_by_rescaling
 from hessprobe.errors import HessprobeError
 from hessprobe.invariance import TRANSFORMS, find_sites
-from hessprobe.invariance.names import OWN, RESCALING_INVARIANT
+from hessprobe.measures.table import NAMES
 from hessprobe.objective import EmpiricalRisk
 
 
@@ -36,7 +36,7 @@ class Rescaling:
         if not self.kinds and not self.unknown:
             return f"no rescaling was found that keeps these networks' function, so {_listed(self.moved)} compare as is"
         known = f" ({_listed(self.kinds)} can act on these)" if self.kinds else ""
-        others = [name for name in OWN if name in RESCALING_INVARIANT and name not in self.invariant]
+        others = [name for name in NAMES if not moved_by_rescaling(name) and name not in self.invariant]
         stays = f"{_listed(self.invariant)} stay{'' if len(self.invariant) > 1 else 's'}" if self.invariant else ""
         offer = f"--measure {' or '.join(others)} would stay" if others else ""
         return (

@@ -130,7 +130,7 @@ def graph_bytes(*roots: Tensor, ignore: Iterable[Tensor] = ()) -> int:
         if node is None or node in nodes:
             continue
         nodes.add(node)
-        saved = [getattr(node, name) for name in _saved_names(type(node))]
+        saved = [getattr(node, name) for name in _saved_names(type(node))]  # type: ignore[arg-type]  # a class is hashable
         saved += getattr(node, "saved_tensors", ())
         tensors = [leaf for leaf in saved if isinstance(leaf, Tensor)]
         tensors += [t for group in saved if isinstance(group, list | tuple) for t in group if isinstance(t, Tensor)]

@@ -13,7 +13,6 @@ from hessprobe.invariance.names import (
     DEFAULT_STRENGTHS,
     DENSE_LIMIT,
     MEASURES,
-    OWN,
     TRANSFORMS,
     default_measures,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "DEFAULT_STRENGTHS",
     "DENSE_LIMIT",
     "MEASURES",
-    "OWN",
     "TRANSFORMS",
     "Applied",
     "Found",

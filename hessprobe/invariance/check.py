@@ -23,12 +23,10 @@ from hessprobe.invariance.names import (
     INVARIANT,
     MEASURES,
     NOT_MEASURED,
-    OWN,
     TRANSFORMS,
     UNDECIDED,
     default_measures,
 )
-from hessprobe.invariance.own import measure_own
 from hessprobe.invariance.paired import PAIRED, Probed, estimate, estimate_after, probes_for_verdict
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.sites import Found, find_sites
@@ -99,13 +97,13 @@ class Measured:
             after: draw from other streams than before.
         """
         settings = replace(self._settings, seed=self._settings.seed + _AFTER) if after else self._settings
-        registered = [name for name in self.names if name not in PAIRED and name not in OWN]
+        names = [name for name in self.names if name not in PAIRED]
         found: Values = {}
-        if registered:
-            results = measure_all(registered, self._risk, settings, self._report, operator=self._A)
-            found.update({one.measure: one.estimate for one in results})
-        own = [name for name in self.names if name not in PAIRED and name in OWN]
-        found.update(measure_own(own, self._risk, settings, self._report, operator=self._A))
+        if names:
+            for one in measure_all(
+                names, self._risk, settings, self._report, operator=self._A, missing=found.__setitem__
+            ):
+                found[one.measure] = one.estimate
         return found
 
     def values(self) -> Values:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hessprobe.estimate import Estimate, student_quantile
 from hessprobe.estimators.difference import difference as subtracted
-from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, RESCALING_INVARIANT, UNDECIDED
+from hessprobe.invariance.names import CHANGES, INVARIANT, UNDECIDED
+from hessprobe.measures.table import entry_of
 
 # So many standard errors apart two numbers are different: among hundreds of comparisons none goes wrong by chance.
 SIGMAS = 4.0
@@ -120,7 +121,7 @@ def _error(old: Estimate, new: Estimate, common: bool) -> tuple[float, float]:
 
 def _ratio(measure: str, old: Estimate, new: Estimate, common: bool) -> tuple[float, float]:
     """Return after / before, of logarithms exp(after - before), and its standard error to first order."""
-    if measure in LOGARITHMIC:
+    if entry_of(measure).logarithmic:
         difference = new.value - old.value
         ratio = math.exp(difference) if abs(difference) < 700 else math.nan
         return ratio, ratio * _error(old, new, common)[0]
@@ -145,12 +146,16 @@ def expected(measure: str, kind: str, D: Tensor, before: Estimate) -> Theory:
         D: (d,) fp64, the factor of each parameter in theta; ones for a permutation.
         before: the measure before.
     """
-    if kind == "permutation":
+    entry = entry_of(measure)
+    if kind == "permutation" and "permutation" in entry.invariances:
         return Theory(True, "a permutation of the parameters is orthogonal: the spectrum stays", 0.0)
     if bool((D == 1).all()):
         return Theory(True, "it moves no parameter that is measured", 0.0)
-    if measure in RESCALING_INVARIANT:
-        return Theory(True, "diag|w| H diag|w| stays: the factors of w and of H cancel", 0.0)
+    if kind != "permutation" and "rescaling" in entry.invariances:
+        adaptive = "diag|w| H diag|w| stays: the factors of w and of H cancel"
+        return Theory(True, adaptive if "adaptive" in entry.needs else "its entry says that no rescaling moves it", 0.0)
+    if "permutation" not in entry.invariances:
+        return Theory(None, "its entry does not say")
     low, high = float(D.min()), float(D.max())
     spread = f"with factors D from {low:.3g} to {high:.3g}"
     if measure == "pseudo-logdet":

@@ -1,6 +1,6 @@
 """Named measures of a risk's curvature: one entry a name, products shared between them.
 
-``NAMES`` is importable without torch, so that the command line can check names at once; the rest comes on first use.
+The table is importable without torch, so that the command line can check names at once; the rest comes on first use.
 """
 
 from __future__ import annotations
@@ -8,15 +8,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.measures.names import NAMES, UNIVERSAL, Entry
+from hessprobe.measures.entry import Entry, Layers
+from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, register, taking, unregister
 
 if TYPE_CHECKING:
     from hessprobe.measures.registry import measure, measure_all
-    from hessprobe.measures.settings import Event, MeasureSettings, Result
+    from hessprobe.measures.session import Session
+    from hessprobe.measures.settings import Answer, Event, MeasureSettings, Result
 
-__all__ = ["NAMES", "UNIVERSAL", "Entry", "Event", "MeasureSettings", "Result", "measure", "measure_all"]
+__all__ = [
+    "DEFAULT",
+    "NAMES",
+    "TABLE",
+    "UNIVERSAL",
+    "Answer",
+    "Entry",
+    "Event",
+    "Layers",
+    "MeasureSettings",
+    "Result",
+    "Session",
+    "measure",
+    "measure_all",
+    "register",
+    "taking",
+    "unregister",
+]
 
-_HOMES = {"measure": "registry", "measure_all": "registry"}
+_HOMES = {"Session": "session", "measure": "registry", "measure_all": "registry"}
 
 
 def __getattr__(name: str) -> Any:

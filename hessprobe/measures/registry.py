@@ -1,166 +1,28 @@
-"""The measures themselves: a name, and what it asks of a session."""
+"""Measuring by name: one session for all that is asked for, and what every number is checked for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 
-from hessprobe import checks, estimators
-from hessprobe.errors import about
-from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators.density import fine_grid
+from hessprobe import checks
+from hessprobe.errors import UnsupportedError, about
+from hessprobe.estimate import Estimate
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
-from hessprobe.measures import distribution
-from hessprobe.measures.names import NAMES, UNIVERSAL
 from hessprobe.measures.session import Report, Session, quietly
-from hessprobe.measures.settings import Event, MeasureSettings, Result, settings_of
+from hessprobe.measures.settings import Answer, Event, MeasureSettings, Result, settings_of
+from hessprobe.measures.table import TABLE, function_of
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.progress import Show, progress_bars
 
-
-@dataclass(frozen=True)
-class _Answer:
-    estimate: Estimate
-    layers: dict[str, Estimate] | None = None
-    arrays: dict[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def _lambda_max(session: Session) -> _Answer:
-    pairs = session.eigenpairs
-    layers = session.layer_eigenvalues if session.settings.per_layer else None
-    return _Answer(pairs.estimate(0), layers=layers, arrays=_spectrum(session))
-
-
-def _lambda_min(session: Session) -> _Answer:
-    return _Answer(session.smallest, arrays={} if session.A.psd else _spectrum(session))
-
-
-def _spectrum(session: Session) -> dict[str, Tensor]:
-    pairs = session.eigenpairs
-    errors = torch.maximum(pairs.errors, ROUNDING * torch.finfo(session.A.dtype).eps * pairs.values.abs())
-    return {"eigenvalues": pairs.values, "residuals": pairs.residuals, "eigenvalue_errors": errors}
-
-
-def _spectral_norm(session: Session) -> _Answer:
-    top = session.eigenpairs.estimate(0)
-    if session.A.psd:
-        return _Answer(top, arrays=_spectrum(session))
-    bottom = session.eigenpairs.estimate(-1).scaled(-1.0)
-    first, second = (top, bottom) if top.value >= bottom.value else (bottom, top)
-    # The larger of two numbers lies between the larger of their lower and the larger of their upper ends.
-    ends = [one.bracket for one in (first, second) if one.bracket is not None]
-    bracket = (max(low for low, _ in ends), max(high for _, high in ends)) if len(ends) == 2 else None
-    arm = first.errors.solver if bracket is None else max(first.value - bracket[0], bracket[1] - first.value)
-    whole = first.with_(bracket=bracket, errors=replace(first.errors, solver=arm), support=(0.0, float("inf")))
-    return _Answer(whole, arrays=_spectrum(session))
-
-
-def _trace(session: Session) -> _Answer:
-    return _Answer(session.trace, layers=_layers(session, session.trace))
-
-
-def _frob(session: Session) -> _Answer:
-    squares = _layers(session, session.frobenius)
-    if squares is None or session.frobenius.value == 0:
-        return _Answer(session.frobenius, layers=squares)
-    whole = session.frobenius.value**2
-    shares = {name: one.scaled(1 / whole) for name, one in squares.items()}
-    return _Answer(session.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
-
-
-def _logdet(session: Session) -> _Answer:
-    shift = session.settings.damping
-    form = f"log det(A + {shift:g} I)" if session.A.psd else f"1/2 log det(A^2 + {shift:g}^2 I)"
-    return _Answer(_from_sketch(session, "logdet", session.logdet(session.sketch)), notes=(form,))
-
-
-def _effective_dimension(session: Session) -> _Answer:
-    shift = session.settings.damping
-    estimate = session.sketch.effective_dimension(shift=shift)
-    return _Answer(_from_sketch(session, "effective-dimension", estimate), notes=(f"damping {shift:g}",))
-
-
-def _density(session: Session) -> _Answer:
-    density = session.sketch.density(grid=fine_grid(session.sketch))
-    level, sure = session.settings.confidence, 1 - session.settings.bracket_delta
-    arrays = distribution.curve(density, level)
-    arrays |= distribution.quantiles(density, level) | distribution.shares(density, level)
-    median = _from_sketch(session, "density", distribution.median(density, sure))
-    return _Answer(median, arrays=arrays, notes=distribution.sentences(arrays, level))
-
-
-def _diagonal(session: Session) -> _Answer:
-    entries = session.diagonal()
-    mean = session.trace.scaled(1 / session.A.dim)
-    mean = mean.with_(matvecs=mean.matvecs + entries.matvecs, seconds=mean.seconds + entries.seconds)
-    return _Answer(mean, arrays={"diagonal": entries.values, "diagonal_std_error": entries.std_error})
-
-
-def _effective_rank(session: Session) -> _Answer:
-    return _Answer(estimators.effective_rank(session.trace, session.frobenius))
-
-
-def _universal(name: str) -> Callable[[Session], _Answer]:
-    def measured(session: Session) -> _Answer:
-        found = session.universal.answer(name)
-        return _Answer(found.estimate, arrays=found.arrays, notes=found.notes)
-
-    return measured
-
-
-def _from_sketch(session: Session, name: str, estimate: Estimate) -> Estimate:
-    # That a tolerance was missed is said of the one measure for which the size of the sweep was chosen.
-    judged = next(each for each in _JUDGED if each in session.names) == name
-    flags = tuple(dict.fromkeys((*estimate.flags, *(session.sketch.flags if judged else ()))))
-    return estimate.with_(matvecs=session.sketch.matvecs, seconds=session.sketch.seconds, flags=flags)
-
-
-# What is said of the probes, and with it of every layer.
-_OF_THE_PROBES = ("few-probes", "heavy-tailed")
-
-
-def _layers(session: Session, estimate: Estimate) -> dict[str, Estimate] | None:
-    if not session.settings.per_layer:
-        return None
-    blocks: dict[str, dict[str, Any]] = estimate.details.get("blocks", {})
-    return {
-        name: Estimate(
-            block["value"],
-            ErrorParts(probe=block["std_error"]),
-            df=block.get("df", estimate.df),
-            samples=estimate.samples,
-            method=estimate.method,
-            flags=tuple(flag for flag in estimate.flags if flag in _OF_THE_PROBES),
-        )
-        for name, block in blocks.items()
-    }
-
-
-_MEASURES: dict[str, Callable[[Session], _Answer]] = {
-    "lambda-max": _lambda_max,
-    "lambda-min": _lambda_min,
-    "spectral-norm": _spectral_norm,
-    "trace": _trace,
-    "frob": _frob,
-    "logdet": _logdet,
-    "density": _density,
-    "diagonal": _diagonal,
-    "effective-rank": _effective_rank,
-    "effective-dimension": _effective_dimension,
-    **{name: _universal(name) for name in UNIVERSAL},
-}
-# Eigenpairs first: their vectors then serve the others.
-_ORDER = ("lambda-max", "lambda-min", "spectral-norm")
-# What shares the sweep; the first of them that is wanted decides its size.
-_JUDGED = ("effective-dimension", "logdet", "density")
+# Told the name of a measure that does not exist here, and why.
+Missing = Callable[[str, UnsupportedError], None]
 
 
 def measure_all(
@@ -170,15 +32,18 @@ def measure_all(
     report: Report = lambda event: None,
     *,
     operator: Hessian | GaussNewton | FunctionalPart | None = None,
+    missing: Missing | None = None,
 ) -> Iterator[Result]:
     """Yield one result a name, sharing products between them; results come as they are ready, eigenvalues first.
 
     Args:
-        names: registered names.
+        names: of ``TABLE``.
         risk: the objective.
         settings: how to measure.
         report: told of progress.
         operator: that of these settings, where it is made already.
+        missing: told of a measure that needs the whole matrix and does not exist for this one, and why; None raises
+            the error.
 
     Raises:
         TypeError: ``risk`` is no objective.
@@ -186,20 +51,28 @@ def measure_all(
         UnsupportedError, NonFiniteError, MemoryBudgetError: see the operators.
     """
     for name in names:
-        checks.one_of("measure", name, (*NAMES, *UNIVERSAL))
+        checks.one_of("measure", name, TABLE)
     require_objective("risk", risk)
     if settings.k > risk.dim:
         raise ValueError(
             about("k", f"must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
         )
-    yield from results(Session(risk, settings, names, report, operator=operator), names)
+    yield from results(Session(risk, settings, names, report, operator=operator), names, missing)
 
 
-def results(session: Session, names: Sequence[str]) -> Iterator[Result]:
+def results(session: Session, names: Sequence[str], missing: Missing | None = None) -> Iterator[Result]:
     """Yield one result a name out of a session made for them; see ``measure_all``."""
     wanted = dict.fromkeys(names)
-    for name in [*(n for n in _ORDER if n in wanted), *(n for n in wanted if n not in _ORDER)]:
-        yield _result(session, name)
+    first = [name for name, entry in TABLE.items() if name in wanted and entry.of_eigenpairs]
+    for name in dict.fromkeys((*first, *wanted)):
+        try:
+            found = _result(session, name)
+        except UnsupportedError as error:
+            if missing is None or "matrix" not in TABLE[name].needs:
+                raise
+            missing(name, error)
+        else:
+            yield found
 
 
 @overload
@@ -214,9 +87,9 @@ def measure(
     """Return one registered measure of a risk, or several that share their products.
 
     Args:
-        name: in ``NAMES`` or ``UNIVERSAL`` of ``hessprobe.measures``, e.g. ``"trace"``; or several, e.g.
-            ``["lambda-max", "trace", "frob"]``, whose estimates come by name. Each then counts all the products that
-            it rests on, so that shared ones stand in more than one.
+        name: in ``hessprobe.measures.TABLE``, e.g. ``"trace"``; or several, e.g. ``["lambda-max", "trace", "frob"]``,
+            whose estimates come by name. Each then counts all the products that it rests on, so that shared ones stand
+            in more than one.
         risk: the objective.
         progress: draw bars: True, False, or ``"auto"`` for on a terminal and in a notebook.
         settings: the fields of ``MeasureSettings``, where each is told in full:
@@ -285,13 +158,27 @@ def _with_product_error(session: Session, name: str, estimate: Estimate) -> Esti
     flagged = estimate.with_(flags=(*estimate.flags, "finite-differences"))
     if found is None:
         return flagged
-    size = found.relative * abs(estimate.value)
-    more = {**dict.fromkeys((*_ORDER, "frob"), found.norm), "trace": found.trace}.get(name, size)
-    more = found.trace / session.A.dim if name == "diagonal" else more
-    more = _of_effective_rank(found, estimate.value, session.A.dim) if name == "effective-rank" else more
+    more = _off_by(session, name, estimate.value, found)
     bracket = None if estimate.bracket is None else (estimate.bracket[0] - more, estimate.bracket[1] + more)
     errors = replace(estimate.errors, solver=estimate.errors.solver + more)
     return flagged.with_(errors=errors, bracket=bracket)
+
+
+def _off_by(session: Session, name: str, value: float, found: ProductError) -> float:
+    """Return what a measure is off by where the products are off by ``found``."""
+    if TABLE[name].of_eigenpairs or name == "frob":
+        return found.norm
+    if name == "trace":
+        return found.trace
+    if name == "diagonal":
+        return found.trace / session.A.dim
+    if name == "effective-rank":
+        return _of_effective_rank(found, value, session.A.dim)
+    if "adaptive" in TABLE[name].needs:
+        # ||C E C||_F <= max c^2 ||E||_F, and |Tr C E C| <= ||c^2|| ||E||_F.
+        squares = session.risk.theta.double().square()
+        return found.norm * float(squares.norm() if name == "adaptive-trace" else squares.max())
+    return found.relative * abs(value)
 
 
 def _of_effective_rank(found: ProductError, value: float, d: int) -> float:
@@ -316,16 +203,16 @@ def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
 
 
 def _result(session: Session, name: str) -> Result:
-    answer: list[_Answer] = []
+    entry, answers = TABLE[name], []
 
     def work() -> Estimate:
-        answer.append(_MEASURES[name](session))
-        return answer[0].estimate
+        answers.append(_answer(name, function_of(entry)(session)))
+        return answers[0].estimate
 
     estimate, warned = quietly(work)
-    found = answer[0]
-    own = session.A.notes if isinstance(session.A, GaussNewton) else ()
-    notes, layers = (*found.notes, *own, *session.risk.caveats, *warned), found.layers
+    found = answers[0]
+    of_operator = session.A.notes if isinstance(session.A, GaussNewton) else ()
+    notes, layers = (*found.notes, *of_operator, *session.risk.caveats, *warned), found.layers
     if not session.A.is_exact:
         estimate = _with_product_error(session, name, estimate)
         layers = layers and {key: _with_product_error(session, name, layer) for key, layer in layers.items()}
@@ -339,9 +226,20 @@ def _result(session: Session, name: str) -> Result:
         measure=name,
         operator=session.settings.operator,
         estimate=estimate,
-        unit=(NAMES | UNIVERSAL)[name].unit,
+        unit=entry.unit,
         layers=layers,
         arrays=found.arrays,
         notes=notes,
-        engine=session.A.engine_note,
+        engine=session.engine_note,
+    )
+
+
+def _answer(name: str, found: object) -> Answer:
+    if isinstance(found, Answer):
+        return found
+    if isinstance(found, Estimate):
+        return Answer(found)
+    raise TypeError(
+        f"the function of {name!r} must return an Estimate or an Answer; got {type(found).__name__}. A number comes "
+        "with its error: Estimate(value, ErrorParts(probe=...)), or kind='exact'."
     )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -21,13 +21,12 @@ from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
 from hessprobe.jackknife import GROUPS
 from hessprobe.measures.settings import Event, MeasureSettings
+from hessprobe.measures.table import TABLE
 from hessprobe.objective.base import Objective
 from hessprobe.operators import Block, LinearOperator
 from hessprobe.vectors import orthonormal_rows
 
-if TYPE_CHECKING:
-    from hessprobe.measures.universal import UniversalWork
-
+Work = TypeVar("Work")
 Report = Callable[[Event], None]
 
 # Eigenvalues are cheap to polish once found: the relative residual asked for, whatever the tolerance of the rest.
@@ -39,8 +38,7 @@ _ROUGH_TOL = 0.05
 _SMALLEST = 200
 # Products that the search may make for each of them.
 _SEARCH = 10
-# Measures that rest on a sweep of Lanczos chains, and what such a sweep spends.
-_SWEEPS = frozenset({"logdet", "density", "effective-dimension"})
+# What a sweep of Lanczos chains spends, and other measures.
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
 # The least that a sweep for a tolerance is expected to take: chains, those of its pilot among them, and their steps.
 _SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
@@ -81,20 +79,24 @@ class Session:
         names: Iterable[str],
         report: Report,
         start: Start | None = None,
-        operator: Hessian | GaussNewton | FunctionalPart | None = None,
+        operator: LinearOperator | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
+        self.needs = frozenset(need for name in self.names for need in TABLE[name].needs)
+        self._work: dict[Callable[[Session], Any], Any] = {}
         self._report = report
         self._start = start or Start()
         self._shared_seconds = 0.0
-        expected = _SWEEP_PRODUCTS if self.names & _SWEEPS else _FEW_PRODUCTS
-        self.A = make_operator(risk, settings, expected, self._start.engines) if operator is None else operator
+        expected = _SWEEP_PRODUCTS if "sweep" in self.needs else _FEW_PRODUCTS
+        if operator is None:
+            operator = make_operator(risk, settings, expected, self._start.engines)
+        self.A: LinearOperator = operator
 
     @cached_property
     def eigenpairs(self) -> krylov.Eigenpairs:
         """Extreme eigenpairs: both ends in one run where the bottom one is wanted."""
-        both = bool(self.names & {"lambda-min", "spectral-norm"}) and not self.A.psd
+        both = "both ends" in self.needs and not self.A.psd
         k = min(self.settings.k, self.A.dim)
 
         def progress(state: krylov.Progress) -> None:
@@ -169,7 +171,7 @@ class Session:
         """
         start, chains = self._start.directions, self.settings.n_probes or _SWEEP_CHAINS
         found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
-        return bool(self.names & _SWEEPS) and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
+        return "sweep" in self.needs and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
 
     @property
     def _norm_of_sketch(self) -> bool:
@@ -177,7 +179,7 @@ class Session:
 
     @property
     def _directions_wanted(self) -> int:
-        return min(_DEFLATED_SWEEP if self.names & _SWEEPS else _DEFLATED, self.A.dim // 8)
+        return min(_DEFLATED_SWEEP if "sweep" in self.needs else _DEFLATED, self.A.dim // 8)
 
     @cached_property
     def directions(self) -> estimators.Deflation | None:
@@ -228,7 +230,7 @@ class Session:
         return Start(
             None if pairs is None else pairs.vectors,
             None if found is None else orthonormal_rows(found.image),
-            self.A.engines,
+            getattr(self.A, "engines", ("auto", "auto")),
         )
 
     @property
@@ -241,6 +243,7 @@ class Session:
         sampled = ("sketch",) if self._norm_of_sketch else ("frobenius", "sketch")
         shared = self._shared if "directions" in known else 0.0
         parts += [known[name].matvecs - shared for name in sampled if name in known]
+        parts += [getattr(work, "matvecs", 0.0) for work in self._work.values()]
         return float(sum(parts))
 
     @cached_property
@@ -297,7 +300,7 @@ class Session:
     @property
     def _has_directions(self) -> bool:
         """Whether leading directions are wanted anyhow, or known from a neighboring point."""
-        asked = self.names & _SWEEPS or self.settings.n_probes is not None
+        asked = "sweep" in self.needs or self.settings.n_probes is not None
         return bool(asked) or "directions" in self.__dict__ or self._start.directions is not None
 
     @property
@@ -305,12 +308,33 @@ class Session:
         """Products behind the directions; every number that rests on them counts them, and their seconds."""
         return 0.0 if self.directions is None else self.directions.matvecs
 
-    @cached_property
-    def universal(self) -> UniversalWork:
-        """What the (phi, psi, mu) measures share."""
-        from hessprobe.measures.universal import UniversalWork
+    def shared(self, make: Callable[[Session], Work]) -> Work:
+        """Return what ``make`` computes from this session, once for all measures that ask for it.
 
-        return UniversalWork(self)
+        Where it has ``matvecs``, those count among the products of the session.
+        """
+        if make not in self._work:
+            self._work[make] = make(self)
+        found: Work = self._work[make]
+        return found
+
+    def beside(self, A: LinearOperator, title: str) -> Session:
+        """Return a session of another matrix at the same point, with the same settings but for ``k``, which is 1.
+
+        Args:
+            A: the matrix.
+            title: of its stages.
+        """
+
+        def report(event: Event) -> None:
+            self._report(replace(event, stage=f"{title} {event.stage}"))
+
+        return Session(self.risk, replace(self.settings, k=1), (), report, operator=A)
+
+    @property
+    def engine_note(self) -> str:
+        """How products are made, in words."""
+        return str(getattr(self.A, "engine_note", ""))
 
     def advance(self, stage: str, state: estimators.Progress) -> None:
         """Report the progress of an estimator as that of a stage."""
@@ -344,7 +368,7 @@ class Session:
         if self.settings.n_probes is not None:
             return {"n_probes": self.settings.n_probes}
         # A ratio of squares doubles the relative errors of both.
-        return {"rtol": self.settings.rtol / (3 if "effective-rank" in self.names else 1)}
+        return {"rtol": self.settings.rtol / (3 if "ratio" in self.needs else 1)}
 
     def _sweep_size(self) -> dict[str, Any]:
         return {"n_probes": self.settings.n_probes} if self.settings.n_probes else {"rtol": self.settings.rtol}

@@ -124,6 +124,23 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the function of a measure returns that has more to say than a number.
+
+    Attributes:
+        estimate: value, error, cost.
+        layers: value by parameter tensor, or None.
+        arrays: further results by name.
+        notes: what a reader should know, in words.
+    """
+
+    estimate: Estimate
+    layers: dict[str, Estimate] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """One measured number.
 

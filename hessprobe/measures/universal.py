@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from scipy import special
@@ -18,16 +18,15 @@ from hessprobe.errors import ArgumentMessage, NonFiniteError, NumericalWarning, 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
-from hessprobe.measures.names import UNIVERSAL_PREFIX
+from hessprobe.measures.entry import UNIVERSAL_PREFIX
+from hessprobe.measures.session import Session
+from hessprobe.measures.settings import Answer
 from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
 from hessprobe.universal import catalogue as cat
 from hessprobe.universal.law import LAWS, sketched
 from hessprobe.universal.products import find_point
 from hessprobe.universal.samplers import Sampler
-
-if TYPE_CHECKING:
-    from hessprobe.measures.session import Session
 
 # Draws of the pilot, and the most that a tolerance may ask for: (phi, psi, mu) needs far more than the estimators.
 _PILOT, _MOST = 64, 2048
@@ -47,19 +46,9 @@ _SMALL_NODE = 0.02
 _LEBESGUE_DIM, _LEBESGUE_REACH = 8, 3.5
 
 
-@dataclass(frozen=True)
-class UniversalAnswer:
-    """A measured (phi, psi, mu) quantity.
-
-    Attributes:
-        estimate: from products, or from losses.
-        arrays: ``hessian_based`` (value, standard error), ``z``, ``plug_in_bias``, ``effective_samples``.
-        notes: sentences for a reader.
-    """
-
-    estimate: Estimate
-    arrays: dict[str, Tensor]
-    notes: tuple[str, ...]
+def measured(session: Session, name: str) -> Answer:
+    """Return the measure ``universal:NAME``; its arrays are ``hessian_based``, ``z``, ``plug_in_bias`` and others."""
+    return session.shared(UniversalWork).answer(name)
 
 
 @dataclass
@@ -74,7 +63,7 @@ class UniversalWork:
     # What the points of laws cost whose draws are multiplied by the matrix that is held.
     _held: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def answer(self, name: str) -> UniversalAnswer:
+    def answer(self, name: str) -> Answer:
         """Return the measure ``universal:NAME``.
 
         Raises:
@@ -100,7 +89,7 @@ class UniversalWork:
         for key, label in (("bias", "plug_in_bias"), ("effective_samples", "effective_samples")):
             if estimate.details.get(key) is not None:
                 arrays[label] = _vector(estimate.details[key])
-        return UniversalAnswer(estimate, arrays, (_compared(entry, reference, z), *notes, *_loss_notes(estimate)))
+        return Answer(estimate, arrays=arrays, notes=(_compared(entry, reference, z), *notes, *_loss_notes(estimate)))
 
     def _require_honoured(self, name: str) -> None:
         settings = self.session.settings

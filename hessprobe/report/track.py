@@ -12,6 +12,7 @@ import torch
 from hessprobe import files
 from hessprobe.report.numbers import row_error
 from hessprobe.report.record import build_record, result_row, write_record
+from hessprobe.tracking.names import ALWAYS
 from hessprobe.tracking.point import Point
 from hessprobe.tracking.tracker import SharpnessTracker
 
@@ -112,7 +113,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def eigenvalues(row: Mapping[str, Any]) -> list[float]:
     """Return the largest eigenvalues of a point, descending."""
-    top = row["measures"].get("lambda-max") or {}
+    top = row["measures"].get(ALWAYS) or {}
     stored = (top.get("arrays") or {}).get("eigenvalues") or {}
     k = (row["alignment"] or {}).get("k", 1)
     return list((stored.get("values") or [])[:k])

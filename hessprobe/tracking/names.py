@@ -1,6 +1,12 @@
 """What can be tracked; importable without torch, so that the command line can check it at once."""
 
-# Measures that rest on eigenpairs, trace and Frobenius norm, whose products a track shares and counts.
-TRACKED = ("lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "effective-rank")
-DEFAULT = ("lambda-max", "trace", "frob")
+from hessprobe.measures.entry import Names
+from hessprobe.measures.table import DEFAULT, NAMES
+
+# Measures that are one number: along a run there is no room for more.
+TRACKED = Names(NAMES, lambda entry: not entry.number)
 RTOL = 0.05
+# Found at every point: the edge of stability is about it.
+ALWAYS = "lambda-max"
+
+__all__ = ["ALWAYS", "DEFAULT", "RTOL", "TRACKED"]

@@ -14,7 +14,7 @@ from hessprobe.measures.registry import results
 from hessprobe.measures.session import Session, Start
 from hessprobe.measures.settings import Event, MeasureSettings, Result
 from hessprobe.objective.base import Objective
-from hessprobe.tracking.names import TRACKED
+from hessprobe.tracking.names import ALWAYS, TRACKED
 from hessprobe.tracking.stability import Edge, StepRule, edge
 from hessprobe.vectors import row_dots
 
@@ -105,7 +105,7 @@ def measure_point(
     """
     began = time.perf_counter()
     checks.positive_int("step", step, minimum=0)
-    wanted = tuple(dict.fromkeys(("lambda-max", *(checks.one_of("measure", name, TRACKED) for name in names))))
+    wanted = tuple(dict.fromkeys((ALWAYS, *(checks.one_of("measure", name, TRACKED) for name in names))))
     loss, gradient = float(risk.loss()), risk.gradient()
     norm = float(row_dots(gradient[None], gradient[None]).sqrt())
     session = Session(risk, settings, wanted, report, start)
@@ -121,7 +121,7 @@ def measure_point(
         lr=lr,
         epoch=epoch,
         scores=dict(scores or {}),
-        matvecs=session.matvecs,
+        matvecs=session.matvecs + sum(one.estimate.matvecs for one in found if not TRACKED[one.measure].needs),
         seconds=time.perf_counter() - began,
     )
     return point, session.left

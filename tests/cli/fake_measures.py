@@ -10,7 +10,7 @@ import sys
 import time
 
 
-def measure_all(names, risk, settings, report):
+def measure_all(names, risk, settings, report, *, missing=None):
     import torch
 
     from hessprobe.estimate import ErrorParts, Estimate

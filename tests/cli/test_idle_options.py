@@ -22,8 +22,8 @@ from hessprobe.training import load_checkpoint
             ],
         ),
         (
-            ["-m", "lambda-max", "--rtol", "0.1"],
-            ["--rtol has no effect here; it is for trace, frob, logdet, density, "],
+            ["-m", "universal:worst", "--rtol", "0.1"],
+            ["--rtol has no effect here; it is for lambda-max, lambda-min, spectral-norm, trace, frob, "],
         ),
         (
             ["-m", "trace", "--rtol", "0.1", "--probes", "9"],
@@ -31,6 +31,8 @@ from hessprobe.training import load_checkpoint
         ),
         (["-m", "trace", "-m", "lambda-max", "--k", "2", "--rtol", "0.1", "--per-layer"], []),
         (["-m", "logdet", "--shift", "0.1", "--probes", "9"], []),
+        # The width of an eigenvalue's bracket.
+        (["-m", "lambda-max", "--rtol", "0.1"], []),
     ],
 )
 def test_options_without_effect_are_noted_in_one_line_each(run, fake, digits_checkpoint, arguments, notes):

@@ -13,7 +13,7 @@ from hessprobe.cli import failures, journaling, options, signals
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
-from hessprobe.measures import UNIVERSAL
+from hessprobe.measures import NAMES, UNIVERSAL
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Measures = Annotated[
         metavar="NAME",
         rich_help_panel=_INPUT,
         help="What to measure; repeat it for more, or put commas between. One of "
-        f"{', '.join(MEASURES[: -len(UNIVERSAL)])}, or a "
+        f"{', '.join(NAMES)}, or a "
         f"(phi, psi, mu) measure {', '.join(UNIVERSAL)}. Default: {', '.join(DEFAULT_MEASURES)}.",
     ),
 ]

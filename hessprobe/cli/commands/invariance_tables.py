@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
+from hessprobe.measures.table import entry_of
 from hessprobe.report.record import estimate_row
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _cells(line: Line, sign: str) -> list[str]:
     numbers = [render.with_error(one.value, max(one.std_error, one.errors.solver), sign) for one in both]
     compared = line.compared
     # A ratio of determinants has hundreds of digits; the difference of their logarithms says as much.
-    logarithmic = line.before.value and line.measure.endswith("logdet")
+    logarithmic = line.before.value and entry_of(line.measure).logarithmic
     ratio = f"e^{compared.difference:.4g}" if logarithmic else _ratio(compared, sign)
     return [*name, *numbers, ratio, f"{compared.z:.3g}", line.verdict]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.cli import failures, journaling, options
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.cli.source import check_source, settings_of
-from hessprobe.measures import NAMES, UNIVERSAL
+from hessprobe.measures import NAMES, TABLE, taking
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
     Inputs = tuple[Subject, MeasureSettings]
 
-# Which measures an option is for.
-_EIGENVALUES = frozenset({"lambda-max", "lambda-min", "spectral-norm"})
-_DAMPED = frozenset({"logdet", "effective-dimension", "universal:logdet", "universal:det", "universal:log-exp"})
-_POINTS = frozenset({"universal:worst", "universal:ascent"})
-_LAYERED = frozenset({"lambda-max", "trace", "frob"})
+# Settings of the size of a sample, and their options.
+_SIZES = {"n_probes": "--probes", "rtol": "--rtol"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def check(request: MeasureRequest) -> None:
         UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
     """
     for name in request.names:
-        options.choice("--measure", name, (*NAMES, *UNIVERSAL))
+        options.choice("--measure", name, TABLE)
     options.choice("--operator", request.operator, options.ANY_OPERATOR)
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
@@ -111,24 +108,24 @@ def check(request: MeasureRequest) -> None:
 def idle_options(request: MeasureRequest) -> list[str]:
     """Return one sentence for every option that was given and changes nothing for the measures asked for."""
     wanted = frozenset(request.names)
-    sized = wanted - _EIGENVALUES - _POINTS
-    unsized = _EIGENVALUES | _POINTS
-    idle = [
-        (request.shift is not None and not wanted & _DAMPED, "--shift", _DAMPED),
-        (request.k is not None and not wanted & _EIGENVALUES, "--k", _EIGENVALUES),
-        (request.per_layer and not wanted & _LAYERED, "--per-layer", _LAYERED),
-        (request.probes is not None and not sized, "--probes", frozenset(NAMES) - unsized),
-        (request.rtol is not None and not sized, "--rtol", frozenset(NAMES) - unsized),
-        (request.radius is not None and not wanted & frozenset(UNIVERSAL), "--radius", frozenset(UNIVERSAL)),
-    ]
-    notes = [f"{option} has no effect here; it is for {_listed(names)}" for given, option, names in idle if given]
-    if sized and request.probes is not None and request.rtol is not None:
+    given = {
+        "shift": request.shift is not None,
+        "k": request.k is not None,
+        "n_probes": request.probes is not None,
+        "rtol": request.rtol is not None,
+        "radius": request.radius is not None,
+    }
+    idle = {}
+    for option in (each for each, there in given.items() if there and not wanted & frozenset(taking(each))):
+        # Of what nearly all measures read the (phi, psi, mu) ones go without saying.
+        readers = taking(option, NAMES if option in _SIZES else TABLE)
+        idle[_SIZES.get(option, f"--{option}")] = readers
+    if request.per_layer and not any(TABLE[name].layers for name in wanted):
+        idle["--per-layer"] = tuple(name for name, entry in NAMES.items() if entry.layers)
+    notes = [f"{option} has no effect here; it is for {', '.join(names)}" for option, names in idle.items()]
+    if given["n_probes"] and given["rtol"] and wanted & frozenset(taking("n_probes")):
         notes.append("--rtol has no effect here; --probes fixes the size of the sample")
     return notes
-
-
-def _listed(names: frozenset[str]) -> str:
-    return ", ".join(name for name in (*NAMES, *UNIVERSAL) if name in names)
 
 
 def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:

@@ -12,8 +12,9 @@ import typer
 from hessprobe.cli import failures, options
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.cli.source import check_source, settings_of
+from hessprobe.measures.table import entry_of
 from hessprobe.models.spec import AS_FOUND, Opening
-from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
+from hessprobe.tracking.names import ALWAYS, DEFAULT, RTOL, TRACKED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Inputs = tuple[list[Snapshot], MeasureSettings]
 
 _FORMATS = (".png", ".svg", ".pdf")
-_SHORT = {"spectral-norm": "||A||", "effective-rank": "eff. rank"}
 # What decides a number beside the checkpoint and the settings of the measures.
 _DECIDING = ("objective", "model", "data", "split", "examples", "params", "batchnorm", "batch_size", "dtype", "seed")
 
@@ -49,7 +49,7 @@ class TrackRequest:
             "-m",
             metavar="NAME",
             rich_help_panel="What is measured",
-            help=f"Beside lambda-max; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
+            help=f"Beside {ALWAYS}; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
             f"Default: {', '.join(DEFAULT)}.",
         ),
     ] = None
@@ -111,7 +111,7 @@ class TrackRequest:
     @property
     def names(self) -> tuple[str, ...]:
         """The measures, the largest eigenvalue first, each once."""
-        return tuple(dict.fromkeys(("lambda-max", *(options.separated(self.measure) or DEFAULT))))
+        return tuple(dict.fromkeys((ALWAYS, *(options.separated(self.measure) or DEFAULT))))
 
     @property
     def figure(self) -> str:
@@ -383,7 +383,7 @@ def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dic
     columns["|g|"] = [_text(row["gradient_norm"], 3) for row in rows]
     for name in rows[0]["measures"]:
         measured = [row["measures"][name] for row in rows]
-        title = f"{_SHORT.get(name, name)} {sign} meas.{f' {sign} data' if data else ''}"
+        title = f"{entry_of(name).short} {sign} meas.{f' {sign} data' if data else ''}"
         columns[title] = [render.both_errors(each, sign, data=data) for each in measured]
     columns["2/lr"] = [_text(row["edge"]["plain"], 4) for row in rows]
     columns["SAM edge"] = [_text(row["edge"]["sharpness_aware"], 4) for row in rows]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.measures.entry import Layers
+from hessprobe.measures.table import entry_of
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import OPERATORS, entry
 from hessprobe.report.figures.style import FILLED, MAP, OVER_DARK, OVER_LIGHT, small
@@ -14,7 +16,6 @@ from hessprobe.report.figures.style import FILLED, MAP, OVER_DARK, OVER_LIGHT, s
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TITLES = {"trace": "trace", "frob": r"$\Vert A\Vert_F^2$", "lambda-max": r"$\lambda_{\max}$"}
 # More rows are not readable, and above this share a number is dark on the light end of the map.
 _MOST, _LIGHT = 60, 0.6
 
@@ -44,7 +45,8 @@ def heat(rows: Sequence[tuple[Mapping[str, Any], str]], name: str = "heat") -> D
         return None
     sizes = np.abs([[each[layer] for each in found.values()] for layer in layers])
     whole = [
-        np.nanmax(each) if key == "lambda-max" else np.nansum(each) for key, each in zip(found, sizes.T, strict=True)
+        np.nanmax(each) if _layers(key).adding == "apart" else np.nansum(each)
+        for key, each in zip(found, sizes.T, strict=True)
     ]
     shares = sizes / np.where(np.array(whole) > 0, whole, 1.0)
 
@@ -56,7 +58,7 @@ def heat(rows: Sequence[tuple[Mapping[str, Any], str]], name: str = "heat") -> D
             text = "" if np.isnan(share) else f"{100 * share:.0f}" if share >= 0.0995 else f"{100 * share:.2g}"
             color = OVER_DARK if share > _LIGHT else OVER_LIGHT
             panel.text(column, row, text, ha="center", va="center", color=color, fontsize=small())
-        panel.set_xticks(range(len(found)), labels=[_TITLES.get(each, each) for each in found])
+        panel.set_xticks(range(len(found)), labels=[_layers(each).of for each in found])
         panel.set_yticks(range(len(layers)), labels=layers)
         panel.tick_params(length=0)
         bar = figure.colorbar(image, ax=panel, aspect=25, pad=0.03)
@@ -75,3 +77,7 @@ def heat(rows: Sequence[tuple[Mapping[str, Any], str]], name: str = "heat") -> D
     ]
     height = 0.55 + 0.2 * len(layers)
     return Drawn(f"{name}-{operator}", "Where the curvature lies", alt, draw, (3.6, height), lambda _: height, data)
+
+
+def _layers(name: str) -> Layers:
+    return entry_of(name).layers or Layers("sum", name, name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.invariance.names import LOGARITHMIC
+from hessprobe.measures.table import entry_of
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, entry, short
 from hessprobe.report.figures.style import BLACK, COLORS, NARROW, SHADE, narrow
@@ -57,7 +57,7 @@ def _change(row: Mapping[str, Any], where: str) -> _Change | None:
     )
     if before is None or after is None or error is None:
         return None
-    if measure in LOGARITHMIC:
+    if entry_of(measure).logarithmic:
         return _of_logarithms(row, measure, transform, where)
     first, then = (entry(part, "value", NUMBER, f"{where} before and after") for part in (before, after))
     if not first or not then or not then / first > 0:
@@ -105,7 +105,7 @@ def _ratios(changes: Sequence[_Change]) -> Drawn:
         panel.set_xlabel("after / before")
         panel.grid(axis="x")
 
-    logarithms = any(one.measure in LOGARITHMIC for one in changes)
+    logarithms = any(entry_of(one.measure).logarithmic for one in changes)
     determinants = "Of log-determinants, the determinants are compared. " if logarithms else ""
     most = sorted(changes, key=lambda one: -abs(one.decades))
     said = [f"{one.measure} under {one.transform}: \u00d7 {_power(one.decades)} ({one.verdict})" for one in most]

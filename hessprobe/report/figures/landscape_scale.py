@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.landscape.axes import levels, text, ticks
 from hessprobe.landscape.names import TITLES
 from hessprobe.landscape.result import Floats, Landscape
+from hessprobe.measures.table import TABLE
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -18,7 +19,6 @@ HOLE = "#bbbbbb"
 DEPARTURE = 0.1
 # Ticks of a bar at most.
 _TICKS = 6
-_SHORT = {"lambda-max": r"$\lambda_{\max}$ of the Hessian", "lambda-min": r"$\lambda_{\min}$ of the Hessian"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def bar_ticks(bar: Any, shown: Scale, most: int = _TICKS) -> None:
 
 def quantity(name: str) -> str:
     """Return what stands over a panel or beside a bar."""
-    return _SHORT.get(name, TITLES[name])
+    return f"{TABLE[name].symbol} of the Hessian" if name in TABLE else TITLES[name]
 
 
 def missing(landscape: Landscape, name: str) -> str:

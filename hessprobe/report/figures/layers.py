@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessprobe.errors import RecordError
+from hessprobe.measures.table import entry_of
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import OPERATORS, between, entry, spread
 from hessprobe.report.figures.style import COLORS, GRAY, SHADE, narrow
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 _MOST = 80
 # Letters of a name beside its bar at most and at least, inches of one, and those that a panel keeps.
 _LONG, _SHORT, _LETTER, _PANEL = 40, 14, 0.06, 0.8
-_TITLES = {"trace": "trace", "frob": r"share of $\Vert A\Vert_F^2$", "lambda-max": r"block's $\lambda_{\max}$"}
 _Bars = dict[str, tuple[float, float, float]]
 
 
@@ -48,7 +48,7 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
         for panel, (name, values), color in zip(panels, found.items(), COLORS, strict=False):
             _panel(panel, [values[each] for each in names], color)
             _background(panel, names)
-            panel.set_xlabel(_TITLES.get(name, name))
+            panel.set_xlabel(_title(name))
             panel.locator_params(axis="x", nbins=3 if narrow(figure) else 4)
         panels[0].set_yticks(range(len(names)), labels=_labels(names, letters))
         panels[0].set_ylim(len(names) - 0.5, -0.5)
@@ -68,6 +68,11 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
     ]
     title = f"{titles} of the {matrix} by layer"
     return Drawn(f"layers-{operator}", title, f"{alt}.", draw, size, lambda _: height, data)
+
+
+def _title(name: str) -> str:
+    layers = entry_of(name).layers
+    return name if layers is None else layers.symbol
 
 
 def _bars(row: Mapping[str, Any], where: str) -> _Bars:

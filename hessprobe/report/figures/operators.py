@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.measures.table import entry_of
 from hessprobe.report.figures.density import densities, ridge
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import OPERATORS, entry, short, spread
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 # Panels side by side at most, and inches that one needs.
 _ACROSS, _PANEL = 4, 1.15
 Bars = Mapping[str, Mapping[str, tuple[float, float, float]]]
-_LINEAR = {"lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "effective-rank", "effective-dimension"}
 
 
 def figures_across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
@@ -51,7 +51,7 @@ def _ridges(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
             given = record["arguments"]
             name = Path(str(given.get("ckpt") or given.get("objective"))).stem
             for index, row in enumerate(record["results"]):
-                if row["measure"] == "density":
+                if "density" in entry_of(row["measure"]).drawn:
                     rows.setdefault(str(row["operator"]), {})[name] = (row, f"results[{index}],")
     return [ridge(f"spectra-{operator}", each) for operator, each in rows.items() if len(each) > 1]
 
@@ -72,12 +72,11 @@ def _beside(by_operator: Mapping[str, Mapping[str, Any]], ending: str) -> list[D
         for index, row in enumerate(record["results"]):
             where = f"results[{index}],"
             rows.setdefault(entry(row, "measure", str, where), {})[title] = (row, where)
-            if row["measure"] in _LINEAR:
+            if "bar" in entry_of(row["measure"]).drawn:
                 bars.setdefault(title, {})[row["measure"]] = spread(row, where)
     drawn = [parts(f"operators{ending}", bars)] if bars else []
-    if len(rows.get("density", {})) > 1:
-        drawn.append(densities(f"densities{ending}", rows["density"]))
-    return drawn
+    curves = [found for name, found in rows.items() if "density" in entry_of(name).drawn and len(found) > 1]
+    return drawn + [densities(f"densities{ending}", found) for found in curves]
 
 
 def parts(name: str, bars: Bars) -> Drawn:

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.measures.table import entry_of
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import NUMBER, Floats, array, entry, floats, short, spread
 from hessprobe.report.figures.scales import logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, COLORS, GREEN, NARROW, PURPLE, SKY, VERMILION
+from hessprobe.tracking.names import ALWAYS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NAMES = {
-    "lambda-max": "largest eigenvalue",
-    "lambda-min": "smallest eigenvalue",
-    "spectral-norm": "spectral norm",
-    "trace": "trace",
-    "frob": "Frobenius norm",
-    "effective-rank": "effective rank",
-}
-_LABELS = {"lambda-min": r"$\lambda_{\min}$", "frob": "Frobenius", "effective-rank": "eff. rank"}
 # A threshold is in the panel up to this many times its lowest value: it goes to infinity with a falling rate.
 _REACH = 3.0
 _MANY = 40
@@ -44,7 +37,7 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
             entry(row, key, kind, where)
     steps = floats([row["step"] for row in rows], "results, step,")
     panels = [_eigenvalues(rows, steps)]
-    panels += [_measure(rows, steps, name) for name in rows[0]["measures"] if name != "lambda-max"]
+    panels += [_measure(rows, steps, name) for name in rows[0]["measures"] if name != ALWAYS]
     panels += [_alignment(rows, steps), _loss(rows, steps)]
     if _scores(rows, "train_accuracy") is not None or _scores(rows, "test_accuracy") is not None:
         panels.append(_accuracy(rows, steps))
@@ -117,7 +110,7 @@ def _edges(rows: Sequence[Mapping[str, Any]], key: str) -> Floats:
 
 
 def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
-    values, reach = _measured(rows, "lambda-max")
+    values, reach = _measured(rows, ALWAYS)
     others = _further(rows)
     plain, aware = _edges(rows, "plain"), _edges(rows, "sharpness_aware")
     formula = next((row["edge"]["formula"] for row in rows if row["edge"].get("formula")), "2/lr")
@@ -163,7 +156,7 @@ def _further(rows: Sequence[Mapping[str, Any]]) -> list[Floats]:
     if k < 2:
         return []
     stored = [
-        array(row["measures"]["lambda-max"], "eigenvalues", f"results[{index}], measures, lambda-max,")
+        array(row["measures"][ALWAYS], "eigenvalues", f"results[{index}], measures, {ALWAYS},")
         for index, row in enumerate(rows)
     ]
     return [np.array([each[place] for each in stored]) for place in range(1, k)]
@@ -181,12 +174,13 @@ def _limits(axis: Any, numbers: Floats) -> None:
 
 def _measure(rows: Sequence[Mapping[str, Any]], steps: Floats, name: str) -> _Panel:
     values, reach = _measured(rows, name)
-    color = {"trace": GREEN, "frob": PURPLE}.get(name, VERMILION)
+    needs = entry_of(name).needs
+    color = GREEN if needs == {"trace"} else PURPLE if needs == {"norm"} else VERMILION
 
     def draw(axis: Any) -> None:
         axis.errorbar(steps, values, yerr=reach, color=color, **_style(len(steps)))
         logarithmic(axis, "y", values)
-        axis.set_ylabel(_LABELS.get(name, name))
+        axis.set_ylabel(entry_of(name).symbol)
 
     return draw
 
@@ -244,13 +238,13 @@ def _alt(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for name in rows[0]["measures"]:
         values = [short(row["measures"][name]["value"]) for row in ends]
-        parts.append(f"{_NAMES.get(name, name)} {' to '.join(values)}")
+        parts.append(f"{entry_of(name).words} {' to '.join(values)}")
     above = [
         row["step"]
         for row in rows
         if row["edge"]["plain"] is not None
-        and row["measures"]["lambda-max"]["value"] is not None
-        and row["measures"]["lambda-max"]["value"] > row["edge"]["plain"]
+        and row["measures"][ALWAYS]["value"] is not None
+        and row["measures"][ALWAYS]["value"] > row["edge"]["plain"]
     ]
     known = sum(row["edge"]["plain"] is not None for row in rows)
     formula = next((row["edge"]["formula"] for row in rows if row["edge"].get("formula")), "2/lr")

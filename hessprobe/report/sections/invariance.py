@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hessprobe.invariance.names import CHANGES, INVARIANT, LOGARITHMIC, NOT_MEASURED, TRANSFORMS
+from hessprobe.invariance.names import CHANGES, INVARIANT, NOT_MEASURED, TRANSFORMS
+from hessprobe.measures.table import entry_of
 from hessprobe.report.parts import Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import RECORD, below, number_cell, record_cell, stacked_cell, steady_cell
@@ -63,7 +64,7 @@ def _changed(source: Source, names: list[str]) -> str:
     ratios = [
         (max(abs(row["ratio"]), 1 / abs(row["ratio"])), row)
         for row in source.rows
-        if row["verdict"] == CHANGES and row["ratio"] and row["measure"] not in LOGARITHMIC
+        if row["verdict"] == CHANGES and row["ratio"] and not entry_of(row["measure"]).logarithmic
     ]
     if not ratios:
         return f"change {listed(names)}"
@@ -109,7 +110,7 @@ def _verdict(said: str, tone: str) -> Cell:
 
 def _ratio(row: Mapping[str, Any]) -> Cell:
     # A ratio of determinants has hundreds of digits; the difference of their logarithms says as much.
-    if row["measure"] in LOGARITHMIC and row["difference"] is not None:
+    if entry_of(row["measure"]).logarithmic and row["difference"] is not None:
         error = (row["difference_error"] or {}).get("std_error")
         return Cell(f"exp({steady(row['difference'], error)})", row["difference"], "number")
     return steady_cell(row["ratio"], row.get("ratio_error"), 5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from hessprobe.measures.names import NAMES
+from hessprobe.measures.table import TABLE, entry_of
 from hessprobe.report.parts import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
@@ -58,12 +58,12 @@ def sentences(page: Page) -> Iterator[str]:
 
 
 def grouped(page: Page) -> dict[tuple[str, str], list[Found]]:
-    """Return results by measure and operator, in the order of the registry."""
+    """Return results by measure and operator, in the order of the table of measures."""
     found: dict[tuple[str, str], list[Found]] = {}
     for source in page.of("measure"):
         for row in source.rows:
             found.setdefault((row["measure"], row["operator"]), []).append((source, row))
-    order = list(NAMES)
+    order = list(TABLE)
     rank = {name: order.index(name) if name in order else len(order) for name, _ in found}
     return dict(sorted(found.items(), key=lambda item: (rank[item[0][0]], item[0])))
 
@@ -148,6 +148,7 @@ def _layers(page: Page) -> Iterator[Table]:
             layers = row.get("layers")
             if not isinstance(layers, Mapping) or not layers:
                 continue
+            shares = _are_shares(row)
             shown = list(layers.values())
             interval, data = interval_name(shown), data_columns(shown)
             rows = tuple(
@@ -156,7 +157,7 @@ def _layers(page: Page) -> Iterator[Table]:
                     *value_cells(layer),
                     *data_cells(layer, data),
                     interval_cell(layer, interval),
-                    _share(layer["value"], 1.0 if row["measure"] == "frob" else row["value"]),
+                    _share(layer["value"], 1.0 if shares else row["value"]),
                 )
                 for name, layer in layers.items()
             )
@@ -168,13 +169,17 @@ def _layers(page: Page) -> Iterator[Table]:
                 Column("share", "number"),
             )
             title = f"{wording.capital(wording.measure(row['measure'], row['operator']))}, layer by layer"
-            shares = ("Values are shares of the squared norm; they add up to 1.",) if row["measure"] == "frob" else ()
             yield Table(
                 f"{title}: {page.data_name(source)} [{source.label}]",
                 columns,
                 rows,
-                shares,
+                ("Values are shares of the squared norm; they add up to 1.",) if shares else (),
             )
+
+
+def _are_shares(row: Row) -> bool:
+    layers = entry_of(str(row["measure"])).layers
+    return layers is not None and layers.adding == "shares"
 
 
 def _share(value: float | None, whole: float | None) -> Cell:

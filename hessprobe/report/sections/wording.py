@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hessprobe.measures.names import NAMES, UNIVERSAL
+from hessprobe.measures.table import entry_of
 from hessprobe.report.numbers import error_texts, is_exact, row_error
 from hessprobe.report.typography import combined, count, joined, numbers, pretty, seconds
 
@@ -14,18 +14,6 @@ _OPERATORS = {
     "ggn": "Gauss-Newton matrix",
     "fisher": "Fisher matrix",
     "functional": "functional part",
-}
-_PHRASES = {
-    "lambda-max": "largest eigenvalue of the {}",
-    "lambda-min": "smallest eigenvalue of the {}",
-    "spectral-norm": "spectral norm of the {}",
-    "trace": "trace of the {}",
-    "frob": "Frobenius norm of the {}",
-    "logdet": "log-determinant of the {}",
-    "density": "median eigenvalue of the {}",
-    "diagonal": "mean diagonal entry of the {}",
-    "effective-rank": "effective rank of the {}",
-    "effective-dimension": "effective dimension of the {}",
 }
 _TO = "\u00a0to\u00a0"
 _AND = ",\u00a0"
@@ -40,13 +28,12 @@ def operator(name: str) -> str:
 
 def measure(name: str, matrix: str = "hessian") -> str:
     """Return a measure in words, without an article."""
-    return _PHRASES.get(name, name + " of the {}").replace("{}", operator(matrix))
+    return f"{entry_of(name).words} of the {operator(matrix)}"
 
 
 def meaning(name: str) -> str:
     """Return what a measure means, in one sentence, or nothing."""
-    entry = {**NAMES, **UNIVERSAL}.get(name)
-    return "" if entry is None else entry.meaning
+    return entry_of(name).meaning
 
 
 def capital(text: str) -> str:

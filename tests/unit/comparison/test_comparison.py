@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 
+import nets
 import pytest
 import torch
 
 from hessprobe.comparison import compare_values, kendall, measure_each, rescaling_of
 from hessprobe.comparison.differences import p_value
-from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.jackknife import Influence
-from hessprobe.measures import MeasureSettings
+from hessprobe.measures import MeasureSettings, functions
 
 
 def estimate(value, shift=0.0, spread=1.0):
@@ -110,12 +110,12 @@ def test_measuring_refuses_a_tolerance_and_an_unknown_name():
 
 
 def test_a_measure_that_does_not_exist_here_comes_with_its_reason(monkeypatch):
-    from hessprobe.comparison import measuring
-
-    monkeypatch.setattr(measuring, "measure_own", lambda names, *_: {names[0]: UnsupportedError("too large")})
-    (found,) = measure_each(None, ["pseudo-logdet"], MeasureSettings(n_probes=8))
-    assert found[0] == "pseudo-logdet"
-    assert str(found[1]) == "too large"
+    risk = nets.mlp((6,)).risk()
+    monkeypatch.setattr(functions, "DENSE_LIMIT", risk.dim - 1)
+    result, missing = measure_each(risk, ["pseudo-logdet", "trace"], MeasureSettings(n_probes=8))
+    assert result.measure == "trace"
+    assert missing[0] == "pseudo-logdet"
+    assert f"of at most {risk.dim - 1} parameters; got {risk.dim}" in str(missing[1])
 
 
 def test_the_sentence_on_rescaling_names_what_moves_and_what_stays():

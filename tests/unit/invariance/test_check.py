@@ -13,10 +13,10 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.invariance import check_invariance, find_sites
 from hessprobe.invariance.check import Applied, Line, apply
 from hessprobe.invariance.names import CHANGES, DENSE_LIMIT, INVARIANT, NOT_MEASURED, UNDECIDED
-from hessprobe.invariance.own import pseudo_logdet
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.verdict import Theory, compare, expected
 from hessprobe.measures import MeasureSettings, Result
+from hessprobe.measures.functions import log_pseudo_determinant
 from hessprobe.objective import EmpiricalRisk, Quadratic
 from hessprobe.objective.copying import risk_of
 from hessprobe.operators import DenseOperator
@@ -240,9 +240,9 @@ def test_outputs_that_move_are_not_measured(monkeypatch):
 
 def test_pseudo_logdet_refuses_what_is_too_large_or_zero():
     with pytest.raises(UnsupportedError, match=f"at most {DENSE_LIMIT} parameters; got {DENSE_LIMIT + 1}"):
-        pseudo_logdet(DenseOperator(torch.eye(DENSE_LIMIT + 1).double()))
+        log_pseudo_determinant(DenseOperator(torch.eye(DENSE_LIMIT + 1).double()))
     with pytest.raises(UnsupportedError, match="got the zero matrix"):
-        pseudo_logdet(DenseOperator(torch.zeros(3, 3).double()))
+        log_pseudo_determinant(DenseOperator(torch.zeros(3, 3).double()))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ TRUTH: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "diagonal": lambda values, psd: values.mean(),
     "effective-rank": lambda values, psd: values.sum() ** 2 / values.square().sum(),
     "effective-dimension": _dimension,
+    "adaptive-lambda-max": lambda values, psd: values.max(),
+    "adaptive-trace": lambda values, psd: values.sum(),
+    "adaptive-frob": lambda values, psd: values.norm(),
+    "pseudo-logdet": lambda values, psd: values[values.abs() > 1e-14 * values.abs().max()].abs().log().sum(),
 }
 OPERATORS = {"hessian": Hessian, "ggn": GaussNewton, "fisher": Fisher}
 
@@ -72,8 +76,9 @@ def test_every_name_has_a_measure_and_a_truth() -> None:
 def test_agrees_with_the_dense_matrix(
     measured: tuple[str, EmpiricalRisk, dict[str, Result], Tensor], name: str
 ) -> None:
-    operator, _, results, matrix = measured
-    values = torch.linalg.eigvalsh(matrix)
+    operator, risk, results, matrix = measured
+    C = risk.theta.abs() if name.startswith("adaptive") else torch.ones_like(risk.theta)
+    values = torch.linalg.eigvalsh(C[:, None] * matrix * C)
     truth = float(TRUTH[name](values, operator != "hessian"))
     estimate = results[name].estimate
     scale = float(values.abs().max()) if name.startswith("lambda") or name == "density" else abs(truth)

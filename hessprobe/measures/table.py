@@ -1,0 +1,333 @@
+"""The table of measures, one entry each; importable without torch.
+
+The command line, records, pages, figures, comparison, tracking and the check of invariance read the entry, and nothing
+else knows a measure by its name. A new measure is one function and one entry, see ``register``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from hessprobe.measures.entry import UNIVERSAL_PREFIX, Entry, Layers, Names
+from hessprobe.universal.names import MEANINGS, PAPER
+
+_SPECTRUM, _SAMPLES = ("rtol", "k"), ("rtol", "n_probes")
+_SUM = Layers("sum", "trace", "trace")
+_SHARES = Layers("shares", r"share of $\Vert A\Vert_F^2$", r"$\Vert A\Vert_F^2$")
+_APART = Layers("apart", r"block's $\lambda_{\max}$", r"$\lambda_{\max}$")
+# The same of C A C with C = diag|w|.
+_ADAPTIVE_SUM = Layers("sum", "adaptive trace", "adaptive trace")
+_ADAPTIVE_SHARES = Layers("shares", r"share of $\Vert CAC\Vert_F^2$", r"$\Vert CAC\Vert_F^2$")
+_ADAPTIVE_APART = Layers("apart", r"block's adaptive $\lambda_{\max}$", r"adaptive $\lambda_{\max}$")
+
+
+def _own(name: str, function: str, unit: str, meaning: str, reference: str, **more: Any) -> Entry:
+    return Entry(name, f"hessprobe.measures.functions:{function}", unit, meaning, reference, **more)
+
+
+_BUILT_IN = (
+    _own(
+        "lambda-max",
+        "lambda_max",
+        "curvature",
+        "largest eigenvalue: the curvature of the sharpest direction",
+        "Wu and Simon (2000)",
+        words="largest eigenvalue",
+        symbol=r"$\lambda_{\max}$",
+        needs=("eigenpairs",),
+        options=_SPECTRUM,
+        invariances=("permutation",),
+        layers=_APART,
+        drawn=("bar", "eigenvalues"),
+        sharper=True,
+    ),
+    _own(
+        "lambda-min",
+        "lambda_min",
+        "curvature",
+        "smallest eigenvalue: negative away from a local minimum",
+        "Wu and Simon (2000)",
+        words="smallest eigenvalue",
+        symbol=r"$\lambda_{\min}$",
+        needs=("eigenpairs", "both ends"),
+        options=_SPECTRUM,
+        invariances=("permutation",),
+        drawn=("bar", "eigenvalues"),
+    ),
+    _own(
+        "spectral-norm",
+        "spectral_norm",
+        "curvature",
+        "largest |eigenvalue|",
+        "Wu and Simon (2000)",
+        words="spectral norm",
+        short="||A||",
+        needs=("eigenpairs", "both ends"),
+        options=_SPECTRUM,
+        invariances=("permutation",),
+        drawn=("bar", "eigenvalues"),
+        sharper=True,
+    ),
+    _own(
+        "trace",
+        "trace",
+        "curvature",
+        "sum of the eigenvalues: d times the mean curvature of a random direction",
+        "Hutchinson (1990)",
+        needs=("trace",),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        layers=_SUM,
+        sharper=True,
+        extensive=True,
+    ),
+    _own(
+        "frob",
+        "frob",
+        "curvature",
+        "Frobenius norm: root of the sum of squared eigenvalues",
+        "Avron and Toledo (2011)",
+        words="Frobenius norm",
+        symbol="Frobenius",
+        needs=("norm",),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        layers=_SHARES,
+        sharper=True,
+        extensive=True,
+    ),
+    _own(
+        "logdet",
+        "logdet",
+        "nats",
+        "log det(A + s I) for a positive semidefinite A, 1/2 log det(A^2 + s^2 I) for the Hessian",
+        "Ubaru, Chen and Saad (2017)",
+        words="log-determinant",
+        needs=("sweep",),
+        options=(*_SAMPLES, "shift"),
+        invariances=("permutation",),
+        drawn=(),
+        sharper=True,
+        extensive=True,
+        logarithmic=True,
+    ),
+    _own(
+        "density",
+        "density",
+        "curvature",
+        "distribution of the eigenvalues; the record holds the curve with its band, quantiles, and shares",
+        "Chen et al. (2021)",
+        words="median eigenvalue",
+        number="the median eigenvalue",
+        needs=("sweep",),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        drawn=("density",),
+    ),
+    _own(
+        "diagonal",
+        "diagonal",
+        "curvature",
+        "mean diagonal entry, trace / d; the record holds every entry with its error",
+        "Bekas et al. (2007)",
+        words="mean diagonal entry",
+        number="the mean diagonal entry, trace / d",
+        needs=("trace", "diagonal"),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        drawn=(),
+        sharper=True,
+    ),
+    _own(
+        "effective-rank",
+        "effective_rank",
+        "eigenvalues",
+        "trace^2 / Frobenius^2: how many equal eigenvalues would give both",
+        "Roy and Vetterli (2007)",
+        words="effective rank",
+        symbol="eff. rank",
+        short="eff. rank",
+        needs=("trace", "norm", "ratio"),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        extensive=True,
+    ),
+    _own(
+        "effective-dimension",
+        "effective_dimension",
+        "eigenvalues",
+        "directions sharper than the damping s: sum of l / (l + s) over eigenvalues, for the Hessian l^2 / (l^2 + s^2)",
+        "MacKay (1992)",
+        words="effective dimension",
+        needs=("sweep",),
+        options=(*_SAMPLES, "shift"),
+        invariances=("permutation",),
+        extensive=True,
+    ),
+    _own(
+        "adaptive-lambda-max",
+        "adaptive_lambda_max",
+        "loss",
+        "largest eigenvalue of diag|w| H diag|w|",
+        "Kwon et al. (2021)",
+        words="largest adaptive eigenvalue",
+        symbol=r"adaptive $\lambda_{\max}$",
+        needs=("adaptive",),
+        options=("rtol",),
+        invariances=("permutation", "rescaling"),
+        layers=_ADAPTIVE_APART,
+        sharper=True,
+    ),
+    _own(
+        "adaptive-trace",
+        "adaptive_trace",
+        "loss",
+        "trace of diag|w| H diag|w|: mean of u^T H u over u = w * z, a product measure that moves with w",
+        "Kwon et al. (2021)",
+        words="adaptive trace",
+        needs=("adaptive",),
+        options=_SAMPLES,
+        invariances=("permutation", "rescaling"),
+        layers=_ADAPTIVE_SUM,
+        sharper=True,
+        extensive=True,
+    ),
+    _own(
+        "adaptive-frob",
+        "adaptive_frob",
+        "loss",
+        "Frobenius norm of diag|w| H diag|w|: from the variance of u^T H u, u = w * z, z ~ N(0, I)",
+        "Kwon et al. (2021)",
+        words="adaptive Frobenius norm",
+        needs=("adaptive",),
+        options=_SAMPLES,
+        invariances=("permutation", "rescaling"),
+        layers=_ADAPTIVE_SHARES,
+        sharper=True,
+        extensive=True,
+    ),
+    _own(
+        "pseudo-logdet",
+        "pseudo_logdet",
+        "nats",
+        "sum of log |eigenvalue| over the eigenvalues of H that are not zero to rounding",
+        "Horn and Johnson (2013)",
+        words="log-pseudo-determinant",
+        needs=("matrix",),
+        invariances=("permutation",),
+        drawn=(),
+        sharper=True,
+        extensive=True,
+        logarithmic=True,
+    ),
+)
+
+# Of a (phi, psi, mu) measure at one fixed direction no number of probes matters; others take the shift for an exponent.
+_FIXED, _SHIFTED = ("worst", "ascent"), ("logdet", "det", "log-exp")
+
+
+def _universal(name: str) -> Entry:
+    options = ("radius",) if name in _FIXED else (*_SAMPLES, "radius", *(("shift",) if name in _SHIFTED else ()))
+    return Entry(
+        UNIVERSAL_PREFIX + name,
+        "hessprobe.measures.universal:measured",
+        MEANINGS[name].unit,
+        MEANINGS[name].meaning,
+        PAPER,
+        needs=("draws",),
+        options=options,
+        invariances=("permutation",),
+        drawn=(),
+    )
+
+
+_TABLE: dict[str, Entry] = {entry.name: entry for entry in (*_BUILT_IN, *(_universal(name) for name in MEANINGS))}
+_RESERVED = frozenset(_TABLE)
+
+# All measures; those that are not written as (phi, psi, mu), and those that are, each beside the Hessian-based estimate
+# of the same quantity.
+TABLE = Names(_TABLE, lambda entry: True)
+NAMES = Names(_TABLE, lambda entry: not entry.universal)
+UNIVERSAL = Names(_TABLE, lambda entry: entry.universal)
+DEFAULT = ("lambda-max", "trace", "frob")
+
+
+def register(entry: Entry, *, replace: bool = False) -> Entry:
+    """Add a measure to the table: from then on its name is known wherever a measure is named.
+
+    Its function takes a ``Session`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes. A session has
+    the operator ``A``, the ``risk``, the ``settings``, and what measures share, computed when first asked for:
+    ``eigenpairs``, ``trace``, ``frobenius``, ``sketch``, ``diagonal()``.
+
+    Args:
+        entry: function, unit, one sentence, and what else the table says of it.
+        replace: take the place of a measure of this name that was registered before, as a notebook's cell does that is
+            run again.
+
+    Returns:
+        The entry.
+
+    Raises:
+        TypeError, ValueError: no ``Entry``, one that lacks something, or a name that is taken.
+
+    Examples:
+        >>> import hessprobe as hp
+        >>> def mean_curvature(session):
+        ...     return session.trace.scaled(1 / session.A.dim)
+        >>> entry = hp.measures.Entry(
+        ...     "mean-curvature",
+        ...     mean_curvature,
+        ...     unit="curvature",
+        ...     meaning="mean curvature of a random direction, trace / d",
+        ...     needs=("trace",),
+        ...     options=("rtol", "n_probes"),
+        ... )
+        >>> hp.measures.register(entry).name
+        'mean-curvature'
+        >>> "mean-curvature" in hp.measures.NAMES
+        True
+        >>> hp.measures.unregister("mean-curvature")
+    """
+    if not isinstance(entry, Entry):
+        raise TypeError(f"entry must be an Entry; got {type(entry).__name__}. Make one with hessprobe.measures.Entry.")
+    entry.require_complete()
+    if entry.name in _RESERVED or (entry.name in _TABLE and not replace):
+        more = "" if entry.name in _RESERVED else ", or pass replace=True"
+        raise ValueError(f"name must be one that no measure has yet; got {entry.name!r}. Choose another{more}.")
+    _TABLE[entry.name] = entry
+    return entry
+
+
+def unregister(name: str) -> None:
+    """Take a measure out of the table that ``register`` has put there.
+
+    Raises:
+        ValueError: no such measure.
+    """
+    if name in _RESERVED or name not in _TABLE:
+        known = ", ".join(each for each in _TABLE if each not in _RESERVED) or "none"
+        raise ValueError(f"name must be that of a registered measure ({known}); got {name!r}.")
+    del _TABLE[name]
+
+
+def function_of(entry: Entry) -> Callable[[Any], Any]:
+    """Return the function of a measure, imported where the entry only says where it is."""
+    if callable(entry.function):
+        return entry.function
+    module, _, name = entry.function.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    # The (phi, psi, mu) measures have one function, which is told which of them is meant.
+    return partial(function, name=entry.name) if entry.universal else function
+
+
+def entry_of(name: str) -> Entry:
+    """Return the entry of a measure; of one that is not in the table, such as that of somebody's record, a bare one."""
+    return TABLE[name] if name in TABLE else Entry(name, "", "", "")
+
+
+def taking(option: str, table: Mapping[str, Entry] = TABLE) -> tuple[str, ...]:
+    """Return the names of the measures whose number depends on a setting, in the order of the table."""
+    return tuple(name for name, entry in table.items() if option in entry.options)
