@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hessprobe import optim
+    from hessprobe import measures, optim
     from hessprobe.comparison.comparing import Comparison, compare
     from hessprobe.errors import HessprobeError, NumericalWarning
     from hessprobe.estimate import ErrorParts, Estimate
@@ -68,7 +68,7 @@ _HOMES = {
 }
 
 # Packages that are public by their own name; ``hvp`` and ``landscape`` are also functions.
-_PACKAGES = ("hvp", "landscape", "optim")
+_PACKAGES = ("hvp", "landscape", "measures", "optim")
 
 __all__ = [
     "Comparison",
@@ -98,6 +98,7 @@ __all__ = [
     "load_checkpoint",
     "logdet",
     "measure",
+    "measures",
     "optim",
     "save_checkpoint",
     "spectral_density",

@@ -149,7 +149,7 @@ def expected(measure: str, kind: str, D: Tensor, before: Estimate) -> Theory:
     entry = entry_of(measure)
     if kind == "permutation" and "permutation" in entry.invariances:
         return Theory(True, "a permutation of the parameters is orthogonal: the spectrum stays", 0.0)
-    if bool((D == 1).all()):
+    if kind != "permutation" and bool((D == 1).all()):
         return Theory(True, "it moves no parameter that is measured", 0.0)
     if kind != "permutation" and "rescaling" in entry.invariances:
         adaptive = "diag|w| H diag|w| stays: the factors of w and of H cancel"

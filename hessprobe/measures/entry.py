@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
-
-from hessprobe import checks
 
 # What the functions of measures ask of a session, where it is computed once for all of them; see ``Session``.
 NEEDS = ("eigenpairs", "both ends", "trace", "norm", "ratio", "sweep", "diagonal", "adaptive", "matrix", "draws")
@@ -42,7 +41,7 @@ class Layers:
     of: str
 
     def __post_init__(self) -> None:
-        checks.one_of("adding", self.adding, ADDING)
+        _require_known("adding", self.adding, ADDING)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,9 @@ class Entry:
             given = getattr(self, name)
             if isinstance(given, str):
                 raise TypeError(f"{name} must be several of {', '.join(known)}; got {given!r}. Write ({given!r},).")
-            object.__setattr__(self, name, frozenset(checks.one_of(name, each, known) for each in given))
+            for each in given:
+                _require_known(name, each, known)
+            object.__setattr__(self, name, frozenset(given))
         for name in ("words", "symbol", "short"):
             object.__setattr__(self, name, getattr(self, name) or self.name)
 
@@ -129,6 +130,14 @@ class Entry:
     def of_eigenpairs(self) -> bool:
         """Whether it is read off extreme eigenpairs, whose vectors then serve other measures."""
         return bool(self.needs) and frozenset(self.needs) <= {"eigenpairs", "both ends"}
+
+
+def _require_known(name: str, value: Any, known: tuple[str, ...]) -> None:
+    # As checks.one_of, which needs torch.
+    if value not in known:
+        close = get_close_matches(str(value), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.{hint}")
 
 
 class Names(Mapping[str, Entry]):

@@ -262,6 +262,10 @@ def register(entry: Entry, *, replace: bool = False) -> Entry:
     the operator ``A``, the ``risk``, the ``settings``, and what measures share, computed when first asked for:
     ``eigenpairs``, ``trace``, ``frobenius``, ``sketch``, ``diagonal()``.
 
+    In a notebook or a program the name is known from here on. For the command line, a file that registers measures and
+    ends in ``from hessprobe.cli.app import main; main()`` is the program with them:
+    ``python mine.py measure ckpt.pt -m mean-curvature``.
+
     Args:
         entry: function, unit, one sentence, and what else the table says of it.
         replace: take the place of a measure of this name that was registered before, as a notebook's cell does that is
@@ -298,6 +302,9 @@ def register(entry: Entry, *, replace: bool = False) -> Entry:
         more = "" if entry.name in _RESERVED else ", or pass replace=True"
         raise ValueError(f"name must be one that no measure has yet; got {entry.name!r}. Choose another{more}.")
     _TABLE[entry.name] = entry
+    # The (phi, psi, mu) measures stay last.
+    for name in tuple(UNIVERSAL):
+        _TABLE[name] = _TABLE.pop(name)
     return entry
 
 

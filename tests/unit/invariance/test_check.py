@@ -143,7 +143,7 @@ def test_what_shares_no_probes_has_independent_errors(monkeypatch):
 
     seeds = []
 
-    def spy(names, risk, settings, report=None, operator=None):
+    def spy(names, risk, settings, report=None, operator=None, missing=None):
         seeds.append(settings.seed)
         return [Result(name, "hessian", Estimate(1.0), "curvature") for name in names]
 
