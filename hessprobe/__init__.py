@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hessprobe import measures, optim
+    from hessprobe import measures as measures
+    from hessprobe import optim
     from hessprobe.comparison.comparing import Comparison, compare
     from hessprobe.errors import HessprobeError, NumericalWarning
     from hessprobe.estimate import ErrorParts, Estimate
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from hessprobe.hvp.hessian import hvp
     from hessprobe.krylov.eigenpairs import Eigenpairs
     from hessprobe.krylov.eigsh import eigsh, lambda_max
+    from hessprobe.landscape.compute import landscape
     from hessprobe.landscape.result import Landscape
-    from hessprobe.landscape.scene import landscape
     from hessprobe.measures.registry import measure
     from hessprobe.measures.settings import MeasureSettings
     from hessprobe.objective import EmpiricalRisk
@@ -98,7 +99,6 @@ __all__ = [
     "load_checkpoint",
     "logdet",
     "measure",
-    "measures",
     "optim",
     "save_checkpoint",
     "spectral_density",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hessprobe as hp
 
 
-def mean_curvature(session: hp.measures.Session) -> hp.Estimate:
-    return session.trace.scaled(1 / session.A.dim)
+def mean_curvature(context: hp.measures.Context) -> hp.Estimate:
+    return context.trace.scaled(1 / context.A.dim)
 
 
 ENTRY = hp.measures.Entry(

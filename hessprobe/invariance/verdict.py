@@ -158,9 +158,9 @@ def expected(measure: str, kind: str, D: Tensor, before: Estimate) -> Theory:
         return Theory(None, "its entry does not say")
     low, high = float(D.min()), float(D.max())
     spread = f"with factors D from {low:.3g} to {high:.3g}"
-    if measure == "pseudo-logdet":
+    if "range" in before.details:
         return _determinant(D, before)
-    if measure == "logdet":
+    if "shift" in entry.options:
         return Theory(False, f"H becomes D^-1 H D^-1 {spread}, but the damping stays")
     return Theory(False, f"H becomes D^-1 H D^-1 {spread}: not orthogonal, so the eigenvalues move")
 

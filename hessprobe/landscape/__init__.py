@@ -13,38 +13,38 @@ from hessprobe.callable_package import make_callable
 
 if TYPE_CHECKING:
     from hessprobe.landscape.axes import axis, covering_axis, share_axis
+    from hessprobe.landscape.compute import LandscapePlan, landscape, survey
     from hessprobe.landscape.directions import eigen_plane, gradient_plane, normalized, random_plane
     from hessprobe.landscape.grid import evaluate
     from hessprobe.landscape.interactive import write_html
     from hessprobe.landscape.matching import match
     from hessprobe.landscape.plane import Plane, line_plane, pca_plane
     from hessprobe.landscape.result import Landscape
-    from hessprobe.landscape.scene import Scene, landscape, survey
 
 _HOMES = {
     "Landscape": "result",
     "Plane": "plane",
-    "Scene": "scene",
+    "LandscapePlan": "compute",
     "axis": "axes",
     "covering_axis": "axes",
     "eigen_plane": "directions",
     "evaluate": "grid",
     "gradient_plane": "directions",
-    "landscape": "scene",
+    "landscape": "compute",
     "line_plane": "plane",
     "match": "matching",
     "normalized": "directions",
     "pca_plane": "plane",
     "random_plane": "directions",
     "share_axis": "axes",
-    "survey": "scene",
+    "survey": "compute",
     "write_html": "interactive",
 }
 
 __all__ = [
     "Landscape",
+    "LandscapePlan",
     "Plane",
-    "Scene",
     "axis",
     "covering_axis",
     "eigen_plane",

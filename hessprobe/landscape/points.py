@@ -42,7 +42,7 @@ def merged(terms: Sequence[BatchLoss], nbytes: Sequence[int]) -> list[BatchLoss]
 
     The weighted sum of the losses is the same up to rounding: with n_b units in batch b and the mean loss L_b over
     them, sum_b n_b L_b / sum_b n_b is the mean over all units. That holds for a loss that is a mean over units and for
-    no other: whoever merges compares the two once.
+    no other: the caller compares the two once.
 
     Args:
         terms: of a risk, in order.

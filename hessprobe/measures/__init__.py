@@ -12,8 +12,8 @@ from hessprobe.measures.entry import Entry, Layers
 from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, register, taking, unregister
 
 if TYPE_CHECKING:
+    from hessprobe.measures.context import Context
     from hessprobe.measures.registry import measure, measure_all
-    from hessprobe.measures.session import Session
     from hessprobe.measures.settings import Answer, Event, MeasureSettings, Result
 
 __all__ = [
@@ -22,12 +22,12 @@ __all__ = [
     "TABLE",
     "UNIVERSAL",
     "Answer",
+    "Context",
     "Entry",
     "Event",
     "Layers",
     "MeasureSettings",
     "Result",
-    "Session",
     "measure",
     "measure_all",
     "register",
@@ -35,7 +35,7 @@ __all__ = [
     "unregister",
 ]
 
-_HOMES = {"Session": "session", "measure": "registry", "measure_all": "registry"}
+_HOMES = {"Context": "context", "measure": "registry", "measure_all": "registry"}
 
 
 def __getattr__(name: str) -> Any:

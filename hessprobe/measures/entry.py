@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-# What the functions of measures ask of a session, where it is computed once for all of them; see ``Session``.
+# What the functions of measures ask of a context, where it is computed once for all of them; see ``Context``.
 NEEDS = ("eigenpairs", "both ends", "trace", "norm", "ratio", "sweep", "diagonal", "adaptive", "matrix", "draws")
 # Settings that not every measure reads; see ``MeasureSettings``.
 OPTIONS = ("rtol", "n_probes", "k", "shift", "radius")
@@ -50,7 +50,7 @@ class Entry:
 
     Attributes:
         name: on the command line, in Python and in records.
-        function: takes a ``Session`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes; or where it
+        function: takes a ``Context`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes; or where it
             is, ``"package.module:function"``, which is imported when the measure is first taken.
         unit: of the value; ``"curvature"`` is loss per squared parameter.
         meaning: one sentence.
@@ -59,7 +59,7 @@ class Entry:
         symbol: of the measure in a figure, TeX allowed; the name by default.
         short: header of a narrow column of a terminal; the name by default.
         number: what the one number is of a measure that is more than a number, empty for the others.
-        needs: in ``NEEDS``: what it rests on of what a session shares. The products of that are counted once, those of
+        needs: in ``NEEDS``: what it rests on of what a context shares. The products of that are counted once, those of
             a measure without needs are its own.
         options: in ``OPTIONS``: the settings that change its number.
         invariances: in ``INVARIANCES``: what leaves it unchanged whatever the network.
@@ -114,7 +114,7 @@ class Entry:
             )
         if not (callable(self.function) or (isinstance(self.function, str) and ":" in self.function)):
             raise TypeError(
-                f"function must be a function of a session; got {self.function!r}. Pass one, or where it is: "
+                f"function must be a function of a context; got {self.function!r}. Pass one, or where it is: "
                 "'package.module:function'."
             )
         for name, value in (("unit", self.unit), ("meaning", self.meaning)):

@@ -1,4 +1,4 @@
-"""The functions of the measures: what each asks of a session."""
+"""The functions of the measures: what each asks of a context."""
 
 from __future__ import annotations
 
@@ -15,130 +15,130 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.measures import distribution
+from hessprobe.measures.context import Context
 from hessprobe.measures.entry import DENSE_LIMIT
-from hessprobe.measures.session import Session
 from hessprobe.measures.settings import Answer
 from hessprobe.operators import Congruence, LinearOperator
 
 
-def lambda_max(session: Session) -> Answer:
+def lambda_max(context: Context) -> Answer:
     """lambda_1."""
-    pairs = session.eigenpairs
-    layers = session.layer_eigenvalues if session.settings.per_layer else None
-    return Answer(pairs.estimate(0), layers=layers, arrays=_spectrum(session))
+    pairs = context.eigenpairs
+    layers = context.layer_eigenvalues if context.settings.per_layer else None
+    return Answer(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
 
 
-def lambda_min(session: Session) -> Answer:
+def lambda_min(context: Context) -> Answer:
     """lambda_d."""
-    return Answer(session.smallest, arrays={} if session.A.psd else _spectrum(session))
+    return Answer(context.smallest, arrays={} if context.A.psd else _spectrum(context))
 
 
-def _spectrum(session: Session) -> dict[str, Tensor]:
-    pairs = session.eigenpairs
-    errors = torch.maximum(pairs.errors, ROUNDING * torch.finfo(session.A.dtype).eps * pairs.values.abs())
+def _spectrum(context: Context) -> dict[str, Tensor]:
+    pairs = context.eigenpairs
+    errors = torch.maximum(pairs.errors, ROUNDING * torch.finfo(context.A.dtype).eps * pairs.values.abs())
     return {"eigenvalues": pairs.values, "residuals": pairs.residuals, "eigenvalue_errors": errors}
 
 
-def spectral_norm(session: Session) -> Answer:
+def spectral_norm(context: Context) -> Answer:
     """Largest |lambda_i|."""
-    top = session.eigenpairs.estimate(0)
-    if session.A.psd:
-        return Answer(top, arrays=_spectrum(session))
-    bottom = session.eigenpairs.estimate(-1).scaled(-1.0)
+    top = context.eigenpairs.estimate(0)
+    if context.A.psd:
+        return Answer(top, arrays=_spectrum(context))
+    bottom = context.eigenpairs.estimate(-1).scaled(-1.0)
     first, second = (top, bottom) if top.value >= bottom.value else (bottom, top)
     # The larger of two numbers lies between the larger of their lower and the larger of their upper ends.
     ends = [one.bracket for one in (first, second) if one.bracket is not None]
     bracket = (max(low for low, _ in ends), max(high for _, high in ends)) if len(ends) == 2 else None
     arm = first.errors.solver if bracket is None else max(first.value - bracket[0], bracket[1] - first.value)
     larger = first.with_(bracket=bracket, errors=replace(first.errors, solver=arm), support=(0.0, float("inf")))
-    return Answer(larger, arrays=_spectrum(session))
+    return Answer(larger, arrays=_spectrum(context))
 
 
-def trace(session: Session) -> Answer:
+def trace(context: Context) -> Answer:
     """Tr A."""
-    return Answer(session.trace, layers=_layers(session, session.trace))
+    return Answer(context.trace, layers=_layers(context, context.trace))
 
 
-def frob(session: Session) -> Answer:
+def frob(context: Context) -> Answer:
     """||A||_F, with the shares of layers in its square."""
-    squares = _layers(session, session.frobenius)
-    if squares is None or session.frobenius.value == 0:
-        return Answer(session.frobenius, layers=squares)
-    square = session.frobenius.value**2
+    squares = _layers(context, context.frobenius)
+    if squares is None or context.frobenius.value == 0:
+        return Answer(context.frobenius, layers=squares)
+    square = context.frobenius.value**2
     shares = {name: one.scaled(1 / square) for name, one in squares.items()}
-    return Answer(session.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
+    return Answer(context.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
 
 
-def logdet(session: Session) -> Answer:
+def logdet(context: Context) -> Answer:
     """The log-determinant of A + s I, or the smoothed one of an indefinite matrix."""
-    shift = session.settings.damping
-    form = f"log det(A + {shift:g} I)" if session.A.psd else f"1/2 log det(A^2 + {shift:g}^2 I)"
-    return Answer(_from_sketch(session, "logdet", session.logdet(session.sketch)), notes=(form,))
+    shift = context.settings.damping
+    form = f"log det(A + {shift:g} I)" if context.A.psd else f"1/2 log det(A^2 + {shift:g}^2 I)"
+    return Answer(_from_sketch(context, "logdet", context.logdet(context.sketch)), notes=(form,))
 
 
-def effective_dimension(session: Session) -> Answer:
+def effective_dimension(context: Context) -> Answer:
     """Sum of l / (l + s), or of l^2 / (l^2 + s^2) of an indefinite matrix."""
-    shift = session.settings.damping
-    estimate = session.sketch.effective_dimension(shift=shift)
-    return Answer(_from_sketch(session, "effective-dimension", estimate), notes=(f"damping {shift:g}",))
+    shift = context.settings.damping
+    estimate = context.sketch.effective_dimension(shift=shift)
+    return Answer(_from_sketch(context, "effective-dimension", estimate), notes=(f"damping {shift:g}",))
 
 
-def density(session: Session) -> Answer:
+def density(context: Context) -> Answer:
     """The median eigenvalue, with the distribution."""
-    density = session.sketch.density(grid=fine_grid(session.sketch))
-    level, sure = session.settings.confidence, 1 - session.settings.bracket_delta
+    density = context.sketch.density(grid=fine_grid(context.sketch))
+    level, sure = context.settings.confidence, 1 - context.settings.bracket_delta
     arrays = distribution.curve(density, level)
     arrays |= distribution.quantiles(density, level) | distribution.shares(density, level)
-    median = _from_sketch(session, "density", distribution.median(density, sure))
+    median = _from_sketch(context, "density", distribution.median(density, sure))
     return Answer(median, arrays=arrays, notes=distribution.sentences(arrays, level))
 
 
-def diagonal(session: Session) -> Answer:
+def diagonal(context: Context) -> Answer:
     """Tr A / d, with every entry."""
-    entries = session.diagonal()
-    mean = session.trace.scaled(1 / session.A.dim)
+    entries = context.diagonal()
+    mean = context.trace.scaled(1 / context.A.dim)
     mean = mean.with_(matvecs=mean.matvecs + entries.matvecs, seconds=mean.seconds + entries.seconds)
     return Answer(mean, arrays={"diagonal": entries.values, "diagonal_std_error": entries.std_error})
 
 
-def effective_rank(session: Session) -> Answer:
+def effective_rank(context: Context) -> Answer:
     """(Tr A)^2 / ||A||_F^2."""
-    return Answer(estimators.effective_rank(session.trace, session.frobenius))
+    return Answer(estimators.effective_rank(context.trace, context.frobenius))
 
 
-def adaptive_lambda_max(session: Session) -> Answer:
+def adaptive_lambda_max(context: Context) -> Answer:
     """lambda_1(C A C) with C = diag|w|."""
-    return lambda_max(session.shared(_adaptive))
+    return lambda_max(context.shared(_adaptive))
 
 
-def adaptive_trace(session: Session) -> Answer:
+def adaptive_trace(context: Context) -> Answer:
     """Tr C A C."""
-    return trace(session.shared(_adaptive))
+    return trace(context.shared(_adaptive))
 
 
-def adaptive_frob(session: Session) -> Answer:
+def adaptive_frob(context: Context) -> Answer:
     """||C A C||_F."""
-    return frob(session.shared(_adaptive))
+    return frob(context.shared(_adaptive))
 
 
-def _adaptive(session: Session) -> Session:
-    return session.beside(Congruence(session.A, session.risk.theta.abs()), "adaptive")
+def _adaptive(context: Context) -> Context:
+    return context.beside(Congruence(context.A, context.risk.theta.abs()), "adaptive")
 
 
-def pseudo_logdet(session: Session) -> Answer:
+def pseudo_logdet(context: Context) -> Answer:
     """Sum of log |lambda_i| over the eigenvalues that are not zero."""
-    return Answer(session.shared(_log_pseudo_determinant))
+    return Answer(context.shared(_log_pseudo_determinant))
 
 
-def _log_pseudo_determinant(session: Session) -> Estimate:
-    return log_pseudo_determinant(session.A)
+def _log_pseudo_determinant(context: Context) -> Estimate:
+    return log_pseudo_determinant(context.A)
 
 
-def _from_sketch(session: Session, name: str, estimate: Estimate) -> Estimate:
+def _from_sketch(context: Context, name: str, estimate: Estimate) -> Estimate:
     # That a tolerance was missed is said of the one measure for which the size of the sweep was chosen.
-    judged = next(each for each in _JUDGED if each in session.names) == name
-    flags = tuple(dict.fromkeys((*estimate.flags, *(session.sketch.flags if judged else ()))))
-    return estimate.with_(matvecs=session.sketch.matvecs, seconds=session.sketch.seconds, flags=flags)
+    judged = next(each for each in _JUDGED if each in context.names) == name
+    flags = tuple(dict.fromkeys((*estimate.flags, *(context.sketch.flags if judged else ()))))
+    return estimate.with_(matvecs=context.sketch.matvecs, seconds=context.sketch.seconds, flags=flags)
 
 
 # What shares the sweep; the first of them that is wanted decides its size.
@@ -149,8 +149,8 @@ _ZERO = 30.0
 _OF_THE_PROBES = ("few-probes", "heavy-tailed")
 
 
-def _layers(session: Session, estimate: Estimate) -> dict[str, Estimate] | None:
-    if not session.settings.per_layer:
+def _layers(context: Context, estimate: Estimate) -> dict[str, Estimate] | None:
+    if not context.settings.per_layer:
         return None
     blocks: dict[str, dict[str, Any]] = estimate.details.get("blocks", {})
     return {

@@ -1,4 +1,4 @@
-"""Measuring by name: one session for all that is asked for, and what every number is checked for."""
+"""Measuring by name: one context for all that is asked for, and what every number is checked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
-from hessprobe.measures.session import Report, Session, quietly
+from hessprobe.measures.context import Context, Report, quietly
 from hessprobe.measures.settings import Answer, Event, MeasureSettings, Result, settings_of
 from hessprobe.measures.table import TABLE, function_of
 from hessprobe.objective.base import Objective, require_objective
@@ -57,16 +57,16 @@ def measure_all(
         raise ValueError(
             about("k", f"must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
         )
-    yield from results(Session(risk, settings, names, report, operator=operator), names, missing)
+    yield from results(Context(risk, settings, names, report, operator=operator), names, missing)
 
 
-def results(session: Session, names: Sequence[str], missing: Missing | None = None) -> Iterator[Result]:
-    """Yield one result a name out of a session made for them; see ``measure_all``."""
+def results(context: Context, names: Sequence[str], missing: Missing | None = None) -> Iterator[Result]:
+    """Yield one result a name out of a context made for them; see ``measure_all``."""
     wanted = dict.fromkeys(names)
     first = [name for name, entry in TABLE.items() if name in wanted and entry.of_eigenpairs]
     for name in dict.fromkeys((*first, *wanted)):
         try:
-            found = _result(session, name)
+            found = _result(context, name)
         except UnsupportedError as error:
             if missing is None or "matrix" not in TABLE[name].needs:
                 raise
@@ -144,39 +144,39 @@ def _answered(result: Result) -> Estimate:
     return result.estimate.with_(details={**result.estimate.details, **said})
 
 
-def _with_rounding(session: Session, estimate: Estimate) -> Estimate:
+def _with_rounding(context: Context, estimate: Estimate) -> Estimate:
     """Return the estimate with at least the rounding of sums in the dtype of the products in its solver part."""
-    floor = ROUNDING * torch.finfo(session.A.dtype).eps * abs(estimate.value)
+    floor = ROUNDING * torch.finfo(context.A.dtype).eps * abs(estimate.value)
     if estimate.errors.solver >= floor:
         return estimate
     return estimate.with_(errors=replace(estimate.errors, solver=floor))
 
 
-def _with_product_error(session: Session, name: str, estimate: Estimate) -> Estimate:
+def _with_product_error(context: Context, name: str, estimate: Estimate) -> Estimate:
     """Return the estimate with what finite differences are off by in its solver part, and in its bracket."""
-    found = session.product_error(estimate)
+    found = context.product_error(estimate)
     flagged = estimate.with_(flags=(*estimate.flags, "finite-differences"))
     if found is None:
         return flagged
-    more = _off_by(session, name, estimate.value, found)
+    more = _off_by(context, name, estimate.value, found)
     bracket = None if estimate.bracket is None else (estimate.bracket[0] - more, estimate.bracket[1] + more)
     errors = replace(estimate.errors, solver=estimate.errors.solver + more)
     return flagged.with_(errors=errors, bracket=bracket)
 
 
-def _off_by(session: Session, name: str, value: float, found: ProductError) -> float:
+def _off_by(context: Context, name: str, value: float, found: ProductError) -> float:
     """Return what a measure is off by where the products are off by ``found``."""
     if TABLE[name].of_eigenpairs or name == "frob":
         return found.norm
     if name == "trace":
         return found.trace
     if name == "diagonal":
-        return found.trace / session.A.dim
+        return found.trace / context.A.dim
     if name == "effective-rank":
-        return _of_effective_rank(found, value, session.A.dim)
+        return _of_effective_rank(found, value, context.A.dim)
     if "adaptive" in TABLE[name].needs:
         # ||C E C||_F <= max c^2 ||E||_F, and |Tr C E C| <= ||c^2|| ||E||_F.
-        squares = session.risk.theta.double().square()
+        squares = context.risk.theta.double().square()
         return found.norm * float(squares.norm() if name == "adaptive-trace" else squares.max())
     return found.relative * abs(value)
 
@@ -202,35 +202,35 @@ def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
     return estimate.with_(flags=(*estimate.flags, "tolerance-missed"))
 
 
-def _result(session: Session, name: str) -> Result:
+def _result(context: Context, name: str) -> Result:
     entry, answers = TABLE[name], []
 
     def work() -> Estimate:
-        answers.append(_answer(name, function_of(entry)(session)))
+        answers.append(_answer(name, function_of(entry)(context)))
         return answers[0].estimate
 
     estimate, warned = quietly(work)
     found = answers[0]
-    of_operator = session.A.notes if isinstance(session.A, GaussNewton) else ()
-    notes, layers = (*found.notes, *of_operator, *session.risk.caveats, *warned), found.layers
-    if not session.A.is_exact:
-        estimate = _with_product_error(session, name, estimate)
-        layers = layers and {key: _with_product_error(session, name, layer) for key, layer in layers.items()}
-    estimate = _with_rounding(session, estimate)
-    if not session.settings.data_error:
+    of_operator = context.A.notes if isinstance(context.A, GaussNewton) else ()
+    notes, layers = (*found.notes, *of_operator, *context.risk.caveats, *warned), found.layers
+    if not context.A.is_exact:
+        estimate = _with_product_error(context, name, estimate)
+        layers = layers and {key: _with_product_error(context, name, layer) for key, layer in layers.items()}
+    estimate = _with_rounding(context, estimate)
+    if not context.settings.data_error:
         estimate = estimate.without_data()
         layers = layers and {key: layer.without_data() for key, layer in layers.items()}
     if name != "density":
-        estimate = judged(estimate, session.settings)
+        estimate = judged(estimate, context.settings)
     return Result(
         measure=name,
-        operator=session.settings.operator,
+        operator=context.settings.operator,
         estimate=estimate,
         unit=entry.unit,
         layers=layers,
         arrays=found.arrays,
         notes=notes,
-        engine=session.engine_note,
+        engine=context.engine_note,
     )
 
 

@@ -258,7 +258,7 @@ DEFAULT = ("lambda-max", "trace", "frob")
 def register(entry: Entry, *, replace: bool = False) -> Entry:
     """Add a measure to the table: from then on its name is known wherever a measure is named.
 
-    Its function takes a ``Session`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes. A session has
+    Its function takes a ``Context`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes. A context has
     the operator ``A``, the ``risk``, the ``settings``, and what measures share, computed when first asked for:
     ``eigenpairs``, ``trace``, ``frobenius``, ``sketch``, ``diagonal()``.
 
@@ -279,8 +279,8 @@ def register(entry: Entry, *, replace: bool = False) -> Entry:
 
     Examples:
         >>> import hessprobe as hp
-        >>> def mean_curvature(session):
-        ...     return session.trace.scaled(1 / session.A.dim)
+        >>> def mean_curvature(context):
+        ...     return context.trace.scaled(1 / context.A.dim)
         >>> entry = hp.measures.Entry(
         ...     "mean-curvature",
         ...     mean_curvature,
@@ -331,7 +331,10 @@ def function_of(entry: Entry) -> Callable[[Any], Any]:
 
 
 def entry_of(name: str) -> Entry:
-    """Return the entry of a measure; of one that is not in the table, such as that of somebody's record, a bare one."""
+    """Return the entry of a measure; one that says nothing for a name that is not in the table.
+
+    A record may hold a measure that was registered where it was made, and is not here.
+    """
     return TABLE[name] if name in TABLE else Entry(name, "", "", "")
 
 

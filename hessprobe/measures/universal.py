@@ -18,8 +18,8 @@ from hessprobe.errors import ArgumentMessage, NonFiniteError, NumericalWarning, 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
+from hessprobe.measures.context import Context
 from hessprobe.measures.entry import UNIVERSAL_PREFIX
-from hessprobe.measures.session import Session
 from hessprobe.measures.settings import Answer
 from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
@@ -46,19 +46,19 @@ _SMALL_NODE = 0.02
 _LEBESGUE_DIM, _LEBESGUE_REACH = 8, 3.5
 
 
-def measured(session: Session, name: str) -> Answer:
+def measured(context: Context, name: str) -> Answer:
     """Return the measure ``universal:NAME``; its arrays are ``hessian_based``, ``z``, ``plug_in_bias`` and others."""
-    return session.shared(UniversalWork).answer(name)
+    return context.shared(UniversalWork).answer(name)
 
 
 @dataclass
 class UniversalWork:
-    """What the (phi, psi, mu) measures of one session share: quadratic forms, and a sweep for spectral sums.
+    """What the (phi, psi, mu) measures of one context share: quadratic forms, and a sweep for spectral sums.
 
     Where the sweep, or the draws of a law, would take d products, the whole matrix is made once and serves both.
     """
 
-    session: Session
+    context: Context
     _forms: dict[tuple[str, str], Forms] = field(default_factory=dict)
     # What the points of laws cost whose draws are multiplied by the matrix that is held.
     _held: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -77,8 +77,8 @@ class UniversalWork:
         reference = self._reference(short, entry)
         if short in ("logdet", "det") and math.isnan(reference.value):
             raise ValueError(self._indefinite(name))
-        if self.session.settings.radius is not None:
-            before = self._products  # losses owe nothing to what they are compared with
+        if self.context.settings.radius is not None:
+            before = self._products  # the reference's products are no cost of an evaluation from losses
         estimate = self._estimate(name, entry, before)
         z = agreement(estimate, reference)
         if abs(z) > _disagreement(estimate):
@@ -92,7 +92,7 @@ class UniversalWork:
         return Answer(estimate, arrays=arrays, notes=(_compared(entry, reference, z), *notes, *_loss_notes(estimate)))
 
     def _require_honoured(self, name: str) -> None:
-        settings = self.session.settings
+        settings = self.context.settings
         if settings.radius is not None and settings.operator != "hessian":
             raise ValueError(
                 about(
@@ -116,10 +116,10 @@ class UniversalWork:
         if short in ("logdet", "det"):
             shift = self.shift
             form = f"log det(A/{shift:g} + I)" if short == "logdet" else f"det(A/{shift:g} + I)"
-            chosen = "" if self.session.settings.shift is not None else ", a shift of at least 2 ||A||_F"
+            chosen = "" if self.context.settings.shift is not None else ", a shift of at least 2 ||A||_F"
             return cat.CATALOGUE[short](1 / math.sqrt(shift)), (form + chosen,)
         if short == "log-exp":
-            rate = self.session.A.dim / (2 * self.shift)
+            rate = self.context.A.dim / (2 * self.shift)
             return cat.log_exp(rate), (f"b = {rate:.6g}; tends to lambda_max only as b grows",)
         if short == "soft-max":
             return cat.soft_max(4), ("power 4; tends to max |eigenvalue| only as the power grows",)
@@ -136,13 +136,13 @@ class UniversalWork:
 
         Then E exp(-t) has a variance whatever the spectrum, as I + 2A/s > 0, and a sample stands for its mean.
         """
-        if self.session.settings.shift is not None:
-            return self.session.settings.shift
-        norm = float(self.matrix.matrix.norm()) if self._small else self.session.frobenius.value
+        if self.context.settings.shift is not None:
+            return self.context.settings.shift
+        norm = float(self.matrix.matrix.norm()) if self._small else self.context.frobenius.value
         return 2.0 ** math.ceil(math.log2(2 * norm)) if norm > 0 else 1.0
 
     def _lebesgue(self) -> tuple[Catalogued, tuple[str, ...]]:
-        A = self.session.A
+        A = self.context.A
         if A.dim > _LEBESGUE_DIM:
             raise ValueError(
                 f"universal:lebesgue-det must have at most {_LEBESGUE_DIM} parameters; got {A.dim}. The share of a "
@@ -158,40 +158,40 @@ class UniversalWork:
         return cat.lebesgue_det(reach, A.dim), (f"Lebesgue measure on [-{reach:.4g}, {reach:.4g}]^{A.dim}",)
 
     def _reference(self, short: str, entry: Catalogued) -> Estimate:
-        session = self.session
+        context = self.context
         if short == "trace":
-            return session.trace
+            return context.trace
         if short == "frob":
-            return session.frobenius
+            return context.frobenius
         if short == "worst":
-            return session.eigenpairs.estimate(0)
+            return context.eigenpairs.estimate(0)
         if short == "ascent":
-            gradient = find_point(entry.measure.mu, session.A, session.risk, session.settings.seed)[0].part("gradient")
-            unit = (gradient / gradient.norm()).to(dtype=session.A.dtype, device=session.A.device)
-            rounding = 8 * torch.finfo(session.A.dtype).eps
-            value = float(session.A.quadratic_forms(unit[None]))
+            gradient = find_point(entry.measure.mu, context.A, context.risk, context.settings.seed)[0].part("gradient")
+            unit = (gradient / gradient.norm()).to(dtype=context.A.dtype, device=context.A.device)
+            rounding = 8 * torch.finfo(context.A.dtype).eps
+            value = float(context.A.quadratic_forms(unit[None]))
             return Estimate(value, ErrorParts(solver=rounding * abs(value)), kind="exact")
         if short == "lebesgue-det":
-            return Estimate(entry.closed_form(Spectrum.of_matrix(session.A.to_dense())), kind="exact")
+            return Estimate(entry.closed_form(Spectrum.of_matrix(context.A.to_dense())), kind="exact")
         if self._small:
             return spectral_reference(self.sketch, entry.closed_form)
-        return spectral_reference(self.sketch, entry.closed_form, session.trace, session.frobenius)
+        return spectral_reference(self.sketch, entry.closed_form, context.trace, context.frobenius)
 
     @property
     def _small(self) -> bool:
         """True where d products are no more than what stands in for the spectrum of a larger matrix takes."""
-        return self.session.A.dim <= _SEARCH + _CHAINS * _STEPS
+        return self.context.A.dim <= _SEARCH + _CHAINS * _STEPS
 
     @cached_property
     def matrix(self) -> DenseOperator:
         """The whole matrix."""
-        A = self.session.A
+        A = self.context.A
         return DenseOperator(whole_matrix(A, self._progress).to(A.dtype), psd=A.psd)
 
     @cached_property
     def sketch(self) -> SpectralSketch:
         """Chains behind spectral sums, with leading eigenvectors taken out; all eigenvalues of a small matrix."""
-        A, seed = self.session.A, self.session.settings.seed
+        A, seed = self.context.A, self.context.settings.seed
         if self._small:
             return estimators.spectral_sketch(self.matrix, method="exact")
         with warnings.catch_warnings():
@@ -213,22 +213,22 @@ class UniversalWork:
         try:
             return self._evaluated(entry, before)
         except NonFiniteError as error:
-            if entry.name in _SHIFTED and self.session.settings.shift is not None:
-                shift = self.session.settings.shift
+            if entry.name in _SHIFTED and self.context.settings.shift is not None:
+                shift = self.context.settings.shift
                 raise NonFiniteError(f"{error} For {name} that is a shift above {shift:g}.") from error
             raise
 
     def _evaluated(self, entry: Catalogued, before: float) -> Estimate:
-        session, measure = self.session, entry.measure
-        seed = session.settings.seed
+        context, measure = self.context, entry.measure
+        seed = context.settings.seed
         count, wanted = self._size(measure, self._spectrum(entry))
         how: dict[str, Any] = {"n_probes": count, "seed": seed, "correct_bias": True, "spectrum": self._spectrum(entry)}
-        if session.settings.radius is not None:
-            estimate = self._from_losses(measure, session.settings.radius, how)
+        if context.settings.radius is not None:
+            estimate = self._from_losses(measure, context.settings.radius, how)
         else:
-            estimate = evaluate(measure, session.A, forms=self.forms(measure.mu, "universal", count), **how)
+            estimate = evaluate(measure, context.A, forms=self.forms(measure.mu, "universal", count), **how)
         # With those of the pilot and of the matrix; what losses needed to find their point is in the estimate already.
-        products = estimate.matvecs if session.settings.radius is not None else 0.0
+        products = estimate.matvecs if context.settings.radius is not None else 0.0
         estimate = estimate.with_(matvecs=products + self._products - before)
         if wanted > count:
             estimate = estimate.with_(flags=(*estimate.flags, "budget-exhausted"))
@@ -237,7 +237,7 @@ class UniversalWork:
     def _from_losses(self, measure: Measure, radius: float, how: dict[str, Any]) -> Estimate:
         try:
             return evaluate_from_losses(
-                measure, self.session.risk, radius, levels=_LEVELS, callback=self._progress, **how
+                measure, self.context.risk, radius, levels=_LEVELS, callback=self._progress, **how
             )
         except ValueError as error:
             # The radius of the settings is the rho of the formula; the smallest radius in use is half of it.
@@ -248,7 +248,7 @@ class UniversalWork:
 
     @property
     def _products(self) -> float:
-        matrix = self.session.A.dim if "matrix" in self.__dict__ else 0.0
+        matrix = self.context.A.dim if "matrix" in self.__dict__ else 0.0
         return matrix + math.fsum(self._held.get(key, forms.matvecs) for key, forms in self._forms.items())
 
     def _spectrum(self, entry: Catalogued) -> Spectrum | None:
@@ -257,7 +257,7 @@ class UniversalWork:
 
     def _size(self, measure: Measure, spectrum: Spectrum | None) -> tuple[int, float]:
         """Return the number of draws, and that which the tolerance asks for: a pilot tells."""
-        settings = self.session.settings
+        settings = self.context.settings
         if measure.mu.fixed or settings.n_probes is not None:
             count = settings.n_probes or 2
             return count, count
@@ -266,7 +266,7 @@ class UniversalWork:
                 warnings.simplefilter("ignore", NumericalWarning)
                 forms = self.forms(measure.mu, "pilot", _PILOT)
                 pilot = evaluate(
-                    measure, self.session.A, n_probes=_PILOT, correct_bias=True, forms=forms, spectrum=spectrum
+                    measure, self.context.A, n_probes=_PILOT, correct_bias=True, forms=forms, spectrum=spectrum
                 )
         except NonFiniteError:
             return _MOST, math.inf
@@ -286,11 +286,11 @@ class UniversalWork:
         """
         key = (mu.name, stream)
         if key not in self._forms:
-            session = self.session
-            point, cost = find_point(mu, session.A, session.risk, session.settings.seed)
-            held = "matrix" in self.__dict__ or session.A.dim <= min(count, LARGEST)
-            A = self.matrix if held else session.A
-            made = Forms(A, mu, point, seed=session.settings.seed, stream=stream, callback=self._progress)
+            context = self.context
+            point, cost = find_point(mu, context.A, context.risk, context.settings.seed)
+            held = "matrix" in self.__dict__ or context.A.dim <= min(count, LARGEST)
+            A = self.matrix if held else context.A
+            made = Forms(A, mu, point, seed=context.settings.seed, stream=stream, callback=self._progress)
             made.matvecs += cost
             if held:
                 self._held[key] = cost
@@ -298,7 +298,7 @@ class UniversalWork:
         return self._forms[key]
 
     def _progress(self, state: estimators.Progress) -> None:
-        self.session.advance("directions", state)
+        self.context.advance("directions", state)
 
 
 def spectral_reference(

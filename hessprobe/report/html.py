@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hessprobe import files
-from hessprobe.report.parts import Section
+from hessprobe.report.document import Section
 from hessprobe.report.sections import (
     comparison,
     invariance,

@@ -6,9 +6,9 @@ import base64
 from collections.abc import Sequence
 
 from hessprobe.errors import RecordError
+from hessprobe.report.document import Picture
 from hessprobe.report.figures import Drawn, figures_of
 from hessprobe.report.figures.style import adaptive
-from hessprobe.report.parts import Picture
 from hessprobe.report.sources import Source
 
 # Beyond it, dots are smaller than curves.

@@ -68,7 +68,7 @@ def _budget_notes(tracker: SharpnessTracker) -> list[str]:
     if pace.budget is not None and pace.share > pace.budget:
         notes.append(
             f"measuring took {pace.spent:.3g} s, {100 * pace.share:.3g} % of the training's time where "
-            f"{100 * pace.budget:.3g} % was asked for: the last point has not been earned yet"
+            f"{100 * pace.budget:.3g} % was asked for: the training has been too short to pay for its last point"
         )
     return notes
 

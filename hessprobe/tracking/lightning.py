@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.tracking.board import scalars
+from hessprobe.tracking.tensorboard import scalars
 from hessprobe.tracking.tracker import SharpnessTracker
 
 if TYPE_CHECKING:

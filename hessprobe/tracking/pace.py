@@ -10,7 +10,7 @@ from typing import Any
 
 from hessprobe import checks
 
-# How many measurements back the dearest is looked for: costs differ from point to point.
+# The most expensive of so many measurements says what to expect: costs differ from point to point.
 _RECENT = 3
 
 
@@ -21,16 +21,16 @@ class Pace:
     Time is split into measuring (what is booked by ``spend``) and training (all else that passes, such as validation).
     With S the seconds spent on measuring, T those of the training and b the budget, a due measurement is taken
 
-    - at once, where none has been finished yet and S <= b T: nobody knows what one costs before;
-    - later only where S + expected <= b T, the expected cost being that of the dearest of the last three, in measured
-      seconds. The first counts in full in S, but in the expected cost of the second only: it also pays for what is
-      imported and prepared once. One that does not fit is left out, and the next due one is looked at again; so one
-      that is dearer than the whole budget so far waits until the training has earned it.
+    - at once, where none has been finished yet and S <= b T: the cost of the first is not known in advance;
+    - later only where S + expected <= b T, the expected cost being that of the most expensive of the last three, in
+      measured seconds. The first counts in full in S, but in the expected cost of the second only, because it includes
+      one-time imports and preparation. A measurement that does not fit is skipped, and the next due one is checked
+      again; one that costs more than the whole budget so far waits until T has grown enough.
 
-    What is promised: right after every measurement but the first, S <= b T, if it cost no more than was expected; if it
-    cost more, S is beyond b T by no more than the difference, and nothing is measured again until that is earned. The
-    share of the whole run is smaller still: S / (S + T) <= b / (1 + b). A run that ends before the first measurement is
-    earned, T < S / b, ends above its budget.
+    Guaranteed: right after every measurement but the first, S <= b T, if it cost no more than expected; if it cost
+    more, S exceeds b T by no more than the difference, and nothing is measured until S <= b T holds again. The share of
+    the whole run is smaller: S / (S + T) <= b / (1 + b). A run with T < S / b after its first measurement ends above
+    its budget.
 
     Attributes:
         every: steps between two that are due, >= 1.

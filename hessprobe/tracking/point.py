@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.measures.context import Context, Start
 from hessprobe.measures.registry import results
-from hessprobe.measures.session import Session, Start
 from hessprobe.measures.settings import Event, MeasureSettings, Result
 from hessprobe.objective.base import Objective
 from hessprobe.tracking.names import ALWAYS, TRACKED
@@ -108,23 +108,23 @@ def measure_point(
     wanted = tuple(dict.fromkeys((ALWAYS, *(checks.one_of("measure", name, TRACKED) for name in names))))
     loss, gradient = float(risk.loss()), risk.gradient()
     norm = float(row_dots(gradient[None], gradient[None]).sqrt())
-    session = Session(risk, settings, wanted, report, start)
-    found = tuple(results(session, wanted))
+    context = Context(risk, settings, wanted, report, start)
+    found = tuple(results(context, wanted))
     k = min(settings.k, risk.dim)
     point = Point(
         step=step,
         loss=loss,
         gradient_norm=norm,
-        alignment=_alignment(gradient, norm, session.eigenpairs.vectors[:k]),
+        alignment=_alignment(gradient, norm, context.eigenpairs.vectors[:k]),
         results=found,
         edge=edge(rule, norm),
         lr=lr,
         epoch=epoch,
         scores=dict(scores or {}),
-        matvecs=session.matvecs + sum(one.estimate.matvecs for one in found if not TRACKED[one.measure].needs),
+        matvecs=context.matvecs + sum(one.estimate.matvecs for one in found if not TRACKED[one.measure].needs),
         seconds=time.perf_counter() - began,
     )
-    return point, session.left
+    return point, context.left
 
 
 def _alignment(gradient: Tensor, norm: float, vectors: Tensor) -> Alignment | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.jackknife import Batches, Influence
-from hessprobe.measures.session import Start
+from hessprobe.measures.context import Start
 from hessprobe.measures.settings import Result
 from hessprobe.tracking.point import Alignment, Point
 from hessprobe.tracking.stability import Edge

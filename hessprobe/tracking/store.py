@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import files
-from hessprobe.measures.session import Start
+from hessprobe.measures.context import Start
 
 FORMAT = "hessprobe.track/1"
 _PARTS = ("eigenvectors", "directions")

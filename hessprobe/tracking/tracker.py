@@ -16,18 +16,18 @@ from torch import nn
 from hessprobe import checks, display
 from hessprobe.errors import NonFiniteError, NumericalWarning, about
 from hessprobe.hvp import gauss_newton, hessian
-from hessprobe.measures.session import Start
+from hessprobe.measures.context import Start
 from hessprobe.measures.settings import settings_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.modes import unwrap
 from hessprobe.objective.selection import select_parameters
-from hessprobe.tracking.board import open_writer, write_point
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
 from hessprobe.tracking.ranks import measures_here, require_whole
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
 from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
+from hessprobe.tracking.tensorboard import open_writer, write_point
 
 # What may differ between a state and the tracker that loads it: when it measures, how products are made, and whether
 # the error that the data give is told beside the number.
@@ -59,14 +59,14 @@ class SharpnessTracker:
         model: any module; wrappers of DDP and ``torch.compile`` are taken off. One sharded by FSDP is refused.
         loss: as for ``EmpiricalRisk``; None for a model that returns ``.loss``.
         data: batches as for ``EmpiricalRisk``, the same ones each time (a list; not a loader that shuffles). The more
-            examples, the dearer a point: a few hundred to a few thousand usually do.
+            examples, the more a point costs: a few hundred to a few thousand usually suffice.
         every: steps between two points, >= 1.
         budget: share b of the training's time in (0, 1] that measuring may take, in seconds, not products; None sets
             no bound. The first due measurement is always taken. Each later one waits for a due step at which it fits,
-            seconds spent + expected cost <= b * seconds of training, where the dearest of the last three says what to
-            expect. So right after every measurement but the first the share is at most b, if that one cost no more
-            than expected; what it cost beyond is earned before the next. A run too short to earn its last one ends
-            above b, by no more than that. See ``Pace``.
+            seconds spent + expected cost <= b * seconds of training, where the expected cost is that of the most
+            expensive of the last three. So right after every measurement but the first the share is at most b, if that
+            one cost no more than expected; an excess is made up for before the next. A run that ends before that ends
+            above b, by no more than the excess. See ``Pace``.
         measures: names in ``tracking.names.TRACKED``; the largest eigenvalue is always measured.
         k: number of largest eigenvalues, >= 1.
         rtol: half-width of the intervals of trace and Frobenius norm, relative to the value, in (0, 1).
@@ -310,7 +310,7 @@ class SharpnessTracker:
             if then.get(key) != value:
                 raise ValueError(
                     f"state must be of a tracker with the same settings; got one with {key}={then.get(key)!r}, not "
-                    f"{value!r}. Make the tracker with that, or begin a track of its own."
+                    f"{value!r}. Make the tracker with that, or begin a new track."
                 )
 
     def _rate(self) -> float | None:

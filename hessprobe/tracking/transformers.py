@@ -11,7 +11,7 @@ import torch
 
 from hessprobe import files
 from hessprobe.errors import UnsupportedError
-from hessprobe.tracking.board import scalars
+from hessprobe.tracking.tensorboard import scalars
 from hessprobe.tracking.tracker import SharpnessTracker
 
 if TYPE_CHECKING:

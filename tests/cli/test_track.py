@@ -84,13 +84,13 @@ def test_the_same_command_again_computes_nothing_and_a_longer_run_only_what_is_n
     shutil.copy(sgd.with_name("run-epoch-0002.pt"), folder)
     from hessprobe.tracking import point
 
-    calls, original = [], point.Session
+    calls, original = [], point.Context
 
     def counted(*given):
         calls.append(given)
         return original(*given)
 
-    monkeypatch.setattr(point, "Session", counted)
+    monkeypatch.setattr(point, "Context", counted)
     longer = json.loads(run(*arguments).out)
     assert len(calls) == 1
     assert longer["results"][:2] == first["results"]
@@ -106,15 +106,15 @@ def test_the_same_command_again_computes_nothing_and_a_longer_run_only_what_is_n
 def test_an_interruption_keeps_what_is_done(run, sgd, tmp_path, monkeypatch):
     from hessprobe.tracking import point
 
-    original, calls = point.Session, []
+    original, calls = point.Context, []
 
-    def session(*given):
+    def context(*given):
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*given)
 
-    monkeypatch.setattr(point, "Session", session)
+    monkeypatch.setattr(point, "Context", context)
     figure, target = tmp_path / "f.png", tmp_path / "r.json"
     # One engine: a choice by timing may fall on another in the second run, whose last digits differ.
     engine = ("--engine", "double-backward")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.landscape import Landscape
-    from hessprobe.landscape.scene import Scene
+    from hessprobe.landscape.compute import LandscapePlan
 
 _WHERE, _WHAT, _OUTPUT = "Where", "What is measured", "Output"
 _FORMATS = (".png", ".svg", ".pdf")
@@ -284,7 +284,7 @@ def opened(request: LandscapeRequest) -> tuple[list[Subject], Drawn]:
 
 def collect(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome[Drawn]) -> None:
     """Make the plane and evaluate its points; finished ones are on disk whatever ends the work."""
-    from hessprobe.landscape import scene
+    from hessprobe.landscape.compute import survey
     from hessprobe.measures import Event
 
     subject, *others = subjects
@@ -293,16 +293,16 @@ def collect(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome
         def points(done: int, total: int) -> None:
             report(Event("points", done, total))
 
-        outcome.found.landscape, notes = scene.survey(_scene(request, subject, others), points)
+        outcome.found.landscape, notes = survey(_plan(request, subject, others), points)
     outcome.found.notes += notes
     if request.directions == "pca":
         outcome.found.notes += _order(request.others, others)
 
 
-def _scene(request: LandscapeRequest, subject: Subject, others: list[Subject]) -> Scene:
-    from hessprobe.landscape.scene import Scene
+def _plan(request: LandscapeRequest, subject: Subject, others: list[Subject]) -> LandscapePlan:
+    from hessprobe.landscape.compute import LandscapePlan
 
-    return Scene(
+    return LandscapePlan(
         risk=subject.risk,
         others=tuple(other.risk for other in others),
         names=tuple(_names([str(request.ckpt or request.objective), *request.others])),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.measures import Event, MeasureSettings
-    from hessprobe.measures.session import Start
+    from hessprobe.measures.context import Start
     from hessprobe.tracking import Snapshot
 
     Inputs = tuple[list[Snapshot], MeasureSettings]
@@ -253,7 +253,7 @@ class _Worker:
     """Measures checkpoint after checkpoint, each from what the one before has left."""
 
     def __init__(self, request: TrackRequest, settings: MeasureSettings, start: Start | None) -> None:
-        from hessprobe.measures.session import Start
+        from hessprobe.measures.context import Start
 
         self._request, self._settings = request, settings
         self.start = start or Start()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hessprobe.comparison.names import UNDECIDED, WITHIN
-from hessprobe.report.parts import Block, Cell, Column, Section, Table, section
+from hessprobe.report.document import Block, Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,

@@ -7,7 +7,7 @@ from typing import Any
 
 from hessprobe.invariance.names import CHANGES, INVARIANT, NOT_MEASURED, TRANSFORMS
 from hessprobe.measures.table import entry_of
-from hessprobe.report.parts import Cell, Column, Section, Table, section
+from hessprobe.report.document import Cell, Column, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import RECORD, below, number_cell, record_cell, stacked_cell, steady_cell
 from hessprobe.report.sections.page import Page, unfinished

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from hessprobe.report.parts import Cell, Column, Section, Table, section
+from hessprobe.report.document import Cell, Column, Section, Table, section
 from hessprobe.report.sections.cells import RECORD, record_cell, steady_cell
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.shapes import part

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hessprobe.report.parts import Picture, Pictures, Text
+from hessprobe.report.document import Picture, Pictures, Text
 from hessprobe.report.shapes import part
 from hessprobe.report.sources import FINISHED, Gathered, Source
 
@@ -19,7 +19,7 @@ def plain_remarks(row: Mapping[str, Any]) -> list[str]:
 
 
 def no_command(record: Mapping[str, Any]) -> str:  # noqa: ARG001  # the signature of a repeater
-    """Return no command: whoever makes the page has no command line."""
+    """Return no command: the caller has no command line."""
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hessprobe.report.parts import Command, Commands, Section, Text, section
+from hessprobe.report.document import Command, Commands, Section, Text, section
 from hessprobe.report.sections.page import Page, ended
 from hessprobe.report.shapes import objects, part
 from hessprobe.report.sources import FINISHED, Source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hessprobe.report.parts import Section, Text, section
+from hessprobe.report.document import Section, Text, section
 from hessprobe.report.sections import (
     comparison,
     invariance,

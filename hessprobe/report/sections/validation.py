@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hessprobe.report.parts import Cell, Column, Section, Table, section
+from hessprobe.report.document import Cell, Column, Section, Table, section
 from hessprobe.report.sections.cells import RECORD, record_cell
 from hessprobe.report.sections.page import Page, unfinished
 from hessprobe.report.sources import Source

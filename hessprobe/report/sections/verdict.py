@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hessprobe.comparison.names import FLATTER, SHARPER, UNDECIDED, WITHIN
-from hessprobe.report.parts import Cell, Column, Section, Table, Text, section
+from hessprobe.report.document import Cell, Column, Section, Table, Text, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import Source

@@ -17,7 +17,7 @@ import hessprobe as hp
 from hessprobe import krylov
 from hessprobe.estimate import Estimate
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
-from hessprobe.measures import NAMES, Event, MeasureSettings, Result, measure_all, session
+from hessprobe.measures import NAMES, Event, MeasureSettings, Result, context, measure_all
 from hessprobe.objective import EmpiricalRisk
 
 SHIFT = 0.05
@@ -176,7 +176,7 @@ def test_a_density_says_quantiles_and_shares_at_thresholds_that_are_the_same_for
 
 
 def test_a_median_that_the_sweep_cannot_resolve_is_a_bracket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "LARGEST", 8)
+    monkeypatch.setattr(context, "LARGEST", 8)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 5)).double()
     risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(torch.randn(40, 8).double(), torch.randint(5, (40,)))])
@@ -201,7 +201,7 @@ def test_seconds_of_shared_directions_are_those_of_every_number_that_rests_on_th
         return search(*args, **options)
 
     monkeypatch.setattr(krylov, "eigsh", slow)
-    monkeypatch.setattr(session, "LARGEST", 0)  # else the whole matrix of this small network answers
+    monkeypatch.setattr(context, "LARGEST", 0)  # else the whole matrix of this small network answers
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed[0])
     how = MeasureSettings(n_probes=8, engine="double_backward")
     found = [result.estimate.seconds for result in measure_all(["trace", "frob", "density"], risk, how)]
@@ -219,20 +219,20 @@ def test_products_are_shared() -> None:
 
 
 def test_without_data_errors_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "LARGEST", 0)  # else the whole matrix of this small network answers
+    monkeypatch.setattr(context, "LARGEST", 0)  # else the whole matrix of this small network answers
     names = ["lambda-max", "lambda-min", "trace", "frob", "effective-rank", "diagonal", "logdet"]
 
     def measured(data_error: bool) -> list[Estimate]:
         how = MeasureSettings(n_probes=12, engine="double_backward", shift=SHIFT, data_error=data_error)
         return [result.estimate for result in measure_all(names, nets.mlp((16, 16)).risk(), how)]
 
-    asked, sweep = [], session.estimators.spectral_sketch
+    asked, sweep = [], context.estimators.spectral_sketch
 
     def spied(*args: Any, **how: Any) -> Any:
         asked.append(how["data_error"])
         return sweep(*args, **how)
 
-    monkeypatch.setattr(session.estimators, "spectral_sketch", spied)
+    monkeypatch.setattr(context.estimators, "spectral_sketch", spied)
     both, one = measured(True), measured(False)
     known = {name for name, told in zip(names, both, strict=True) if told.errors.data}
     assert known >= {"lambda-max", "lambda-min", "frob", "logdet"}

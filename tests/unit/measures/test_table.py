@@ -20,6 +20,7 @@ from hessprobe.invariance.verdict import expected
 from hessprobe.measures import NAMES, TABLE, UNIVERSAL, Answer, Entry, MeasureSettings, register, taking, unregister
 from hessprobe.measures.entry import NEEDS, OPTIONS
 from hessprobe.measures.table import entry_of, function_of
+from hessprobe.objective import Quadratic
 from hessprobe.tracking import measure_point
 from hessprobe.tracking.names import TRACKED
 
@@ -114,9 +115,9 @@ def test_a_measure_that_is_taken_out_is_unknown_again(added: Entry) -> None:
 
 
 def test_products_of_ones_own_are_counted_along_a_run() -> None:
-    def norm_of_a_product(session: hp.measures.Session) -> hp.Estimate:
-        v = torch.ones(session.A.dim, dtype=session.A.dtype)
-        return hp.Estimate(float((session.A @ v).norm()), kind="exact", matvecs=1.0)
+    def norm_of_a_product(context: hp.measures.Context) -> hp.Estimate:
+        v = torch.ones(context.A.dim, dtype=context.A.dtype)
+        return hp.Estimate(float((context.A @ v).norm()), kind="exact", matvecs=1.0)
 
     risk = nets.mlp((5,)).risk()
     settings = MeasureSettings(**EXACT)
@@ -130,7 +131,7 @@ def test_products_of_ones_own_are_counted_along_a_run() -> None:
 
 
 def test_arrays_and_notes_come_with_an_answer() -> None:
-    def answered(session: hp.measures.Session) -> Answer:
+    def answered(context: hp.measures.Context) -> Answer:
         return Answer(hp.Estimate(2.0, kind="exact"), arrays={"of": torch.ones(2)}, notes=("said",))
 
     register(Entry("answered", answered, "1", "two"))
@@ -142,7 +143,7 @@ def test_arrays_and_notes_come_with_an_answer() -> None:
 
 
 def test_what_a_function_returns_has_an_error() -> None:
-    register(Entry("bare", lambda session: 1.0, "1", "a number alone"))
+    register(Entry("bare", lambda context: 1.0, "1", "a number alone"))
     try:
         with pytest.raises(TypeError, match="the function of 'bare' must return an Estimate or an Answer; got float"):
             hp.measure("bare", nets.mlp((5,)).risk())
@@ -156,7 +157,7 @@ def test_what_a_function_returns_has_an_error() -> None:
         ({"name": "trace"}, ValueError, "no measure has yet; got 'trace'. Choose another."),
         ({"name": "universal:mine"}, ValueError, "name must be lower-case words joined by hyphens"),
         ({"name": "Mean Curvature"}, ValueError, "got 'Mean Curvature'"),
-        ({"function": 3}, TypeError, "function must be a function of a session; got 3"),
+        ({"function": 3}, TypeError, "function must be a function of a context; got 3"),
         ({"function": "nowhere"}, TypeError, "'package.module:function'"),
         ({"unit": ""}, ValueError, "unit must be a text; got ''"),
         ({"meaning": None}, ValueError, "meaning must be a text; got None"),
@@ -209,3 +210,32 @@ def test_theory_says_nothing_of_a_measure_whose_entry_does_not(added: Entry) -> 
     register(replace(added, invariances=("permutation", "rescaling")), replace=True)
     found = expected(added.name, "layer-rescaling", D, value)
     assert (found.invariant, found.reason) == (True, "its entry says that no rescaling moves it")
+
+
+def _measured(matrix: torch.Tensor, theta: torch.Tensor) -> dict[str, float]:
+    """Return every measure of a quadratic with this Hessian at ``theta``, up to rounding."""
+    how = {"rtol": 1e-6, "engine": "double_backward", "shift": 0.1, "data_error": False}
+    found = hp.measure(list(NAMES), Quadratic(matrix, theta=theta), **how)
+    return {name: float(estimate) for name, estimate in found.items()}
+
+
+def test_what_an_entry_says_of_transforms_and_of_size_holds_for_a_matrix() -> None:
+    draws = torch.Generator().manual_seed(0)
+    N = torch.randn(6, 6, generator=draws, dtype=torch.float64)
+    theta = torch.rand(6, generator=draws, dtype=torch.float64) + 0.5
+    H, order = N + N.T, torch.randperm(6, generator=draws)
+    D = torch.tensor([2.0, 0.5, 4.0, 0.25, 3.0, 1 / 3], dtype=torch.float64)
+    before = _measured(H, theta)
+    transformed = {
+        "permutation": _measured(H[order][:, order], theta[order]),
+        "rescaling": _measured(H / D[:, None] / D, theta * D),
+    }
+    # The quadratic of two copies of the network.
+    twice = _measured(torch.block_diag(H, H), theta.repeat(2))
+    for name, entry in NAMES.items():
+        for kind, after in transformed.items():
+            stays = after[name] == pytest.approx(before[name], rel=1e-5)
+            # Volume is preserved here, det D = 1; a pseudo-determinant that is none follows it.
+            assert stays == (kind in entry.invariances or (kind, name) == ("rescaling", "pseudo-logdet")), (name, kind)
+        grown = abs(twice[name]) > 1.1 * abs(before[name])
+        assert grown == entry.extensive, name

@@ -11,7 +11,7 @@ import pytest
 from page_records import claim, compared, estimate, everything, invariant, measured, plane, record, sharp, write
 
 from hessprobe.report import html
-from hessprobe.report.parts import Picture
+from hessprobe.report.document import Picture
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import gather
 

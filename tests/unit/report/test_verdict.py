@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from page_records import estimate, record, write
 
+from hessprobe.report.document import Table
 from hessprobe.report.figures.style import BLUE, DARK, OVER_DARK, adaptive
 from hessprobe.report.html import sections
-from hessprobe.report.parts import Table
 from hessprobe.report.sections import verdict
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import gather

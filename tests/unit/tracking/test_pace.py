@@ -60,7 +60,7 @@ def test_a_cost_that_triples_exceeds_once_by_the_difference_and_is_earned_back()
     assert pace.share <= 0.1
 
 
-def test_the_dearest_of_the_last_three_says_what_to_expect():
+def test_the_most_expensive_of_the_last_three_says_what_to_expect():
     pace = Pace(budget=0.5, clock=Clock())
     pace.begin()
     expected = []
@@ -176,4 +176,4 @@ def test_a_tracker_books_the_time_of_a_failure_and_says_what_is_not_earned():
     tracker.measure(2)
     (note,) = track_record(tracker)["notes"]
     assert note.startswith(f"measuring took {tracker.pace.spent:.3g} s, {100 * tracker.pace.share:.3g} % of the ")
-    assert "50 % was asked for: the last point has not been earned yet" in note
+    assert "50 % was asked for: the training has been too short to pay for its last point" in note

@@ -32,7 +32,7 @@ Report = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class Scene:
+class LandscapePlan:
     """What to look at.
 
     Attributes:
@@ -94,7 +94,7 @@ def landscape(
         seed: of random directions, >= 0.
         names: of ``risk`` and ``others``, for the marks.
         progress: draw a bar: True, False, or ``"auto"``.
-        options: further fields of ``Scene``: ``normalization``, ``biases``, ``which``, ``rho``, ``match``,
+        options: further fields of ``LandscapePlan``: ``normalization``, ``biases``, ``which``, ``rho``, ``match``,
             ``quadratic``, ``memory``, ``store``.
 
     Raises:
@@ -106,7 +106,7 @@ def landscape(
     require_objective("risk", risk)
     checks.one_of("directions", directions, DIRECTIONS)
     quantities = tuple(dict.fromkeys(("loss", *(checks.one_of("maps", name, MAPS) for name in maps))))
-    known = [each.name for each in fields(Scene)]
+    known = [each.name for each in fields(LandscapePlan)]
     for name in options:
         if name not in known:
             raise TypeError(checks.no_argument("landscape", name, ("line", "maps", "progress", *known)))
@@ -114,7 +114,7 @@ def landscape(
     labels = tuple(names) if names is not None else ("checkpoint", *(f"checkpoint {i}" for i in range(2, count + 1)))
     if len(labels) != count:
         raise ValueError(f"names must be one for each of {count} checkpoints; got {len(labels)}. Name risk first.")
-    scene = Scene(
+    plan = LandscapePlan(
         risk=risk,
         others=tuple(others),
         names=labels,
@@ -127,11 +127,11 @@ def landscape(
         **options,
     )
     with progress_bars(progress) as update:
-        found, notes = survey(scene, lambda done, total: update("points", done, total, ""))
+        found, notes = survey(plan, lambda done, total: update("points", done, total, ""))
     return replace(found, notes=tuple(notes))
 
 
-def survey(scene: Scene, callback: Report | None = None) -> tuple[Landscape, list[str]]:
+def survey(plan: LandscapePlan, callback: Report | None = None) -> tuple[Landscape, list[str]]:
     """Return the landscape and remarks for a reader.
 
     Raises:
@@ -140,27 +140,27 @@ def survey(scene: Scene, callback: Report | None = None) -> tuple[Landscape, lis
         UnsupportedError: neurons that cannot be matched.
     """
     notes: list[str] = []
-    _require_comparable(scene)
-    risk = scene.risk
-    key = _key(scene)
-    plane = _stored_plane(scene, key) or _plane(scene, notes)
+    _require_comparable(plan)
+    risk = plan.risk
+    key = _key(plan)
+    plane = _stored_plane(plan, key) or _plane(plan, notes)
     found = evaluate(
         risk,
         plane,
-        _axes(scene, plane),
-        scene.quantities,
+        _axes(plan, plane),
+        plan.quantities,
         quadratic=False,
-        memory=scene.memory,
-        store=scene.store,
+        memory=plan.memory,
+        store=plan.store,
         key=key,
         callback=callback,
     )
-    if scene.quadratic:
+    if plan.quadratic:
         found = _with_model(found, risk, plane, notes)
         if batchnorms(risk.module) and risk.batchnorm == "recalibrate":
             notes.append("the second-order model holds BatchNorm's statistics fixed; the points have their own")
-    if scene.directions in ("pca", "line"):
-        losses = [float(Objective.loss(each)) for each in (scene.risk, *scene.others)]
+    if plan.directions in ("pca", "line"):
+        losses = [float(Objective.loss(each)) for each in (plan.risk, *plan.others)]
         found = found.with_marks(
             tuple((name, place, loss) for (name, place, _), loss in zip(found.marks, losses, strict=True))
         )
@@ -193,76 +193,74 @@ def _with_model(found: Landscape, risk: Objective, plane: Plane, notes: list[str
     return replace(found, slope=slope, bend=bend)
 
 
-def _plane(scene: Scene, notes: list[str]) -> Plane:
-    k = 1 if scene.one else 2
-    if scene.directions == "random":
+def _plane(plan: LandscapePlan, notes: list[str]) -> Plane:
+    k = 1 if plan.one else 2
+    if plan.directions == "random":
         return directions.random_plane(
-            scene.risk, k, normalization=scene.normalization, biases=scene.biases, seed=scene.seed
+            plan.risk, k, normalization=plan.normalization, biases=plan.biases, seed=plan.seed
         )
-    if scene.directions == "eigen":
-        return directions.eigen_plane(scene.risk, k, which=scene.which, seed=scene.seed)
-    if scene.directions == "gradient":
-        return directions.gradient_plane(scene.risk, scene.rho)
-    if scene.directions == "pca":
-        return trajectory.pca_plane([each.theta for each in (scene.risk, *scene.others)], scene.names)
-    thetas = [_matched(scene, index, notes) if scene.match else each.theta for index, each in enumerate(scene.others)]
-    return trajectory.line_plane(scene.risk.theta, thetas, scene.names)
+    if plan.directions == "eigen":
+        return directions.eigen_plane(plan.risk, k, which=plan.which, seed=plan.seed)
+    if plan.directions == "gradient":
+        return directions.gradient_plane(plan.risk, plan.rho)
+    if plan.directions == "pca":
+        return trajectory.pca_plane([each.theta for each in (plan.risk, *plan.others)], plan.names)
+    thetas = [_matched(plan, index, notes) if plan.match else each.theta for index, each in enumerate(plan.others)]
+    return trajectory.line_plane(plan.risk.theta, thetas, plan.names)
 
 
-def _matched(scene: Scene, index: int, notes: list[str]) -> Tensor:
-    other = scene.others[index]
-    state, moved = matching.match(scene.risk, other)
+def _matched(plan: LandscapePlan, index: int, notes: list[str]) -> Tensor:
+    other = plan.others[index]
+    state, moved = matching.match(plan.risk, other)
     theta = other.layout.join(state[name] for name in other.layout.names)
-    before, after = (float((each - scene.risk.theta).double().norm()) for each in (other.theta, theta))
+    before, after = (float((each - plan.risk.theta).double().norm()) for each in (other.theta, theta))
     notes.append(
-        f"{scene.names[index + 1]}: {sum(moved.values())} neurons reordered; distance {after:.4g}, before {before:.4g}"
+        f"{plan.names[index + 1]}: {sum(moved.values())} neurons reordered; distance {after:.4g}, before {before:.4g}"
     )
     return theta
 
 
-def _axes(scene: Scene, plane: Plane) -> tuple[Floats, ...]:
-    if scene.directions == "line" and plane.dim == 1:
-        return (share_axis(scene.size),)
-    if scene.directions in ("pca", "line"):
+def _axes(plan: LandscapePlan, plane: Plane) -> tuple[Floats, ...]:
+    if plan.directions == "line" and plane.dim == 1:
+        return (share_axis(plan.size),)
+    if plan.directions in ("pca", "line"):
         places = np.array([place for _, place in plane.marks])
-        return tuple(covering_axis(scene.size, places[:, index]) for index in range(plane.dim))
-    return (axis(scene.size, -scene.span, scene.span),) * plane.dim
+        return tuple(covering_axis(plan.size, places[:, index]) for index in range(plane.dim))
+    return (axis(plan.size, -plan.span, plan.span),) * plane.dim
 
 
-def _require_comparable(scene: Scene) -> None:
-    risks = (scene.risk, *scene.others)
-    require_same([each.layout for each in risks], scene.names)
-    prints = [each.fingerprint() for each in risks] if scene.others else []
-    for name, found in zip(scene.names[1:], prints[1:], strict=False):
+def _require_comparable(plan: LandscapePlan) -> None:
+    risks = (plan.risk, *plan.others)
+    require_same([each.layout for each in risks], plan.names)
+    prints = [each.fingerprint() for each in risks] if plan.others else []
+    for name, found in zip(plan.names[1:], prints[1:], strict=False):
         if found != prints[0]:
-            raise DataError(
-                f"{name} was trained on other data than {scene.names[0]}. Pass checkpoints of one data set."
-            )
+            raise DataError(f"{name} was trained on other data than {plan.names[0]}. Pass checkpoints of one data set.")
 
 
-def _key(scene: Scene) -> str:
+def _key(plan: LandscapePlan) -> str:
     """Return the digest of what decides the values.
 
     Of the directions, it holds how they are made: eigenvectors found again differ in their last bits, and the stored
     ones go on being used.
     """
     settings = [
-        scene.directions, scene.one, scene.size, scene.span, scene.normalization, scene.biases, scene.which,
-        scene.rho if scene.directions == "gradient" else None, scene.match, scene.seed, list(scene.quantities),
+        plan.directions, plan.one, plan.size, plan.span, plan.normalization, plan.biases, plan.which,
+        plan.rho if plan.directions == "gradient" else None, plan.match, plan.seed, list(plan.quantities),
     ]  # fmt: skip
     hasher = hashlib.sha256(json.dumps(settings).encode())
-    for risk in (scene.risk, *scene.others):
+    for risk in (plan.risk, *plan.others):
         # Any direction serves: the digest is of the risk.
-        plane = Plane(risk.theta, torch.ones_like(risk.theta)[None], ("",), scene.directions)
-        hasher.update(digest(risk, plane, (), scene.quantities).encode())
+        plane = Plane(risk.theta, torch.ones_like(risk.theta)[None], ("",), plan.directions)
+        hasher.update(digest(risk, plane, (), plan.quantities).encode())
     return hasher.hexdigest()
 
 
-def _stored_plane(scene: Scene, key: str) -> Plane | None:
+def _stored_plane(plan: LandscapePlan, key: str) -> Plane | None:
     """Return the eigenvector plane of an earlier run that was interrupted, or None."""
-    known = None if scene.store is None or scene.directions != "eigen" else Store(Path(scene.store), key).load()
+    known = None if plan.store is None or plan.directions != "eigen" else Store(Path(plan.store), key).load()
     if known is None:
         return None
     facts = json.loads(str(known["facts"]))
-    rows = torch.from_numpy(known["rows"]).to(scene.risk.theta)
-    return Plane(scene.risk.theta, rows, tuple(facts["labels"]), "eigen", facts=facts["facts"])
+    rows = torch.from_numpy(known["rows"]).to(plan.risk.theta)
+    return Plane(plan.risk.theta, rows, tuple(facts["labels"]), "eigen", facts=facts["facts"])

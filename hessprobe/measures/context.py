@@ -1,4 +1,4 @@
-"""What several measures of one operator share, computed when first asked for and never twice."""
+"""What several measures of one operator share: computed when first asked for, and only once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
 
 @dataclass(frozen=True)
 class Start:
-    """What a neighboring point leaves for the next one to begin from.
+    """What the measurement of a neighboring point passes on, to start the next one from.
 
     Attributes:
         eigenvectors: (k, d) of the extreme eigenvalues, or None.
@@ -59,7 +59,7 @@ class Start:
     engines: tuple[str, str] = ("auto", "auto")
 
 
-class Session:
+class Context:
     """One operator at one point, and the computations that measures draw on.
 
     Args:
@@ -84,7 +84,7 @@ class Session:
         self.risk, self.settings = risk, settings
         self.names = frozenset(names)
         self.needs = frozenset(need for name in self.names for need in TABLE[name].needs)
-        self._work: dict[Callable[[Session], Any], Any] = {}
+        self._work: dict[Callable[[Context], Any], Any] = {}
         self._report = report
         self._start = start or Start()
         self._shared_seconds = 0.0
@@ -308,18 +308,18 @@ class Session:
         """Products behind the directions; every number that rests on them counts them, and their seconds."""
         return 0.0 if self.directions is None else self.directions.matvecs
 
-    def shared(self, make: Callable[[Session], Work]) -> Work:
-        """Return what ``make`` computes from this session, once for all measures that ask for it.
+    def shared(self, make: Callable[[Context], Work]) -> Work:
+        """Return what ``make`` computes from this context, once for all measures that ask for it.
 
-        Where it has ``matvecs``, those count among the products of the session.
+        Where it has ``matvecs``, those count among the products of the context.
         """
         if make not in self._work:
             self._work[make] = make(self)
         found: Work = self._work[make]
         return found
 
-    def beside(self, A: LinearOperator, title: str) -> Session:
-        """Return a session of another matrix at the same point, with the same settings but for ``k``, which is 1.
+    def beside(self, A: LinearOperator, title: str) -> Context:
+        """Return a context of another matrix at the same point, with the same settings but for ``k``, which is 1.
 
         Args:
             A: the matrix.
@@ -329,7 +329,7 @@ class Session:
         def report(event: Event) -> None:
             self._report(replace(event, stage=f"{title} {event.stage}"))
 
-        return Session(self.risk, replace(self.settings, k=1), (), report, operator=A)
+        return Context(self.risk, replace(self.settings, k=1), (), report, operator=A)
 
     @property
     def engine_note(self) -> str:
