@@ -17,7 +17,18 @@ import hessprobe as hp
 from hessprobe.comparison.names import direction, grows_with_size, moved_by_rescaling
 from hessprobe.invariance import MEASURES as CHECKED
 from hessprobe.invariance.verdict import expected
-from hessprobe.measures import NAMES, TABLE, UNIVERSAL, Answer, Entry, MeasureSettings, register, taking, unregister
+from hessprobe.measures import (
+    NAMES,
+    TABLE,
+    UNIVERSAL,
+    Answer,
+    Entry,
+    MeasureSettings,
+    measure_all,
+    register,
+    taking,
+    unregister,
+)
 from hessprobe.measures.entry import NEEDS, OPTIONS
 from hessprobe.measures.table import entry_of, function_of
 from hessprobe.objective import Quadratic
@@ -128,6 +139,25 @@ def test_products_of_ones_own_are_counted_along_a_run() -> None:
         unregister("ones")
     without, _ = measure_point(risk, settings, [], step=1)
     assert with_it.matvecs == without.matvecs + 1
+
+
+def test_products_of_adaptive_measures_are_counted_once_along_a_run() -> None:
+    risk, settings = nets.mlp((5,)).risk(), MeasureSettings(**EXACT, k=3)
+    without, _ = measure_point(risk, settings, [], step=1)
+    alone = {name: hp.measure(name, risk, **EXACT).matvecs for name in ("adaptive-trace", "adaptive-lambda-max")}
+    point, _ = measure_point(risk, settings, list(alone), step=1)
+    assert point.matvecs == without.matvecs + sum(alone.values())
+    # One eigenvalue of the adaptive matrix, however many of H are wanted.
+    found = {result.measure: result for result in point.results}
+    assert len(found["lambda-max"].arrays["eigenvalues"]) == 3
+    assert len(found["adaptive-lambda-max"].arrays["eigenvalues"]) == 1
+
+
+def test_stages_say_which_matrix_they_are_about() -> None:
+    stages: list[str] = []
+    names, settings = ["adaptive-lambda-max", "lambda-max"], MeasureSettings(**EXACT)
+    list(measure_all(names, nets.mlp((5,)).risk(), settings, lambda event: stages.append(event.stage)))
+    assert set(stages) == {"adaptive eigenvalues", "eigenvalues"}
 
 
 def test_arrays_and_notes_come_with_an_answer() -> None:
