@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import nets
 import pytest
@@ -8,9 +9,10 @@ import torch
 
 from hessprobe.comparison import compare_values, kendall, measure_each, rescaling_of
 from hessprobe.comparison.differences import p_value
+from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.jackknife import Influence
-from hessprobe.measures import MeasureSettings, functions
+from hessprobe.measures import Entry, MeasureSettings, functions, register, unregister
 
 
 def estimate(value, shift=0.0, spread=1.0):
@@ -172,3 +174,19 @@ def test_kendall_intervals_cover(count, truth):
     assert 0.93 <= hits <= 0.99
     width = sum(one.interval[1] - one.interval[0] for one in found) / len(found)
     assert width < {8: 1.25, 60: 0.35}[count]
+
+
+def test_only_a_measure_that_says_so_may_be_missing():
+    def refusing(context):
+        raise UnsupportedError("too odd")
+
+    risk, entry = nets.mlp((6,)).risk(), Entry("odd", refusing, "1", "what is not there")
+    try:
+        register(entry)
+        with pytest.raises(UnsupportedError, match="too odd"):
+            list(measure_each(risk, ["odd"], MeasureSettings(n_probes=8)))
+        register(replace(entry, needs=("matrix",)), replace=True)
+        ((name, error),) = measure_each(risk, ["odd"], MeasureSettings(n_probes=8))
+        assert (name, str(error)) == ("odd", "too odd")
+    finally:
+        unregister("odd")
