@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hessprobe.cli.wording import FLAGS
-from hessprobe.measures.names import NAMES, UNIVERSAL
+from hessprobe.measures import NAMES, UNIVERSAL
 
 PAGES = [*sorted(pages.ROOT.glob("docs/*.md")), pages.ROOT / "README.md"]
 
