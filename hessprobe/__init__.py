@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from hessprobe.comparison.comparing import Comparison, compare
     from hessprobe.errors import HessprobeError, NumericalWarning
     from hessprobe.estimate import ErrorParts, Estimate
-    from hessprobe.estimators.density import spectral_density
     from hessprobe.estimators.diagonal import diagonal
     from hessprobe.estimators.frobenius import effective_rank, frobenius_norm
     from hessprobe.estimators.logdet import logdet
     from hessprobe.estimators.sketch import SpectralSketch
+    from hessprobe.estimators.spectral_density import spectral_density
     from hessprobe.estimators.sweep import spectral_sketch
     from hessprobe.estimators.trace import trace
     from hessprobe.hvp import Fisher, GaussNewton, Hessian

@@ -2,11 +2,12 @@
 
 from hessprobe.estimators.budget import Progress, required_samples
 from hessprobe.estimators.deflate import Deflation, deflation
-from hessprobe.estimators.density import Density, spectral_density
+from hessprobe.estimators.density import Density
 from hessprobe.estimators.diagonal import DiagonalEstimate, diagonal
 from hessprobe.estimators.frobenius import effective_rank, frobenius_norm
 from hessprobe.estimators.logdet import logdet
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.spectral_density import spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.estimators.trace import trace
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators import budget
 from hessprobe.estimators.distribution import (
     CdfBounds,
     Reading,
+    Sketch,
     cdf_at,
     probe_shares,
     quantile,
@@ -23,9 +23,7 @@ from hessprobe.estimators.distribution import (
     sketch_chains,
 )
 from hessprobe.estimators.informative import judged
-from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.spectral import SpectralFunction
-from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.krylov.quadrature import gauss
 
 # Eigenvalues within this share of the spectral radius count as near zero unless the caller says otherwise.
@@ -72,7 +70,7 @@ class Density:
     cdf_low: Tensor
     cdf_high: Tensor
     bounds: CdfBounds
-    sketch: SpectralSketch
+    sketch: Sketch
     dim: int
     law: str
     nodes: Tensor
@@ -171,60 +169,8 @@ class Density:
         return Reading(1 - below.value, 1 - below.high, 1 - below.low, confidence)
 
 
-def spectral_density(
-    A: Any,
-    *,
-    n_probes: int | None = None,
-    steps: int | None = None,
-    deflate: Any = None,
-    seed: int | torch.Generator = 0,
-    law: str = "sphere",
-    method: str = "auto",
-    grid: Tensor | int = 512,
-    width: float | None = None,
-    zero: float | None = None,
-    callback: budget.Callback | None = None,
-) -> Density:
-    """Return the spectral density of A by Lanczos quadrature, with a band for its distribution function.
-
-    What a chain leaves open of its own probe's distribution is a theorem; the level of the band, over the probes, is
-    exact for one probe without deflation and an approximation for more, see ``estimators.distribution``. The smoothed
-    density itself is a picture without an error.
-
-    Args:
-        A: symmetric operator, or what ``aslinearoperator`` takes.
-        n_probes: number of chains; for large d two already give the mean, more are needed for the error bars.
-        steps: Lanczos steps, on which the resolution rests.
-        deflate: directions to treat exactly, see ``spectral_sketch``.
-        seed: integer or generator.
-        law: of the probes, see ``spectral_sketch``.
-        method: ``"auto"``, ``"slq"`` or ``"exact"``, see ``spectral_sketch``.
-        grid: see ``density_of``.
-        width: see ``density_of``.
-        zero: see ``density_of``.
-        callback: see ``spectral_sketch``.
-
-    Raises:
-        TypeError, ValueError: bad arguments.
-
-    References:
-        Chen, Trogdon, Ubaru (2021), "Analysis of stochastic Lanczos quadrature for spectrum approximation".
-    """
-    sketch = spectral_sketch(
-        A,
-        n_probes=n_probes,
-        steps=steps,
-        deflate=deflate,
-        seed=seed,
-        law=law,
-        method=method,
-        callback=callback,
-    )
-    return density_of(sketch, grid=grid, width=width, zero=zero)
-
-
 def density_of(
-    sketch: SpectralSketch, *, grid: Tensor | int = 512, width: float | None = None, zero: float | None = None
+    sketch: Sketch, *, grid: Tensor | int = 512, width: float | None = None, zero: float | None = None
 ) -> Density:
     """Return the density of a sketch, without another product.
 
@@ -277,7 +223,7 @@ def density_of(
     )
 
 
-def fine_grid(sketch: SpectralSketch, count: int = 512, near: int = 64) -> Tensor:
+def fine_grid(sketch: Sketch, count: int = 512, near: int = 64) -> Tensor:
     """Return ``count`` even points over the Ritz values and ``near`` more on either side of 0, ever denser towards it.
 
     The bulk of a trained network's spectrum lies within a few cells of an even grid; with these points a logarithmic
@@ -322,7 +268,7 @@ def _grid(grid: Tensor | int, ends: tuple[float, float], floor: float | None) ->
     return torch.linspace(start, ends[1] + margin, count, dtype=torch.float64)
 
 
-def _share(sketch: SpectralSketch, low: Tensor, high: Tensor) -> Estimate:
+def _share(sketch: Sketch, low: Tensor, high: Tensor) -> Estimate:
     """Return a share of eigenvalues; its probe error is no less than the Beta law of ``Density.band`` says."""
     value, half = float((low + high).mean()) / 2, float((high - low).mean()) / 2
     count, free = sketch.n_probes, sketch.dim - len(sketch.theta)
@@ -353,7 +299,7 @@ def _rows(bounds: CdfBounds) -> Tensor:
     return torch.where(bounds.possible, torch.stack(rows), 0.0)
 
 
-def _nodes(sketch: SpectralSketch, grid: Tensor, width: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def _nodes(sketch: Sketch, grid: Tensor, width: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return pooled nodes, weights and smoothing widths, ascending."""
     cell = float((grid[1:] - grid[:-1]).max())
     deflated = (sketch.theta, torch.full_like(sketch.theta, 1.0 / sketch.dim), sketch.residuals.clamp(min=cell))
@@ -393,7 +339,7 @@ def _smeared(grid: Tensor, nodes: Tensor, weights: Tensor, widths: Tensor, floor
     return density
 
 
-def _moment(sketch: SpectralSketch, order: int) -> Estimate:
+def _moment(sketch: Sketch, order: int) -> Estimate:
     def power(x: Tensor) -> Tensor:
         return x**order
 

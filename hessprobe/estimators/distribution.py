@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,9 +22,70 @@ from scipy.special import betainc
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.estimate import student_quantile
-from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimate import Estimate, student_quantile
+from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.krylov.quadrature import cdf_bounds, gauss, step_bounds
+
+
+class Sketch(Protocol):
+    """What is read of a ``SpectralSketch`` here; see there."""
+
+    @property
+    def dim(self) -> int:
+        """Number d of eigenvalues."""
+        ...
+
+    @property
+    def lower(self) -> float | None:
+        """A known lower bound of the spectrum."""
+        ...
+
+    @property
+    def law(self) -> str:
+        """The law of the probes."""
+        ...
+
+    @property
+    def norms(self) -> Tensor:
+        """(p,) norms of the projected probes."""
+        ...
+
+    @property
+    def theta(self) -> Tensor:
+        """(k,) deflated Ritz values."""
+        ...
+
+    @property
+    def residuals(self) -> Tensor:
+        """(k,) their residual norms."""
+        ...
+
+    @property
+    def noise(self) -> float:
+        """How far a Ritz value may stray by rounding."""
+        ...
+
+    @property
+    def n_probes(self) -> int:
+        """Number p of chains."""
+        ...
+
+    @property
+    def matvecs(self) -> float:
+        """Products made."""
+        ...
+
+    def chain(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return ``(alphas, betas)`` of one chain."""
+        ...
+
+    def ritz_range(self) -> tuple[float, float]:
+        """Return the smallest and the largest Ritz value."""
+        ...
+
+    def evaluate(self, function: SpectralFunction) -> Estimate:
+        """Return tr f(A)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +169,7 @@ class CdfBounds:
         return torch.where(self.possible, values, 0.0).clamp(0.0, 1.0)
 
 
-def cdf_at(sketch: SpectralSketch, x: Tensor) -> CdfBounds:
+def cdf_at(sketch: Sketch, x: Tensor) -> CdfBounds:
     """Return bounds of Phi at many points ``x`` (g,) from the Gauss rules of the chains."""
     slack = sketch.noise
     rows = []
@@ -121,7 +183,7 @@ def cdf_at(sketch: SpectralSketch, x: Tensor) -> CdfBounds:
     return _bounds(sketch, counts, rows, _possible(sketch, x, left=False))
 
 
-def sharp_cdf_at(sketch: SpectralSketch, x: float, *, left: bool = False) -> CdfBounds:
+def sharp_cdf_at(sketch: Sketch, x: float, *, left: bool = False) -> CdfBounds:
     """Return the sharpest bounds of Phi(x), or of Phi(x-) = the share of eigenvalues < x, at one point."""
     slack, theta = sketch.noise, sketch.theta
     counts = [
@@ -134,14 +196,14 @@ def sharp_cdf_at(sketch: SpectralSketch, x: float, *, left: bool = False) -> Cdf
     return _bounds(sketch, counts, rows, _possible(sketch, torch.tensor([x], dtype=torch.float64), left=left))
 
 
-def share_below(sketch: SpectralSketch, x: float, confidence: float) -> Reading:
+def share_below(sketch: Sketch, x: float, confidence: float) -> Reading:
     """Return Phi(x) with its interval at ``confidence``."""
     bounds = sharp_cdf_at(sketch, checks.real("x", x))
     low, high = bounds.band(confidence)
     return Reading(float(bounds.low + bounds.high) / 2, float(low), float(high), confidence)
 
 
-def quantile(sketch: SpectralSketch, q: float, confidence: float) -> Reading:
+def quantile(sketch: Sketch, q: float, confidence: float) -> Reading:
     """Return the smallest x with Phi(x) >= q, between the points where the upper and the lower band reach q.
 
     The pointwise band suffices: the interval misses only where the band does at the quantile itself.
@@ -165,12 +227,12 @@ def quantile(sketch: SpectralSketch, q: float, confidence: float) -> Reading:
     return Reading(value, start, end, confidence)
 
 
-def sketch_chains(sketch: SpectralSketch) -> list[tuple[Tensor, Tensor]]:
+def sketch_chains(sketch: Sketch) -> list[tuple[Tensor, Tensor]]:
     """Return ``(alphas, betas)`` of all chains."""
     return [sketch.chain(c) for c in range(sketch.n_probes)]
 
 
-def probe_shares(sketch: SpectralSketch) -> list[float]:
+def probe_shares(sketch: Sketch) -> list[float]:
     """Return the share of Phi that each probe stands for: that of the complement, up to its length if Rademacher."""
     if sketch.law == "rademacher":
         shares: list[float] = (sketch.norms**2 / sketch.dim).tolist()
@@ -178,13 +240,13 @@ def probe_shares(sketch: SpectralSketch) -> list[float]:
     return [(sketch.dim - len(sketch.theta)) / sketch.dim] * sketch.n_probes
 
 
-def _bounds(sketch: SpectralSketch, counts: list[Tensor], rows: list[Tensor], possible: Tensor) -> CdfBounds:
+def _bounds(sketch: Sketch, counts: list[Tensor], rows: list[Tensor], possible: Tensor) -> CdfBounds:
     free = sketch.dim - len(sketch.theta)
     seen = torch.stack(rows, dim=1) if rows else torch.zeros(2, 0, len(possible), dtype=torch.float64)
     return CdfBounds(counts[0], counts[1], seen[0], seen[1], free / sketch.dim, free, sketch.law, possible)
 
 
-def _possible(sketch: SpectralSketch, x: Tensor, *, left: bool) -> Tensor:
+def _possible(sketch: Sketch, x: Tensor, *, left: bool) -> Tensor:
     if sketch.lower is None:
         return torch.ones(len(x), dtype=torch.bool)
     return x > sketch.lower if left else x >= sketch.lower

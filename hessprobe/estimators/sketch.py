@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,15 +35,13 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import about
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators import spectral
+from hessprobe.estimators import sketchfile, spectral
+from hessprobe.estimators.density import Density, density_of
 from hessprobe.estimators.informative import judged
 from hessprobe.estimators.levels import Levels, ShortChains, levels_of
 from hessprobe.estimators.spectral import ChainValue, ProbeLaw, SpectralFunction
 from hessprobe.jackknife import DataError, Influence, data_error
 from hessprobe.krylov.quadrature import tridiagonal
-
-if TYPE_CHECKING:
-    from hessprobe.estimators.density import Density
 
 _FEW = 8
 # A solver error below this share of the value is rounding.
@@ -209,15 +206,11 @@ class SpectralSketch:
 
     def density(self, *, grid: Tensor | int = 512, width: float | None = None, zero: float | None = None) -> Density:
         """Return the spectral density with its CDF band; see ``density.density_of``."""
-        from hessprobe.estimators.density import density_of
-
         return density_of(self, grid=grid, width=width, zero=zero)
 
     def save(self, path: str | Path) -> None:
         """Write the sketch to one small ``.npz`` file, whole or not at all."""
-        from hessprobe.estimators.sketchfile import save
-
-        save(self, path)
+        sketchfile.save({each.name: getattr(self, each.name) for each in fields(self)}, path)
 
     @staticmethod
     def load(path: str | Path) -> SpectralSketch:
@@ -227,9 +220,7 @@ class SpectralSketch:
             FileNotFoundError: no such file.
             HessprobeError: damaged, of another kind, or of a newer version.
         """
-        from hessprobe.estimators.sketchfile import load
-
-        return load(path)
+        return SpectralSketch(**sketchfile.load(path, [each.name for each in fields(SpectralSketch)]))
 
     def lower_total(self) -> float:
         """Return d * lower, the least the trace can be (-inf where no lower bound is known)."""

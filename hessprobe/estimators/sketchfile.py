@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from dataclasses import fields
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import HessprobeError
-from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.files import write_atomically
 
 _FORMAT = "hessprobe.sketch"
@@ -51,20 +50,24 @@ _TENSORS = (
 )
 
 
-def save(sketch: SpectralSketch, path: str | Path) -> None:
-    """Write ``sketch`` to ``path`` (the name is taken as it is), whole or not at all.
+def save(fields: Mapping[str, Any], path: str | Path) -> None:
+    """Write the fields of a sketch to ``path`` (the name is taken as it is), whole or not at all.
 
     Raises:
         OSError: the folder is missing or cannot be written.
     """
-    values = {field.name: getattr(sketch, field.name) for field in fields(sketch)}
+    values = dict(fields)
     arrays = {name: values.pop(name).numpy() for name in _TENSORS}
     header = json.dumps({"format": _FORMAT, "version": _VERSION, **values})
     write_atomically(path, lambda file: np.savez(file, header=np.array(header), **arrays))
 
 
-def load(path: str | Path) -> SpectralSketch:
-    """Read a sketch; nothing in the file is executed.
+def load(path: str | Path, names: Collection[str]) -> dict[str, Any]:
+    """Read the fields of a sketch; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        names: of all fields.
 
     Raises:
         FileNotFoundError: no such file.
@@ -83,7 +86,7 @@ def load(path: str | Path) -> SpectralSketch:
             f"path must be a sketch file written by save; got {str(path)!r}, which is damaged or of another kind "
             f"({type(error).__name__}). Make the sketch again."
         ) from error
-    return _checked(header, tensors, path)
+    return _checked(header, tensors, path, names)
 
 
 def _header(archive: Any, path: str | Path) -> dict[str, Any]:
@@ -100,7 +103,9 @@ def _header(archive: Any, path: str | Path) -> dict[str, Any]:
     return header
 
 
-def _checked(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> SpectralSketch:
+def _checked(
+    header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path, names: Collection[str]
+) -> dict[str, Any]:
     p, m = (len(tensors["norms"]), tensors["alphas"].shape[-1])
     groups, k = len(tensors["weights"]), len(tensors["theta"])
     short, j = len(tensors["short_norms"]), tensors["short_alphas"].shape[-1]
@@ -120,12 +125,11 @@ def _checked(header: dict[str, Any], tensors: dict[str, Tensor], path: str | Pat
         "short_lengths": (short,),
         "reference": (2, tensors["reference"].shape[-1]),
     }
-    known = {field.name for field in fields(SpectralSketch)} - set(_TENSORS)
+    known = set(names) - set(_TENSORS)
     wrong = [name for name, shape in wanted.items() if tuple(tensors[name].shape) != shape]
     if wrong or set(header) != known:
         raise HessprobeError(
             f"path must be a sketch file with matching parts; got {str(path)!r}, where "
             f"{', '.join(wrong) or 'the header'} does not fit. Make the sketch again."
         )
-    parts: dict[str, Any] = {**header, **tensors}
-    return SpectralSketch(**parts)
+    return {**header, **tensors}

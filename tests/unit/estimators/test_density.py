@@ -6,7 +6,8 @@ import pytest
 import torch
 from oracles import SPECTRA, drawn_spectrum, eigenvalues, symmetric
 
-from hessprobe.estimators.density import fine_grid, spectral_density
+from hessprobe.estimators.density import fine_grid
+from hessprobe.estimators.spectral_density import spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.krylov.quadrature import cdf_bounds
 from hessprobe.operators import DenseOperator

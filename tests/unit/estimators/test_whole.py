@@ -14,9 +14,9 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import whole
 from hessprobe.estimators.budget import Progress
-from hessprobe.estimators.density import spectral_density
 from hessprobe.estimators.logdet import logdet
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.spectral_density import spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.operators import Counted, DenseOperator
 
