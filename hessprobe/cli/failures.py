@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, cast
 
 import typer
 
-from hessprobe.cli import outputs, signals
+from hessprobe.cli import outputs, ranks, signals
 from hessprobe.cli.terminal import shown
 from hessprobe.cli.wording import said_by
 
@@ -59,7 +59,8 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
         given = {name: bool(kwargs.pop(name, False)) for name in added}
         with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, **given):
             try:
-                command(*args, **kwargs)
+                with ranks.joined(command.__name__, kwargs, outputs.NAMES) as mine:
+                    cast(Any, command)(*args, **mine)
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
@@ -69,6 +70,8 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                 if signals.asked():
                     say("interrupted")
                     raise typer.Exit(INTERRUPTED) from None
+                if not ranks.speaks() and _is_wrong_usage(error):
+                    raise typer.Exit(WRONG_USAGE) from None
                 fail(error, debug)
 
     return _with_options(run, added)
@@ -92,7 +95,7 @@ def fail(error: Exception, debug: bool) -> None:
     Raises:
         typer.Exit: always.
     """
-    say(f"error: {one_line(error)}")
+    say(f"{ranks.prefix()}error: {one_line(error)}")
     if debug:
         traceback.print_exception(error)
     raise typer.Exit(WRONG_USAGE if _is_wrong_usage(error) else FAILED) from None

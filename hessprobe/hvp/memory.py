@@ -28,12 +28,15 @@ def available_bytes(device: torch.device) -> int:
 def budget_bytes(memory: int | None, device: torch.device) -> int:
     """Return ``memory`` in bytes, or the default share of what is free on ``device``.
 
+    Ranks on one machine, whose CPU they share, have it between them.
+
     Raises:
         TypeError, ValueError: ``memory`` is not a positive integer.
     """
     if memory is not None:
         return checks.positive_int("memory", memory, hint="Give a number of bytes.")
-    return int(DEFAULT_SHARE * available_bytes(device))
+    sharing = 1 if device.type == "cuda" else ranks.on_this_machine()
+    return int(DEFAULT_SHARE * available_bytes(device) / sharing)
 
 
 class MemoryBudget:

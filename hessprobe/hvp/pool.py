@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from hessprobe.errors import DataError, NonFiniteError
+from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.hvp import ranks, replay
 from hessprobe.hvp.engine import Product, fresh_gradient
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.vectors import row_dots
 
 Maker = Callable[[BatchLoss, Tensor], Product]
 
@@ -37,8 +39,11 @@ class ProductPool:
         self.place = replay.place("pool")
         self._kept: list[tuple[float, Product]] = []
         self._full = False
+        # What this rank keeps where several make products together, by the index of the batch: of whole batches for a
+        # pass over all, and of its examples of every batch where each is a matrix of its own.
         self._own: dict[int, tuple[float, Product]] = {}
-        self._tried = False
+        self._parts: dict[int, tuple[float, Product]] = {}
+        self._tried = self._has_forms = False
 
     @property
     def kept(self) -> int:
@@ -47,6 +52,11 @@ class ProductPool:
 
     def __iter__(self) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product."""
+        shared = ranks.current()
+        if shared is not None:
+            with self.context():
+                yield from self._parts_of(shared)
+            return
         # What another pass keeps meanwhile must not change what this one skips.
         served = list(self._kept)
         yield from served
@@ -85,8 +95,52 @@ class ProductPool:
                 if shared.owns(index) and self.budget.take(known[1].nbytes):
                     self._own[index] = known
             self._tried = True
+            shared.note(index, [getattr(batch, "examples", 1) * shared.owns(index, rank) for rank in shared.all])
             if shared.owns(index) and known is not None:
                 yield known
+
+    def _parts_of(self, shared: ranks.Ranks) -> Iterator[tuple[float, Product]]:
+        """Yield every batch's weight and product, of which each rank makes the part of its own examples."""
+        for index, batch in enumerate(self.risk.terms()):
+            if not self._tried:
+                # Whole, and by all: there the engine is agreed on and tried.
+                self._has_forms = self._make(batch, self.risk.theta).forms is not None
+                self._tried = True
+            known = self._parts.get(index)
+            if known is None:
+                known = (batch.weight, self._part(index, batch, shared))
+                if self.budget.take(known[1].nbytes):
+                    self._parts[index] = known
+            yield known
+
+    def _part(self, index: int, batch: BatchLoss, shared: ranks.Ranks) -> Product:
+        """Return the product of ``batch``, summed over ranks that cut it between them; whole where it cannot be cut."""
+        theta, examples = self.risk.theta, int(getattr(batch, "examples", 1))
+        ends = [examples * rank // shared.count for rank in (*shared.all, shared.count)]
+        start, stop = ends[shared.rank : shared.rank + 2]
+        try:
+            # All ranks learn together that a batch cannot be cut, whether this one has a part of it or not.
+            batch.slice(0, examples)
+        except UnsupportedError:
+            return self._make(batch, theta)
+        shared.note(index, [after - before for before, after in pairwise(ends)])
+        part = batch.slice(start, stop) if stop > start else None
+        share = part.weight / batch.weight if part is not None and batch.weight else 0.0
+        own = self._make(part, theta) if part is not None and share else None
+
+        def apply(V: Tensor) -> Tensor:
+            total = torch.zeros_like(V)
+            if own is not None:
+                own.add_to(total, V, share)
+            return shared.summed(total)
+
+        def forms(V: Tensor) -> Tensor:
+            found = torch.zeros(len(V), dtype=torch.float64, device=V.device)
+            if own is not None:
+                found += share * (row_dots(V, own(V)) if own.forms is None else own.forms(V))
+            return shared.summed(found)
+
+        return Product(apply, 0 if own is None else own.nbytes, forms if self._has_forms else None)
 
     @contextmanager
     def context(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hessprobe import files
 from hessprobe.errors import RecordError
 from hessprobe.estimate import Estimate
+from hessprobe.hvp import ranks
 
 _FAMILY = "hessprobe.record"
 _VERSION = 1
@@ -142,7 +143,7 @@ def build_record(
     device: torch.device | str = "cpu",
     **parts: Any,
 ) -> dict[str, Any]:
-    """Return the record of a command.
+    """Return the record of a command; made by several ranks, it says how many examples each has multiplied.
 
     Args:
         command: its name on the command line.
@@ -159,6 +160,7 @@ def build_record(
         "results": [dict(row) for row in results],
         **{key: value for key, value in parts.items() if value is not None},
         "environment": environment(device),
+        **({} if (shared := ranks.current()) is None else {"ranks": shared.described()}),
         "seed": seed,
         "arguments": dict(arguments),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

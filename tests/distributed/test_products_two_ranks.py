@@ -39,6 +39,8 @@ def answers(engine):
     V = torch.randn(3, risk.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = {"product": hessian.matvecs(V), "again": hessian.matvecs(V), "engine": hessian.engine.name}
     found["one batch"] = hp.Hessian(risk_of((9,)), engine=engine).matvecs(V)
+    for name, A in (("terms", hessian), ("G terms", hp.GaussNewton(risk, engine=engine))):
+        found[name] = [(weight, term.matvecs(V), term.quadratic_forms(V)) for weight, term in A.terms()]
     for name in ("lambda-max", "trace", "frob"):
         estimate = hp.measure(name, risk, seed=0, engine=engine)
         found[name] = (estimate.value, *estimate.interval(), estimate.matvecs)
@@ -52,16 +54,26 @@ def work(rank, world, folder):
     tensors = EmpiricalBatch.__call__
 
     def counted(self, theta):
-        made.append(self.index)
+        made.append((self.index, self.examples))
         return tensors(self, theta)
 
-    with ranks.shared_out(dist.group.WORLD):
+    with ranks.shared_out(dist.group.WORLD) as shared:
         found = {engine: answers(engine) for engine in ("double_backward", "auto")}
         EmpiricalBatch.__call__ = counted
         risk = risk_of()
         made.clear()
-        hp.Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
-    torch.save({"found": found, "made": sorted(set(made))}, folder / f"{world}-{rank}.pt")
+        one = torch.ones(1, risk.dim, dtype=torch.float64)
+        hp.Hessian(risk, engine="double_backward").matvecs(one)
+        whole = sorted(set(made))
+        dealt = shared.described()
+        made.clear()
+        for _, term in hp.Hessian(risk, engine="double_backward").terms():
+            term.matvecs(one)
+        cut = sorted(set(made))
+    torch.save(
+        {"found": found, "made": whole, "cut": cut, "dealt": dealt, "shares": shared.described()},
+        folder / f"{world}-{rank}.pt",
+    )
     # What outlives the group makes torch abort at exit, once in ten times or so; so does a rank that leaves early.
     del risk, found
     gc.collect()
@@ -77,9 +89,14 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path, world):
         kept = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
         for engine in ("double_backward", "auto"):
             found = kept["found"][engine]
-            for name in ("product", "again", "one batch"):
+            for name in ("product", "again", "one batch", "terms", "G terms"):
                 torch.testing.assert_close(found[name], alone[name], rtol=1e-10, atol=1e-13)
             for name in ("lambda-max", "trace", "frob"):
                 assert found[name] == pytest.approx(alone[name], rel=1e-9), (engine, name)
         # All try the engine on the first batch.
-        assert kept["made"] == sorted({0, *range(rank, len(SIZES), world)})
+        assert [part for part in kept["made"] if part[0]] == [(i, SIZES[i]) for i in range(1, 5) if i % world == rank]
+        assert kept["dealt"] == {"count": world, "examples": [sum(SIZES[first::world]) for first in range(world)]}
+        # Of a batch by itself each rank has the part from n r / R to n (r + 1) / R.
+        parts = [[n * (one + 1) // world - n * one // world for n in SIZES] for one in range(world)]
+        assert [part for part in kept["cut"] if part[0]] == list(enumerate(parts[rank]))[1:]
+        assert kept["shares"] == {"count": world, "examples": [sum(part) for part in parts]}
