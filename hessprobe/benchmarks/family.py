@@ -23,7 +23,7 @@ from hessprobe.training import Recipe, load_checkpoint
 from hessprobe.training.closures import StepClosures, Tally
 from hessprobe.training.evaluation import make_loss
 from hessprobe.training.models import build_model
-from hessprobe.training.optimizers import BASES, build_optimizer
+from hessprobe.training.optimizers import build_optimizer
 from hessprobe.training.run import make_plan, train_to_file
 
 MEASURES = ("lambda-max", "trace", "frob")
@@ -39,6 +39,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
 _FIRST = next(iter(SETTINGS))
 # Those that are made to lower a measure, which is taken in every setting, and those that they are held against.
 FLATTENERS = {"trace-sam": "trace", "frob-sam": "frob", "det-sam": "logdet"}
+_PLAIN = ("sgd", "adamw")
 _COMPARED = ("sgd", "sam", *FLATTENERS)
 _STEPS_TIMED = 10
 _BATCH = 32
@@ -75,7 +76,7 @@ class TrainedOptimizer:
 
 def optimizer_names() -> list[str]:
     """Return the plain optimizers, then every registered one."""
-    return [*BASES, *available()]
+    return [*_PLAIN, *available()]
 
 
 def compare_optimizers(

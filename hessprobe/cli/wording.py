@@ -11,10 +11,10 @@ from hessprobe.errors import ArgumentMessage
 _SAME = """batch_size batchnorm case confidence device dtype engine epochs examples k lr measure memory momentum
     operator optimizer params probes radius rho rounds rtol schedule seed shift split weight_decay accumulate amp base
     adaptive eta clip_grad_norm crop data_seed flip label_noise recipe rho_min rho_schedule save_every subset warmup
-    image_size label_column text_column"""
+    image_size label_column text_column decay nesterov"""
 OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()}
 OPTIONS |= {"n_probes": "--probes", "eps": "--shift"}
-OPTIONS |= {"milestones": "--milestone", "optimizer_args": "--optimizer-arg"}
+OPTIONS |= {"milestones": "--milestone", "optimizer_args": "--optimizer-arg", "base_args": "--base-arg"}
 _NAMES = "|".join(sorted(OPTIONS, key=len, reverse=True))
 
 # Where a message is about them, it is about what was given as these.

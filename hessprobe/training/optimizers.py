@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import about
@@ -26,25 +25,25 @@ _LENGTH_OF_RUN = frozenset({"sparse-sam"})
 _RESERVED = ("self", "base_optimizer", "params", "rho", "model", "lr", "weight_decay")
 
 
-@dataclass(frozen=True)
-class OptimizerEntry:
-    """A plain optimizer by name.
-
-    Attributes:
-        build: a ``torch.optim.Optimizer`` class.
-        lr: learning rate used where the recipe names none.
-        takes_momentum: whether ``momentum`` applies.
-    """
-
-    build: type[torch.optim.Optimizer]
-    lr: float
-    takes_momentum: bool = False
+# Rates that are usual here, where those of torch are not.
+_USUAL_LR = {"sgd": 0.1, "adamw": 2e-3, "adam": 2e-3, "nadam": 2e-3, "radam": 2e-3}
+# They call closures, take sparse gradients or matrices only, or keep a ``rho`` of their own in the groups.
+_UNFIT = ("LBFGS", "SparseAdam", "Muon", "Adadelta")
 
 
-BASES: dict[str, OptimizerEntry] = {
-    "sgd": OptimizerEntry(torch.optim.SGD, lr=0.1, takes_momentum=True),
-    "adamw": OptimizerEntry(torch.optim.AdamW, lr=2e-3),
-}
+def _found() -> dict[str, type[torch.optim.Optimizer]]:
+    classes = [each for each in vars(torch.optim).values() if isinstance(each, type)]
+    fit = [
+        each
+        for each in classes
+        if issubclass(each, torch.optim.Optimizer) and each is not torch.optim.Optimizer and each.__name__ not in _UNFIT
+    ]
+    first = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    return {**first, **{each.__name__.lower(): each for each in sorted(fit, key=lambda one: one.__name__.lower())}}
+
+
+# Every optimizer of torch that can be a base, by its name in small letters.
+BASES: dict[str, type[torch.optim.Optimizer]] = _found()
 
 
 def names() -> list[str]:
@@ -67,9 +66,46 @@ def takes_rho(name: str) -> bool:
 def default_lr(name: str, base: str) -> float:
     """Return the usual learning rate of an optimizer, one that owns its update having its own."""
     if name in BASES or not registry.get(name).standalone:
-        return BASES[base].lr
+        return _base_lr(base)
     own = getattr(registry.get(name).load(), "usual_lr", getattr(_parameters(name).get("lr"), "default", None))
-    return float(own) if isinstance(own, float) and own > 0 else BASES[base].lr
+    return float(own) if isinstance(own, float) and own > 0 else _base_lr(base)
+
+
+def _base_lr(base: str) -> float:
+    return _USUAL_LR.get(base, float(_own_parameters(base)["lr"].default))
+
+
+def owns_its_update(name: str) -> bool:
+    """Return whether a sharpness-aware optimizer has no other inside."""
+    return registry.get(name).standalone
+
+
+def takes(name: str, base: str, field: str) -> bool:
+    """Return whether a field of the recipe (``momentum``, ``weight_decay``, ``nesterov``) reaches the update.
+
+    Args:
+        name: of the optimizer.
+        base: of the plain one inside, where it has one.
+        field: whose name an argument has.
+    """
+    if name not in BASES and registry.get(name).standalone:
+        return field in _parameters(name)
+    # RMSprop has a momentum of another kind, zero where it is not asked for.
+    return field in _own_parameters(base) and (field != "momentum" or base == "sgd")
+
+
+def check_base_arguments(base: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the plain optimizer does not have, or that the recipe sets in another way.
+
+    Raises:
+        ValueError: there.
+    """
+    own = ("params", "lr", "weight_decay", *(("momentum", "nesterov") if base == "sgd" else ()))
+    known = [key for key in _own_parameters(base) if key not in own]
+    for key in arguments:
+        if key in own:
+            raise ValueError(f"base_args must not hold {key}, which the recipe itself sets; got it. Set it there.")
+        checks.one_of(f"argument of base {base!r}", key, known)
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
@@ -114,7 +150,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int)
     Raises:
         TypeError, ValueError: the optimizer refuses an argument.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = _groups(recipe, model)
     if recipe.optimizer in BASES:
         return _base(recipe, parameters)
     entry = registry.get(recipe.optimizer)
@@ -151,11 +187,25 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def _base(recipe: Recipe, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    entry = BASES[recipe.base or "sgd"]
-    extra = {"momentum": recipe.momentum} if entry.takes_momentum else {}
-    build: Any = entry.build
-    optimizer: torch.optim.Optimizer = build(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, **extra)
+def _groups(recipe: Recipe, model: nn.Module) -> list[Any]:
+    """Return the trainable parameters, those that are not to decay in a group of their own."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if recipe.decay == "all":
+        return parameters
+    groups = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
+    decays = (recipe.weight_decay, 0.0)
+    return [{"params": own, "weight_decay": decay} for own, decay in zip(groups, decays, strict=True) if own]
+
+
+def _base(recipe: Recipe, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    base = recipe.base or "sgd"
+    build: Any = BASES[base]
+    own = {name: getattr(recipe, name) for name in ("weight_decay", "momentum") if takes(base, base, name)}
+    if recipe.nesterov:
+        own["nesterov"] = True
+    # Lists are what JSON and TOML have for pairs.
+    extra = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.base_args.items()}
+    optimizer: torch.optim.Optimizer = build(parameters, lr=recipe.lr, **own, **extra)
     return optimizer
 
 
@@ -168,6 +218,10 @@ def _radius(recipe: Recipe, steps: int) -> float | Schedule:
     if recipe.rho_schedule == "like-lr":
         return LikeLr(rho, end, float(recipe.lr or 0.0))
     return rho
+
+
+def _own_parameters(base: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(BASES[base]).parameters
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

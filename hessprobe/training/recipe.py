@@ -62,8 +62,10 @@ class Recipe:
             their data.
         crop: images are padded by this many black pixels and cropped back at random; 0 leaves them.
         flip: whether images are mirrored at random.
-        optimizer: ``"sgd"``, ``"adamw"``, or a name in ``hessprobe.optim.available()``.
-        base: the plain optimizer inside a sharpness-aware one; None is ``"sgd"``.
+        optimizer: an optimizer of torch by its name in small letters (``"sgd"``, ``"adamw"``, ``"rmsprop"``), or a name
+            in ``hessprobe.optim.available()``.
+        base: the one of torch inside a sharpness-aware one; None is ``"sgd"``.
+        base_args: further arguments of the one of torch, such as ``{"betas": [0.9, 0.95]}``.
         rho: radius >= 0; None takes the optimizer's usual one.
         rho_schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` (from rho to rho_min over all steps), ``"like-lr"``.
         rho_min: radius >= 0 at the end of a schedule.
@@ -73,7 +75,10 @@ class Recipe:
         batch_size: examples a step, >= 1; the last batch of an epoch may be smaller.
         accumulate: parts >= 1 that a batch is evaluated in, one after the other, to save memory.
         momentum: in [0, 1), for sgd.
+        nesterov: whether that momentum looks ahead.
         weight_decay: >= 0, as the optimizer defines it (an L2 term for sgd, decoupled for adamw).
+        decay: ``"all"``, or ``"matrices"`` where biases and the scales and shifts of normalization layers (tensors of
+            one dimension) do not decay.
         clip_grad_norm: bound > 0 on the gradient's norm; None does not clip.
         schedule: ``"cosine"`` (from lr down to 0), ``"multistep"`` or ``"constant"``.
         warmup: epochs >= 0, fewer than ``epochs``, over which the learning rate rises linearly to lr.
@@ -96,6 +101,7 @@ class Recipe:
     flip: bool = False
     optimizer: str = "sgd"
     base: str | None = None
+    base_args: Mapping[str, Any] = field(default_factory=dict)
     rho: float | None = None
     rho_schedule: str = "constant"
     rho_min: float = 0.0
@@ -105,7 +111,9 @@ class Recipe:
     batch_size: int = 32
     accumulate: int = 1
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0
+    decay: str = "all"
     clip_grad_norm: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.0
@@ -142,10 +150,11 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-friendly values."""
         values = dataclasses.asdict(self)
-        return {**values, "optimizer_args": dict(self.optimizer_args), "milestones": list(self.milestones)}
+        arguments = {name: dict(getattr(self, name)) for name in ("optimizer_args", "base_args")}
+        return {**values, **arguments, "milestones": list(self.milestones)}
 
     def _check_texts(self) -> None:
-        for name in ("model", "data", "optimizer", "rho_schedule", "schedule", "amp", "loss"):
+        for name in ("model", "data", "optimizer", "rho_schedule", "schedule", "amp", "loss", "decay"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(about(name, f"must be text; got {getattr(self, name)!r}. Put it in quotes."))
 
@@ -172,12 +181,34 @@ class Recipe:
         checks.real("weight_decay", self.weight_decay, low=0)
         if self.clip_grad_norm is not None:
             checks.real("clip_grad_norm", self.clip_grad_norm, low=0, low_open=True)
-        if not isinstance(self.optimizer_args, Mapping):
-            raise TypeError(
-                about("optimizer_args", f"must be a table of names and values; got {self.optimizer_args!r}.")
-            )
+        for name in ("optimizer_args", "base_args"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping):
+                raise TypeError(about(name, f"must be a table of names and values; got {given!r}."))
+        self._check_base(base)
         optimizers.check_arguments(self.optimizer, self.optimizer_args)
         self._check_radius()
+
+    def _check_base(self, base: str) -> None:
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"nesterov must be true or false; got {self.nesterov!r}. Leave it out for false.")
+        checks.one_of("decay", self.decay, ("all", "matrices"))
+        if self.base_args and self.sharpness_aware and optimizers.owns_its_update(self.optimizer):
+            raise ValueError(
+                f"base_args must be left out for {self.optimizer}, which owns its update; got "
+                f"{', '.join(self.base_args)}. Use optimizer_args."
+            )
+        optimizers.check_base_arguments(base, self.base_args)
+        if self.nesterov and not (self.momentum and self._takes("nesterov")):
+            raise ValueError("nesterov must be left out without the momentum of sgd; got true. Set a momentum.")
+        if self.weight_decay and not self._takes("weight_decay"):
+            owner = self.optimizer if self.sharpness_aware and optimizers.owns_its_update(self.optimizer) else base
+            raise ValueError(f"weight_decay must be left out for {owner}, which has none; got {self.weight_decay:g}.")
+        if self.decay != "all" and not self.weight_decay:
+            raise ValueError(f"decay must be left out without weight_decay; got {self.decay!r}. Set a weight_decay.")
+
+    def _takes(self, name: str) -> bool:
+        return optimizers.takes(self.optimizer, self.base or "sgd", name)
 
     def _check_radius(self) -> None:
         checks.one_of("rho_schedule", self.rho_schedule, RHO_SCHEDULES)

@@ -184,12 +184,20 @@ def test_every_model_and_kind_of_data_can_be_measured(run, tmp_path, monkeypatch
         (["--model", "mlp:hiden=3"], "Did you mean 'hidden'?"),
         (["--model", "gpt"], "layout must be one of vector, image for data 'digits'; got 'tokens'."),
         (["--data", "digit"], "text:PATH; got 'digit'. Did you mean 'digits'?"),
-        (["--optimizer", "adam"], "got 'adam'. Did you mean 'adamw'?"),
+        (["--optimizer", "adamww"], "got 'adamww'. Did you mean 'adamw'?"),
+        (
+            ["--base", "adamw", "--optimizer", "sam", "--momentum", "0.5"],
+            "--momentum must be left out for sam with base",
+        ),
+        (["--optimizer", "sam", "--base-arg", "betas"], "--base-arg must be KEY=VALUE; got 'betas'."),
+        (["--optimizer", "adamw", "--base-arg", "beta=1"], "got 'beta'. Did you mean 'betas'?"),
+        (["--decay", "matrices"], "--decay must be left out without weight_decay; got 'matrices'."),
+        (["--optimizer", "bsam", "--weight-decay", "0.1"], "--weight-decay must be left out for bsam, which has none"),
         (["--lr", "0"], "lr must be a finite number > 0; got 0.0."),
         (["--lr", "nan"], "lr must be a finite number > 0; got nan."),
         (["--epochs", "-1"], "epochs must be an integer >= 0; got -1."),
         (["--optimizer", "fro-sam"], "got 'fro-sam'. Did you mean 'frob-sam'?"),
-        (["--optimizer", "sam", "--base", "lbfgs"], "--base must be one of sgd, adamw; got 'lbfgs'."),
+        (["--optimizer", "sam", "--base", "lbfgs"], "rmsprop, rprop; got 'lbfgs'."),
         (["--optimizer", "ae-sam", "--optimizer-arg", "steps=3"], "steps of ae-sam must be at least 45, the length of"),
         (["--optimizer", "sam", "--rho", "-1"], "--rho must be a finite number >= 0; got -1.0."),
         (["--optimizer", "sam", "--rho", "nan"], "--rho must be a finite number >= 0; got nan."),
@@ -305,3 +313,27 @@ def test_info_on_what_is_not_a_checkpoint(run, tmp_path):
     done = run("info", tmp_path / "no.pt")
     assert (done.code, done.out) == (1, "")
     assert done.err.endswith("no.pt does not exist. Check the path.\n")
+
+
+def test_any_optimizer_of_torch_is_a_base_and_is_recorded(run, tmp_path):
+    out = tmp_path / "a.pt"
+    done = run("train", "--model", "mlp:hidden=8,norm=layer", "--epochs", "1", "--optimizer", "gsam", "--base", "nadam",
+               "--base-arg", "betas=[0.8,0.95]", "--base-arg", "momentum_decay=0.01", "--weight-decay", "0.1",
+               "--decay", "matrices", "--lr", "0.01", "--out", out)  # fmt: skip
+    assert done.code == 0, done.err
+    saved = torch.load(out, weights_only=True)
+    recipe = saved["recipe"]
+    assert (recipe["base"], recipe["decay"]) == ("nadam", "matrices")
+    assert recipe["base_args"] == {"betas": [0.8, 0.95], "momentum_decay": 0.01}
+    groups = saved["optimizer"]["state"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert {(tuple(group["betas"]), group["momentum_decay"]) for group in groups} == {((0.8, 0.95), 0.01)}
+    assert {tuple(group["betas"]) for group in groups} == {(0.8, 0.95)}
+
+
+def test_a_recipe_for_another_optimizer_gives_no_weight_decay_to_one_without(run, tmp_path):
+    (tmp_path / "r.toml").write_text('weight_decay = 0.1\ndecay = "matrices"\nepochs = 0\nnesterov = true\n')
+    done = run("train", "--recipe", tmp_path / "r.toml", "--optimizer", "lightsam", "--out", tmp_path / "a.pt")
+    assert done.code == 0, done.err
+    recipe = torch.load(tmp_path / "a.pt", weights_only=True)["recipe"]
+    assert (recipe["weight_decay"], recipe["decay"], recipe["nesterov"]) == (0.0, "all", False)

@@ -39,12 +39,15 @@ class TrainRequest:
     flip: given.Flip = None
     optimizer: given.Optimizer = None
     base: given.Base = None
+    base_arg: given.BaseArg = None
     rho: given.Rho = None
     rho_schedule: given.RhoSchedule = None
     rho_min: given.RhoMin = None
     optimizer_arg: given.OptimizerArg = None
     momentum: given.Momentum = None
+    nesterov: given.Nesterov = None
     weight_decay: given.WeightDecay = None
+    decay: given.Decay = None
     clip_grad_norm: given.ClipGradNorm = None
     epochs: given.Epochs = None
     lr: given.Lr = None
@@ -99,7 +102,7 @@ def run(request: TrainRequest) -> None:
 
 
 def _recipe(request: TrainRequest) -> Recipe:
-    from hessprobe.training import Recipe
+    from hessprobe.training import Recipe, optimizers
     from hessprobe.training.recipe import read_recipe
 
     values = {} if request.recipe is None else read_recipe(request.recipe)
@@ -108,15 +111,30 @@ def _recipe(request: TrainRequest) -> Recipe:
     changes = {key: value for key, value in own.items() if value is not None}
     if request.optimizer is not None and request.optimizer != values.get("optimizer", "sgd"):
         # Numbers that the recipe gives to another optimizer are not meant for this one.
-        values = {key: value for key, value in values.items() if key not in ("rho", "rho_schedule", "optimizer_args")}
-    extra = dict(_argument(text) for text in request.optimizer_arg or [])
-    return Recipe(**{**values, **changes, "optimizer_args": {**values.get("optimizer_args", {}), **extra}})
+        others: tuple[str, ...] = ("rho", "rho_schedule", "optimizer_args", "base_args", "nesterov")
+        base = str(request.base or values.get("base", "sgd"))
+        is_known = request.optimizer in optimizers.names() and base in optimizers.BASES
+        if is_known and not optimizers.takes(request.optimizer, base, "weight_decay"):
+            others += ("weight_decay", "decay")
+        values = {key: value for key, value in values.items() if key not in others}
+    if request.base is not None and request.base != values.get("base", "sgd"):
+        values.pop("base_args", None)
+    for name, texts in (("optimizer", request.optimizer_arg), ("base", request.base_arg)):
+        given = dict(_argument(f"--{name}-arg", text) for text in texts or [])
+        changes[f"{name}_args"] = {**values.get(f"{name}_args", {}), **given}
+    recipe = Recipe(**{**values, **changes})
+    if request.momentum is not None and not optimizers.takes(recipe.optimizer, str(recipe.base), "momentum"):
+        raise failures.UsageError(
+            f"--momentum must be left out for {request.optimizer or recipe.optimizer} with base {recipe.base}, which "
+            f"has none; got {request.momentum:g}."
+        )
+    return recipe
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def _argument(option: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key.strip() and equals):
-        raise failures.UsageError(f"--optimizer-arg must be KEY=VALUE; got {text!r}. Write e.g. alpha=0.3.")
+        raise failures.UsageError(f"{option} must be KEY=VALUE; got {text!r}. Write e.g. alpha=0.3.")
     try:
         return key.strip(), json_tools.loads(value.lower() if value.lower() in ("true", "false") else value)
     except ValueError:

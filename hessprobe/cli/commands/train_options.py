@@ -73,11 +73,26 @@ Optimizer = Annotated[
         "--optimizer",
         metavar="NAME",
         panel=_OPTIMIZER,
-        help="sgd (the default), adamw, or a sharpness-aware one: sam, gsam, frob-sam, ...",
+        help="sgd (the default), adamw or another of torch.optim, or a sharpness-aware one: sam, gsam, frob-sam, ...",
     ),
 ]
 Base = Annotated[
-    str | None, _option("--base", metavar="NAME", help="Inside a sharpness-aware one: sgd or adamw.", panel=_OPTIMIZER)
+    str | None,
+    _option(
+        "--base",
+        metavar="NAME",
+        panel=_OPTIMIZER,
+        help="Inside a sharpness-aware one: sgd (the default), adamw or another of torch.optim.",
+    ),
+]
+BaseArg = Annotated[
+    list[str] | None,
+    _option(
+        "--base-arg",
+        metavar="K=V",
+        panel=_OPTIMIZER,
+        help="Another argument of the one of torch.optim, e.g. betas=[0.9,0.95]; repeatable.",
+    ),
 ]
 Rho = Annotated[float | None, _option("--rho", metavar="R", help="Its radius; its usual one.", panel=_OPTIMIZER)]
 RhoSchedule = Annotated[
@@ -92,6 +107,18 @@ OptimizerArg = Annotated[
     _option("--optimizer-arg", metavar="K=V", help="Another argument, e.g. alpha=0.3; repeatable.", panel=_OPTIMIZER),
 ]
 Momentum = Annotated[float | None, _option("--momentum", metavar="M", help="Of sgd; 0.9.", panel=_OPTIMIZER)]
+Nesterov = Annotated[
+    bool | None, _option("--nesterov/--no-nesterov", help="The momentum of sgd looks ahead.", panel=_OPTIMIZER)
+]
+Decay = Annotated[
+    str | None,
+    _option(
+        "--decay",
+        metavar="WHICH",
+        panel=_OPTIMIZER,
+        help="all (the default), or matrices: no weight decay on biases and normalization layers.",
+    ),
+]
 WeightDecay = Annotated[float | None, _option("--weight-decay", metavar="W", help="0 by default.", panel=_OPTIMIZER)]
 ClipGradNorm = Annotated[
     float | None, _option("--clip-grad-norm", metavar="C", help="Bound on the gradient's norm.", panel=_OPTIMIZER)

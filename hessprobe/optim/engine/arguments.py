@@ -19,7 +19,8 @@ def require_base(base: Any) -> torch.optim.Optimizer:
     """Return a constructed optimizer that can be wrapped.
 
     Raises:
-        TypeError: it is none, calls closures itself, or is sharpness-aware already.
+        TypeError: it is none, calls closures itself, is sharpness-aware already, or has a ``rho`` of its own
+            (Adadelta).
     """
     if not isinstance(base, torch.optim.Optimizer):
         raise TypeError(
@@ -35,6 +36,11 @@ def require_base(base: Any) -> torch.optim.Optimizer:
         raise TypeError(
             f"base_optimizer must be a plain optimizer; got {type(base).__name__}, already sharpness-aware. "
             "Pass its base."
+        )
+    if "rho" in base.defaults:
+        raise TypeError(
+            f"base_optimizer must have no 'rho' of its own in its groups, where the radius is; got "
+            f"{type(base).__name__}. Use SGD or AdamW."
         )
     return base
 

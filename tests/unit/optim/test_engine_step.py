@@ -411,6 +411,9 @@ class TestRefusals:
     def test_bases(self):
         with pytest.raises(TypeError, match=r"base_optimizer must take its gradients from \.grad; got LBFGS"):
             SAM(torch.optim.LBFGS(network().parameters()))
+        # Its groups have a rho already, which would have been the radius.
+        with pytest.raises(TypeError, match=r"base_optimizer must have no 'rho' of its own .*; got Adadelta\."):
+            SAM(torch.optim.Adadelta(network().parameters()))
         with pytest.raises(TypeError, match=r"base_optimizer must be a constructed torch optimizer; got the class SGD"):
             SAM(torch.optim.SGD)
         with pytest.raises(TypeError, match="base_optimizer must be a plain optimizer; got SAM, already"):

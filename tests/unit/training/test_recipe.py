@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hessprobe.training.optimizers import build_optimizer
+from hessprobe.training.optimizers import BASES, build_optimizer
 from hessprobe.training.recipe import Recipe
 
 
@@ -41,7 +41,22 @@ def test_optimizer_gets_its_arguments():
         ({"weight_decay": -0.1}, r"weight_decay must be a finite number >= 0; got -0\.1"),
         ({"schedule": "cos"}, r"schedule must be one of constant, cosine, multistep; got 'cos'"),
         ({"optimizer": "fro-sam"}, r"optimizer must be one of .*; got 'fro-sam'\. Did you mean 'frob-sam'\?"),
-        ({"optimizer": "sam", "base": "adam"}, r"base must be one of sgd, adamw; got 'adam'\. Did you mean 'adamw'"),
+        (
+            {"optimizer": "sam", "base": "adamww"},
+            r"base must be one of sgd, adamw, .*; got 'adamww'\. Did you mean 'adamw'",
+        ),
+        ({"optimizer": "sam", "base": "adadelta"}, r"base must be one of sgd, adamw, adafactor, adagrad, adam, "),
+        ({"optimizer": "adamw", "nesterov": True}, r"nesterov must be left out without the momentum of sgd; got true"),
+        ({"momentum": 0.0, "nesterov": True}, r"nesterov must be left out without the momentum of sgd; got true"),
+        ({"optimizer": "adasam", "nesterov": True}, r"nesterov must be left out without the momentum of sgd; got true"),
+        ({"decay": "matrix", "weight_decay": 0.1}, r"decay must be one of all, matrices; got 'matrix'"),
+        ({"decay": "matrices"}, r"decay must be left out without weight_decay; got 'matrices'"),
+        ({"optimizer": "rprop", "weight_decay": 0.1}, r"weight_decay must be left out for rprop, which has none"),
+        ({"optimizer": "lightsam", "weight_decay": 0.1}, r"weight_decay must be left out for lightsam, which has none"),
+        ({"base_args": {"momentum": 1}}, r"base_args must not hold momentum, which the recipe itself sets"),
+        ({"optimizer": "adamw", "base_args": {"lr": 1}}, r"base_args must not hold lr, which the recipe itself sets"),
+        ({"optimizer": "adam", "base_args": {"beta": 1}}, r"must be one of .*; got 'beta'\. Did you mean 'betas'"),
+        ({"optimizer": "adasam", "base_args": {"eps": 1}}, r"base_args must be left out for adasam, which owns its"),
         ({"optimizer": "sgd", "base": "adamw"}, r"base must be left out for the plain optimizer sgd; got 'adamw'"),
         ({"rho": 0.1}, r"rho must be left out for sgd, which has no radius; got 0\.1\. Choose a sharpness-aware"),
         ({"rho_schedule": "linear"}, r"rho_schedule must be left out for sgd, which has no radius"),
@@ -72,6 +87,8 @@ def test_values_outside_their_range_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"nesterov": 1}, r"nesterov must be true or false; got 1\."),
+        ({"base_args": 3}, r"base_args must be a table of names and values; got 3"),
         ({"flip": 1}, r"flip must be true or false; got 1\."),
         ({"milestones": "0.5"}, r"milestones must be a list of numbers in \(0, 1\); got '0\.5'"),
         ({"optimizer": 3}, r"optimizer must be text; got 3\."),
@@ -96,3 +113,46 @@ def test_the_length_of_the_run_goes_only_where_steps_means_that():
     for name, steps in (("xsam", 1), ("sparse-sam", 70)):
         optimizer = build_optimizer(Recipe(optimizer=name), model, 70, 10)
         assert optimizer.steps == steps
+
+
+@pytest.mark.parametrize("base", sorted(BASES))
+def test_every_optimizer_of_torch_trains_alone_and_inside(base):
+    assert {"sgd", "adamw", "adam", "nadam", "radam", "rmsprop", "adagrad", "adamax", "adafactor", "asgd", "rprop"} <= {
+        *BASES
+    }
+    for optimizer in (base, "sam"):
+        model = torch.nn.Linear(3, 2).double()
+        recipe = Recipe(optimizer=optimizer, base=base)
+        built = build_optimizer(recipe, model, 10, 10)
+        inner = built if optimizer == base else built.base_optimizer
+        assert type(inner) is BASES[base]
+        before = model.weight.detach().clone()
+
+        def closure(model=model, built=built):
+            built.zero_grad()
+            loss = model(torch.ones(1, 3, dtype=torch.float64)).square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            loss = built.step(closure)
+        assert not torch.equal(model.weight, before)
+        assert torch.isfinite(loss)
+
+
+def test_momentum_looks_ahead_and_biases_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    recipe = Recipe(optimizer="sam", nesterov=True, weight_decay=0.1, decay="matrices")
+    groups = build_optimizer(recipe, model, 10, 10).param_groups
+    assert [[p.ndim for p in group["params"]] for group in groups] == [[2], [1, 1, 1]]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert all(group["nesterov"] for group in groups)
+    assert build_optimizer(Recipe(base_args={"dampening": 0.5}), model, 1, 1).defaults["dampening"] == 0.5
+    adam = Recipe(optimizer="sam", base="adam", base_args={"betas": [0.8, 0.9]})
+    assert build_optimizer(adam, model, 1, 1).param_groups[0]["betas"] == (0.8, 0.9)
+    assert adam.lr == 2e-3
+    assert Recipe(optimizer="sam", base="rmsprop").lr == 0.01
+    # Its own momentum is another, and that of the recipe is not for it.
+    assert build_optimizer(Recipe(optimizer="rmsprop"), model, 1, 1).defaults["momentum"] == 0
+    standalone = Recipe(optimizer="adasam", weight_decay=0.1, decay="matrices")
+    assert [group["weight_decay"] for group in build_optimizer(standalone, model, 1, 1).param_groups] == [0.1, 0.0]
