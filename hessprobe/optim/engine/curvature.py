@@ -115,6 +115,11 @@ class ClosureHessian(ParameterOperator):
             if not isinstance(value, Tensor) or not value.requires_grad:
                 raise TypeError("loss must return the loss with its graph, without calling backward; it has none.")
             grads = torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
+            if any(g is not None and g.layout is not torch.strided for g in grads):
+                raise TypeError(
+                    "gradients must be dense where a rule differentiates twice; got sparse ones. Use sparse=False in "
+                    "the embedding."
+                )
             self._slope = [
                 torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._parameters, strict=True)
             ]

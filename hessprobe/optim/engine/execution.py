@@ -51,7 +51,7 @@ class Execution:
         self._owner, self._scaler, self.report = optimizer, scaler, StepReport()
         self._shards = list(zip(passes, shares, strict=True))
         self._parameters = optimizer.parameters()
-        self._gradients = Gradients(self._parameters, optimizer.fused())
+        self._gradients = Gradients(self._parameters, optimizer.fused(), optimizer.takes_sparse)
         self._buffers = BufferGuard(optimizer.model)
         self._random = Replay({p.device for p in self._parameters}) if optimizer.rng == "same" else None
         self._accumulated, self._is_staged = accumulated, is_staged

@@ -19,13 +19,17 @@ class Gradients:
     """``.grad`` of the parameters of a step.
 
     A parameter that no pass of the step reaches keeps ``.grad`` None, so that the base optimizer leaves it alone.
+    Sparse gradients, of rows as embeddings have them, are made dense for the rule; where all those of a parameter in a
+    step were sparse, the base is given a sparse one: the rows that a pass has reached, and those that the rule fills.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], foreach: bool) -> None:
-        self._parameters, self._foreach = parameters, foreach
+    def __init__(self, parameters: Sequence[Tensor], foreach: bool, takes_sparse: bool = True) -> None:
+        self._parameters, self._foreach, self._takes_sparse = parameters, foreach, takes_sparse
         self._reached = [False] * len(parameters)
         self._are_none = False
         self._raw: list[Tensor | None] = []
+        # By the number of a parameter whose gradients have all been sparse: the rows that were reached.
+        self._rows: dict[int, Tensor] = {}
 
     def before_pass(self) -> None:
         """Have every ``.grad`` None; ``take`` or ``clear`` follows."""
@@ -46,7 +50,7 @@ class Gradients:
 
         Raises:
             ValueError: no parameter has a gradient.
-            TypeError: a gradient is sparse or complex.
+            TypeError: a gradient is complex, or sparse in another layout than rows.
         """
         raws = [parameter.grad for parameter in self._parameters]
         if not any(raw is not None for raw in raws):
@@ -64,6 +68,9 @@ class Gradients:
             ],
             self._foreach,
         )
+        for index, raw in enumerate(raws):
+            if raw is not None and raw.layout is torch.strided:
+                self._rows.pop(index, None)
         self._reached = [seen or raw is not None for seen, raw in zip(self._reached, raws, strict=True)]
         self.clear()
         self._raw = raws
@@ -85,18 +92,46 @@ class Gradients:
         """Set ``.grad`` of every parameter that a pass has reached."""
         for parameter, tensor, reached in zip(self._parameters, direction.tensors, self._reached, strict=True):
             parameter.grad = tensor if reached else None
+        for index, rows in self._rows.items() if self._takes_sparse else ():
+            self._parameters[index].grad = _sparse(direction.tensors[index], rows)
         self._are_none = False
 
     def _own(self, index: int, raw: Tensor | None) -> Tensor:
+        parameter = self._parameters[index]
         if raw is None:
-            return torch.zeros_like(self._parameters[index], memory_format=torch.preserve_format).detach()
-        if raw.layout is not torch.strided or raw.is_complex():
-            kind = "complex" if raw.is_complex() else "sparse"
+            return torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
+        if raw.is_complex() or (raw.layout is not torch.strided and not _has_rows(raw)):
+            kind = "complex" if raw.is_complex() else f"of layout {raw.layout}"
             raise TypeError(
-                f"gradients must be dense and real; that of parameter {index}, of shape {tuple(raw.shape)}, is {kind}. "
-                "Use sparse=False in the embedding."
+                f"gradients must be dense or sparse in rows, and real; that of parameter {index}, of shape "
+                f"{tuple(raw.shape)}, is {kind}. Use sparse=False in the embedding."
             )
-        return raw.clone()
+        if raw.layout is torch.strided:
+            return raw.clone()
+        if index in self._rows or not self._reached[index]:
+            reached = torch.zeros(len(parameter), dtype=torch.bool, device=raw.device)
+            reached[raw._indices()[0]] = True
+            self._rows[index] = reached | self._rows[index] if index in self._rows else reached
+        return raw.to_dense()
+
+
+def laid_out_as(gradient: Tensor, present: Tensor) -> Tensor:
+    """Return a dense gradient as the one that the base has been given before it: sparse in rows where that is."""
+    if present.layout is torch.strided:
+        return gradient
+    rows = torch.zeros(len(gradient), dtype=torch.bool, device=gradient.device)
+    rows[present._indices()[0]] = True
+    return _sparse(gradient, rows)
+
+
+def _has_rows(gradient: Tensor) -> bool:
+    return gradient.layout is torch.sparse_coo and gradient.sparse_dim() == 1
+
+
+def _sparse(dense: Tensor, rows: Tensor) -> Tensor:
+    filled = rows | (dense.reshape(len(dense), -1) != 0).any(1)
+    index = filled.nonzero().reshape(1, -1)
+    return torch.sparse_coo_tensor(index, dense[index[0]], dense.shape, is_coalesced=True, check_invariants=False)
 
 
 # A backward pass renews or changes the gradients of all that it reaches: looking at some of them is enough.
@@ -175,7 +210,9 @@ class Accumulated:
             AccumulatedGradientsError: the mark is still there; the gradients are put back as they were.
         """
         now = self._watched.grad
-        if now is None or not bool(now.reshape(-1)[0].isnan()) or not bool(now.reshape(-1)[1:].isfinite().all()):
+        if now is None or now.layout is not torch.strided:  # a sparse one is new: added to the mark it would be dense
+            return
+        if not bool(now.reshape(-1)[0].isnan()) or not bool(now.reshape(-1)[1:].isfinite().all()):
             return
         self.refuse(name)
 
@@ -196,7 +233,7 @@ class Accumulated:
 
 def any_nonzero(tensors: Sequence[Tensor]) -> bool:
     """Return whether an entry of some tensor is not zero; the answer is read once, not tensor by tensor."""
-    found = [whole(tensor.any()) for tensor in tensors]
+    found = [whole((tensor if tensor.layout is torch.strided else tensor._values()).any()) for tensor in tensors]
     return bool(torch.stack([one.to(found[0].device) for one in found]).any())
 
 

@@ -29,7 +29,7 @@ class ManualStep:
 
     def __init__(self, optimizer: Owner) -> None:
         self._owner = optimizer
-        self._gradients = Gradients(optimizer.parameters(), optimizer.fused())
+        self._gradients = Gradients(optimizer.parameters(), optimizer.fused(), optimizer.takes_sparse)
         self._rule = optimizer.rule()
         self._request: At | None = None
         self._outcome: Outcome | None = None

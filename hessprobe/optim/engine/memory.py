@@ -61,7 +61,7 @@ class Memory:
             for parameter, tensor in zip(parameters, tensors, strict=True):
                 own = tensor.detach()
                 # A gradient that stays in .grad would be zeroed or overwritten by the next step.
-                shared = parameter.grad is not None and own.data_ptr() == parameter.grad.data_ptr()
+                shared = parameter.grad is not None and _share_memory(own, parameter.grad)
                 self._base.state[parameter][PREFIX + name] = own.clone() if shared else own
         self._base.param_groups[0].update({PREFIX + name: value for name, value in self._numbers.items()})
         self.discard()
@@ -83,3 +83,8 @@ class Memory:
             if not self.number(f"has_{name}"):
                 for parameter in parameters:
                     self._base.state[parameter].setdefault(PREFIX + name, torch.zeros_like(parameter))
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    # What is sparse has memory of its own.
+    return other.layout is torch.strided and one.data_ptr() == other.data_ptr()

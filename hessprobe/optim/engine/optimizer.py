@@ -71,6 +71,8 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
 
     closure_kind: ClosureKind = "backward"
     needs_loss: ClassVar[bool] = False
+    # Whether the base may be handed the sparse gradients of embeddings.
+    takes_sparse: ClassVar[bool] = True
     vectors: tuple[str, ...] = ()
     numbers: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Whether a closure or a step by hand was ever given, or it was said that none was.

@@ -42,6 +42,11 @@ class Owner(Protocol):
         ...
 
     @property
+    def takes_sparse(self) -> bool:
+        """Whether the rule can use sparse gradients."""
+        ...
+
+    @property
     def vectors(self) -> tuple[str, ...]:
         """Names of the vectors that the rule remembers."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.optim.engine import At, Displacement, EngineOptions, Rule, SharpnessAware, TensorList, Update
+from hessprobe.optim.engine.gradients import laid_out_as
 from hessprobe.optim.engine.tensors import Scalar, beside, whole
 from hessprobe.optim.schedules import Schedule
 
@@ -339,7 +340,7 @@ class LookbehindSAM(SharpnessAware):
         first = [p.detach().clone() for p in parameters] if self.is_adaptive else None
         for gradient in gradients:
             for parameter, tensor in zip(parameters, gradient.tensors, strict=True):
-                parameter.grad = None if parameter.grad is None else tensor
+                parameter.grad = None if parameter.grad is None else laid_out_as(tensor, parameter.grad)
             self.clip_gradients()
             self.base_optimizer.step()
         for index, (parameter, slow) in enumerate(zip(parameters, start.tensors, strict=True)):

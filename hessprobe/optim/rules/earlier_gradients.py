@@ -202,7 +202,9 @@ class MomentumSAM(SharpnessAware):
         found = [self.state.get(p, {}).get(name) for p, name in zip(self.parameters(), names, strict=True)]
         if all(buffer is None for buffer in found):
             return None
-        buffers = [torch.zeros_like(p) if b is None else b for b, p in zip(found, self.parameters(), strict=True)]
+        # Sparse gradients leave a sparse momentum.
+        dense = [b.to_dense() if b is not None and b.layout is not torch.strided else b for b in found]
+        buffers = [torch.zeros_like(p) if b is None else b for b, p in zip(dense, self.parameters(), strict=True)]
         return TensorList(buffers, self.fused())
 
     def _with_decay(self, gradient: TensorList, displacement: Displacement) -> TensorList:

@@ -58,6 +58,8 @@ class AdaSAM(SharpnessAware):
 
     vectors = ("first", "second", "largest")
 
+    takes_sparse = False
+
     def __init__(
         self,
         params: ParamsT,
@@ -206,6 +208,8 @@ class SAMSPS(SharpnessAware):
         Oikonomou and Loizou, Adaptive Sharpness-Aware Minimization with a Polyak-type Step Size: A Theory-Grounded
         Scheduler, arXiv 2606.01827; rule as in the authors' ``sam_sps`` package.
     """
+
+    takes_sparse = False
 
     def __init__(
         self,

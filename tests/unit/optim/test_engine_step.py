@@ -418,16 +418,3 @@ class TestRefusals:
             SAM(torch.optim.SGD)
         with pytest.raises(TypeError, match="base_optimizer must be a plain optimizer; got SAM, already"):
             SAM(SAM(sgd(network())))
-
-    def test_sparse_gradients(self):
-        table = nn.Embedding(4, 2, sparse=True)
-        optimizer = SAM(torch.optim.SGD(table.parameters(), lr=0.1))
-
-        def closure():
-            optimizer.zero_grad()
-            loss = table(torch.tensor([1])).sum()
-            loss.backward()
-            return loss
-
-        with pytest.raises(TypeError, match=r"gradients must be dense and real; that of parameter 0.* is sparse"):
-            optimizer.step(closure)
