@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from hessprobe.optim.engine.tensors import TensorList, whole
+from hessprobe.optim.engine.tensors import TensorList, any_sharded, whole
 
 
 class Gradients:
@@ -136,6 +137,8 @@ def _sparse(dense: Tensor, rows: Tensor) -> Tensor:
 
 # A backward pass renews or changes the gradients of all that it reaches: looking at some of them is enough.
 _WATCHED = 8
+# Of the optimizers that are alive.
+_ALL: WeakSet[Leftovers] = WeakSet()
 
 
 class AccumulatedGradientsError(ValueError):
@@ -145,30 +148,48 @@ class AccumulatedGradientsError(ValueError):
 class Leftovers:
     """Tells gradients that a step has used from those that a backward pass after it has put there.
 
-    Nothing is kept alive: a gradient that is set to None is freed.
+    Nothing is kept alive: a gradient that is set to None is freed. What the passes of another optimizer's step leave in
+    parameters that are not its own (two networks and one loss) is used up by that step.
     """
 
     def __init__(self) -> None:
+        self._parameters: list[Tensor] | None = None
+        _ALL.add(self)
         # None: nobody knows, as in a copy of an optimizer; whatever is there first counts as used.
         self._used: list[tuple[Tensor, TensorWeakRef, int]] | None = []
 
     def note(self, parameters: Sequence[Tensor]) -> None:
         """Count the present gradients as used."""
+        self._parameters = list(parameters)
         found = [p for p in parameters if p.grad is not None]
         watched = found[:: max(1, len(found) // _WATCHED)]
         self._used = [(p, TensorWeakRef(p.grad), p.grad._version) for p in watched if p.grad is not None]
 
     @contextmanager
     def noting(self, parameters: Callable[[], Sequence[Tensor]]) -> Iterator[None]:
-        """Count the gradients that the body leaves as used, unless it was refused because of gradients."""
+        """Count the gradients that the body leaves as used, unless it was refused because of gradients.
+
+        Args:
+            parameters: returns those of this optimizer, once the body has run.
+        """
+        others = [(other, kept) for other in list(_ALL) if other is not self and (kept := other._kept()) is not None]
+        refused = False
         try:
             yield
         except AccumulatedGradientsError:
+            refused = True
             raise
-        except BaseException:
-            self.note(parameters())
-            raise
-        self.note(parameters())
+        finally:
+            if not refused:
+                self.note(parameters())
+            for other, kept in others:
+                other.note(kept)
+
+    def _kept(self) -> list[Tensor] | None:
+        """Return the parameters, None where somebody has accumulated gradients in them."""
+        own = self._parameters
+        # Of sharded ones it takes a collective to know, which ranks might not reach in one order.
+        return None if own is None or any_sharded(own) or self.are_fresh(own) else own
 
     def forget(self) -> None:
         """Know of nothing: the next gradients count as used."""

@@ -96,3 +96,63 @@ def test_one_entry_that_is_not_zero_is_seen_in_any_tensor(where: int | None):
     if where is not None:
         tensors[where].view(-1)[-1] = -1e-30
     assert any_nonzero(tensors) == (where is not None)
+
+
+def two_networks():
+    one, two = weight("plain"), nn.Parameter(weight("plain").detach() + 0.5)
+    optimizers = [SAM(torch.optim.SGD([w], lr=0.01), rho=0.1) for w in (one, two)]
+
+    def closure():
+        loss = ((one * two) ** 2).sum() + loss_of(one)
+        loss.backward()
+        return loss
+
+    return one, two, optimizers, closure
+
+
+def test_two_optimizers_may_share_a_closure_that_clears_nothing():
+    paths = []
+    for clears in (False, True):
+        one, two, optimizers, closure = two_networks()
+        for _ in range(3):
+            for optimizer in optimizers:
+                if clears:
+                    one.grad = two.grad = None
+                optimizer.step(closure)
+        paths.append(torch.stack([one, two]).detach())
+    assert torch.equal(*paths)
+
+
+def test_what_somebody_accumulated_is_refused_also_after_a_step_of_another_optimizer():
+    _, two, (first, second), closure = two_networks()
+    first.step(closure)
+    second.step(closure)
+    second.zero_grad()
+    loss_of(two).backward()
+    first.step(closure)
+    with pytest.raises(ValueError, match="gradients must be empty"):
+        second.step(closure)
+
+
+def test_a_step_that_is_refused_still_uses_up_what_it_left_elsewhere():
+    one, _, (first, second), closure = two_networks()
+    loss_of(one).backward()
+    with pytest.raises(ValueError, match="gradients must be empty"):
+        first.step(closure)
+    second.step(closure)
+    with pytest.raises(ValueError, match="gradients must be empty"):
+        first.step(closure)
+
+
+def test_optimizers_that_are_gone_are_not_kept():
+    import gc
+
+    from hessprobe.optim.engine import gradients
+
+    gc.collect()
+    before = len(gradients._ALL)
+    _, _, optimizers, _ = two_networks()
+    assert len(gradients._ALL) == before + 2
+    del optimizers
+    gc.collect()
+    assert len(gradients._ALL) == before
