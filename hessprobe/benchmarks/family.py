@@ -6,7 +6,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ FLATTENERS = {"trace-sam": "trace", "frob-sam": "frob", "det-sam": "logdet"}
 _PLAIN = ("sgd", "adamw")
 _COMPARED = ("sgd", "sam", *FLATTENERS)
 _STEPS_TIMED = 10
+# Steps of SGD that a rule may cost to be called cheap.
+_CHEAP = 1.6
 _BATCH = 32
 
 
@@ -282,6 +284,105 @@ def flattening_table(runs: Sequence[TrainedOptimizer]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recommendation(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float, float, float]]) -> str:
+    """Return which three rules to try first, and why, as Markdown; empty where SGD or all rules are missing.
+
+    A rule is eligible that diverges nowhere, is not marked below SGD in any setting, and lies above it on average by
+    more than twice the standard error of the difference. The three are the one with the highest accuracy averaged over
+    the settings; the highest among those that cost at most 1.6 steps of SGD; and the one with the lowest Frobenius norm
+    among those within twice the standard error of the highest accuracy.
+    """
+    settings = [setting for setting in SETTINGS if any(_end(run, setting) for run in runs)]
+    gains = {name: _gain(runs, name, settings) for name in dict.fromkeys(run.optimizer for run in runs)}
+    eligible = {
+        name: gain
+        for name, gain in gains.items()
+        if gain is not None and name not in _PLAIN and gain[0] > 2 * gain[1] and not _is_marked(runs, name, settings)
+    }
+    if not eligible:
+        return "" if gains.get("sgd") is None else "No rule lies above SGD by more than its noise in these runs.\n"
+
+    def highest(names: Iterable[str]) -> str:
+        return max(names, key=lambda name: eligible[name][0])
+
+    best = highest(eligible)
+    chosen = {best: "the highest accuracy"}
+    cheap = [name for name in eligible if times[name][0] <= _CHEAP and name not in chosen]
+    if cheap:
+        chosen[highest(cheap)] = "the highest accuracy among those that cost little more than SGD"
+    close = [n for n in eligible if n not in chosen and eligible[best][0] - eligible[n][0] <= 2 * eligible[best][1]]
+    flat = {name: _flatness(runs, name) for name in close}
+    if flat:
+        chosen[min(flat, key=lambda name: flat[name])] = "the flattest among those of like accuracy"
+    lines = ["| try | because it has | test accuracy over SGD, points | Frobenius | time of a step / SGD |"]
+    lines.append("|---|---|---:|---:|---:|")
+    for name, why in chosen.items():
+        gain, error = eligible[name]
+        lines.append(
+            f"| {name} | {why} | {gain:+.1f} ± {error:.1f} | {_flatness(runs, name):.3g} | {times[name][0]:.2f} |"
+        )
+    rules = len([name for name in gains if name not in _PLAIN])
+    where = "one setting" if len(settings) == 1 else f"{len(settings)} settings"
+    lines += [
+        "",
+        f"Means over {where} and the seeds, ± the standard error of the difference. Of {rules} rules {len(eligible)} "
+        "were eligible: above SGD by more than their noise, and below it nowhere. The best of so many is favoured by "
+        "chance by about two standard errors: these are where to begin, not winners.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def flattening_verdict(runs: Sequence[TrainedOptimizer]) -> str:
+    """Return one sentence a rule that is made to lower a measure: where it does so below SAM at equal accuracy.
+
+    It does where the 95 % interval of its measure over SAM's lies below 1 and its accuracy is not below SAM's by more
+    than twice the standard error of the difference and one point.
+    """
+    lines = []
+    for name, measure in FLATTENERS.items():
+        judged = [(setting, _lowers(runs, name, measure, setting)) for setting in SETTINGS]
+        known = [(setting, does) for setting, does in judged if does is not None]
+        where = [setting for setting, does in known if does]
+        if not known:
+            continue
+        if where:
+            lines.append(f"- {name} lowers {measure} below SAM's at equal accuracy in {'; '.join(where)}.")
+        else:
+            lines.append(
+                f"- **{name} does not lower {measure} below SAM's at equal accuracy in any of these settings.**"
+            )
+    return "\n".join(lines) + ("\n" if lines else "")
+
+
+def _lowers(runs: Sequence[TrainedOptimizer], name: str, measure: str, setting: str) -> bool | None:
+    own, sam = (_measured(runs, who, setting, measure) for who in (name, "sam"))
+    both = sorted(own.keys() & sam.keys())
+    if len(both) < 2:
+        return None
+    _, high = _bounds([own[seed] / sam[seed] for seed in both])
+    return high < 1 and not _is_below(_accuracies(runs, name, setting), _accuracies(runs, "sam", setting))
+
+
+def _gain(runs: Sequence[TrainedOptimizer], name: str, settings: Sequence[str]) -> tuple[float, float] | None:
+    """Return mean and standard error of the accuracy over SGD's, None where a run is missing or alone."""
+    gains, variances = [], []
+    for setting in settings:
+        own, base = _accuracies(runs, name, setting), _accuracies(runs, "sgd", setting)
+        if min(len(own), len(base)) < 2 or any(map(math.isnan, [*own, *base])):
+            return None
+        gains.append(statistics.fmean(own) - statistics.fmean(base))
+        variances.append(statistics.variance(own) / len(own) + statistics.variance(base) / len(base))
+    return statistics.fmean(gains), math.sqrt(sum(variances)) / len(settings)
+
+
+def _is_marked(runs: Sequence[TrainedOptimizer], name: str, settings: Sequence[str]) -> bool:
+    return any(_is_below(_accuracies(runs, name, s), _accuracies(runs, "sgd", s)) for s in settings)
+
+
+def _flatness(runs: Sequence[TrainedOptimizer], name: str) -> float:
+    return statistics.fmean(_measured(runs, name, _FIRST, "frob").values())
+
+
 def _end(run: TrainedOptimizer, setting: str) -> dict[str, Any]:
     return run.row() if setting == _FIRST else run.others.get(setting, {})
 
@@ -306,8 +407,12 @@ def _interval(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.2f}"
+    return "{:.2f} ({:.2f} to {:.2f})".format(mean, *_bounds(values))
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
 def _mean(values: Sequence[float], errors: Sequence[float] = ()) -> str:

@@ -89,3 +89,22 @@ def test_what_is_being_timed_is_said_and_nothing_off_a_terminal(capsys):
     with status_line() as say:
         say("anything")
     assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_gets_a_line_a_minute_from_the_first_minute_on(capsys, monkeypatch):
+    from hessprobe.cli import progress
+
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.status_line() as say:
+        for after, text in (
+            (0, "1 of 9"),
+            (59, "2 of 9"),
+            (60, "3 of 9"),
+            (61, "4 of 9"),
+            (119, "5 of 9"),
+            (200, "6 of 9"),
+        ):
+            now[0] = 1000.0 + after
+            say(text)
+    assert capsys.readouterr().err == "3 of 9\n6 of 9\n"

@@ -73,6 +73,34 @@ def test_a_signal_writes_what_is_finished_and_leaves_no_process(started, tmp_pat
     assert rows == [("sgd", 0), ("sam", None), ("asam", None), ("gsam", None)]
 
 
+def test_what_is_killed_without_a_word_is_gone_on_from(started, tmp_path, run, monkeypatch):
+    import fake_runs
+
+    process, _ = started(1)
+    process.kill()
+    process.communicate(timeout=10)
+    record = report.read_record(tmp_path / "o.json")
+    assert record["flags"] == ["interrupted"]
+    assert [(row["optimizer"], row["seed"]) for row in record["timings"]] == [("sgd", 0)]
+
+    def trained(name, seed, epochs):
+        (tmp_path / f"made-{name}").touch()
+        return family.TrainedOptimizer(name, seed, 0.93, 1.0, dict.fromkeys(family.MEASURES, (3.0, 0.01)))
+
+    monkeypatch.setattr(family, "time_optimizers", fake_runs.time_optimizers)
+    monkeypatch.setattr(family, "train_and_measure", trained)
+    chosen = ("--optimizer", "sgd", "--optimizer", "sam", "--seeds", 1, "--json", tmp_path / "o.json")
+    done = run("bench", "--suite", "optimizers", *chosen, "--resume")
+    assert done.code == 0, done.err
+    # The run of sgd is that of before, and was not made again.
+    assert sorted(path.name for path in tmp_path.glob("made-*")) == ["made-sam"]
+    assert "| sgd | 91 ± n/a | 2 ± n/a |" in done.out
+    assert "| sam | 93 ± n/a | 3 ± n/a |" in done.out
+    assert report.read_record(tmp_path / "o.json")["flags"] == []
+    again = run("bench", "--suite", "optimizers", *chosen, "--resume")
+    assert again.out == done.out
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_is_killed_is_named_and_the_others_are_kept(run, monkeypatch, tmp_path, jobs):
     import fake_runs

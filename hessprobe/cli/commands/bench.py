@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,14 +130,11 @@ def publish(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
         ended: dict[str, Any] = failures.entries(outcome.failure)
         if products:
             ended = {"flags": [outcome.ending] if outcome.ending else None}
-        record = report.build_record(
-            "bench", [], arguments=request.arguments, seed=0, device=device, timings=rows, **ended
-        )
+        record = _record(request, device, rows, ended)
         text = _table(request, outcome, record["environment"]) if rows else ""
         if request.markdown is not None and text:
             files.write_atomically(request.markdown, lambda stream: stream.write(text.encode()))
-        if request.json not in (None, "-"):
-            report.write_record(str(request.json), record)
+        _write(request, record)
         sys.stdout.write(report.to_json(record) if request.json == "-" else text)
     if outcome.interrupted and products:
         timed = {row["case"] for row in rows}
@@ -145,6 +142,19 @@ def publish(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
     elif outcome.interrupted:
         where = f"; what is known is in {request.json}" if request.json not in (None, "-") else ""
         failures.say(f"interrupted after {bench_tables.count(rows)} results{where}")
+
+
+def _record(request: BenchRequest, device: Any, rows: Rows, ended: Mapping[str, Any]) -> dict[str, Any]:
+    from hessprobe import report
+
+    return report.build_record("bench", [], arguments=request.arguments, seed=0, device=device, timings=rows, **ended)
+
+
+def _write(request: BenchRequest, record: dict[str, Any]) -> None:
+    from hessprobe import report
+
+    if request.json not in (None, "-"):
+        report.write_record(str(request.json), record)
 
 
 def _table(request: BenchRequest, outcome: Outcome[Rows], machine: dict[str, Any]) -> str:
@@ -192,6 +202,8 @@ def _optimizers(request: BenchRequest, rows: Rows, report: Say) -> None:
     def finished(run: family.TrainedOptimizer, done: int, total: int) -> None:
         rows.append({**run.row(), **timed[run.optimizer]})
         report(f"{done} of {total}: {run.optimizer}, seed {run.seed}")
+        # What ends this program without a word leaves something to --resume from.
+        _write(request, _record(request, "cpu", rows, {"flags": ["interrupted"]}))
 
     options_of_a_resumed_run: dict[str, Any] = {}
     if request.resume:

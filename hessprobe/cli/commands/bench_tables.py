@@ -99,6 +99,9 @@ def _optimizers(rows: Sequence[_Row], seeds: int) -> tuple[str, str]:
             runs
         )
         table += "\nRules that are made to lower a measure:\n\n" + family.flattening_table(runs)
+    first = family.recommendation(runs, times)
+    if first:
+        head += f"## Which to try first\n\n{first}\n{family.flattening_verdict(runs)}\n## All of them\n\n"
     return "Every optimizer on noisy digits", head + table
 
 

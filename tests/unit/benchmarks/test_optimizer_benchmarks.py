@@ -79,3 +79,64 @@ def test_an_error_that_is_not_known_is_not_zero():
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sam", "frob-sam"])
 def test_everyone_is_in_the_list(name):
     assert name in family.optimizer_names()
+
+
+def drawn(name, accuracy, frob, *, spread=0.002, worse_in=None, own=None, failure=""):
+    """Return three runs of one optimizer in two settings, accuracies apart by ``spread``."""
+    other = list(family.SETTINGS)[1]
+    runs = []
+    for seed, shift in enumerate((-spread, 0.0, spread)):
+        measures = {"lambda-max": (1.0, 0.0), "trace": (10.0, 0.0), "frob": (frob * (1 + shift), 0.0), **(own or {})}
+        there = {"test_accuracy": (worse_in or accuracy) + shift, "train_accuracy": 1.0, "measures": measures}
+        run = family.TrainedOptimizer(name, seed, accuracy + shift, 1.0, measures, failure, {other: there})
+        runs.append(run)
+    return runs
+
+
+def test_the_three_to_try_first_follow_from_accuracy_cost_and_flatness():
+    runs = [
+        *drawn("sgd", 0.90, 9.0),
+        *drawn("adamw", 0.99, 1.0),  # no rule
+        *drawn("xsam", 0.950, 3.0),
+        *drawn("looksam", 0.930, 5.0),
+        *drawn("sam-interval", 0.940, 4.0),
+        *drawn("friendly-sam", 0.949, 2.0),
+        *drawn("gsam", 0.9495, 2.5),
+        *drawn("asam", 0.920, 0.5),  # flattest, and not as accurate
+        *drawn("esam", 0.980, 1.0, worse_in=0.80),  # below SGD in one setting
+        *drawn("sam", 0.9005, 1.0, spread=0.02),  # not above SGD by more than its noise
+    ]
+    times = dict.fromkeys({run.optimizer for run in runs}, (2.5, 2.4, 2.6))
+    times |= {"looksam": (1.5, 1.4, 1.6), "sam-interval": (1.3, 1.2, 1.4)}
+    text = family.recommendation(runs, times)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["xsam", "sam-interval", "friendly-sam"]
+    assert rows[0][2:] == ["+5.0 ± 0.1", "3", "2.50"]
+    assert "Of 8 rules 6 were eligible" in text
+    assert "Means over 2 settings" in text
+
+
+def test_without_runs_that_tell_rules_from_noise_nothing_is_recommended():
+    times = dict.fromkeys(("sgd", "sam"), (1.0, 1.0, 1.0))
+    assert family.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.89, 1.0)], times) == (
+        "No rule lies above SGD by more than its noise in these runs.\n"
+    )
+    assert family.recommendation(drawn("sam", 0.9, 1.0), times) == ""
+    assert family.recommendation([drawn("sgd", 0.9, 1.0)[0], drawn("sam", 0.95, 1.0)[0]], times) == ""
+
+
+def test_a_rule_lowers_its_measure_where_the_interval_says_so_at_equal_accuracy():
+    first, other = list(family.SETTINGS)[:2]
+
+    def runs_of(**changes):
+        sam = drawn("sam", 0.95, 4.0)
+        return [*sam, *drawn("frob-sam", **{"accuracy": 0.95, "frob": 3.9, **changes})]
+
+    assert family.flattening_verdict(runs_of()) == (
+        f"- frob-sam lowers frob below SAM's at equal accuracy in {first}; {other}.\n"
+    )
+    # Two points of accuracy lost in the second setting, then a measure that is not told from SAM's in either.
+    assert family.flattening_verdict(runs_of(worse_in=0.93)).endswith(f"in {first}.\n")
+    none = "- **frob-sam does not lower frob below SAM's at equal accuracy in any of these settings.**\n"
+    assert family.flattening_verdict(runs_of(frob=3.98, spread=0.01)) == none
+    assert family.flattening_verdict(drawn("sam", 0.95, 4.0)) == ""
