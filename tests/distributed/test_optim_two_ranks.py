@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hessprobe.optim import GSAM, SAM
 from hessprobe.optim.engine import weights as exchange
+from hessprobe.optim.integrations.micro_batches import evaluate_together
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -81,11 +83,41 @@ def train_on_one_rank(rank: int, name: str, sync: str, bucket_view: bool) -> tor
     return weights(module)
 
 
+def train_by_micro_batches(rank: int) -> tuple[torch.Tensor, int]:
+    """Train on two micro-batches a step, as trainers do that clip and step by themselves; count the averagings."""
+    module = DistributedDataParallel(network())
+    averaged: list[int] = []
+
+    # Without annotations: DistributedDataParallel compares them with classes.
+    def count(_, bucket):
+        averaged.append(1)
+        return dist.all_reduce(bucket.buffer().div_(WORLD), async_op=True).get_future().then(lambda f: f.value()[0])
+
+    module.register_comm_hook(None, count)
+    optimizer = SAM(torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), rho=0.5, model=module)
+    for step in range(STEPS):
+        x, y = batch(step)
+
+        def backward_of(part: slice, x: torch.Tensor = x, y: torch.Tensor = y) -> Callable[[], torch.Tensor]:
+            def backward() -> torch.Tensor:
+                loss = nn.functional.cross_entropy(module(x[rank::2][part]), y[rank::2][part]) / 2
+                loss.backward()
+                return loss
+
+            return backward
+
+        parts = [backward_of(part) for part in (slice(0, 2), slice(2, 4))]
+        evaluate_together(optimizer, parts, loss=lambda: torch.zeros(()), no_sync=module.no_sync)
+        optimizer.step()
+    return weights(module), len(averaged)
+
+
 def rank_main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     for case in CASES:
         torch.save(train_on_one_rank(rank, *case), saved(folder, case, rank))
+    torch.save(train_by_micro_batches(rank), folder / f"parts-{rank}.pt")
     # A wrapper that outlives the group makes torch abort at exit, once in ten times or so.
     gc.collect()
     dist.destroy_process_group()
@@ -101,3 +133,8 @@ def test_two_ranks_equal_one_process(tmp_path: Path):
         torch.testing.assert_close(ranks[0], one_process(name, sync), rtol=1e-12, atol=1e-14)
         other = one_process(name, "local" if sync == "global" else "global")
         assert float((ranks[0] - other).abs().max()) > 1e-4, case
+    parts = [torch.load(tmp_path / f"parts-{rank}.pt") for rank in range(WORLD)]
+    assert torch.equal(parts[0][0], parts[1][0])
+    torch.testing.assert_close(parts[0][0], one_process("SAM", "global"), rtol=1e-12, atol=1e-14)
+    # Once a pass, with the last micro-batch.
+    assert [count for _, count in parts] == [2 * STEPS] * WORLD
