@@ -239,7 +239,8 @@ class Context:
         known = self.__dict__
         # Of an indefinite matrix both ends come from one run.
         own = ("eigenpairs", "trace", "directions", *(("smallest",) if self.A.psd else ()))
-        parts = [known[name].matvecs for name in own if name in known]
+        # Directions are None where none are worth their search.
+        parts = [known[name].matvecs for name in own if known.get(name) is not None]
         sampled = ("sketch",) if self._norm_of_sketch else ("frobenius", "sketch")
         shared = self._shared if "directions" in known else 0.0
         parts += [known[name].matvecs - shared for name in sampled if name in known]

@@ -37,6 +37,17 @@ def trained(case, steps, lr=0.2):
     return risks
 
 
+def test_a_network_too_small_for_a_search_of_directions_is_tracked():
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 2).double(), torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+    case = nets.Case(model, [(x, torch.tensor([0, 1, 0]))], nn.CrossEntropyLoss())
+    point = SharpnessTracker(model, case.loss, case.data).step(1)
+    dense = nets.full_hessian(case.risk())
+    assert point.values["trace"] == pytest.approx(float(dense.trace()), rel=1e-9)
+    assert point.values["frob"] == pytest.approx(float(dense.norm()), rel=1e-9)
+    assert point.matvecs == sum(result.estimate.matvecs for result in point.results)
+
+
 def test_a_point_is_what_the_full_hessian_says():
     risk = nets.mlp().risk()
     H, g = nets.full_hessian(risk), risk.gradient()
