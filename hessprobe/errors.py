@@ -46,7 +46,19 @@ def about(parameter: str, rest: str) -> ArgumentMessage:
 
 
 class HessprobeError(Exception):
-    """Base of every error that hessprobe raises about the work, not about an argument."""
+    """Base of every error that hessprobe raises about the work, not about an argument.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> torch.nn.init.constant_(model[0].weight, float("nan")).shape
+        torch.Size([2, 2])
+        >>> try:
+        ...     hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), [(torch.ones(1, 2), torch.tensor([0]))])
+        ... except hp.HessprobeError as error:
+        ...     print(type(error).__name__)
+        NonFiniteError
+    """
 
 
 class CheckpointError(HessprobeError):
@@ -106,7 +118,17 @@ class LostRunsError(HessprobeError):
 
 
 class NumericalWarning(UserWarning):
-    """A number that is usable but weaker than asked for; the result carries a flag that says the same."""
+    """A number that is usable but weaker than asked for; the result carries a flag that says the same.
+
+    Examples:
+        >>> import warnings, numpy as np, hessprobe as hp
+        >>> issubclass(hp.NumericalWarning, UserWarning)
+        True
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", hp.NumericalWarning)  # inside, a weak number is an error
+        ...     hp.frobenius_norm(np.diag([1.0, 2.0]), seed=0).kind
+        'exact'
+    """
 
 
 class PlainStepWarning(UserWarning):

@@ -48,6 +48,12 @@ class ErrorParts:
             Radau rules, the residual of an eigenpair); else an estimate (quadrature from shorter rules, finite
             differences, rounding). The function that made the number says which.
         data_df: degrees of freedom of ``data``: one less than the groups where these are equal; see ``jackknife_df``.
+
+    Examples:
+        >>> import hessprobe as hp
+        >>> parts = hp.ErrorParts(probe=0.5, data=2.0, solver=0.1)
+        >>> parts.scaled(2.0)
+        ErrorParts(probe=1.0, data=4.0, solver=0.2, data_df=inf)
     """
 
     probe: float = 0.0
@@ -106,6 +112,17 @@ class Estimate:
             error bar is short where the value lies on the side of its short tail: with t the quantile the interval
             goes from value - g(t) to value - g(-t) probe errors, g(t) = (3 / a) ((1 + a t)^(1/3) - 1), in a straight
             line where 1 + a t < 0.35.
+
+    Examples:
+        >>> import hessprobe as hp
+        >>> found = hp.Estimate(10.0, hp.ErrorParts(probe=0.5, data=2.0), matvecs=64, samples=64, method="by hand")
+        >>> print(found)
+        10 (95% interval 9.02002 to 10.98, 64 products, by hand)
+        >>> float(found), f"{found:.2f}", found.std_error
+        (10.0, '10.00', 0.5)
+        >>> low, high = found.interval(include_data=True)
+        >>> round(low, 2), round(high, 2)
+        (5.96, 14.04)
     """
 
     value: float

@@ -29,6 +29,16 @@ class Comparison:
         baseline: label of the checkpoint that the others are compared with.
         confidence: level of the intervals of differences.
         failures: why a measure of a checkpoint does not exist, by ``(label, measure)``.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 2).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> data = [(x, torch.tensor([0, 1, 0]))]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+        >>> other = hp.EmpiricalRisk(torch.nn.Linear(2, 2).double(), torch.nn.CrossEntropyLoss(), data)
+        >>> hp.compare({"a": risk, "b": other}, measures=["trace", "frob"], n_probes=8, seed=0).values.keys()
+        dict_keys(['a', 'b'])
     """
 
     values: Mapping[str, Mapping[str, Estimate]]
@@ -117,6 +127,17 @@ def compare(
     Raises:
         TypeError, ValueError: fewer than two, an unknown name, or an argument outside its range.
         CheckpointError: a path that holds no checkpoint.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 2).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> data = [(x, torch.tensor([0, 1, 0]))]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+        >>> other = hp.EmpiricalRisk(torch.nn.Linear(2, 2).double(), torch.nn.CrossEntropyLoss(), data)
+        >>> found = hp.compare({"a": risk, "b": other}, measures=["trace"], n_probes=8, seed=0)
+        >>> found.baseline, len(found.lines)
+        ('a', 1)
     """
     members = _members(risks)
     names = [checks.one_of("measure", name, MEASURES) for name in measures]

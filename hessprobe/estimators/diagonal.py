@@ -127,6 +127,12 @@ def diagonal(
     References:
         Bekas, Kokiopoulou, Saad (2007), "An estimator for the diagonal of a matrix"; Epperly, Tropp, Webber (2024),
         "XTrace: Making the most of every sample in stochastic trace estimation" (XDiag).
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> hp.diagonal(A, n_probes=4, seed=0).values.round(decimals=6)
+        tensor([ 4.,  2.,  1., -1.], dtype=torch.float64)
     """
     started = time.perf_counter()
     operator = Counted(settled(A))

@@ -102,6 +102,15 @@ def frobenius_norm(
 
     Warns:
         NumericalWarning: ``max_probes`` is too small for the tolerance; the result has the flag ``"budget-exhausted"``.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> G = torch.randn(200, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> S = G @ G.T / 200
+        >>> found = hp.frobenius_norm(hp.aslinearoperator(S), rtol=0.05, seed=0)
+        >>> low, high = found.interval(0.999)
+        >>> low < float(S.norm()) < high
+        True
     """
     started = time.perf_counter()
     operator = Counted(settled(A))
@@ -135,6 +144,13 @@ def effective_rank(trace: Estimate, frobenius: Estimate) -> Estimate:
 
     Raises:
         ValueError: ``frobenius.value`` is not positive.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)))
+        >>> found = hp.effective_rank(hp.trace(A, seed=0), hp.frobenius_norm(A, seed=0))
+        >>> round(found.value, 6)
+        3.0
     """
     if frobenius.value == 0:
         raise ValueError(

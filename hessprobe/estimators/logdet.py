@@ -79,6 +79,13 @@ def logdet(
 
     References:
         Ubaru, Chen, Saad (2017); Golub, Meurant (2010), chapter 6.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)))
+        >>> found = hp.logdet(A, shift=1.0, seed=0)
+        >>> round(found.value, 6) == round(float(torch.tensor([5.0, 3.0, 2.0]).log().sum()), 6)
+        True
     """
     began = time.perf_counter()
     operator = settled(A)

@@ -76,6 +76,13 @@ class SpectralSketch:
         matvecs: products made, with those of a pilot.
         seconds: wall-clock time of the sweep.
         flags: remarks about the sweep.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)))
+        >>> sketch = hp.spectral_sketch(A, n_probes=8, steps=3, seed=0)
+        >>> round(sketch.logdet(shift=1.0).value, 6), round(float(torch.tensor([5.0, 3.0, 2.0]).log().sum()), 6)
+        (3.401197, 3.401197)
     """
 
     dim: int

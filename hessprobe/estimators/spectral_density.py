@@ -50,6 +50,13 @@ def spectral_density(
 
     References:
         Chen, Trogdon, Ubaru (2021), "Analysis of stochastic Lanczos quadrature for spectrum approximation".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> density = hp.spectral_density(A, seed=0)
+        >>> type(density).__name__
+        'Density'
     """
     sketch = spectral_sketch(
         A,

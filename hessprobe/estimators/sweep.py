@@ -104,6 +104,13 @@ def spectral_sketch(
 
     Warns:
         NumericalWarning: ``max_probes`` cut the sample that the tolerance asks for.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> sketch = hp.spectral_sketch(A, n_probes=8, steps=4, seed=0)
+        >>> round(sketch.trace().value, 6), round(sketch.frobenius_norm().value ** 2, 6)
+        (6.0, 22.0)
     """
     began = time.perf_counter()
     fixed = _DEFAULT_PROBES if n_probes is None and rtol is None and atol is None else n_probes

@@ -225,6 +225,20 @@ def trace(
 
     References:
         Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), "Hutch++"; Epperly, Tropp, Webber (2024), "XTrace".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> print(hp.trace(A, n_probes=2, seed=0))
+        6 (exact, 0 products, exact)
+        >>> import numpy as np
+        >>> from scipy.sparse.linalg import aslinearoperator
+        >>> G = np.random.default_rng(0).standard_normal((200, 200))
+        >>> S = G @ G.T / 200
+        >>> found = hp.trace(aslinearoperator(S), n_probes=32, seed=0)  # only products with S are seen
+        >>> low, high = found.interval(0.999)
+        >>> bool(low < np.trace(S) < high), found.std_error < 0.05 * found.value
+        (True, True)
     """
     started = time.perf_counter()
     known = aslinearoperator(A)

@@ -67,6 +67,15 @@ def Fisher(
     References:
         Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation"; Martens (2020), "New
         insights and perspectives on the natural gradient method".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(1, 2).double()
+        >>> data = [(torch.ones(4, 1).double(), torch.tensor([0, 1, 0, 1]))]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+        >>> F, G = hp.Fisher(risk), hp.GaussNewton(risk)
+        >>> torch.allclose(F.to_dense(), G.to_dense())
+        True
     """
     checks.one_of("kind", kind, KINDS)
     n_draws = checks.positive_int("n_draws", n_draws)

@@ -139,6 +139,16 @@ class GaussNewton(LinearOperator):
 
     References:
         Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 1).double()
+        >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double(), torch.zeros(2, 1).double())]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.MSELoss(), data)
+        >>> hp.GaussNewton(risk).to_dense().round(decimals=6)
+        tensor([[10.,  2.,  4.],
+                [ 2.,  4.,  2.],
+                [ 4.,  2.,  2.]], dtype=torch.float64)
     """
 
     psd = True

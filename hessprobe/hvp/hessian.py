@@ -57,6 +57,17 @@ class Hessian(LinearOperator):
 
     References:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 1).double()
+        >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double(), torch.zeros(2, 1).double())]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.MSELoss(), data)
+        >>> H = hp.Hessian(risk)
+        >>> H.shape
+        (3, 3)
+        >>> (H @ torch.tensor([1.0, 0.0, 0.0]).double()).round(decimals=6)
+        tensor([10.,  2.,  4.], dtype=torch.float64)
     """
 
     def __init__(

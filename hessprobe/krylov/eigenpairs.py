@@ -64,6 +64,13 @@ class Eigenpairs:
             the noise of the products, not to ``tol``; ``"wide-bracket"``: some interval is wider than ``rtol`` asks;
             ``"warm-start"``.
         terms: weights (B,) of the terms and v^T A_b v (B, k') of every vector, or None for an operator of one term.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> pairs = hp.eigsh(A, k=2, which="largest", seed=0)
+        >>> pairs.values.round(decimals=6), tuple(pairs.vectors.shape), bool(pairs.converged.all())
+        (tensor([4., 2.], dtype=torch.float64), (2, 4), True)
     """
 
     values: Tensor

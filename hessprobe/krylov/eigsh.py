@@ -116,6 +116,13 @@ def eigsh(
         Wu, Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; van Dorsselaer,
         Hochstenbach, van der Vorst (2001), "Computing probabilistic bounds for extreme eigenvalues of symmetric
         matrices with the Lanczos method".
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> A = hp.aslinearoperator(torch.diag(torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64)))
+        >>> pairs = hp.eigsh(A, k=1, which="both", seed=0)
+        >>> pairs.values.round(decimals=6)
+        tensor([ 4., -1.], dtype=torch.float64)
     """
     began = time.perf_counter()
     tol = checks.real("tol", tol, low=0, high=1, low_open=True, high_open=True)

@@ -102,6 +102,18 @@ def landscape(
             checkpoints that do not fit each other.
         DataError: checkpoints measured on different data.
         UnsupportedError: neurons that cannot be matched.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 2).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> data = [(x, torch.tensor([0, 1, 0]))]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+        >>> found = hp.landscape(risk, size=5, seed=0)
+        >>> found.values["loss"].shape
+        (5, 5)
+        >>> bool(abs(found.values["loss"][found.center] - float(risk.loss())) < 1e-12)
+        True
     """
     require_objective("risk", risk)
     checks.one_of("directions", directions, DIRECTIONS)

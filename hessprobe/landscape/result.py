@@ -45,6 +45,16 @@ class Landscape:
         bend: (k, k) second derivatives.
         evaluated: number of points that this run computed; the others were found on disk.
         notes: what a reader should know, in words.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 2).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> data = [(x, torch.tensor([0, 1, 0]))]
+        >>> risk = hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+        >>> found = hp.landscape(risk, line=True, size=5, seed=0)
+        >>> len(found.axes), found.complete, found.holes()
+        (1, True, 0)
     """
 
     axes: tuple[Floats, ...]

@@ -40,6 +40,12 @@ class MeasureSettings:
 
     Raises:
         TypeError, ValueError: a value outside its range.
+
+    Examples:
+        >>> import hessprobe as hp
+        >>> settings = hp.MeasureSettings(operator="ggn", rtol=0.05)
+        >>> settings.operator, settings.rtol, settings.damping
+        ('ggn', 0.05, 0.001)
     """
 
     operator: str = "hessian"

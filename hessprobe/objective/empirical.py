@@ -95,6 +95,16 @@ class EmpiricalRisk(Objective):
         UnsupportedError: a model's own loss that is not recognised, an attention kernel without second derivative,
             embeddings with ``max_norm``, a forward that cuts parameters off from the loss, parameters that are spread
             over ranks.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model, x = torch.nn.Linear(2, 1).double(), torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> y, loss_fn = torch.zeros(3, 1).double(), torch.nn.MSELoss()
+        >>> risk = hp.EmpiricalRisk(model, loss_fn, [(x[:1], y[:1]), (x[1:], y[1:])])
+        >>> risk.dim, risk.n_examples
+        (3, 3)
+        >>> torch.allclose(risk.loss(), loss_fn(model(x), y), rtol=1e-14)  # however the examples are batched
+        True
     """
 
     def __init__(

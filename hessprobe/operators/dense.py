@@ -209,6 +209,12 @@ def aslinearoperator(A: Any) -> LinearOperator:
 
     Raises:
         TypeError, ValueError: see ``DenseOperator`` and ``WrappedOperator``.
+
+    Examples:
+        >>> import numpy as np, hessprobe as hp
+        >>> A = hp.aslinearoperator(np.diag([3.0, 2.0, 1.0]))
+        >>> A.shape, A @ np.array([1.0, 1.0, 0.0])
+        ((3, 3), array([3., 2., 0.]))
     """
     if isinstance(A, LinearOperator):
         return A

@@ -1,16 +1,21 @@
 """The sharpness-aware optimizers: one engine, one small rule a variant.
 
-Each class is named as in its paper and wraps any constructed ``torch.optim.Optimizer``::
+Each class is named as in its paper and wraps any constructed ``torch.optim.Optimizer``.
 
-    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05, model=model)
-
-    def closure():
-        opt.zero_grad()
-        loss = criterion(model(x), y)
-        loss.backward()
-        return loss
-
-    loss = opt.step(closure)
+Examples:
+    >>> import torch, hessprobe as hp
+    >>> model, criterion = torch.nn.Linear(2, 2), torch.nn.CrossEntropyLoss()
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> opt = hp.optim.SAM(base, rho=0.05, model=model)
+    >>> def closure():
+    ...     opt.zero_grad()
+    ...     loss = criterion(model(x), y)
+    ...     loss.backward()
+    ...     return loss
+    >>> before, loss = criterion(model(x), y).detach(), opt.step(closure)
+    >>> torch.equal(loss, before), opt.last.evaluations
+    (True, 2)
 """
 
 from __future__ import annotations

@@ -93,7 +93,13 @@ REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def available() -> list[str]:
-    """Return the names of all sharpness-aware optimizers, sorted."""
+    """Return the names of all sharpness-aware optimizers, sorted.
+
+    Examples:
+        >>> from hessprobe.optim import available
+        >>> len(available()), available()[:3]
+        (49, ['adasam', 'ae-looksam', 'ae-sam'])
+    """
     return sorted(REGISTRY)
 
 

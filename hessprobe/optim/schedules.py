@@ -20,6 +20,12 @@ class Linear:
     Attributes:
         start, end: radii >= 0.
         steps: length of the run, >= 1; a longer run is refused.
+
+    Examples:
+        >>> from hessprobe.optim import Linear
+        >>> rho = Linear(0.1, 0.0, steps=5)
+        >>> [round(rho(t, lr=0.1), 3) for t in range(1, 6)]
+        [0.1, 0.075, 0.05, 0.025, 0.0]
     """
 
     start: float
@@ -42,6 +48,12 @@ class Cosine:
     Attributes:
         start, end: radii >= 0.
         steps: length of the run, >= 1; a longer run is refused.
+
+    Examples:
+        >>> from hessprobe.optim import Cosine
+        >>> rho = Cosine(0.1, 0.0, steps=5)
+        >>> [round(rho(t, lr=0.1), 3) for t in range(1, 6)]
+        [0.1, 0.085, 0.05, 0.015, 0.0]
     """
 
     start: float
@@ -67,6 +79,12 @@ class LikeLr:
 
     References:
         Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training (GSAM), ICLR 2022.
+
+    Examples:
+        >>> from hessprobe.optim import LikeLr
+        >>> rho = LikeLr(rho_max=0.2, rho_min=0.1, lr_max=1.0)
+        >>> [round(rho(t, lr), 3) for t, lr in enumerate((1.0, 0.5, 0.0), 1)]
+        [0.2, 0.15, 0.1]
     """
 
     rho_max: float

@@ -87,6 +87,21 @@ class SharpnessTracker:
     Raises:
         TypeError, ValueError: an argument outside its range, or a model without trainable parameters.
         UnsupportedError: a model sharded over ranks.
+
+    Examples:
+        >>> import torch, hessprobe as hp
+        >>> model = torch.nn.Linear(2, 2).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]).double()
+        >>> data = [(x, torch.tensor([0, 1, 0]))]
+        >>> loss_fn, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> tracker = hp.SharpnessTracker(model, loss_fn, data, every=2, optimizer=optimizer)
+        >>> for step in range(1, 5):
+        ...     optimizer.zero_grad()
+        ...     loss_fn(model(x), data[0][1]).backward()
+        ...     optimizer.step()
+        ...     point = tracker.step(step)
+        >>> [point.step for point in tracker.points]
+        [2, 4]
     """
 
     def __init__(

@@ -148,6 +148,31 @@ def save_checkpoint(
 
     Raises:
         ValueError: the folder is missing or cannot be written.
+
+    Examples:
+        >>> import tempfile, torch, hessprobe as hp
+        >>> from pathlib import Path
+        >>> from hessprobe.training import DataSpec, Recipe
+        >>> from hessprobe.training.datasets import load_dataset
+        >>> from hessprobe.training.models import build_model, complete_arguments
+        >>> digits = load_dataset("digits")
+        >>> arguments = complete_arguments("mlp", {"hidden": [4]}, digits.implied_arguments)
+        >>> model = build_model("mlp", arguments)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = hp.save_checkpoint(
+        ...         Path(folder) / "digits.pt",
+        ...         model=model,
+        ...         model_name="mlp",
+        ...         model_arguments=arguments,
+        ...         data=DataSpec("digits", "vector", digits.sha256),
+        ...         recipe=Recipe(epochs=1),
+        ...         optimizer=optimizer,
+        ...         metrics={"train": {"loss": 2.3}},
+        ...     )
+        ...     stored = torch.load(path, weights_only=True)
+        >>> stored["model"]["name"], stored["data"]["name"], stored["metrics"]
+        ('mlp', 'digits', {'train': {'loss': 2.3}})
     """
     content = {
         "format": FORMAT,
@@ -174,6 +199,31 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         PlainWeightsError: the file holds nothing but weights.
         CheckpointError: the file is missing, damaged, not a hessprobe checkpoint, of a newer format, or its weights do
             not fit its model or are not finite.
+
+    Examples:
+        >>> import tempfile, torch, hessprobe as hp
+        >>> from pathlib import Path
+        >>> from hessprobe.training import DataSpec, Recipe
+        >>> from hessprobe.training.datasets import load_dataset
+        >>> from hessprobe.training.models import build_model, complete_arguments
+        >>> digits = load_dataset("digits")
+        >>> arguments = complete_arguments("mlp", {"hidden": [4]}, digits.implied_arguments)
+        >>> model = build_model("mlp", arguments)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = hp.save_checkpoint(
+        ...         Path(folder) / "digits.pt",
+        ...         model=model,
+        ...         model_name="mlp",
+        ...         model_arguments=arguments,
+        ...         data=DataSpec("digits", "vector", digits.sha256),
+        ...         recipe=Recipe(epochs=1),
+        ...         optimizer=optimizer,
+        ...         metrics={"train": {"loss": 2.3}},
+        ...     )
+        ...     loaded = hp.load_checkpoint(path)
+        >>> loaded.model_name, torch.equal(loaded.model.layers[0].weight, model.layers[0].weight)
+        ('mlp', True)
     """
     source = weights.require_file(path)
     content = weights.read_torch_file(source)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import doctest
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import hessprobe
+import hessprobe.optim
 
 ROOT = Path(hessprobe.__file__).parent
 WITH_EXAMPLES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
@@ -27,3 +29,20 @@ def test_examples(path: Path) -> None:
         runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
         runner.run(example, out=said.append)
         assert runner.failures == 0, "".join(said)
+
+
+def _explained(public: object, name: str) -> str:
+    # A package that bears the name of its function is called as that function.
+    within = getattr(public, name, None) if isinstance(public, ModuleType) else None
+    return (within or public).__doc__ or ""
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [(package, name) for package in (hessprobe, hessprobe.optim) for name in package.__all__],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_every_public_name_has_an_example(package: ModuleType, name: str) -> None:
+    examples = doctest.DocTestParser().get_examples(_explained(getattr(package, name), name))
+    assert examples, f"the docstring of {package.__name__}.{name} must show how it is used"
+    assert any(each.want for each in examples), "an example that prints nothing cannot fail"

@@ -37,6 +37,20 @@ class SAM(SharpnessAware):
     References:
         Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021.
         Kwon et al., ASAM, ICML 2021.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     def __init__(
@@ -76,6 +90,20 @@ class USAM(SharpnessAware):
 
     References:
         Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import USAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = USAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.5200, -1.8900]])
     """
 
     def rule(self) -> Rule:
@@ -102,6 +130,20 @@ class UnifiedSAM(SharpnessAware):
 
     References:
         Oikonomou and Loizou, Sharpness-Aware Minimization: General Analysis and Improved Rates, ICLR 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import UnifiedSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = UnifiedSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, lam=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.5815, -1.8934]])
     """
 
     def __init__(
@@ -151,6 +193,20 @@ class StableSAM(SharpnessAware):
 
     References:
         Tan et al., Stabilizing Sharpness-Aware Minimization Through A Simple Renormalization Strategy, JMLR 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import StableSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = StableSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6962, -1.9122]])
     """
 
     def __init__(
@@ -192,6 +248,20 @@ class LESAM(SharpnessAware):
     References:
         Wang et al., Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation of Sharpness-Aware
         Minimization, ICML 2026.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import LESAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = LESAM(torch.optim.SGD([w], lr=0.1), rho=0.5, sigma=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6910, -1.8995]])
     """
 
     def __init__(
@@ -247,6 +317,20 @@ class Extragradient(SharpnessAware):
     References:
         Korpelevich, The extragradient method for finding saddle points and other problems, Matecon 1976.
         Popov, A modification of the Arrow-Hurwicz method for search of saddle points, Mat. Zametki 1980.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import Extragradient
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = Extragradient(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.8800, -1.9100]])
     """
 
     vectors = ("past",)
@@ -298,6 +382,20 @@ class LookbehindSAM(SharpnessAware):
 
     References:
         Mordido et al., Lookbehind-SAM: k Steps Back, 1 Step Forward, ICML 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import LookbehindSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = LookbehindSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, k=2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6143, -1.8954]])
     """
 
     def __init__(

@@ -39,6 +39,20 @@ class BSAM(SharpnessAware):
 
     References:
         Moellenhoff and Khan, SAM as an Optimal Relaxation of Bayes, ICLR 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import BSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = BSAM([w], rho=0.01, examples=100)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.8327, -1.9248]])
     """
 
     vectors = ("moment", "precision")

@@ -48,6 +48,20 @@ class FrobSAM(SharpnessAware):
     References:
         Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, ICML 2024. The formula is that
         of the public code; the expansion and ``antithetic`` are derived here.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import FrobSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = FrobSAM(torch.optim.SGD([w], lr=0.1), rho=0.05, lam=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6839, -1.9002]])
     """
 
     def __init__(
@@ -117,6 +131,20 @@ class TraceSAM(SharpnessAware):
     References:
         Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, ICML 2024. The formula is that
         of the public code; the table of the paper was not available.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import TraceSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = TraceSAM(torch.optim.SGD([w], lr=0.1), rho=0.1, lam=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7000, -1.9000]])
     """
 
     def __init__(
@@ -184,6 +212,20 @@ class DetSAM(SharpnessAware):
     References:
         Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, ICML 2024. The rule at
         ``convention="code"``, ``log=False`` on a cube is that of the public code; the rest is derived here.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import DetSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = DetSAM(torch.optim.SGD([w], lr=0.1), n=2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7000, -1.9000]])
     """
 
     def __init__(

@@ -33,6 +33,20 @@ class AsyncSAM(SharpnessAware):
 
     References:
         Jo, Lim and Lee, Asynchronous Sharpness-Aware Minimization for Fast and Accurate Deep Learning, 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import AsyncSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = AsyncSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.4331, -1.8018]])
     """
 
     vectors = ("past",)
@@ -77,6 +91,20 @@ class VaSSO(SharpnessAware):
 
     References:
         Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import VaSSO
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = VaSSO(torch.optim.SGD([w], lr=0.1), rho=0.2, theta=0.9)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.3958, -1.7978]])
     """
 
     vectors = ("direction",)
@@ -120,6 +148,20 @@ class FriendlySAM(SharpnessAware):
 
     References:
         Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import FriendlySAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = FriendlySAM(torch.optim.SGD([w], lr=0.1), rho=0.2, sigma=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.4087, -1.7948]])
     """
 
     vectors = ("average",)
@@ -177,6 +219,20 @@ class MomentumSAM(SharpnessAware):
 
     References:
         Becker, Altrock, Risse, Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import MomentumSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = MomentumSAM(torch.optim.SGD([w], lr=0.1, momentum=0.9), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.2769, -1.7182]])
     """
 
     def __init__(
@@ -255,6 +311,20 @@ class SAMPa(SharpnessAware):
 
     References:
         Xie, Pethick and Cevher, SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SAMPa
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SAMPa(torch.optim.SGD([w], lr=0.1), rho=0.2, lam=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.4625, -1.8035]])
     """
 
     vectors = ("auxiliary", "ascended")

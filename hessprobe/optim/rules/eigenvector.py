@@ -126,6 +126,20 @@ class EigenSAM(SharpnessAware):
 
     References:
         Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization, NeurIPS 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import EigenSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = EigenSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure, loss=lambda: (a * w**2).sum() / 2)
+        >>> w.data
+        tensor([[ 0.6419, -1.8974]])
     """
 
     needs_loss = True
@@ -192,6 +206,20 @@ class EigenCorrectedSAM(SharpnessAware):
     References:
         Duan, Chen, Guan, X-SAM: Boosting Sharpness-Aware Minimization with Dominant-Eigenvector Gradient Correction,
         2026 (arXiv 2601.10251).
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import EigenCorrectedSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = EigenCorrectedSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure, loss=lambda: (a * w**2).sum() / 2)
+        >>> w.data
+        tensor([[ 1.0824, -1.9722]])
     """
 
     needs_loss = True

@@ -50,6 +50,18 @@ class ESAM(SharpnessAware):
 
     References:
         Du et al., Efficient Sharpness-aware Minimization for Improved Training of Neural Networks, ICLR 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import ESAM
+        >>> w = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> opt = ESAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure(subset):
+        ...     return (x if subset is None else x[subset]).mul(w).sum(1).square() / 2
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7889, -1.9267]])
     """
 
     closure_kind = "per-sample"
@@ -130,6 +142,18 @@ class KSAM(SharpnessAware):
 
     References:
         Ni et al., K-SAM: Sharpness-Aware Minimization at the Speed of SGD, 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import KSAM
+        >>> w = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> opt = KSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, keep=0.5)
+        >>> def closure(subset):
+        ...     return (x if subset is None else x[subset]).mul(w).sum(1).square() / 2
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7642, -1.8955]])
     """
 
     closure_kind = "per-sample"
@@ -173,6 +197,22 @@ class MicroBatchSAM(SharpnessAware):
     References:
         Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021 (m-sharpness).
         Behdin et al., mSAM: Micro-Batch-Averaged Sharpness-Aware Minimization, 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import MicroBatchSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = MicroBatchSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, shards=2)
+        >>> def closure(b):
+        ...     def shard():
+        ...         opt.zero_grad()
+        ...         loss = (a * (w - b) ** 2).sum() / 2
+        ...         loss.backward()
+        ...         return loss
+        ...     return shard
+        >>> loss = opt.step([closure(0.0), closure(1.0)])
+        >>> w.data
+        tensor([[ 0.8215, -1.8684]])
     """
 
     def __init__(

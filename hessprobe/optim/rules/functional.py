@@ -39,6 +39,20 @@ class FunctionalSAM(SharpnessAware):
 
     References:
         Singh et al., Avoiding Spurious Sharpness Minimization Broadens Applicability of SAM, ICML 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import FunctionalSAM
+        >>> w = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> opt = FunctionalSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     outputs = torch.tanh(x @ w.T)
+        ...     return outputs, (outputs - 1).square().mean()
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 1.0393, -1.9619]])
     """
 
     closure_kind: ClosureKind = "outputs"

@@ -29,6 +29,20 @@ class IntervalSAM(SharpnessAware):
 
     References:
         MosaicML Composer, whose SAM has this interval (10, with rho 0.5); not from a paper.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import IntervalSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = IntervalSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, k=2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.4353, -1.8009]])
     """
 
     def __init__(
@@ -82,6 +96,20 @@ class LookSAM(SharpnessAware):
     References:
         Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR 2022. There is no official code;
         the rule is the paper's with global norms.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import LookSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = LookSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, k=2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> first, second = opt.step(closure), opt.step(closure)
+        >>> w.data
+        tensor([[ 0.4366, -1.8428]])
     """
 
     vectors = ("sharp",)
@@ -203,6 +231,20 @@ class AESAM(SharpnessAware):
 
     References:
         Jiang, Yang, Zhang, Kwok, An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import AESAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = AESAM(torch.optim.SGD([w], lr=0.1), rho=0.2, steps=100)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     numbers = FIRST_AVERAGES
@@ -253,6 +295,20 @@ class AELookSAM(SharpnessAware):
 
     References:
         Jiang, Yang, Zhang, Kwok, An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import AELookSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = AELookSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, steps=100)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     vectors = ("sharp",)
@@ -306,6 +362,20 @@ class SSSAM(SharpnessAware):
     References:
         Zhao et al., SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization for Efficiently Training Deep Neural
         Networks, 2022; second version: Randomized Sharpness-Aware Training for Boosting Computational Efficiency.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SSSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SSSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, probability=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     def __init__(

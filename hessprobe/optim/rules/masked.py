@@ -50,6 +50,20 @@ class SparseSAM(SharpnessAware):
 
     References:
         Mi et al., Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach, NeurIPS 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SparseSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SparseSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, sparsity=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7000, -1.8968]])
     """
 
     vectors = ("mask",)
@@ -178,6 +192,20 @@ class SAMON(SharpnessAware):
 
     References:
         Mueller et al., Normalization Layers Are All That Sharpness-Aware Minimization Needs, NeurIPS 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SAMON
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+        >>> opt = SAMON(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5, model=model, diagnostics=True)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (model(torch.ones(4, 2)) - 1).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> opt.last.evaluations
+        2
     """
 
     def __init__(
@@ -268,6 +296,20 @@ class ZSharp(SharpnessAware):
 
     References:
         Yun, Sharpness-Aware Minimization with Z-Score Gradient Filtering, 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import ZSharp
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = ZSharp(torch.optim.SGD([w], lr=0.1), rho=0.2, quantile=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     def __init__(
@@ -353,6 +395,20 @@ class InfoSAM(SharpnessAware):
     References:
         Zhang, Li and Giannakis, Preconditioned Sharpness-Aware Minimization: Unifying Analysis and a Novel Learning
         Algorithm, ICASSP 2025 (the idea).
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import InfoSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = InfoSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, beta=0.99)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     vectors = ("mean", "variance")

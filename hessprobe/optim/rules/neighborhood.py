@@ -38,6 +38,20 @@ class ASAM(SharpnessAware):
     References:
         Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks,
         ICML 2021.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import ASAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = ASAM(torch.optim.SGD([w], lr=0.1), rho=0.5, eta=0.01)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.5738, -1.8722]])
     """
 
     def __init__(
@@ -90,6 +104,20 @@ class FisherSAM(SharpnessAware):
 
     References:
         Kim et al., Fisher SAM: Information Geometry and Sharpness Aware Minimisation, ICML 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import FisherSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = FisherSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, eta=1.0)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6848, -1.8958]])
     """
 
     def __init__(
@@ -139,6 +167,20 @@ class PreSAM(SharpnessAware):
     References:
         Zhang, Li and Giannakis, Preconditioned Sharpness-Aware Minimization: Unifying Analysis and a Novel Learning
         Algorithm, ICASSP 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import PreSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = PreSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6431, -1.8968]])
     """
 
     def __init__(
@@ -201,6 +243,20 @@ class GCSAM(SharpnessAware):
     References:
         Hassan et al., GCSAM: Gradient Centralized Sharpness Aware Minimization, IEEE Access 2025.
         Yong et al., Gradient Centralization: A New Optimization Technique for Deep Neural Networks, ECCV 2020.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import GCSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = GCSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6576, -1.8929]])
     """
 
     def __init__(

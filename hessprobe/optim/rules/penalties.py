@@ -27,6 +27,20 @@ class GSAM(SharpnessAware):
 
     References:
         Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import GSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = GSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.4)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6417, -1.9017]])
     """
 
     def __init__(
@@ -63,6 +77,20 @@ class SAGM(SharpnessAware):
 
     References:
         Wang et al., Sharpness-Aware Gradient Matching for Domain Generalization, CVPR 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SAGM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SAGM(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.001)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6720, -1.8984]])
     """
 
     def __init__(
@@ -107,6 +135,20 @@ class WSAM(SharpnessAware):
 
     References:
         Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term, KDD 2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import WSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = WSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, gamma=0.9)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.1877, -1.8715]])
     """
 
     def __init__(
@@ -154,6 +196,20 @@ class PGN(SharpnessAware):
 
     References:
         Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning, ICML 2022.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import PGN
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = PGN(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.8)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6545, -1.8975]])
     """
 
     def __init__(
@@ -203,6 +259,20 @@ class GAM(SharpnessAware):
     References:
         Zhang et al., Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves Generalization, CVPR
         2023.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import GAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = GAM(torch.optim.SGD([w], lr=0.1), rho=0.02, norm_rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6703, -1.8996]])
     """
 
     def __init__(
@@ -257,6 +327,20 @@ class CFlat(SharpnessAware):
 
     References:
         Bian et al., Make Continual Learning Stronger via C-Flat, NeurIPS 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import CFlat
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = CFlat(torch.optim.SGD([w], lr=0.1), rho=0.2, lam=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6315, -1.8963]])
     """
 
     def __init__(
@@ -299,6 +383,20 @@ class CRSAM(SharpnessAware):
 
     References:
         Wu et al., CR-SAM: Curvature Regularized Sharpness-Aware Minimization, AAAI 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import CRSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = CRSAM(torch.optim.SGD([w], lr=0.1), rho=0.2, gamma=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6419, -1.8968]])
     """
 
     def __init__(

@@ -54,6 +54,20 @@ class AdaSAM(SharpnessAware):
     References:
         Sun et al., AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate and Momentum for Training
         Deep Neural Networks, Neural Networks 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import AdaSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = AdaSAM([w], rho=0.2, lr=0.01)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.9684, -1.9684]])
     """
 
     vectors = ("first", "second", "largest")
@@ -129,6 +143,20 @@ class LightSAM(SharpnessAware):
 
     References:
         Cheng et al., LightSAM: Parameter-Agnostic Sharpness-Aware Minimization, 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import LightSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = LightSAM([w], rho=0.2, lr=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.9039, -1.9722]])
     """
 
     numbers: ClassVar[Mapping[str, float]] = MappingProxyType({"u": 0.0, "v": 0.0})
@@ -207,6 +235,20 @@ class SAMSPS(SharpnessAware):
     References:
         Oikonomou and Loizou, Adaptive Sharpness-Aware Minimization with a Polyak-type Step Size: A Theory-Grounded
         Scheduler, arXiv 2606.01827; rule as in the authors' ``sam_sps`` package.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SAMSPS
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SAMSPS([w], rho=0.2, weight_decay=0.0)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.3678, -1.8173]])
     """
 
     takes_sparse = False
@@ -281,6 +323,20 @@ class SASSHA(SharpnessAware):
     References:
         Shin et al., SASSHA: Sharpness-aware Adaptive Second-order Optimization with Stable Hessian Approximation,
         ICML 2025.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import SASSHA
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = SASSHA([w], rho=0.2, lr=0.1)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure, loss=lambda: (a * w**2).sum() / 2)
+        >>> w.data
+        tensor([[ 0.8052, -1.8722]])
     """
 
     needs_loss = True

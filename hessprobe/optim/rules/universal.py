@@ -153,6 +153,20 @@ class UniversalSAM(SharpnessAware):
 
     References:
         Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, ICML 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import UniversalSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = UniversalSAM(torch.optim.SGD([w], lr=0.1), rho=0.1, lam=0.1, n=4, psi=lambda t: t**2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.7000, -1.9000]])
     """
 
     def __init__(
@@ -248,6 +262,20 @@ class RWP(SharpnessAware):
 
     References:
         Li et al., Revisiting Random Weight Perturbation for Efficiently Improving Generalization, TMLR 2024.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import RWP
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = RWP(torch.optim.SGD([w], lr=0.1), rho=0.2, alpha=0.5)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6502, -1.9019]])
     """
 
     def __init__(

@@ -55,6 +55,20 @@ class XSAM(SharpnessAware):
 
     References:
         Chen and Zhou, Revisiting Sharpness-Aware Minimization: A More Faithful and Effective Implementation, ICLR 2026.
+
+    Examples:
+        >>> import torch
+        >>> from hessprobe.optim import XSAM
+        >>> w, a = torch.nn.Parameter(torch.tensor([[1.0, -2.0]])), torch.tensor([[3.0, 0.5]])
+        >>> opt = XSAM(torch.optim.SGD([w], lr=0.1), rho=0.2)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (a * w**2).sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> w.data
+        tensor([[ 0.6396, -1.9099]])
     """
 
     numbers: ClassVar[Mapping[str, Any]] = MappingProxyType({"alpha": -1.0})  # none yet
