@@ -11,7 +11,7 @@ import torch
 from hessprobe.cli.wording import FLAGS
 from hessprobe.measures import NAMES, UNIVERSAL
 
-PAGES = [*sorted(pages.ROOT.glob("docs/*.md")), pages.ROOT / "README.md"]
+PAGES = [*sorted(pages.ROOT.glob("docs/*.md")), *(pages.ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING"))]
 
 
 @pytest.fixture

@@ -70,22 +70,10 @@ class SharpnessAware(StepsByHand, torch.optim.Optimizer):
 
     Examples:
         >>> import torch
-        >>> from hessprobe.optim import SharpnessAware
-        >>> from hessprobe.optim.engine import At
-        >>> class Twice(SharpnessAware):
-        ...     def rule(self):
-        ...         here = yield At()
-        ...         there = yield At(self.ascent(here.gradient))
-        ...         return there.gradient
-        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> opt = Twice(torch.optim.SGD([w], lr=0.1), rho=0.5)
-        >>> def closure():
-        ...     opt.zero_grad()
-        ...     loss = w.square().sum() / 2
-        ...     loss.backward()
-        ...     return loss
-        >>> float(opt.step(closure)), w.data, opt.last.evaluations
-        (12.5, tensor([2.6700, 3.5600]), 2)
+        >>> from hessprobe.optim import SAM, SharpnessAware
+        >>> opt = SAM(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), rho=0.5)
+        >>> isinstance(opt, SharpnessAware), isinstance(opt, torch.optim.Optimizer), opt.param_groups[0]["rho"]
+        (True, True, 0.5)
     """
 
     closure_kind: ClosureKind = "backward"

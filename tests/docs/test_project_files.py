@@ -1,0 +1,43 @@
+"""What is said of the project beside its code agrees with it."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pages
+import yaml
+
+import hessprobe
+
+PROJECT = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_one_version_and_one_licence():
+    citation = yaml.safe_load((pages.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"] == hessprobe.__version__
+    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_gate_runs_what_the_readme_promises():
+    readme = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+    commands = {each.said: each.code for each in pages.blocks_of(readme) if each.mark == "command"}
+    assert set(commands) == {"test", "demo"}
+    assert "-m pytest" in commands["test"]
+    assert "hessprobe demo" in commands["demo"]
+    extras = commands["test"].partition('".[')[2].partition("]")[0].split(",")
+    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+    # The gate builds the site and the wheel in the environment that the test command makes.
+    assert {"dev", "docs"} <= set(extras)
+    gate = (pages.ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert all(step in gate for step in ("mkdocs build --strict", ".ci/package", "$test_command", "$demo_command"))
+
+
+def test_every_tool_of_the_documentation_is_pinned():
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (pages.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    needs = PROJECT["optional-dependencies"]["docs"] + PROJECT["optional-dependencies"]["dev"]
+    assert {each.partition(">")[0].partition("[")[0].lower() for each in needs} <= pinned
