@@ -178,9 +178,9 @@ def exact_pays(dim: int, products: float) -> bool:
     return dim <= WORTH * products
 
 
-def pilot_passes(n_terms: int) -> int:
-    """Return the size of a pilot over ``n_terms`` independently probed terms: 12 samples in all, 2 to 12 passes."""
-    return max(2, min(12, -(-12 // n_terms)))
+def pilot_passes(n_terms: int, samples: int = 12) -> int:
+    """Return the passes of a pilot over ``n_terms`` independently probed terms: so many samples in all, at least 2."""
+    return max(2, -(-samples // n_terms))
 
 
 def minimum_passes(n_terms: int) -> int:

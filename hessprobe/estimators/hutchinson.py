@@ -14,8 +14,10 @@ from hessprobe.estimators import budget
 from hessprobe.estimators.linear import LinearSamples, Sampling, own_probes_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
 from hessprobe.jackknife import Batches, DataError, Influence
-from hessprobe.operators import BlockDiagonal
+from hessprobe.operators import BlockDiagonal, LinearOperator
 
+# Samples of a pilot: of products alone, of products with operator and surrogate, and of these inside blocks.
+_PILOT, _PILOT_PAIRED, _PILOT_IN_BLOCKS = 8, 4, 2
 # A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.
 _CONTROL_COST = 2.0
 # Draws of the surrogate's sampled trace in a pilot, what each costs, and what an exact diagonal may cost without that
@@ -48,6 +50,7 @@ class Plan:
         known: what is known before sampling, bought already.
         details: what was measured, for the record.
         draws: of the surrogate's trace, bought when the plan is carried out; None where it is not sampled.
+        kept: probes and products (m, d) of the pilot, where it made them with all of A.
     """
 
     wanted: int
@@ -56,6 +59,7 @@ class Plan:
     known: Known
     details: dict[str, Any]
     draws: range | None = None
+    kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def products(self) -> float:
@@ -90,20 +94,20 @@ def pilot(task: Task) -> Plan:
     """
     A = task.operator
     surrogate = A.surrogate if task.control is not False else None
-    n = budget.pilot_passes(A.n_terms)
+    n = budget.pilot_passes(A.n_terms, _samples(A, surrogate))
     price = float(len(A.groups)) if isinstance(A, BlockDiagonal) else 1.0
-    how = Sampling(n, task.seed, task.law, "pilot", task.basis, paired=n * A.n_terms < _FEW)
+    how = Sampling(n, task.seed, task.law, "pilot", task.basis, paired=n * A.n_terms < _FEW, keep=True)
     samples = sample_linear(A, how, surrogate=surrogate)
     known = known_parts(task, controlled=False)
     plain, control = samples.pooled(False), samples.pooled(True)
     value = plain[0] + known.trace
     details = {"passes": n, "value": value, "std_error": plain[1]}
-    passes = _wanted(task, plain, n, value)
-    simple = Plan(passes, price, task, known, details)
+    passes = passes_wanted(task, plain, n, value)
+    simple = Plan(passes, price, task, known, details, kept=samples.kept)
     if surrogate is None and not task.control:
         return simple
     details["std_error_controlled"] = control[1]
-    fewer = _wanted(task, control, n, value)
+    fewer = passes_wanted(task, control, n, value)
     exact = fewer * _CONTROL_COST * price + (0.0 if surrogate is None else surrogate.exact_diagonal_cost())
     rival = min(exact, math.inf if task.control else passes * price)
     draws, wanted = _sampled(task, control, n, value, fewer, rival) if surrogate is not None else (None, fewer)
@@ -114,6 +118,13 @@ def pilot(task: Task) -> Plan:
         if with_twin.surrogate is not None:
             return Plan(fewer, _CONTROL_COST * price, task, with_twin, details)
     return simple
+
+
+def _samples(A: LinearOperator, surrogate: LinearOperator | None) -> int:
+    """Return the samples of a pilot: fewer where each costs several products, as inside blocks."""
+    if isinstance(A, BlockDiagonal):
+        return _PILOT_IN_BLOCKS
+    return _PILOT_PAIRED if surrogate is not None else _PILOT
 
 
 def _draws(count: int) -> range:
@@ -143,7 +154,8 @@ def _sampled(
     wanted, count = fewer, _PILOT_DRAWS
     while count <= _MAX_DRAWS:
         error = one_draw / math.sqrt(count)
-        needed = _wanted(task, control, passes, value, beside=(error, first.df * (count - 1) / (_PILOT_DRAWS - 1)))
+        beside = error, first.df * (count - 1) / (_PILOT_DRAWS - 1)
+        needed = passes_wanted(task, control, passes, value, beside)
         cost = needed * _CONTROL_COST * price + count * _DRAW_COST
         if needed < task.goal.max_probes and cost < best:
             best, chosen, wanted = cost, _draws(count), needed
@@ -151,7 +163,7 @@ def _sampled(
     return chosen, wanted
 
 
-def _wanted(
+def passes_wanted(
     task: Task,
     measured: tuple[float, float, float],
     passes: int,

@@ -116,6 +116,7 @@ class Sampling:
             only quadratic forms are asked of it.
         paired: make products with the surrogate, not quadratic forms, for the variance that the law of the probes
             gives; it is then subtracted inside blocks and diagonal as well.
+        keep: keep probes and products of an operator of one term, where products are made.
     """
 
     count: int
@@ -126,6 +127,7 @@ class Sampling:
     diagonal: bool = False
     vectors: bool = False
     paired: bool = False
+    keep: bool = False
 
 
 @dataclass
@@ -143,6 +145,7 @@ class LinearSamples:
         surrogate: (B, n) quadratic forms of the surrogate's terms with the same probes, or None.
         blocks: pooled block sums (L,), in the order of ``A.blocks``; of A minus surrogate where ``paired``.
         diagonal: pooled entries (d,), or None; of A minus surrogate where ``paired``.
+        kept: probes and products (n, d) of one term, or None.
     """
 
     weights: Tensor
@@ -155,6 +158,7 @@ class LinearSamples:
     paired_law: tuple[Tensor, Tensor] | None = None
     folded: Tensor | None = None
     paired_folded: Tensor | None = None
+    kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -298,12 +302,14 @@ def sample_linear(
     laws: list[Law | None] = []
     paired_laws: list[Law | None] = []
     noise = 0.0
+    kept: list[tuple[Tensor, Tensor]] = []
     for index, (weight, term, twin) in enumerate(_paired_terms(A, surrogate)):
         walk = _Term(A, (weight, term, twin), how, index)
         for stop in walk.run():
             if callback is not None:
                 callback(_progress([*seen, walk.part()], walk, noise, (A.n_terms, stop, how.count), offset))
         seen.append(walk.part())
+        kept += walk.kept
         noise += weight**2 * float(walk.samples().var()) / how.count
         law, paired_law = walk.law.result(), walk.paired_law.result()
         laws.append(law)
@@ -330,6 +336,7 @@ def sample_linear(
         paired_law=_variances(paired_laws),
         folded=_folded(laws),
         paired_folded=_folded(paired_laws),
+        kept=(torch.cat([w for w, _ in kept]), torch.cat([z for _, z in kept])) if kept and len(raw) == 1 else None,
     )
     return samples.checked()
 
@@ -359,6 +366,7 @@ class _Term:
         self.stream = ProbeStream(A.dim, how.seed, how.law, A.dtype, A.device, how.stream)
         self.raw: list[Tensor] = []
         self.control: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
         self.blocks, self.entries = Series(), Series()
         keep = how.count * A.n_terms <= _KEPT
         self.law, self.paired_law = (LawSums(how.law, self.slices, keep=keep) for _ in range(2))
@@ -388,6 +396,7 @@ class _Term:
                 entries = probes.double() * products.double()
                 self.raw.append(entries.sum(1))
                 self.law.add(probes, products, entries)
+                self._keep(probes, products)
             if twin is not None:
                 self.control.append(twin.quadratic_forms(inside))
             return
@@ -395,6 +404,7 @@ class _Term:
         entries = probes.double() * products.double()
         self.raw.append(entries.sum(1))
         self.law.add(probes, products, entries)
+        self._keep(probes, products)
         if twin is not None and how.paired:
             products = products - project(how.basis, twin.matvecs(inside))
             entries = probes.double() * products.double()
@@ -406,6 +416,10 @@ class _Term:
             self.blocks.add(torch.stack([entries[:, where].sum(1) for where in self.slices], dim=1))
         if how.diagonal:
             self.entries.add(entries)
+
+    def _keep(self, probes: Tensor, products: Tensor) -> None:
+        if self.how.keep:
+            self.kept.append((probes, products))
 
 
 def _paired_terms(

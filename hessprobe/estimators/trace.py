@@ -26,12 +26,12 @@ from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback
+from hessprobe.estimators.captured_trace import SKETCHED, Way, captured_way, exchanged, grown_exchange, pilot_products
 from hessprobe.estimators.deflate import basis_of
-from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, pilot
+from hessprobe.estimators.hutchinson import Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
 from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
-from hessprobe.estimators.xtrace import exchange, exchange_error, exchange_trace
 from hessprobe.jackknife import GROUPS, Batches, DataError, Influence, data_error, jackknife_df
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
 from hessprobe.probes import LAWS, ProbeStream
@@ -144,9 +144,8 @@ def _sampled(A: LinearOperator, seed: int) -> Batches:
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
 
-_XPILOT = 8
-_XMINIMUM = 16
-_XMEMORY = 1 << 28
+# Where the plain plan takes more products than this, eight show whether the spectrum decays.
+_SKETCH_PAYS = 64
 # Blocks are tried where the plain plan takes this many products for each of them: a pilot and a run inside blocks.
 _BLOCKS_PAY = 8
 
@@ -179,7 +178,8 @@ def trace(
     * ``"exact"``: the diagonal the operator knows, or d products.
     * ``"auto"``: exact where that is as cheap; else Hutchinson for a fixed N. With a tolerance a pilot measures the
       variance with and without the control variate and, where many products are needed, what probes inside the blocks
-      of single modules and what XTrace with 16 products reach; the cheapest runs. ``details["reason"]`` says why.
+      of single modules reach and what deflating the pilot's own products leaves to sample, by Hutchinson's estimator
+      or by XTrace (``captured_trace``); the cheapest runs. ``details["reason"]`` says why.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.
@@ -312,21 +312,23 @@ def _auto(task: Task) -> Estimate:
         return _because(_exact(task), why)
     if asked.n_probes is not None:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
-    plan = _cheaper_plan(task, pilot(task))
-    cost = plan.products
-    other = _xtrace_products(task) if min(cost, A.dim) > 8 * _XPILOT else math.inf
-    if other < 0.7 * min(cost, A.dim):
-        N = max(int(other / 2), _XMINIMUM)
-        why = f"the spectrum decays: XTrace needs about {2 * N} products, Hutchinson {cost:.0f}"
-        return _because(budget.settled(_xtrace_run(task, N), asked, N, N), why)
-    if cost >= A.dim:
-        return _because(_exact(task), f"{A.dim} products give it exactly, sampling would take {cost:.0f}")
-    tail = "" if math.isinf(other) else f"; XTrace would take {other:.0f}"
+    first = pilot(task)
+    plan = _cheaper_plan(task, first)
     used = "with" if plan.known.surrogate is not None or plan.draws is not None else "without"
     used = f"inside blocks {used}" if plan.task is not task else used
     kind = "sampled " if plan.draws is not None else ""
-    why = f"Hutchinson {used} {kind}control variate needs about {cost:.0f} products{tail}"
-    return _because(hutchinson(task, plan), why)
+    why = f"Hutchinson {used} {kind}control variate needs about {plan.products:.0f} products"
+    way = Way(plan.products, why, lambda: hutchinson(task, plan))
+    kept = first.kept if first.known.surrogate is None else None
+    if kept is None and min(plan.products, A.dim) > _SKETCH_PAYS:
+        kept = pilot_products(task)
+    captured = None if kept is None else captured_way(task, kept, first.details["value"], plan.products)
+    if captured is not None and captured.products < plan.products:
+        way = captured
+    if budget.exact_pays(A.dim, way.products):
+        why = f"{A.dim} products give it exactly, sampling would take {way.products:.0f}"
+        return _because(_exact(task), why)
+    return _because(way.run(), way.reason)
 
 
 def _cheaper_plan(task: Task, plan: Plan) -> Plan:
@@ -352,61 +354,12 @@ def _xtrace(task: Task) -> Estimate:
     fixed = task.goal.n_probes
     if fixed is not None:
         return _xtrace_run(task, fixed)
-    wanted = _xtrace_wanted(task)
-    used = min(wanted, task.goal.max_probes)
-    return budget.settled(_xtrace_run(task, used), task.goal, wanted, used)
+    if budget.exact_pays(task.operator.dim, 4 * SKETCHED):
+        return _exact(task).with_(method="xtrace:exact")
+    return grown_exchange(task)
 
 
 def _xtrace_run(task: Task, count: int) -> Estimate:
-    A = task.operator
-    if 2 * count >= A.dim:
+    if 2 * count >= task.operator.dim:
         return _exact(task).with_(method="xtrace:exact")
-    sketch = exchange(A, count, task.seed, task.law)
-    value, error, solver = exchange_trace(sketch, task.law)
-    if task.callback is not None:
-        task.callback(budget.Progress(2 * count, 2 * count, value, error))
-    dependent = sketch.factor is None
-    return Estimate(
-        value=value,
-        errors=ErrorParts(probe=error, solver=solver),
-        df=math.inf if dependent else count - 1,
-        samples=0 if dependent else count,
-        method="xtrace",
-        kind="exact" if dependent else "estimate",
-        flags=("few-probes",) if not dependent and count < FEWEST_SAMPLES else (),
-        details={"rank": sketch.basis.shape[0]},
-    )
-
-
-def _xtrace_wanted(task: Task) -> int:
-    """Return N from a pilot of 8 probes: the errors of its nested sketches by 4 and 8 probes give the rate of decay."""
-    A = task.operator
-    if A.dim <= 2 * _XPILOT:
-        return -(-A.dim // 2)
-    sketch = exchange(A, _XPILOT, task.seed, task.law, stream="pilot")
-    if sketch.factor is None:
-        return _XMINIMUM
-    value, error = exchange_error(sketch, _XPILOT, task.law)
-    coarse = exchange_error(sketch, _XPILOT // 2, task.law)[1]
-    if error == 0.0:
-        return _XMINIMUM
-    rate = min(max(math.log2(max(coarse, error) / error), 0.5), 1.5)
-    spread = budget.upper_std(error, _XPILOT - 1)
-    return budget.smallest_count(
-        lambda n: spread * (_XPILOT / n) ** rate,
-        lambda n: n - 1.0,
-        task.goal.target(value),
-        task.goal.confidence,
-        minimum=_XMINIMUM,
-        maximum=task.goal.max_probes,
-    )
-
-
-def _xtrace_products(task: Task) -> float:
-    """Return the products XTrace would need, inf where it is not to be considered."""
-    A = task.operator
-    if task.basis is not None or task.control:
-        return math.inf
-    N = _xtrace_wanted(task)
-    fits = 2 * N * A.dim <= _XMEMORY and task.goal.max_probes > N
-    return 2.0 * N if fits else math.inf
+    return exchanged(task, count)

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.estimators.deflate import block_rows, blocks_of
+from hessprobe.estimators.deflate import block_rows, blocks_of, project
 from hessprobe.estimators.law import contrasts, with_prior
 from hessprobe.operators import LinearOperator
 from hessprobe.probes import ProbeStream
@@ -70,6 +70,8 @@ class Exchange:
         images: (r, d) rows A q_j.
         factor: R, fp64 (N, N) upper triangular, or None where r < N.
         leftover: Frobenius norm of the part of Y outside the basis, 0 where r = N.
+        inside: (N, d) rows P w_i where the operator is P A P, None for w_i themselves.
+        dim: dimension of the space that P leaves, d where there is no P.
     """
 
     probes: Tensor
@@ -77,6 +79,13 @@ class Exchange:
     images: Tensor
     factor: Tensor | None
     leftover: float
+    inside: Tensor | None = None
+    dim: int = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """(N, d) rows w_i, or P w_i."""
+        return self.probes if self.inside is None else self.inside
 
     @property
     def compressed(self) -> Tensor:
@@ -91,7 +100,7 @@ class Exchange:
         return self.factor[:count, :count]
 
 
-def exchange(A: LinearOperator, count: int, seed: int, law: str, stream: str = "probe") -> Exchange:
+def exchange(A: LinearOperator, count: int, seed: int, law: str, within: Tensor | None = None) -> Exchange:
     """Draw ``count`` shared probes, multiply, factor, multiply again: 2 ``count`` products at most.
 
     Args:
@@ -99,20 +108,29 @@ def exchange(A: LinearOperator, count: int, seed: int, law: str, stream: str = "
         count: N >= 2, at most d.
         seed: of the probes.
         law: of the probes.
-        stream: of the probes.
+        within: orthonormal rows (k, d): the sketch is of P A P, P the projector off them. They must not depend on the
+            probes.
 
     Raises:
         NonFiniteError: a product is nan or infinite.
     """
-    probes = ProbeStream(A.dim, seed, law, A.dtype, A.device, stream).block(0, count)
-    products = multiply(A, probes)
+    probes = ProbeStream(A.dim, seed, law, A.dtype, A.device, "probe").block(0, count)
+    inside = None if within is None else project(within, probes)
+    products = project(within, multiply(A, probes if inside is None else inside))
     if not bool(torch.isfinite(products).all()):
         raise NonFiniteError(
             "products with the operator must be finite; got nan or inf. "
             "Check parameters, data and loss, or use a wider dtype."
         )
     basis, factor, leftover = _factor(products)
-    return Exchange(probes, basis, multiply(A, basis), factor, leftover)
+    images = project(within, multiply(A, basis))
+    left = A.dim - (0 if within is None else len(within))
+    return Exchange(probes, basis, images, factor, leftover, inside, left)
+
+
+def sketch_of(probes: Tensor, products: Tensor, basis: Tensor, images: Tensor) -> Exchange:
+    """Return the sketch of products that have been made, linearly independent; see ``remainder_squares``."""
+    return Exchange(probes, basis, images, gram(basis, products), 0.0, dim=probes.shape[1])
 
 
 def remainder_squares(probes: Tensor, products: Tensor, basis: Tensor, images: Tensor) -> Tensor:
@@ -124,7 +142,7 @@ def remainder_squares(probes: Tensor, products: Tensor, basis: Tensor, images: T
         basis: (m, d) orthonormal rows that span the products.
         images: (m, d) products of A with ``basis``.
     """
-    sketch = Exchange(probes, basis, images, gram(basis, products), 0.0)
+    sketch = sketch_of(probes, products, basis, images)
     small = Small.of(sketch, len(probes))
     total = torch.zeros(len(probes), dtype=torch.float64, device=probes.device)
     for rest, _ in _remainder_rows(sketch, small, torch.zeros_like(total)):
@@ -163,11 +181,9 @@ class Small:
 
         Q of the first columns of Y are the first columns of Q, so that no product is made anew.
         """
-        probes = sketch.probes[:count]
-        W = gram(sketch.basis[:count], probes)
-        return cls(
-            sketch.triangle(count), sketch.compressed[:count, :count], W, row_dots(probes, probes), probes.shape[1]
-        )
+        rows = sketch.rows[:count]
+        W = gram(sketch.basis[:count], rows)
+        return cls(sketch.triangle(count), sketch.compressed[:count, :count], W, row_dots(rows, rows), sketch.dim)
 
     def left_out(self) -> tuple[Tensor, Tensor]:
         """Return S, normalised columns s_i, and X, columns x_i of coordinates of Q_i Q_i^T w_i, (..., N, N) each."""
@@ -223,6 +239,11 @@ def exchange_error(sketch: Exchange, count: int, law: str) -> tuple[float, float
     return value, math.sqrt(shared * variance / count)
 
 
+def remainder_std(sketch: Exchange, count: int, law: str) -> float:
+    """Return the standard deviation of one remainder, without the probe of its own, by the law of the probes."""
+    return math.sqrt(2 * float(_squares(sketch, Small.of(sketch, count), law).mean()))
+
+
 def _squares(sketch: Exchange, small: Small, law: str) -> Tensor:
     """Return the numbers h whose mean is half the variance of a remainder by the law of the probes, see ``law``."""
     count = small.F.shape[-1]
@@ -244,9 +265,10 @@ def _remainder_rows(sketch: Exchange, small: Small, multiples: Tensor) -> Iterat
     # R_i w_i has the coordinates F - Q_i^T (A P_i w_i) in the basis, less X of the images; P_i = I - Q_i Q_i^T.
     inner = small.F - small.H @ X
     inner = small.F - inner + S * (S * inner).sum(0)
-    for start, stop in blocks_of(small.dim, max(1, _BATCH // count)):
-        Q, Z, w = (rows[:count, start:stop].double() for rows in (sketch.basis, sketch.images, sketch.probes))
-        yield inner.T @ Q - X.T @ Z - multiples[:, None] * (w - X.T @ Q), w
+    parts = (sketch.basis, sketch.images, sketch.rows, sketch.probes)
+    for start, stop in blocks_of(sketch.probes.shape[1], max(1, _BATCH // count)):
+        Q, Z, inside, w = (rows[:count, start:stop].double() for rows in parts)
+        yield inner.T @ Q - X.T @ Z - multiples[:, None] * (inside - X.T @ Q), w
 
 
 def exchange_trace(sketch: Exchange, law: str) -> tuple[float, float, float]:

@@ -170,6 +170,16 @@ def _trace_deflated(problem: Problem, size: int, seed: int) -> Answers:
     yield "trace, deflated", one(found, float(np.trace(problem.drawn.matrix)))
 
 
+def _trace_to_a_tolerance(problem: Problem, size: int, seed: int) -> Answers:
+    found = trace(problem.plain, rtol=1 / size, seed=seed)
+    yield "trace to a tolerance", one(found, float(np.trace(problem.drawn.matrix)))
+
+
+def _norm_to_a_tolerance(problem: Problem, size: int, seed: int) -> Answers:
+    found = frobenius_norm(problem.plain, rtol=1 / size, seed=seed)
+    yield "Frobenius norm to a tolerance", one(found, problem.drawn.norm)
+
+
 def _diagonal_by(question: str, method: str, *, terms: bool = False) -> Run:
     def run(problem: Problem, size: int, seed: int) -> Answers:
         A = problem.terms if terms else problem.plain
@@ -224,6 +234,8 @@ TRIALS: tuple[Trial, ...] = (
     Trial("norm", ("Frobenius norm", "effective rank"), _norm),
     Trial("norm-deflated", ("Frobenius norm, deflated",), _norm_deflated),
     Trial("differences", ("difference of traces", "difference of norms"), _differences),
+    Trial("trace-tolerance", ("trace to a tolerance",), _trace_to_a_tolerance, sizes=(10, 50), size="1 / rtol"),
+    Trial("norm-tolerance", ("Frobenius norm to a tolerance",), _norm_to_a_tolerance, sizes=(10, 50), size="1 / rtol"),
     *SPECTRAL_TRIALS,
 )
 

@@ -178,8 +178,8 @@ def test_a_tolerance_is_met(kind: str, method: str) -> None:
 
 def test_auto_says_what_it_chose() -> None:
     decaying = trace(Plain(symmetric(eigenvalues("decaying", 600))), rtol=0.05, seed=0)
-    assert decaying.method == "xtrace"
-    assert decaying.details["reason"].startswith("the spectrum decays")
+    assert decaying.method == "hutchinson+deflation"
+    assert "directions of the pilot leave" in decaying.details["reason"]
     flat = trace(Plain(symmetric(eigenvalues("flat", 600))), rtol=0.02, seed=0)
     assert flat.method == "hutchinson"
     assert "without control variate" in flat.details["reason"]
@@ -191,6 +191,36 @@ def test_auto_says_what_it_chose() -> None:
     assert near.details["pilot"]["std_error_controlled"] < near.details["pilot"]["std_error"] / 2
     far = trace(risk_like("decaying", closeness=30.0), rtol=0.9, seed=0)
     assert far.method in ("hutchinson", "exact", "xtrace")
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "rtol", "most"),
+    [
+        ("one outlier", 0.1, 8 + 8 + 8),
+        ("i^-3", 0.1, 8 + 8 + 8),
+        ("i^-1.5", 0.01, 100),
+        ("rank two", 0.01, 8 + 2 + 2),
+        ("indefinite", 0.01, 8 + 500),
+    ],
+)
+def test_few_products_of_a_pilot_are_enough_where_few_eigenvalues_rule(spectrum: str, rtol: float, most: int) -> None:
+    i = torch.arange(1, 501, dtype=torch.float64)
+    values = {
+        "one outlier": torch.cat([torch.tensor([300.0]).double(), torch.linspace(0, 1, 499).double()]),
+        "i^-3": i**-3,
+        "i^-1.5": i**-1.5,
+        "rank two": torch.where(i > 2, 0.0, i),
+        "indefinite": torch.linspace(-1, 1.1, 500).double(),
+    }[spectrum]
+    matrix = symmetric(values)
+    for seed in range(6):
+        A = Counted(Plain(matrix))
+        found = trace(A, rtol=rtol, seed=seed)
+        assert found.matvecs == A.matvec_count <= most
+        low, high = found.interval(0.9999)
+        assert low - 1e-9 <= float(values.sum()) <= high + 1e-9
+        assert found.half_width() <= 2 * rtol * abs(found.value)
+    assert found.method == {"indefinite": "exact", "i^-1.5": "xtrace+deflation"}.get(spectrum, "hutchinson+deflation")
 
 
 def test_too_small_a_budget_warns_and_still_answers() -> None:

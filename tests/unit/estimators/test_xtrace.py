@@ -9,7 +9,15 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators import diagonal, trace
-from hessprobe.estimators.xtrace import Small, exchange, exchange_diagonal, exchange_error, remainder_squares
+from hessprobe.estimators.xtrace import (
+    Small,
+    _remainder_rows,
+    exchange,
+    exchange_diagonal,
+    exchange_error,
+    remainder_squares,
+    remainder_std,
+)
 from hessprobe.probes import LAWS, ProbeStream
 
 
@@ -123,3 +131,32 @@ def test_remainders_on_both_sides_are_those_of_the_projections() -> None:
         V = torch.linalg.svd(torch.cat([Z[:i], Z[i + 1 :]]), full_matrices=False).Vh
         P = torch.eye(60).double() - V.T @ V
         assert float(found[i]) == pytest.approx(float((P @ matrix @ P @ W[i]).square().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_sketch_within_a_complement_is_that_of_the_projected_matrix(law: str) -> None:
+    dim, count, known = 40, 5, 3
+    matrix = symmetric(eigenvalues("outliers", dim))
+    V = torch.linalg.qr(ProbeStream(dim, 9, "gaussian").block(0, known).T).Q.T
+    P = torch.eye(dim).double() - V.T @ V
+    inner = P @ matrix @ P
+    sketch = exchange(Plain(matrix), count, 2, law, V)
+    W = ProbeStream(dim, 2, law).block(0, count)
+    expected = []
+    for i in range(count):
+        Q = torch.linalg.qr((torch.cat([W[:i], W[i + 1 :]]) @ inner).T).Q
+        outside = P - Q @ Q.T
+        w = outside @ W[i]
+        expected.append((Q.T @ inner @ Q).trace() + (w @ inner @ w) * (dim - known - count + 1) / (w @ w))
+    torch.testing.assert_close(Small.of(sketch, count).samples(), torch.stack(expected))
+    rest = inner
+    Q = torch.linalg.qr((W[1:] @ inner).T).Q
+    R = (P - Q @ Q.T) @ rest @ (P - Q @ Q.T)
+    assert sketch.dim == dim - known
+    found = remainder_std(sketch, count, "gaussian") ** 2
+    assert found > 0
+    if law == "gaussian":
+        forms, lengths = Small.of(sketch, count).remainders()
+        shifted = R @ W[0] - forms[0] / lengths[0] * (P - Q @ Q.T) @ W[0]
+        rows = [row for row, _ in _remainder_rows(sketch, Small.of(sketch, count), forms / lengths)]
+        torch.testing.assert_close(torch.cat(rows, 1)[0], shifted)
