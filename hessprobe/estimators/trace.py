@@ -8,7 +8,8 @@ A trace is measured over the batches as they are, each with probes of its own an
 Where these are fewer than 16, 16 probes are multiplied by the matrix of every group of examples afterwards, in one
 pass over the data. Of group g they tell x_g = w^T A_g w, the trace of A_g up to noise that the groups share in part;
 its share of the spread between groups is measured over the probes and taken off (``shared_probes_error``). Where the
-traces of a near matrix (the Gauss-Newton matrix) are known group by group, only the rest is sampled.
+traces of a near matrix (the Gauss-Newton matrix) are known group by group, only the rest is sampled; and where that
+rest has vanished inside the blocks of modules, as in a piecewise linear network, two probes inside blocks show that.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def mean_of_draws(
 # Probes of the pass. Their number is fixed: where more were drawn only if the noise of a few came out large, what was
 # kept was the spread of those runs whose noise was underestimated, three times too much.
 _PROBES = 16
+# Probe error, relative, of a trace that is the near matrix's to rounding; probes that confirm it group by group.
+_VANISHED, _CONFIRMING = 1e-6, 2
 # Share of the degrees of freedom that the noise must leave for anything to be said.
 _LEFT = 1 / 16
 _UNRESOLVED = "data-error-unresolved"
@@ -115,7 +118,8 @@ def trace_data(A: LinearOperator, estimate: Estimate, seed: int) -> Estimate:
     untold = estimate.errors.data is None and _UNRESOLVED not in estimate.flags
     if finer.n_terms == 1 or not (untold or (finer.n_terms > A.n_terms and estimate.kind != "exact")):
         return estimate
-    batches = _sampled(finer, seed)
+    vanished = "+blocks" in estimate.method and estimate.errors.probe <= _VANISHED * abs(estimate.value)
+    batches = _sampled(finer, seed, vanished=vanished)
     found = shared_probes_error(batches.weights, batches.table)
     resolved = found is not None and found.df >= _LEFT * jackknife_df(batches.weights)
     return _with(estimate, batches, found if resolved else None)
@@ -130,11 +134,21 @@ def _with(estimate: Estimate, batches: Batches, found: DataError | None) -> Esti
     )
 
 
-def _sampled(A: LinearOperator, seed: int) -> Batches:
-    """Return w^T A_g w of every probe and group; where traces of a near matrix are known, only the rest is sampled."""
-    W = ProbeStream(A.dim, seed, "rademacher", A.dtype, A.device, "groups").block(0, _PROBES)
+def _sampled(A: LinearOperator, seed: int, *, vanished: bool) -> Batches:
+    """Return w^T A_g w of every probe and group; where traces of a near matrix are known, only the rest is sampled.
+
+    Args:
+        A: a sum over groups of examples.
+        seed: of the probes.
+        vanished: the rest is nothing to rounding inside blocks.
+    """
     twin = A.surrogate
     traces = None if twin is None else twin.group_traces()
+    blocks = block_diagonal(A) if vanished and traces is not None else None
+    if blocks is not None:
+        A, twin = blocks, blocks.surrogate
+    count = _PROBES if blocks is None else _CONFIRMING
+    W = ProbeStream(A.dim, seed, "rademacher", A.dtype, A.device, "groups").block(0, count)
     weights, columns = zip(*((weight, term.quadratic_forms(W).cpu()) for weight, term in A.terms()), strict=True)
     table = torch.stack(columns, dim=1)
     if twin is not None and traces is not None:
