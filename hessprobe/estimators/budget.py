@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from scipy import special
 from torch import Tensor
@@ -27,6 +27,8 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import NumericalWarning, about
 from hessprobe.estimate import Estimate, student_quantile
+
+R = TypeVar("R")
 
 DEFAULT_PROBES = 16
 MAX_PROBES = 10_000
@@ -176,6 +178,35 @@ def exact_pays(dim: int, products: float) -> bool:
     that the pilot says it would take.
     """
     return dim <= WORTH * products
+
+
+@dataclass(frozen=True)
+class Way(Generic[R]):
+    """A way to an answer, as a pilot sees it.
+
+    Attributes:
+        products: that it is still expected to take.
+        run: makes the answer.
+        reason: for it, in words.
+    """
+
+    products: float
+    run: Callable[[], R]
+    reason: str = ""
+
+
+def carried_out(dim: int, ways: Sequence[Way[R]], exact: Callable[[float], R] | None) -> tuple[R, str]:
+    """Return the answer of the way with the fewest products, or of d products where these pay, and why.
+
+    Args:
+        dim: d.
+        ways: at least one, of runs of fixed size with probes of their own.
+        exact: makes the answer from d products, told what sampling would take; None where it may not be.
+    """
+    best = min(ways, key=lambda way: way.products)
+    if exact is not None and exact_pays(dim, best.products):
+        return exact(best.products), f"{dim} products give it exactly, sampling would take {best.products:.0f}"
+    return best.run(), best.reason
 
 
 def pilot_passes(n_terms: int, samples: int = 12) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
+from hessprobe.estimators.budget import Way
 from hessprobe.estimators.captured import leading, remainders
 from hessprobe.estimators.deflate import Deflation, deflation
 from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, passes_wanted
@@ -27,8 +27,9 @@ from hessprobe.estimators.xtrace import (
 from hessprobe.probes import ProbeStream
 from hessprobe.vectors import gram
 
-# Products of a pilot that is made for its directions alone.
-SKETCHED = 8
+# Products of a pilot that is made for its directions alone, and the least that other ways must take for it, or for the
+# products of all its directions, to be made.
+SKETCHED, SKETCH_PAYS = 8, 64
 # Fewest probes of an XTrace, and the share of its variance beyond that of independent samples.
 _FEWEST, _SHARED = 8, 1.3
 # Fastest fall of a remainder with the size of the sketch that is believed, as a power.
@@ -45,21 +46,6 @@ _DECAYS, _SPARE, _CLEARLY = 0.9, 3, 0.8
 _MEMORY = 1 << 29
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to an answer, and what it still costs.
-
-    Attributes:
-        products: it is expected to take.
-        reason: in words.
-        run: makes the estimate.
-    """
-
-    products: float
-    reason: str
-    run: Callable[[], Estimate]
-
-
 def pilot_products(task: Task) -> tuple[Tensor, Tensor]:
     """Return eight probes of the pilot and their products with A."""
     A = task.operator
@@ -67,7 +53,7 @@ def pilot_products(task: Task) -> tuple[Tensor, Tensor]:
     return probes, multiply(A, probes)
 
 
-def captured_way(task: Task, kept: tuple[Tensor, Tensor], value: float, rival: float) -> Way | None:
+def captured_way(task: Task, kept: tuple[Tensor, Tensor], value: float, rival: float) -> Way[Estimate] | None:
     """Return the cheapest way with directions of a pilot deflated; None where none promises to beat a rival.
 
     Where few directions do, as one-sided remainders tell (``captured``), these are deflated and Hutchinson's estimator
@@ -91,9 +77,10 @@ def captured_way(task: Task, kept: tuple[Tensor, Tensor], value: float, rival: f
     if least <= min(_CLEARLY * rival, 2.0 * m):
         k, n = max((k, n) for k, n in plans if k + n <= least + _SPARE)
         why = f"{k} directions of the pilot leave {n} probes"
-        return Way(k + n, why, lambda: _deflated(task, leading(products, k), n))
+        return Way(k + n, lambda: _deflated(task, leading(products, k), n), why)
     basis = leading(products, m)
-    if len(basis) < m or not float(left[-1]) < _DECAYS * float(left[0]) or not rival > 2 * m:
+    decays = len(basis) == m and float(left[-1]) < _DECAYS * float(left[0])
+    if not decays or min(rival, task.operator.dim) <= SKETCH_PAYS:
         return None
     return _grown(task, _first(task, probes, products, basis))
 
@@ -169,7 +156,7 @@ def _doubled(task: Task, sketch: _Sketch) -> _Sketch | None:
     return _Sketch(both, value, std, _rate(sketch.std, std), m)
 
 
-def _grown(task: Task, sketch: _Sketch) -> Way:
+def _grown(task: Task, sketch: _Sketch) -> Way[Estimate]:
     """Return the cheaper of Hutchinson's estimator and XTrace on what a sketch leaves that is doubled while that pays.
 
     It pays where XTrace would more than double it by itself: its size is then a guess from how the remainder fell last.
@@ -188,9 +175,9 @@ def _grown(task: Task, sketch: _Sketch) -> Way:
     if passes <= 2 * count or 2 * count >= dim or 16 * count * dim > _MEMORY:
         plan = Plan(passes, 1.0, inner, Known(deflated), {})
         why = f"{sketch.size} directions of the pilot leave {passes} probes"
-        return Way(passes, why, lambda: hutchinson(inner, plan))
+        return Way(passes, lambda: hutchinson(inner, plan), why)
     why = f"the spectrum decays: XTrace needs about {2 * count} products, Hutchinson {passes}"
-    return Way(2.0 * count, why, lambda: _settled(task, count, deflated))
+    return Way(2.0 * count, lambda: _settled(task, count, deflated), why)
 
 
 def _sizes(task: Task, sketch: _Sketch) -> tuple[int, int]:

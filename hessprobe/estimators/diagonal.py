@@ -188,7 +188,7 @@ def _planned(task: Task, known: Known, method: str) -> DiagonalEstimate:
     n = budget.pilot_passes(A.n_terms)
     price = (len(A.groups) if isinstance(A, BlockDiagonal) else 1) * (1 if known.surrogate is None else 2)
     fewest = max(2, budget.minimum_passes(A.n_terms) // 2)
-    if method == "auto" and (n + fewest) * price >= A.dim:
+    if method == "auto" and budget.exact_pays(A.dim, (n + fewest) * price):
         return _exact(A, "exact")
     pilot = _hutchinson(replace(task, callback=None), known, n, stream="pilot")
     spread = budget.upper_std(pilot.norm_error, (n - 1.0) * A.n_terms) * math.sqrt(n)
@@ -201,11 +201,14 @@ def _planned(task: Task, known: Known, method: str) -> DiagonalEstimate:
         minimum=fewest,
         maximum=asked.max_probes,
     )
-    if method == "auto" and wanted * price >= A.dim:
-        return _exact(A, "exact")
-    result = _hutchinson(task, known, wanted)
-    details = {**result.details, "pilot": {"passes": n, "norm_error": pilot.norm_error, "wanted": wanted}}
-    return replace(result, details=details, flags=_flags(asked, result, wanted))
+
+    def run() -> DiagonalEstimate:
+        result = _hutchinson(task, known, wanted)
+        details = {**result.details, "pilot": {"passes": n, "norm_error": pilot.norm_error, "wanted": wanted}}
+        return replace(result, details=details, flags=_flags(asked, result, wanted))
+
+    exact = (lambda sampled: _exact(A, "exact")) if method == "auto" else None
+    return budget.carried_out(A.dim, [budget.Way(wanted * price, run)], exact)[0]
 
 
 def _flags(asked: budget.Goal, result: DiagonalEstimate, wanted: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hessprobe import checks, jackknife
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
-from hessprobe.estimators.budget import Callback, Goal
+from hessprobe.estimators.budget import Callback, Goal, Way
 from hessprobe.estimators.captured import leading, remainders
 from hessprobe.estimators.deflate import Deflation, basis_of, block_rows, blocks_of, deflation
 from hessprobe.estimators.law import fold
@@ -232,25 +232,30 @@ class _Plan:
 
 def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
     """Pilot, then one run of the size it asks for; with some of the pilot's products deflated where that saves more."""
-    A, asked = request.operator, request.goal
+    A = request.operator
     if deflated is None and budget.exact_pays(A.dim, _PILOT + _MINIMUM):
         return _exact(request)
     pilot = sample_squares(A, request.stream("pilot"), 0, _PILOT, deflated)
     plan, details = _cheapest(request, pilot, deflated)
-    if budget.exact_pays(A.dim, plan.products):
-        return _exact(request)
-    if plan.directions:
+
+    def run() -> Estimate:
+        if not plan.directions:
+            return _settled(request, plan.probes, deflated, details)
         # The pilot's products sketch the range at no cost; they are independent of all later probes.
         basis = leading(pilot.products, plan.directions)
-        deflated = deflation(A, basis, seed=request.seed, parts=request.parts)
-        if len(basis) == _PILOT:
-            plan = _refined(request, pilot, deflated)
-            details |= {"wanted": plan.probes}
-            if budget.exact_pays(A.dim, plan.probes):
-                return _exact(request)
-    used = min(plan.probes, asked.max_probes)
-    estimate = _run(request, used, deflated, {"pilot": details})
-    return budget.settled(estimate, asked, plan.probes, used)
+        found = deflation(A, basis, seed=request.seed, parts=request.parts)
+        if found.size < _PILOT:
+            return _settled(request, plan.probes, found, details)
+        wanted = _refined(request, pilot, found)
+        way = Way(wanted, lambda: _settled(request, wanted, found, {**details, "wanted": wanted}))
+        return budget.carried_out(A.dim, [way], lambda sampled: _exact(request))[0]
+
+    return budget.carried_out(A.dim, [Way(plan.products, run)], lambda sampled: _exact(request))[0]
+
+
+def _settled(request: _Request, wanted: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
+    used = min(wanted, request.goal.max_probes)
+    return budget.settled(_run(request, used, deflated, {"pilot": details}), request.goal, wanted, used)
 
 
 def _cheapest(request: _Request, pilot: SquareSamples, deflated: Deflation | None) -> tuple[_Plan, dict[str, Any]]:
@@ -274,12 +279,12 @@ def _cheapest(request: _Request, pilot: SquareSamples, deflated: Deflation | Non
     return best, details
 
 
-def _refined(request: _Request, pilot: SquareSamples, deflated: Deflation) -> _Plan:
+def _refined(request: _Request, pilot: SquareSamples, deflated: Deflation) -> int:
     """Return the probes that are needed once all of the pilot's directions are deflated, told without one of each."""
     probes = request.stream("pilot").block(0, _PILOT)
     left = combine_squares(remainder_squares(probes, pilot.products, deflated.basis, deflated.image), [])
     norm = math.sqrt(max(left.value + deflated.squared_norm, 0.0))
-    return _Plan(_PILOT, _wanted(request, left, norm))
+    return _wanted(request, left, norm)
 
 
 def _expected(squares: Tensor) -> Combined:

@@ -26,8 +26,15 @@ from hessprobe import checks, jackknife
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
-from hessprobe.estimators.budget import Callback
-from hessprobe.estimators.captured_trace import SKETCHED, Way, captured_way, exchanged, grown_exchange, pilot_products
+from hessprobe.estimators.budget import Callback, Way
+from hessprobe.estimators.captured_trace import (
+    SKETCH_PAYS,
+    SKETCHED,
+    captured_way,
+    exchanged,
+    grown_exchange,
+    pilot_products,
+)
 from hessprobe.estimators.deflate import basis_of
 from hessprobe.estimators.hutchinson import Plan, hutchinson, pilot
 from hessprobe.estimators.hutchpp import hutchpp
@@ -158,8 +165,6 @@ def _sampled(A: LinearOperator, seed: int, *, vanished: bool) -> Batches:
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
 
-# Where the plain plan takes more products than this, eight show whether the spectrum decays.
-_SKETCH_PAYS = 64
 # Blocks are tried where the plain plan takes this many products for each of them: a pilot and a run inside blocks.
 _BLOCKS_PAY = 8
 
@@ -321,7 +326,8 @@ def _exact(task: Task) -> Estimate:
 def _auto(task: Task) -> Estimate:
     A, asked = task.operator, task.goal
     known = A.exact_diagonal()
-    if known is not None or A.dim <= max(asked.n_probes or 0, budget.DEFAULT_PROBES):
+    least = max(asked.n_probes or 0, budget.DEFAULT_PROBES)
+    if known is not None or A.dim <= least or (asked.n_probes is None and budget.exact_pays(A.dim, least)):
         why = "the operator knows its diagonal" if known is not None else f"{A.dim} products give it exactly"
         return _because(_exact(task), why)
     if asked.n_probes is not None:
@@ -332,17 +338,14 @@ def _auto(task: Task) -> Estimate:
     used = f"inside blocks {used}" if plan.task is not task else used
     kind = "sampled " if plan.draws is not None else ""
     why = f"Hutchinson {used} {kind}control variate needs about {plan.products:.0f} products"
-    way = Way(plan.products, why, lambda: hutchinson(task, plan))
+    ways = [Way(plan.products, lambda: hutchinson(task, plan), why)]
     kept = first.kept if first.known.surrogate is None else None
-    if kept is None and min(plan.products, A.dim) > _SKETCH_PAYS:
+    if kept is None and min(plan.products, A.dim) > SKETCH_PAYS:
         kept = pilot_products(task)
     captured = None if kept is None else captured_way(task, kept, first.details["value"], plan.products)
-    if captured is not None and captured.products < plan.products:
-        way = captured
-    if budget.exact_pays(A.dim, way.products):
-        why = f"{A.dim} products give it exactly, sampling would take {way.products:.0f}"
-        return _because(_exact(task), why)
-    return _because(way.run(), way.reason)
+    if captured is not None:
+        ways.append(captured)
+    return _because(*budget.carried_out(A.dim, ways, lambda sampled: _exact(task)))
 
 
 def _cheaper_plan(task: Task, plan: Plan) -> Plan:

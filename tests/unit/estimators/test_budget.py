@@ -80,3 +80,11 @@ def test_pilots_pool_terms_and_upper_std_is_the_chi_square_limit() -> None:
     assert [budget.minimum_passes(b) for b in (1, 2, 4, 28)] == [8, 8, 6, 2]
     assert budget.upper_std(2.0, math.inf) == 2.0
     assert budget.upper_std(2.0, 11) == pytest.approx(2.0 * math.sqrt(11 / stats.chi2.ppf(0.2, 11)))
+
+
+def test_the_cheapest_way_runs_unless_d_products_are_as_cheap() -> None:
+    ways = [budget.Way(80.0, lambda: "dear"), budget.Way(50.0, lambda: "cheap", "because")]
+    assert budget.carried_out(56, ways, lambda sampled: f"exact for {sampled:g}") == ("cheap", "because")
+    found, why = budget.carried_out(55, ways, lambda sampled: f"exact for {sampled:g}")
+    assert (found, why) == ("exact for 50", "55 products give it exactly, sampling would take 50")
+    assert budget.carried_out(2, ways, None) == ("cheap", "because")
