@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import MemoryBudgetError, NumericalWarning, about
-from hessprobe.estimate import Estimate
+from hessprobe.estimate import Estimate, student_quantile
 from hessprobe.estimators import budget
 from hessprobe.estimators.deflate import Deflation, basis_of
 from hessprobe.estimators.groups import deflated_part, influences
@@ -37,6 +37,8 @@ _DEFAULT_STEPS = 64
 _MAX_STEPS = 256
 # The quadrature error may be this share of the probe error, or of the tolerance, before a sweep ends by itself.
 _SOLVER_SHARE, _TOLERANCE_SHARE = 0.1, 0.2
+# The tolerance may be filled to this share by a bracket and by the probes of the smallest run.
+_BRACKET_SHARE = 0.8
 _FIRST_CHECK, _CHECK_EVERY = 8, 4
 
 
@@ -168,28 +170,76 @@ class _Plan:
 
 
 def _expected(plan: _Plan) -> float:
-    """Return the products of a sweep before any is made: of its pilot and smallest run where a tolerance is given."""
+    """Return the fewest products of a sweep before any is made: of its pilot and smallest run for a tolerance."""
+    if plan.asked.n_probes is None:
+        steps = _FIRST_CHECK if plan.adaptive else min(plan.steps, plan.operator.dim)
+        return float(_pilot_probes(plan) * steps + _MINIMUM_PROBES * (steps + plan.data_error))
     steps = _DEFAULT_STEPS // 2 if plan.adaptive else min(plan.steps, plan.operator.dim)
-    return (plan.asked.n_probes or 2 * _MINIMUM_PROBES) * float(steps + plan.data_error)
+    return plan.asked.n_probes * float(steps + plan.data_error)
+
+
+def _pilot_probes(plan: _Plan) -> int:
+    return _PILOT_PROBES if plan.law == "sphere" else _MINIMUM_PROBES
+
+
+@dataclass
+class _Outlook:
+    """Whether the run that a pilot in the making will ask for takes more products than the whole matrix.
+
+    The quadrature error of the chains falls about geometrically, faster towards the end. At twice the mean rate so far
+    the smallest run for chains that are then long enough, and further ones of two steps, is the least to expect.
+    """
+
+    plan: _Plan
+    hopeless: bool = False
+    _first: tuple[int, float] | None = None
+
+    def ends(self, step: int, error: float, allowed: float, estimate: Estimate) -> bool:
+        """Return whether the pilot is to end here, for d products.
+
+        Args:
+            step: of the chains.
+            error: their quadrature error.
+            allowed: what it may be.
+            estimate: of the target.
+        """
+        if not self.plan.may_be_whole or error <= allowed or not math.isfinite(error):
+            return False
+        if self._first is None:
+            self._first = step, error
+            return False
+        start, before = self._first
+        rate = 2 * math.log(before / error) / (step - start) if error < before else 0.0
+        steps = step + (math.log(error / allowed) / rate if rate > 0 and allowed > 0 else math.inf)
+        wanted = _count(self.plan, estimate)[0]
+        least = _MINIMUM_PROBES * (steps + self.plan.data_error) + 2 * max(wanted - _MINIMUM_PROBES, 0)
+        self.hopeless = budget.exact_pays(self.plan.operator.dim, least)
+        return self.hopeless
 
 
 def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
     """Add the chains: a fixed number, or as many as a pilot of other probes asks for; or take the whole matrix."""
     if plan.asked.n_probes is not None:
         return _fixed(plan, blank, vectors, plan.asked.n_probes)
-    pilot = _pilot(plan, blank, vectors)
-    wanted, room = _wanted(plan, pilot)
+    outlook = _Outlook(plan)
+    pilot = _pilot(plan, blank, vectors, outlook)
+    if outlook.hopeless:
+        return whole_sketch(plan.parts, plan.lower, plan.callback)
+    wanted, room = _count(plan, _answer(plan, pilot))
     count = min(wanted, plan.asked.max_probes)
     final = replace(plan, steps=pilot.alphas.shape[1], adaptive=False)
     each = final.steps + plan.data_error
     sizes = _sizes(final, pilot, count, room) if wanted == count else Sizes(count, 0, 0, float(count * each))
-    if plan.may_be_whole and budget.exact_pays(plan.operator.dim, sizes.cost):
-        return whole_sketch(plan.parts, plan.lower, plan.callback)
-    sketch = _chains(final, blank, vectors, sizes.long, "sketch")
-    if sizes.short:
-        sketch = _with_short(final, sketch, pilot, vectors, sizes)
-    judged = budget.settled(_answer(plan, sketch), plan.asked, wanted, count)
-    return replace(sketch, flags=tuple(f for f in judged.flags if f in ("tolerance-missed", "budget-exhausted")))
+
+    def run() -> SpectralSketch:
+        sketch = _chains(final, blank, vectors, sizes.long, "sketch")
+        if sizes.short:
+            sketch = _with_short(final, sketch, pilot, vectors, sizes)
+        judged = budget.settled(_answer(plan, sketch), plan.asked, wanted, count)
+        return replace(sketch, flags=tuple(f for f in judged.flags if f in ("tolerance-missed", "budget-exhausted")))
+
+    exact = (lambda sampled: whole_sketch(plan.parts, plan.lower, plan.callback)) if plan.may_be_whole else None
+    return budget.carried_out(plan.operator.dim, [budget.Way(sizes.cost, run)], exact)[0]
 
 
 def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int) -> SpectralSketch:
@@ -201,22 +251,21 @@ def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: in
     return sketch if sketch.alphas.shape[1] < most else whole_sketch(plan.parts, plan.lower, plan.callback)
 
 
-def _pilot(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch:
-    count = _PILOT_PROBES if plan.law == "sphere" else _MINIMUM_PROBES
+def _pilot(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, outlook: _Outlook) -> SpectralSketch:
     # The smallest run with chains of this many steps takes d products.
     enough = max(-(-plan.operator.dim // _MINIMUM_PROBES), 2)
     steps = min(plan.steps, enough) if plan.may_be_whole else plan.steps
-    return _chains(replace(plan, data_error=False, steps=steps), blank, vectors, count, "pilot")
+    plan = replace(plan, data_error=False, steps=steps)
+    return _chains(plan, blank, vectors, _pilot_probes(plan), "pilot", outlook=outlook)
 
 
-def _wanted(plan: _Plan, pilot: SpectralSketch) -> tuple[int, float]:
-    """Return how many chains a pilot asks for, and the half-width that is left to the probes."""
-    guess = _answer(plan, pilot)
+def _count(plan: _Plan, guess: Estimate) -> tuple[int, float]:
+    """Return how many chains a pilot's guess asks for, and the half-width that is left to the probes."""
     half = plan.asked.target(guess.value)
-    room = max(half - guess.errors.solver, half / 2)
+    room = max(half - guess.errors.solver, (1 - _BRACKET_SHARE) * half)
     std = guess.details.get("probe_std")
     if std is None:
-        std = budget.upper_std(guess.errors.probe * math.sqrt(pilot.n_probes), guess.df)
+        std = budget.upper_std(guess.errors.probe * math.sqrt(guess.samples), guess.df)
     if room > 0 and std > 0:
         one = guess.details.get("probe_df") or 0.0
         wanted = budget.smallest_count(
@@ -278,7 +327,13 @@ def _with_short(
 
 
 def _chains(
-    plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int, stream: str, first: int = 0
+    plan: _Plan,
+    blank: SpectralSketch,
+    vectors: Tensor | None,
+    count: int,
+    stream: str,
+    first: int = 0,
+    outlook: _Outlook | None = None,
 ) -> SpectralSketch:
     A = plan.operator
     inner = A if vectors is None else Deflated(A, vectors)
@@ -288,7 +343,7 @@ def _chains(
     pieces: list[SpectralSketch] = []
     for start in range(0, count, size):
         V = _projected(probes.block(first + start, first + min(start + size, count)), vectors, plan.law)
-        monitor = _Monitor(plan, blank, count, start, longest)
+        monitor = _Monitor(plan, blank, count, start, longest, outlook)
         run = lanczos(inner, V, longest, reorthogonalize=plan.full, monitor=monitor if monitor.needed else None)
         longest = run.alphas.shape[1]
         plan = replace(plan, adaptive=False)
@@ -359,7 +414,10 @@ def _joined(pieces: list[SpectralSketch]) -> SpectralSketch:
 class _Monitor:
     """Watches the target during a sweep: ends it when the quadrature is good enough, reports progress."""
 
-    def __init__(self, plan: _Plan, blank: SpectralSketch, count: int, first: int, steps: int) -> None:
+    def __init__(
+        self, plan: _Plan, blank: SpectralSketch, count: int, first: int, steps: int, outlook: _Outlook | None = None
+    ) -> None:
+        self.outlook = outlook
         self.plan, self.blank, self.count, self.first, self.steps = plan, blank, count, first, steps
         self.needed = plan.adaptive or plan.callback is not None
         self._settled = 0
@@ -375,13 +433,28 @@ class _Monitor:
             self.plan.callback(budget.Progress(done, float(self.count * self.steps), value, error))
         return self.plan.adaptive and estimate is not None and self._ends(estimate, step, len(run.norms))
 
+    def _share_of_tolerance(self, estimate: Estimate) -> float:
+        """Return what the quadrature error may be: of a bracket, what the smallest run leaves of the tolerance."""
+        target = self.plan.asked.target(estimate.value)
+        std = estimate.details.get("probe_std")
+        if std is None or estimate.details["quadrature"] == "extrapolated":
+            return _TOLERANCE_SHARE * target
+        probes: float = student_quantile(0.5 + self.plan.asked.confidence / 2, _MINIMUM_PROBES - 1.0) * std
+        return max(_TOLERANCE_SHARE * target, _BRACKET_SHARE * target - probes / math.sqrt(_MINIMUM_PROBES))
+
     def _ends(self, estimate: Estimate, step: int, chains: int) -> bool:
         if self.plan.asked.n_probes is None:
-            allowed = _TOLERANCE_SHARE * self.plan.asked.target(estimate.value)
+            allowed = self._share_of_tolerance(estimate)
         else:
             allowed = _SOLVER_SHARE * estimate.errors.probe * math.sqrt(chains / self.count)
         error = estimate.details.get("quadrature_error", math.inf)
-        good = error <= max(allowed, 1e-12 * abs(estimate.value))
+        allowed = max(allowed, 1e-12 * abs(estimate.value))
+        good = error <= allowed
+        if self.outlook is not None and self.outlook.ends(step, error, allowed, estimate):
+            return True
         self._settled = self._settled + 1 if good else 0
         rate = estimate.details.get("rate_steps")
-        return self._settled >= 2 or (rate is not None and step >= rate)
+        # A bracket is a theorem; an error told from shorter rules may be small by chance once.
+        return self._settled >= (2 if estimate.details["quadrature"] == "extrapolated" else 1) or (
+            rate is not None and step >= rate
+        )

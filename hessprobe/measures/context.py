@@ -15,6 +15,7 @@ from torch import Tensor
 from hessprobe import estimators, krylov
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import Estimate
+from hessprobe.estimators import budget
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
@@ -39,9 +40,13 @@ _SMALLEST = 200
 # Products that the search may make for each of them.
 _SEARCH = 10
 # What a sweep of Lanczos chains spends, and other measures.
-_SWEEP_PRODUCTS, _FEW_PRODUCTS = 3000, 60
+_SWEEP_PRODUCTS, _FEW_PRODUCTS = 400, 60
 # The least that a sweep for a tolerance is expected to take: chains, those of its pilot among them, and their steps.
 _SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
+
+
+# Half-width that the probes may give a density's distribution function, and the fewest chains for it.
+_SHARE, _FEWEST_CHAINS = 0.02, 4
 
 
 @dataclass(frozen=True)
@@ -167,11 +172,14 @@ class Context:
     def takes_whole(self) -> bool:
         """True where a sweep is wanted and d products, which answer exactly, are no more than one is expected to take.
 
-        That is the search for leading directions, their products, and the smallest run.
+        That is the search for leading directions where there is one, their products, and the smallest run.
         """
         start, chains = self._start.directions, self.settings.n_probes or _SWEEP_CHAINS
-        found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
-        return "sweep" in self.needs and self.A.dim <= min(LARGEST, found + chains * _SWEEP_STEPS)
+        found = 0
+        if self.settings.n_probes is not None or start is not None:
+            found = len(start) if start is not None else (_SEARCH + 1) * self._directions_wanted
+        expected = found + chains * _SWEEP_STEPS
+        return "sweep" in self.needs and self.A.dim <= LARGEST and budget.exact_pays(self.A.dim, expected)
 
     @property
     def _norm_of_sketch(self) -> bool:
@@ -284,10 +292,14 @@ class Context:
 
     @cached_property
     def sketch(self) -> estimators.SpectralSketch:
-        """The sweep behind logdet, density and effective dimension."""
+        """The sweep behind logdet, density and effective dimension, of the size that its tolerance asks for.
+
+        A search for eigenvectors, ten products for each, comes first only where the number of chains is fixed.
+        """
+        found = self.directions if self._has_directions else None
         sketch = estimators.spectral_sketch(
             self.A,
-            deflate=self.directions,
+            deflate=found,
             seed=self.settings.seed,
             method="exact" if self.takes_whole else "auto",
             confidence=self.settings.confidence,
@@ -296,13 +308,15 @@ class Context:
             callback=self._progress("spectrum"),
             **self._sweep_size(),
         )
-        return replace(sketch, matvecs=sketch.matvecs + self._shared, seconds=sketch.seconds + self._shared_seconds)
+        if found is None:
+            return sketch
+        return replace(sketch, matvecs=sketch.matvecs + found.matvecs, seconds=sketch.seconds + self._shared_seconds)
 
     @property
     def _has_directions(self) -> bool:
         """Whether leading directions are wanted anyhow, or known from a neighboring point."""
-        asked = "sweep" in self.needs or self.settings.n_probes is not None
-        return bool(asked) or "directions" in self.__dict__ or self._start.directions is not None
+        asked = self.settings.n_probes is not None
+        return asked or "directions" in self.__dict__ or self._start.directions is not None
 
     @property
     def _shared(self) -> float:
@@ -372,7 +386,12 @@ class Context:
         return {"rtol": self.settings.rtol / (3 if "ratio" in self.needs else 1)}
 
     def _sweep_size(self) -> dict[str, Any]:
-        return {"n_probes": self.settings.n_probes} if self.settings.n_probes else {"rtol": self.settings.rtol}
+        if self.settings.n_probes is not None:
+            return {"n_probes": self.settings.n_probes}
+        if self._sketch_target() is not None:
+            return {"rtol": self.settings.rtol}
+        # A share q seen by n probes has the variance 2 q (1 - q) / ((d + 2) n), see ``Density.band``.
+        return {"n_probes": max(_FEWEST_CHAINS, math.ceil((2 / _SHARE) ** 2 / (2 * self.A.dim)))}
 
     def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
         def forward(state: estimators.Progress) -> None:
