@@ -137,8 +137,7 @@ class LinearSamples:
     Attributes:
         weights: (B,) term weights.
         raw: (B, n) quadratic forms of P A_b P.
-        law: (B,) variances of one form by the law of the probes, and the variances of these, or None where no products
-            were made.
+        law: (B,) variances of one form by the law of the probes, and the variances of these; None without products.
         paired_law: the same of A minus surrogate, or None.
         folded: (B, n, m) rows e_i of Rademacher probes folded to m numbers, see ``fold``, or None where they are many.
         paired_folded: the same of A minus surrogate, or None.
@@ -388,23 +387,12 @@ class _Term:
 
     def _block(self, probes: Tensor, inside: Tensor) -> None:
         how, twin = self.how, self.twin
-        if not (how.diagonal or self.slices or (how.paired and twin is not None)):
-            if self.cheap_forms:
-                self.raw.append(self.term.quadratic_forms(inside))
-            else:
-                products = project(how.basis, self.term.matvecs(inside))
-                entries = probes.double() * products.double()
-                self.raw.append(entries.sum(1))
-                self.law.add(probes, products, entries)
-                self._keep(probes, products)
+        if self.cheap_forms and not (how.diagonal or self.slices or (how.paired and twin is not None)):
+            self.raw.append(self.term.quadratic_forms(inside))
             if twin is not None:
                 self.control.append(twin.quadratic_forms(inside))
             return
-        products = project(how.basis, self.term.matvecs(inside))
-        entries = probes.double() * products.double()
-        self.raw.append(entries.sum(1))
-        self.law.add(probes, products, entries)
-        self._keep(probes, products)
+        products, entries = self._multiplied(probes, inside)
         if twin is not None and how.paired:
             products = products - project(how.basis, twin.matvecs(inside))
             entries = probes.double() * products.double()
@@ -417,9 +405,14 @@ class _Term:
         if how.diagonal:
             self.entries.add(entries)
 
-    def _keep(self, probes: Tensor, products: Tensor) -> None:
+    def _multiplied(self, probes: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        products = project(self.how.basis, self.term.matvecs(inside))
+        entries = probes.double() * products.double()
+        self.raw.append(entries.sum(1))
+        self.law.add(probes, products, entries)
         if self.how.keep:
             self.kept.append((probes, products))
+        return products, entries
 
 
 def _paired_terms(
