@@ -18,11 +18,9 @@ from hessprobe.operators import BlockDiagonal, LinearOperator
 
 # Samples of a pilot: of products alone, of products with operator and surrogate, and of these inside blocks.
 _PILOT, _PILOT_PAIRED, _PILOT_IN_BLOCKS = 8, 4, 2
-# A quadratic form with the surrogate is charged like one with the operator when the pilot weighs its use.
-_CONTROL_COST = 2.0
-# Draws of the surrogate's sampled trace in a pilot, what each costs, and what an exact diagonal may cost without that
-# a sampled trace is tried in its place; all in products.
-_PILOT_DRAWS, _DRAW_COST, _CHEAP = 2, 1 / 3, 4.0
+# Draws of the surrogate's sampled trace in a pilot, and what an exact diagonal may cost, in products, without that a
+# sampled trace is tried in its place.
+_PILOT_DRAWS, _CHEAP = 2, 4.0
 _MAX_DRAWS = 1 << 14
 # The fewest passes with an error bar, and the share of the tolerance that counts as far inside it.
 _FEWEST, _FAR_INSIDE = 2, 0.02
@@ -40,6 +38,29 @@ ROUNDING = 64
 
 
 @dataclass(frozen=True)
+class _Prices:
+    """What a plan is charged, in products with A, from what the operators say of their costs.
+
+    Attributes:
+        alone: a pass with A, or inside its blocks.
+        paired: the same with the surrogate's quadratic forms beside it.
+        draw: a draw of the surrogate's trace.
+    """
+
+    alone: float
+    paired: float
+    draw: float
+
+    @classmethod
+    def of(cls, A: LinearOperator, surrogate: LinearOperator | None) -> _Prices:
+        alone = float(len(A.groups)) if isinstance(A, BlockDiagonal) else 1.0
+        if surrogate is None:
+            return cls(alone, 2 * alone, math.inf)
+        product = A.cost_of("product") / alone
+        return cls(alone, alone + surrogate.cost_of("form") / product, surrogate.cost_of("draw") / product)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the pilot decided.
 
@@ -50,6 +71,7 @@ class Plan:
         known: what is known before sampling, bought already.
         details: what was measured, for the record.
         draws: of the surrogate's trace, bought when the plan is carried out; None where it is not sampled.
+        draw_cost: products that each of them costs.
         kept: probes and products (m, d) of the pilot, where it made them with all of A.
     """
 
@@ -59,12 +81,13 @@ class Plan:
     known: Known
     details: dict[str, Any]
     draws: range | None = None
+    draw_cost: float = 0.0
     kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def products(self) -> float:
         """Products it still takes."""
-        return self.wanted * self.cost + len(self.draws or ()) * _DRAW_COST
+        return self.wanted * self.cost + len(self.draws or ()) * self.draw_cost
 
 
 def hutchinson(task: Task, plan: Plan | None = None) -> Estimate:
@@ -95,7 +118,7 @@ def pilot(task: Task) -> Plan:
     A = task.operator
     surrogate = A.surrogate if task.control is not False else None
     n = budget.pilot_passes(A.n_terms, _samples(A, surrogate))
-    price = float(len(A.groups)) if isinstance(A, BlockDiagonal) else 1.0
+    prices = _Prices.of(A, surrogate)
     how = Sampling(n, task.seed, task.law, "pilot", task.basis, paired=n * A.n_terms < _FEW, keep=True)
     samples = sample_linear(A, how, surrogate=surrogate)
     known = known_parts(task, controlled=False)
@@ -103,20 +126,20 @@ def pilot(task: Task) -> Plan:
     value = plain[0] + known.trace
     details = {"passes": n, "value": value, "std_error": plain[1]}
     passes = passes_wanted(task, plain, n, value)
-    simple = Plan(passes, price, task, known, details, kept=samples.kept)
+    simple = Plan(passes, prices.alone, task, known, details, kept=samples.kept)
     if surrogate is None and not task.control:
         return simple
     details["std_error_controlled"] = control[1]
     fewer = passes_wanted(task, control, n, value)
-    exact = fewer * _CONTROL_COST * price + (0.0 if surrogate is None else surrogate.exact_diagonal_cost())
-    rival = min(exact, math.inf if task.control else passes * price)
-    draws, wanted = _sampled(task, control, n, value, fewer, rival) if surrogate is not None else (None, fewer)
+    exact = fewer * prices.paired + (0.0 if surrogate is None else surrogate.exact_diagonal_cost())
+    rival = min(exact, math.inf if task.control else passes * prices.alone)
+    draws, wanted = _sampled(task, control, n, value, fewer, rival, prices) if surrogate is not None else (None, fewer)
     if draws is not None:
-        return Plan(wanted, _CONTROL_COST * price, task, known, {**details, "draws": len(draws)}, draws)
-    if task.control or exact <= passes * price:
+        return Plan(wanted, prices.paired, task, known, {**details, "draws": len(draws)}, draws, prices.draw)
+    if task.control or exact <= passes * prices.alone:
         with_twin = known_parts(task, controlled=True, deflated=known.deflated)
         if with_twin.surrogate is not None:
-            return Plan(fewer, _CONTROL_COST * price, task, with_twin, details)
+            return Plan(fewer, prices.paired, task, with_twin, details)
     return simple
 
 
@@ -132,7 +155,13 @@ def _draws(count: int) -> range:
 
 
 def _sampled(
-    task: Task, control: tuple[float, float, float], passes: int, value: float, fewer: int, rival: float
+    task: Task,
+    control: tuple[float, float, float],
+    passes: int,
+    value: float,
+    fewer: int,
+    rival: float,
+    prices: _Prices,
 ) -> tuple[range | None, int]:
     """Return the draws of the surrogate's trace and the passes that together meet the tolerance at the least cost.
 
@@ -140,8 +169,7 @@ def _sampled(
     """
     insisted = task.control == "sampled"
     surrogate = task.operator.surrogate
-    price = float(len(task.operator.groups)) if isinstance(task.operator, BlockDiagonal) else 1.0
-    floor = fewer * _CONTROL_COST * price
+    floor = fewer * prices.paired
     if task.control is True or task.per_block or surrogate is None:
         return None, fewer
     if not insisted and (surrogate.exact_diagonal_cost() <= _CHEAP or floor + _CHEAP >= rival):
@@ -156,7 +184,7 @@ def _sampled(
         error = one_draw / math.sqrt(count)
         beside = error, first.df * (count - 1) / (_PILOT_DRAWS - 1)
         needed = passes_wanted(task, control, passes, value, beside)
-        cost = needed * _CONTROL_COST * price + count * _DRAW_COST
+        cost = needed * prices.paired + count * prices.draw
         if needed < task.goal.max_probes and cost < best:
             best, chosen, wanted = cost, _draws(count), needed
         count *= 2

@@ -221,6 +221,10 @@ class BlockDiagonal(LinearOperator):
         """Return that of the inner diagonal."""
         return self._inner.exact_diagonal_cost()
 
+    def cost_of(self, work: str) -> float:
+        """Return that of the inner operator; of products and forms a group."""
+        return self._inner.cost_of(work) * (1 if work == "draw" else len(self.groups))
+
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return the inner estimate: both traces agree."""
         return self._inner.sampled_trace(draws, seed)

@@ -95,6 +95,10 @@ class Counted(LinearOperator):
         """Return the inner cost, in the products counted here."""
         return self.inner.exact_diagonal_cost() * self.share
 
+    def cost_of(self, work: str) -> float:
+        """Return that of the inner operator."""
+        return self.inner.cost_of(work)
+
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return the inner estimate; its cost goes to the tally."""
         found = self.inner.sampled_trace(draws, seed)

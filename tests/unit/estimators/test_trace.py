@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimators import Progress, deflation, trace
-from hessprobe.operators import Counted, DenseOperator
+from hessprobe.operators import BlockDiagonal, Counted, DenseOperator
 
 BLOCKS = {"first": slice(0, 30), "second": slice(30, 80), "third": slice(80, 200)}
 SAMPLED = ("hutchinson", "hutch++", "xtrace")
@@ -315,3 +315,26 @@ def test_few_samples_of_a_control_variate_have_the_error_of_the_law(law: str) ->
     # Two binomial errors below 95 %; 85 % with the samples' own variance.
     assert sum(hits) / len(hits) >= 0.928
     assert all(one.flags == () for one in found)
+
+
+class Priced(SumOperator):
+    """A surrogate that says what its work costs, in products."""
+
+    forms = 1.0
+
+    def cost_of(self, work: str) -> float:
+        return self.forms if work == "form" else super().cost_of(work)
+
+
+@pytest.mark.parametrize(("cost", "used"), [(1.0, True), (1e4, False)])
+def test_a_plan_goes_by_what_the_operators_say_of_their_costs(cost: float, used: bool) -> None:
+    A = risk_like()
+    twin = A.surrogate
+    assert twin is not None
+    priced = Priced(twin.matrices, twin.weights, blocks=BLOCKS, knows_diagonal=True)
+    priced.forms = cost
+    found = trace(SumOperator(A.matrices, A.weights, surrogate=priced, blocks=BLOCKS), rtol=0.05, seed=0)
+    assert ("surrogate" in found.method) is used
+    assert Counted(priced).cost_of("form") == cost
+    assert BlockDiagonal(priced, list(BLOCKS.values())).cost_of("form") == 3 * cost
+    assert (Plain(A.total).cost_of("product"), Plain(A.total).cost_of("draw")) == (1.0, pytest.approx(1 / 3))
