@@ -45,6 +45,8 @@ CASES = {
     "XTrace": Case("xtrace", 200, 16),
     "diagonal": Case("diagonal", 100, 8),
     "norm": Case("norm", 200, 16),
+    "trace to a tolerance": Case("trace-tolerance", 200, 10),
+    "norm to a tolerance": Case("norm-tolerance", 200, 10),
     "differences": Case("differences", 200, 8),
 }
 QUESTIONS = [(name, question) for name, case in CASES.items() for question in BY_NAME[case.trial].questions]

@@ -12,7 +12,7 @@ import torch
 
 from hessprobe.checks import nearest
 from hessprobe.estimate import Estimate
-from hessprobe.estimators import diagonal, effective_rank, frobenius_norm, spectral_sketch, trace
+from hessprobe.estimators import diagonal, effective_rank, frobenius_norm, logdet, spectral_sketch, trace
 from hessprobe.estimators.difference import difference
 from hessprobe.krylov import eigsh
 from hessprobe.universal import catalogue, evaluate
@@ -45,6 +45,12 @@ def _sketch(problem: Problem, size: int, seed: int) -> Answers:
     low, high = density.band(0.95)
     share = (values[:, None] <= problem.points).mean(0)
     yield "density band", Answer(density.cdf.numpy(), low.numpy(), high.numpy(), share, False)
+
+
+def _logdet_to_a_tolerance(problem: Problem, size: int, seed: int) -> Answers:
+    x, shift = np.abs(problem.drawn.values), problem.shift
+    found = logdet(problem.absolute_operator, shift=shift, rtol=1 / size, seed=seed)
+    yield "logdet to a tolerance", one(found, float(np.log(x + shift).sum()))
 
 
 def _universal(problem: Problem, size: int, seed: int) -> Answers:
@@ -90,6 +96,7 @@ def _other_data(problem: Problem, size: int, seed: int) -> Answers:
 
 SPECTRAL_TRIALS: tuple[Trial, ...] = (
     Trial("sketch", ("logdet", "smoothed logdet", "effective dimension", "density band"), _sketch, size="chains"),
+    Trial("logdet-tolerance", ("logdet to a tolerance",), _logdet_to_a_tolerance, sizes=(10, 50), size="1 / rtol"),
     Trial("universal", ("universal: tr3", "universal: tr4", "universal: frob"), _universal, size="draws"),
     Trial(
         "eigenvalues",
