@@ -71,7 +71,7 @@ def spectral_sketch(
         A: symmetric operator, or what ``aslinearoperator`` takes.
         n_probes: number of chains, >= 2; 8 where neither this nor a tolerance is given.
         steps: Lanczos steps >= 2; by default 64, or with ``target`` as many (at most 256) as bring its quadrature error
-            under a tenth of its probe error (a fifth of the tolerance, where given) or its a-priori rate asks for.
+            under a tenth of its probe error (a fifth of the tolerance, or what probes leave of it) or its rate asks.
         deflate: orthonormal directions to treat exactly: vectors (k, d), anything with ``.vectors`` (eigenpairs), or a
             ``Deflation`` of A, whose products are not repeated.
             They must not depend on the probes; they need not be exact, what is missing is in the solver error.

@@ -7,8 +7,9 @@ matrix is small enough (``fits``). It is asked
 
 * before any product, of the least that the sweep can take or, where its chains are as long as they need to be, of what
   is expected of it;
-* while a pilot runs, whose chains end once the smallest run with chains that long takes d products, and while a fixed
-  number of chains grow until their quadrature is good enough, which end at d products;
+* while a pilot runs, whose chains end once the smallest run with chains that long takes d products, or once they
+  converge so slowly that it will, and while a fixed number of chains grow until their quadrature is good enough, which
+  end at d products;
 * after the pilot, of the run it asks for.
 
 What was made in vain is therefore at most d products (d/2 by a pilot with probes on the sphere).
