@@ -29,7 +29,7 @@ _HOPELESS = 1.6
 _TIE = 1.1
 
 # What an engine meets when a model lacks a derivative rule; anything else is a bug that must surface.
-_UNSUPPORTED = (UnsupportedError, RuntimeError, TypeError, IndexError, AssertionError)
+UNSUPPORTED = (UnsupportedError, RuntimeError, TypeError, IndexError, AssertionError)
 
 Clock = Callable[[], float]
 
@@ -174,8 +174,8 @@ def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: di
             candidates.append(_candidate(name, engine, job))
         except MemoryBudgetError as error:
             too_large, reasons[name] = error, f"too large: {error}"
-        except _UNSUPPORTED as error:
-            if isinstance(error, torch.OutOfMemoryError) or _is_domain(error):
+        except UNSUPPORTED as error:
+            if is_final(error):
                 raise
             reasons[name] = "unsupported: " + (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         if sum(c.nbytes for c in candidates) > job.budget:
@@ -214,6 +214,7 @@ def _race(candidates: list[_Candidate], job: _Job) -> None:
             candidate.take_times(job)
 
 
-def _is_domain(error: Exception) -> bool:
-    """True for hessprobe's own complaints about the data or the loss, which no engine can mend."""
-    return isinstance(error, HessprobeError) and not isinstance(error, UnsupportedError)
+def is_final(error: Exception) -> bool:
+    """Return whether no other engine can mend it: complaints about the data or the loss, a device without memory."""
+    mended = isinstance(error, UnsupportedError | MemoryBudgetError)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, HessprobeError) and not mended)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,25 +122,31 @@ def graph_bytes(*roots: Tensor, ignore: Iterable[Tensor] = ()) -> int:
         ignore: tensors whose memory does not count.
     """
     seen = {storage.data_ptr() for storage in _storages(ignore)}
-    waiting: list[Any] = [root.grad_fn for root in roots]
-    nodes: set[Any] = set()
     total = 0
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in nodes:
-            continue
-        nodes.add(node)
-        saved = [getattr(node, name) for name in _saved_names(type(node))]  # type: ignore[arg-type]  # a class is hashable
+    for node in graph_nodes(*roots):
+        names = _saved_names(type(node))  # type: ignore[arg-type]  # a class can be hashed
+        saved = [getattr(node, name) for name in names]
         saved += getattr(node, "saved_tensors", ())
         tensors = [leaf for leaf in saved if isinstance(leaf, Tensor)]
         tensors += [t for group in saved if isinstance(group, list | tuple) for t in group if isinstance(t, Tensor)]
         total += storage_bytes(tensors, seen)
-        waiting += [source for source, _ in node.next_functions]
     return total
 
 
+def graph_nodes(*roots: Tensor) -> list[Any]:
+    """Return the nodes of the autograd graph of ``roots``, each once."""
+    waiting: list[Any] = [root.grad_fn for root in roots]
+    found: dict[Any, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            waiting += [source for source, _ in node.next_functions]
+    return list(found)
+
+
 @functools.cache
-def _saved_names(kind: Hashable) -> tuple[str, ...]:
+def _saved_names(kind: Any) -> tuple[str, ...]:
     # A graph of a small network is walked for longer than it takes to build it, were they listed for every node.
     return tuple(name for name in dir(kind) if name.startswith("_saved_"))
 

@@ -32,7 +32,16 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engine import LossFunction, Product, batch_bytes, by_rows, fresh_gradient, graph_bytes, pulled_back
+from hessprobe.hvp.engine import (
+    LossFunction,
+    Product,
+    batch_bytes,
+    by_rows,
+    fresh_gradient,
+    graph_bytes,
+    graph_nodes,
+    pulled_back,
+)
 
 
 class DoubleBackward:
@@ -56,6 +65,12 @@ class DoubleBackward:
             return pulled_back(gradient, leaf, vector)
 
         return Product(by_rows(apply_one), graph_bytes(gradient, ignore=[theta]))
+
+    def nodes(self, loss: LossFunction, theta: Tensor) -> int:
+        """Return the number of operations in the graph of the gradient, 0 where that is constant."""
+        with torch.enable_grad():
+            leaf = theta.detach().clone().requires_grad_()
+            return len(graph_nodes(_gradient(loss(leaf), leaf)))
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:

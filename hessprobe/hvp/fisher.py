@@ -203,9 +203,9 @@ class _FisherBatch(BatchLoss):
         """The number of units enters the loss as a number."""
         return self._batch.signature, self._count
 
-    def rebind(self, tensors: list[Tensor]) -> BatchLoss:
+    def rebind(self, tensors: list[Tensor], constants: list[Tensor] | None = None) -> BatchLoss:
         """Return the loss on other tensors."""
-        return _FisherBatch(self._batch.rebind(tensors[:-1]), tensors[-1], self._class_dim, self._count)
+        return _FisherBatch(self._batch.rebind(tensors[:-1], constants), tensors[-1], self._class_dim, self._count)
 
     def slice(self, start: int, stop: int) -> BatchLoss:
         """Return the loss of some of the examples."""

@@ -39,11 +39,14 @@ class Hessian(LinearOperator):
 
     Args:
         risk: the objective.
-        engine: ``"auto"`` (times the candidates on the first batch), or a name in ``ENGINES``.
+        engine: ``"auto"``, or a name in ``ENGINES``. ``"auto"`` begins with double backward, which needs no
+            preparation; once what other engines may save of the products still to come is worth a recording and a race
+            on the first batch, in predicted seconds, it goes on with the fastest, if that makes the same product. A
+            risk of a kind that this process has measured begins with what was the fastest there.
         memory: bytes that may be kept between products (a product in the making may take as much again), or a
             ``MemoryBudget`` shared with other operators; half of what is free by default.
-        expected_matvecs: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
-            engine over them.
+        expected_matvecs: about how many products will be asked for, where it is more than 60: ``"auto"`` then thinks of
+            other engines after the first product. Else it takes as many to be left as have been made.
         surrogate_engine: of the Gauss-Newton matrix that estimators may use beside this one, as ``engine``.
 
     Raises:

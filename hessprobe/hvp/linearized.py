@@ -17,7 +17,9 @@ instead of on every activation. Applied while a product is traced; the unused co
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engine import LossFunction, Product, device_clock, fresh_gradient, storage_bytes
 from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.known import RECORDINGS, kind_of
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
 from hessprobe.objective.base import BatchLoss
 from hessprobe.vectors import row_dots
@@ -112,9 +115,18 @@ _TOLERANCE = {torch.float64: 1e-6}
 # of the last times count, and how many blocks are timed before a choice is final.
 _TRIALS, _TRIAL_ROWS, _RECENT, _SETTLED = 2, 4, 3, 16
 
+# What a first recording in a process imports, and what one takes for each operation of the gradient, in seconds (one
+# core of 2023; three networks within a factor of 2).
+_IMPORTS, _A_NODE = 1.3, 4e-3
+
+
+def recording_seconds(nodes: int) -> float:
+    """Return about how long it takes to record a gradient whose graph has so many nodes, without its arithmetic."""
+    return _IMPORTS * ("torch._dynamo" not in sys.modules) + _A_NODE * nodes
+
 
 class Linearized:
-    """Engine ``linearized``; see the module. Remembers its recordings by batch shape.
+    """Engine ``linearized``; see the module. Recordings serve all batches of a shape, and all risks of a kind.
 
     Args:
         map_of: maps a batch loss to the function (v, theta) -> (outputs, gradient) to record; by default the Hessian's,
@@ -134,8 +146,8 @@ class Linearized:
     ) -> None:
         self._map_of = map_of or _hessian_map
         self._fallback = fallback or DoubleBackward()
-        self._programs: dict[object, LinearProgram | None] = {}
-        self._blocks: dict[object, tuple[Blocks, ...]] = {}
+        self._programs: dict[object, Recording | None] = {}
+        self._kind: Hashable = None
 
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product of one batch.
@@ -147,30 +159,63 @@ class Linearized:
         if not tensors:
             raise UnsupportedError("The linearized engine needs batches whose tensors it can exchange.")
         key = (_signature(loss), tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors))
+        constants = loss.constants() if isinstance(loss, BatchLoss) else []
+        inputs = [*tensors, *constants]
         first = not self._programs
-        if not first and key not in self._programs:
+        shared = self._shared(loss, key, constants) if key not in self._programs else None
+        known = self._programs.get(key) or (None if shared is None else RECORDINGS.get(shared))
+        if not first and known is None and key not in self._programs:
             # Recording takes seconds: a shape earns it when it comes a second time.
             self._programs[key] = None
             return self._fallback(loss, theta)
         try:
-            program = self._programs.get(key) or self._record(loss, theta, tensors)
-            self._programs[key] = program
-            residuals = _residuals(program, loss, theta, tensors)
+            residuals = (
+                None if known is None or known is self._programs.get(key) else _fitting(known, loss, theta, inputs)
+            )
+            if residuals is None:
+                known = self._programs.get(key) or self._record(loss, theta, tensors, constants)
+                self._programs[key] = known
+                residuals = _residuals(known.program, loss, theta, inputs)
+                if shared is not None:
+                    RECORDINGS.put(shared, known)
+            self._programs[key] = known
         except UnsupportedError:
             if first:
                 raise
             return self._fallback(loss, theta)
-        nbytes = storage_bytes(residuals, {theta.untyped_storage().data_ptr()})
-        blocks = self._blocks.setdefault(key, tuple(Blocks() for _ in program.tangents))
-        return _product(program, residuals, nbytes, blocks)
+        ignored = {tensor.untyped_storage().data_ptr() for tensor in (theta, *constants)}
+        return _product(known.program, residuals, storage_bytes(residuals, ignored), known.blocks)  # type: ignore[union-attr]  # recorded above
 
-    def _record(self, loss: LossFunction, theta: Tensor, tensors: list[Tensor]) -> LinearProgram:
-        def function(vector: Tensor, at: Tensor, *batch: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-            bound = loss.rebind(list(batch)) if isinstance(loss, BatchLoss) else loss
+    def _shared(self, loss: LossFunction, key: object, constants: list[Tensor]) -> Hashable:
+        """Return what the process knows a recording by, None where it serves this risk alone."""
+        makes = loss.makes() if isinstance(loss, BatchLoss) else None
+        if makes is None:
+            return None
+        # One risk, one kind: it is looked at once.
+        self._kind = self._kind or kind_of(*makes)
+        return self._kind, key, self._map_of, tuple((t.shape, t.dtype, t.device) for t in constants)
+
+    def _record(self, loss: LossFunction, theta: Tensor, tensors: list[Tensor], constants: list[Tensor]) -> Recording:
+        count = len(tensors)
+
+        def function(vector: Tensor, at: Tensor, *inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            bound = loss
+            if isinstance(loss, BatchLoss):
+                batch, others = list(inputs[:count]), list(inputs[count:])
+                bound = loss.rebind(batch, others) if others else loss.rebind(batch)
             with FoldBatchNorm():
                 return self._map_of(bound)(vector, at)
 
-        return trace_linear(function, theta, tensors)
+        program = trace_linear(function, theta, [*tensors, *constants])
+        return Recording(program, tuple(Blocks() for _ in program.tangents))
+
+
+def _fitting(known: Recording, loss: LossFunction, theta: Tensor, inputs: list[Tensor]) -> list[Tensor] | None:
+    """Return the residuals of another risk's recording, None where it does not hold for this one."""
+    try:
+        return _residuals(known.program, loss, theta, inputs)
+    except UnsupportedError:
+        return None
 
 
 def _residuals(program: LinearProgram, loss: LossFunction, theta: Tensor, tensors: list[Tensor]) -> list[Tensor]:
@@ -231,6 +276,14 @@ class Blocks:
         first = _timed(singly, V[:half], self._singly)
         second = _timed(jointly, V[half : 2 * half], self._together)
         return torch.cat([first, second, *([] if len(V) == 2 * half else [singly(V[2 * half :])])])
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded product of one batch shape, and how its blocks are taken: of each of its outputs."""
+
+    program: LinearProgram
+    blocks: tuple[Blocks, ...]
 
 
 def _timed(way: Callable[[Tensor], Tensor], V: Tensor, seconds: list[float]) -> Tensor:

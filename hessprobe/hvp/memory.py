@@ -68,6 +68,10 @@ class MemoryBudget:
         self._taken += nbytes
         return True
 
+    def give_back(self, nbytes: int) -> None:
+        """Return what was taken."""
+        self._taken -= nbytes
+
 
 def words(nbytes: float) -> str:
     """Return a size for a message, e.g. ``"1.5 GB"``."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -11,12 +13,39 @@ from torch import Tensor
 
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.hvp import ranks, replay
-from hessprobe.hvp.engine import Product, fresh_gradient
+from hessprobe.hvp.engine import Product, device_clock, fresh_gradient
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.vectors import row_dots
 
 Maker = Callable[[BatchLoss, Tensor], Product]
+
+
+@dataclass
+class Watch:
+    """How many products were asked for, and what they take.
+
+    Attributes:
+        look: called before a pass once there have been ``due`` products more than at the last look, at twice as many
+            each time.
+        rows: vectors multiplied so far.
+        seconds: the least time of the products of all batches with one vector, without making them ready.
+    """
+
+    look: Callable[[], None] = field(repr=False)
+    rows: int = 0
+    seconds: float = math.inf
+    due: int = 1
+
+    def asked(self) -> None:
+        """Look, where that is due."""
+        if self.rows >= self.due:
+            self.due = 2 * self.rows
+            self.look()
+
+    def took(self, seconds: float, rows: int) -> None:
+        """Note the time of the products with so many vectors; noise only ever adds."""
+        self.seconds = min(self.seconds, seconds / rows)
 
 
 class ProductPool:
@@ -30,6 +59,8 @@ class ProductPool:
 
     Attributes:
         place: what a run that is written down knows the pool by.
+        passes: how many passes are under way.
+        watch: told of every product, and when one is asked for; None where nobody waits for that.
     """
 
     def __init__(self, risk: Objective, make: Maker, budget: MemoryBudget) -> None:
@@ -44,14 +75,29 @@ class ProductPool:
         self._own: dict[int, tuple[float, Product]] = {}
         self._parts: dict[int, tuple[float, Product]] = {}
         self._tried = self._has_forms = False
+        self.passes = 0
+        self.watch: Watch | None = None
 
     @property
     def kept(self) -> int:
         """Number of batches whose products are kept."""
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Keep nothing of what was made; not while a pass is under way."""
+        kept = [*self._kept, *self._own.values(), *self._parts.values()]
+        self.budget.give_back(sum(product.nbytes for _, product in kept))
+        self._kept, self._own, self._parts, self._full = [], {}, {}, False
+
     def __iter__(self) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product."""
+        self.passes += 1
+        try:
+            yield from self._pass()
+        finally:
+            self.passes -= 1
+
+    def _pass(self) -> Iterator[tuple[float, Product]]:
         shared = ranks.current()
         if shared is not None:
             with self.context():
@@ -154,14 +200,24 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        return replay.product(self.place, V, lambda: self._sum(V))
+        result = replay.product(self.place, V, lambda: self._sum(V))
+        if self.watch is not None:
+            self.watch.rows += len(V)
+        return result
 
     def _sum(self, V: Tensor) -> Tensor:
         shared = ranks.current()
         with self.context():
-            total = torch.zeros_like(V)
+            if self.watch is not None:
+                self.watch.asked()
+            total, spent = torch.zeros_like(V), 0.0
             for weight, product in self if shared is None else self._own_of(shared):
+                # Asked for anew: the first product of all decides whether somebody watches.
+                start = 0.0 if self.watch is None else device_clock(V.device)
                 product.add_to(total, V.detach(), weight)
+                spent += 0.0 if self.watch is None else device_clock(V.device) - start
+            if self.watch is not None:
+                self.watch.took(spent, len(V))
             if shared is not None:
                 shared.summed(total)
         self.require_finite(total, V)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hessprobe.hvp import replay
-from hessprobe.hvp.engine import Product
+from hessprobe.hvp.engine import Product, device_clock
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.operators.base import LinearOperator
 from hessprobe.vectors import ParameterLayout
@@ -24,6 +26,7 @@ class BatchOperator(LinearOperator):
 
     def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator, index: int) -> None:
         self._product, self._pool, self._parent = product, pool, parent
+        self._index = index
         self._place = pool.place and f"{pool.place}-{index}"
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
         self.psd, self.is_exact = parent.psd, parent.is_exact
@@ -39,7 +42,7 @@ class BatchOperator(LinearOperator):
         return self._parent.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
-        return replay.product(self._place, V, lambda: self._multiplied(V))
+        return self._watched(V, lambda: replay.product(self._place, V, lambda: self._multiplied(V)))
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v a row, by the cheaper way where the product has one."""
@@ -51,7 +54,18 @@ class BatchOperator(LinearOperator):
             with self._pool.context():
                 return forms(V.detach()).to(torch.float64)
 
-        return replay.product(self._place and f"{self._place}-forms", V, make)
+        return self._watched(V, lambda: replay.product(self._place and f"{self._place}-forms", V, make))
+
+    def _watched(self, V: Tensor, work: Callable[[], Tensor]) -> Tensor:
+        watch = self._pool.watch
+        if watch is None or self._index:
+            return work()
+        # The first term stands for all.
+        start = device_clock(V.device)
+        result = work()
+        watch.took((device_clock(V.device) - start) * self._pool.risk.n_terms, len(V))
+        watch.rows += len(V)
+        return result
 
     def _multiplied(self, V: Tensor) -> Tensor:
         with self._pool.context():

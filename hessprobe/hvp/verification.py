@@ -43,6 +43,10 @@ _CAUSES = (
 )
 
 
+class WrongProductError(UnsupportedError):
+    """What an engine makes of this loss is not its Hessian, although nothing failed."""
+
+
 def require_symmetric(product: Product, theta: Tensor) -> None:
     """Compare u . (A v) with v . (A u) for two random directions of independent signs.
 
@@ -54,7 +58,7 @@ def require_symmetric(product: Product, theta: Tensor) -> None:
         theta: (d,) where it was taken.
 
     Raises:
-        UnsupportedError: they differ by more than the rounding of the dtype explains.
+        WrongProductError: they differ by more than the rounding of the dtype explains.
     """
     V = _signs(theta)
     # One at a time: a block would need more memory than single products do.
@@ -65,11 +69,26 @@ def require_symmetric(product: Product, theta: Tensor) -> None:
     scale = float(bent.double().norm())
     if abs(one - other) <= _ASYMMETRY.get(theta.dtype, _COARSE) * scale:
         return
-    raise UnsupportedError(
+    raise WrongProductError(
         f"The second derivative of the loss is not symmetric on the first batch: u.(Hv) = {one:.6g} and "
         f"v.(Hu) = {other:.6g}. {_CAUSES}, or an operation's own second derivative is wrong (torch's weight_norm), so "
         f"that this is not its Hessian. Remove it, or measure with engine='finite_difference'{_float64(theta)}."
     )
+
+
+def agree(product: Product, known: Product, theta: Tensor) -> bool:
+    """Return whether a product does to a vector of independent signs what one that is known to be right does.
+
+    Two engines differ by rounding; the tolerance is that of symmetry. Costs a product of each.
+
+    Args:
+        product: of one batch, by another engine.
+        known: of the same batch.
+        theta: (d,) where.
+    """
+    v = _signs(theta)[:1]
+    right, own = known(v).double(), product(v).double()
+    return float((own - right).norm()) <= _ASYMMETRY.get(theta.dtype, _COARSE) * float(right.norm())
 
 
 def require_own_gradient(loss: LossFunction, theta: Tensor) -> None:
@@ -139,7 +158,7 @@ def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blo
         blocks: of the parameters.
 
     Raises:
-        UnsupportedError: they differ; names the tensor.
+        WrongProductError: they differ; names the tensor.
     """
     if theta.dtype in (torch.float16, torch.bfloat16):
         return
@@ -154,7 +173,7 @@ def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blo
     aside = theta.add(_signs(theta)[1] * v.abs(), alpha=_ASIDE * step)
     if not wrong & _wrong_blocks(None, loss, aside, v, blocks):
         return
-    raise UnsupportedError(
+    raise WrongProductError(
         f"The second derivative of the loss is not the slope of its gradient in {', '.join(sorted(wrong)[:3])}: a "
         "custom torch.autograd.Function has a backward that does not depend on its inputs as its gradient does (a "
         "gradient saved in forward, a detached factor). Write its backward with differentiable operations on saved "

@@ -56,8 +56,25 @@ class BatchLoss(ABC):
         """What besides the shapes of ``tensors()`` a recording of this loss depends on."""
         return ()
 
-    def rebind(self, tensors: list[Tensor]) -> BatchLoss:
-        """Return the same loss on other values of ``tensors()``, so that one recording serves many batches."""
+    def constants(self) -> list[Tensor]:
+        """Return the tensors that are the same for all batches of a risk but another's may differ in, in a fixed order.
+
+        These are parameters outside theta and buffers, of floating point.
+        """
+        return []
+
+    def makes(self) -> tuple[Any, ...] | None:
+        """Return the objects that make this loss out of theta, ``tensors()``, ``constants()`` and ``signature``.
+
+        A recording serves another risk where these are of one kind; None where that cannot be told.
+        """
+        return None
+
+    def rebind(self, tensors: list[Tensor], constants: list[Tensor] | None = None) -> BatchLoss:
+        """Return the same loss on other values of ``tensors()``, and of ``constants()`` where these are given.
+
+        One recording thus serves many batches, and other risks of the same kind.
+        """
         raise UnsupportedError("This batch is opaque: its tensors cannot be exchanged.")
 
     def slice(self, start: int, stop: int) -> BatchLoss:

@@ -80,6 +80,11 @@ class FunctionalModel:
         result: Tensor = functional_call(_Holding(self.module, work), named, ())
         return result
 
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The names of the constants that a recording takes as inputs: those a model decides on are part of it."""
+        return tuple(name for name, tensor in self.constants.items() if tensor.is_floating_point() and tensor.dim() > 0)
+
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         tensors = {**self.constants, **self.layout.split(theta)}
         tensors |= {name: tensors[name].clone() for name in self.scratch}
@@ -210,13 +215,28 @@ class EmpiricalBatch(BatchLoss):
         plain = tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
         return self.size == 0, None if self.rule.reduction == "mean" else self.size, str(structure), plain
 
-    def rebind(self, tensors: list[Tensor]) -> EmpiricalBatch:
-        """Return the loss on other inputs and targets of the same shapes."""
+    def constants(self) -> list[Tensor]:
+        """Return the parameters outside theta and the buffers that are inputs of a recording."""
+        return [self.model.constants[name] for name in self.model.varying]
+
+    def makes(self) -> tuple[Any, ...]:
+        """Return the module, the loss, and what else the loss is made of."""
+        model = self.model
+        fixed = [(name, tensor) for name, tensor in model.constants.items() if name not in model.varying]
+        names = [*model.layout.slices.items(), model.prefix, model.extra, model.scratch, model.varying]
+        plain = [str(name) for name in (*names, self.separable, self.reads_parameters)]
+        return model.module, self.rule, plain, fixed
+
+    def rebind(self, tensors: list[Tensor], constants: list[Tensor] | None = None) -> EmpiricalBatch:
+        """Return the loss on other inputs and targets of the same shapes, and other constants."""
+        model = self.model
+        if constants is not None:
+            model = replace(model, constants={**model.constants, **dict(zip(model.varying, constants, strict=True))})
         fresh = iter(tensors)
         inputs, targets = tree_map(
             lambda leaf: next(fresh) if isinstance(leaf, Tensor) else leaf, (self.inputs, self.targets)
         )
-        return replace(self, inputs=inputs, targets=targets)
+        return replace(self, model=model, inputs=inputs, targets=targets)
 
     def slice(self, start: int, stop: int) -> EmpiricalBatch:
         """Return the loss of examples ``start .. stop - 1`` alone; its weight is their share of the units.

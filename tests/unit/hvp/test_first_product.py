@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
-from hessprobe.hvp import Hessian
+from hessprobe.hvp import Hessian, batch_products, known
+from hessprobe.hvp.auto import Choice
+from hessprobe.hvp.chunked import Chunked
 from hessprobe.hvp.engine import pulled_back
 from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.linearized import Linearized
 from hessprobe.objective import EmpiricalRisk
 
 _FIRST = """
@@ -53,3 +58,163 @@ def test_an_ample_budget_measures_one_slice(monkeypatch):
     risk = _risk(batches=1)
     Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
     assert seen == [4, 64]
+
+
+class Clock:
+    """Seconds that pass where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self, device: torch.device) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    for module in ("pool", "term"):
+        monkeypatch.setattr(f"hessprobe.hvp.{module}.device_clock", made)
+    known.ENGINES_TAKEN.clear()
+    known.RECORDINGS.clear()
+    return made
+
+
+@pytest.fixture
+def race(monkeypatch):
+    """Count the races; the recording wins each."""
+    found: list[int] = []
+
+    def chosen(engines, batch, theta, budget, terms, expected):
+        found.append(expected)
+        return Choice(Chunked(engines["linearized"](), budget), {"linearized": 1.0}, {})
+
+    monkeypatch.setattr(batch_products, "choose", chosen)
+    return found
+
+
+def _slowed(monkeypatch, clock, seconds):
+    """Let every product by double backward take so many seconds a batch."""
+    call = DoubleBackward.__call__
+
+    def slow(self, loss, theta):
+        product = call(self, loss, theta)
+
+        def apply(V):
+            clock.now += seconds * len(V)
+            return product.apply(V)
+
+        return replace(product, apply=apply)
+
+    monkeypatch.setattr(DoubleBackward, "__call__", slow)
+
+
+def test_one_and_ten_products_are_made_without_a_race(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+    H = Hessian(_risk())
+    for _ in range(10):
+        H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    assert race == []
+    assert H.engines[0] == "double_backward"
+    assert "linearized: not tried: too few products so far" in H.engine_note
+
+
+def test_engines_race_when_what_is_left_pays_for_it(clock, race, monkeypatch):
+    # A fifth of the time of as many products again as have been made, 4 batches of 0.25 s each, against a race of 12
+    # products of one batch and the recording: 1.6 and 3.2 s after 8 and 16 products, against 3.1 s.
+    _slowed(monkeypatch, clock, 0.25)
+    monkeypatch.setattr(batch_products, "recording_seconds", lambda nodes: 0.1)
+    H = Hessian(_risk())
+    V = torch.randn(1, H.dim, dtype=H.dtype, generator=torch.Generator().manual_seed(0))
+    before = H.matvecs(V)
+    for _ in range(15):
+        H.matvecs(V)
+    assert race == []
+    assert H.engines[0] == "double_backward"
+    after = H.matvecs(V)
+    assert len(race) == 1
+    assert H.engines[0] == "linearized"
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
+    for _ in range(40):
+        H.matvecs(V)
+    assert len(race) == 1
+
+
+def test_a_long_job_that_was_announced_races_after_its_first_product(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+    H = Hessian(_risk(), expected_matvecs=3000)
+    H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    assert race == []
+    H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    assert race == [3000]
+
+
+def test_products_by_terms_count_too(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+    H = Hessian(_risk(), expected_matvecs=3000)
+    V = torch.ones(2, H.dim, dtype=H.dtype)
+    for _ in range(2):
+        [term.matvecs(V) for _, term in H.terms()]
+    assert race == [3000]
+    assert H.engines[0] == "linearized"
+
+
+def test_a_second_risk_of_the_kind_begins_with_what_was_the_fastest_and_records_nothing(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+    H = Hessian(_risk(), expected_matvecs=3000)
+    for _ in range(2):
+        H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    recorded: list[int] = []
+    monkeypatch.setattr("hessprobe.hvp.linearized.trace_linear", lambda *a: recorded.append(1))
+    other = Hessian(_risk(seed=1))
+    V = torch.randn(2, other.dim, dtype=other.dtype, generator=torch.Generator().manual_seed(0))
+    found = other.matvecs(V)
+    assert other.engines[0] == "linearized"
+    assert recorded == []
+    assert len(race) == 1
+    torch.testing.assert_close(found, Hessian(_risk(seed=1), engine="double_backward").matvecs(V))
+
+
+def test_an_engine_that_disagrees_is_not_taken(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+
+    def wrong(self, loss, theta):
+        product = DoubleBackward()(loss, theta)
+        return replace(product, apply=lambda V: 1.001 * product.apply(V))
+
+    monkeypatch.setattr(Linearized, "__call__", wrong)
+    H = Hessian(_risk(), expected_matvecs=3000)
+    V = torch.ones(1, H.dim, dtype=H.dtype)
+    first = H.matvecs(V)
+    assert torch.equal(H.matvecs(V), first)
+    assert len(race) == 1
+    assert H.engines[0] == "double_backward"
+    assert "linearized: its product differs from that of double_backward" in H.engine_note
+
+
+def test_a_switch_gives_its_memory_back(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+    H = Hessian(_risk(), expected_matvecs=3000, memory=1 << 24)
+    for _ in range(3):
+        H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    pool = H._source.pool
+    assert pool.kept == 4
+    assert pool.budget.total - pool.budget.room == sum(product.nbytes for _, product in pool)
+
+
+def test_what_cannot_begin_falls_to_a_race(monkeypatch):
+    known.ENGINES_TAKEN.clear()
+
+    def broken(self, loss, theta):
+        raise RuntimeError("no second derivative here")
+
+    monkeypatch.setattr(DoubleBackward, "__call__", broken)
+    risk = _risk()
+    H = Hessian(risk, memory=1 << 24)
+    monkeypatch.undo()
+    expected = Hessian(risk, engine="forward_over_reverse")
+    monkeypatch.setattr(DoubleBackward, "__call__", broken)
+    V = torch.ones(1, H.dim, dtype=H.dtype)
+    torch.testing.assert_close(H.matvecs(V), expected.matvecs(V))
+    assert H.engines[0] != "double_backward"
+    assert "no second derivative here" in H.engine_note

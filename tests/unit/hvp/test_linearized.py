@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp import Hessian
 from hessprobe.hvp import linearized as engine_module
+from hessprobe.hvp.known import RECORDINGS
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.tracing import trace_linear
 from hessprobe.objective import EmpiricalRisk
@@ -25,6 +26,7 @@ def _recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return trace_linear(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine_module, "trace_linear", counted)
+    RECORDINGS.clear()
     return made
 
 
@@ -145,7 +147,8 @@ def test_opaque_batches_are_refused_and_auto_goes_on() -> None:
     V = torch.randn(1, forward_risk.dim, dtype=torch.float64)
     expected = V @ nets.full_hessian(case.risk())
     H = Hessian(forward_risk, expected_matvecs=10**7)
-    torch.testing.assert_close(H.matvecs(V), expected, rtol=1e-11, atol=1e-14)
+    for _ in range(3):  # a job that is long enough for a race begins with two products by what is ready
+        torch.testing.assert_close(H.matvecs(V), expected, rtol=1e-11, atol=1e-14)
     assert "exchange" in H.engine_note
     with pytest.raises(UnsupportedError, match="exchange"):
         Hessian(forward_risk, engine="linearized").matvecs(V)
@@ -156,9 +159,10 @@ def test_batchnorm_is_folded_out_of_the_tangent_program() -> None:
     batch = next(iter(risk.terms()))
     engine = Linearized()
     engine(batch, risk.theta)
-    (program,) = engine._programs.values()
-    assert isinstance(program.tangents[0], fx.GraphModule)  # type: ignore[union-attr]
-    names = [str(node.target) for node in program.tangents[0].graph.nodes]  # type: ignore[union-attr]
+    (recording,) = engine._programs.values()
+    program = recording.program  # type: ignore[union-attr]
+    assert isinstance(program.tangents[0], fx.GraphModule)
+    names = [str(node.target) for node in program.tangents[0].graph.nodes]
     assert not [name for name in names if "batch_norm" in name]
 
 
@@ -257,7 +261,8 @@ def test_weight_gradients_accumulate_inside_the_matrix_product() -> None:
     risk = nets.mlp().risk()
     engine = Linearized()
     engine(next(iter(risk.terms())), risk.theta)
-    (program,) = engine._programs.values()
+    (recording,) = engine._programs.values()
+    program = recording.program  # type: ignore[union-attr]
     names = [str(node.target) for node in program.accumulate.graph.nodes]  # type: ignore[union-attr]
     assert "aten.cat.default" not in names
     # Two layers: x^T d' for the first, x^T d' + x'^T d for the second, and biases.
