@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, cast
 
 import typer
 
-from hessprobe.cli import outputs, ranks, signals
+from hessprobe.cli import outputs, ranks, signals, threads
 from hessprobe.cli.terminal import shown
 from hessprobe.cli.wording import said_by
 
@@ -56,9 +56,11 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
     @functools.wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        given = {name: bool(kwargs.pop(name, False)) for name in added}
+        given = {name: kwargs.pop(name, outputs.DEFAULTS.get(name, False)) for name in added}
         with _one_line_warnings(debug), outputs.invocation(command.__name__, kwargs, **given):
             try:
+                with as_usage():
+                    threads.check(outputs.current().threads)
                 with ranks.joined(command.__name__, kwargs, outputs.NAMES) as mine:
                     cast(Any, command)(*args, **mine)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -82,7 +84,11 @@ def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]
         return command
     signature = inspect.signature(command, eval_str=True)
     *others, last = signature.parameters.values()
-    more = [inspect.Parameter(name, last.kind, default=False, annotation=each) for name, each in added.items()]
+    usual = outputs.DEFAULTS
+    more = [
+        inspect.Parameter(name, last.kind, default=usual.get(name, False), annotation=each)
+        for name, each in added.items()
+    ]
     changed = cast(Any, command)
     changed.__signature__ = signature.replace(parameters=[*others, *more, last])
     changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, last)}

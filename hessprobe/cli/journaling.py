@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.cli import failures, outputs
+from hessprobe.cli import failures, outputs, threads
 
 if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
@@ -95,5 +95,7 @@ def _identity(command: str, request: Any, facts: Mapping[str, Any]) -> dict[str,
     given = {f"--{name.replace('_', '-')}": value for name, value in asdict(request).items()}
     options = {name: value for name, value in given.items() if name.lstrip("-") not in _NOT_IDENTITY}
     here = environment("cpu")
-    machine = {name: here[name] for name in ("hessprobe", "torch", "numpy", "scipy", "threads", "device_name")}
+    machine = {name: here[name] for name in ("hessprobe", "torch", "numpy", "scipy", "device_name")}
+    # Left open, the number is that of the moment; another one changes the rounding of sums and nothing else.
+    machine["threads"] = threads.identity()
     return {"command": command, **options, **facts, **machine}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hessprobe.cli import code, outputs
+from hessprobe.cli import code, outputs, threads
 from hessprobe.cli.failures import UsageError, as_usage, say
 from hessprobe.cli.source import Asked
 from hessprobe.errors import CheckpointError, HessprobeError
@@ -60,6 +60,7 @@ def load_subject(request: Asked, checkpoint: str | None, *, quiet: bool = False)
         HessprobeError: a file that is missing or cannot be used, or a risk that cannot be measured.
         QuotedError: the user's own file failed.
     """
+    threads.settle()
     if request.objective is not None:
         return _from_objective(request, checkpoint)
     opened = _open(request, checkpoint, quiet)

@@ -46,6 +46,19 @@ TrustData = Annotated[
     ),
 ]
 
+Threads = Annotated[
+    str,
+    typer.Option(
+        "--threads",
+        metavar="N|auto",
+        help="Threads to compute with; auto tries for a moment which number is the fastest.",
+        rich_help_panel="How it is computed",
+    ),
+]
+
+# Of the options that commands are given beside their own; False where nothing else is said.
+DEFAULTS: dict[str, Any] = {"threads": "auto"}
+
 _HEAD = 4096
 # Nothing that is recognised by its content is larger.
 _LARGEST = 2**26
@@ -70,6 +83,7 @@ class Invocation:
         resume: whether to go on from the journal of a stopped run.
         lent: outputs of a command that runs this one inside itself.
         trust_data: whether a checkpoint may name data outside the package.
+        threads: a number, or ``"auto"``.
     """
 
     command: str = ""
@@ -79,6 +93,7 @@ class Invocation:
     resume: bool = False
     lent: frozenset[Path] = frozenset()
     trust_data: bool = False
+    threads: str = "auto"
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
@@ -112,6 +127,7 @@ def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
         "force": (bool(NAMES & set(parameters)), Force),
         "resume": (command in RESUMABLE, Resume),
         "trust_data": ("split" in parameters, TrustData),
+        "threads": ("device" in parameters, Threads),
     }
     return {name: option for name, (fits, option) in fitting.items() if fits}
 

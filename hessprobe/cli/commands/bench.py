@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import failures, options, threads
 from hessprobe.cli.commands import bench_tables
 from hessprobe.cli.skeleton import Outcome, carry_out, declared
 
@@ -106,6 +106,7 @@ def opened(request: BenchRequest) -> tuple[torch.device, Rows]:
     """Return where it is timed, and the rows of the record, still none."""
     from hessprobe.cli.load import resolve_device
 
+    threads.settle()
     return resolve_device(request.device if request.suite == "products" else "cpu"), []
 
 

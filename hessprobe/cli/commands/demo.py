@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import failures, options, threads
 
 _OPTIMIZERS = ("sgd", "sam", "frob-sam")
 _MEASURES = ("lambda-max", "trace", "frob", "density")
@@ -64,6 +64,7 @@ def demo(
     options.at_least("--seed", seed, 0)
     folder, program = Path(out), context.find_root().command
     _make(folder)
+    threads.settle()
     steps = steps_of(folder, seed, device)
     started = time.perf_counter()
     for index, step in enumerate(steps, start=1):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import failures, options, threads
 from hessprobe.cli.commands import train_options as given
 from hessprobe.cli.skeleton import declared, deliver
 
@@ -84,6 +84,7 @@ def run(request: TrainRequest) -> None:
     from hessprobe.cli.progress import progress_bars
     from hessprobe.training.run import make_plan
 
+    threads.settle()
     with failures.as_usage():
         recipe = _recipe(request)
         name, arguments = options.parse_model(recipe.model)

@@ -1,0 +1,93 @@
+"""``--threads``: what is asked for, or what a trial finds the fastest; never something that nobody asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hessprobe.cli import outputs, threads
+
+
+@pytest.fixture(autouse=True)
+def as_found():
+    before = torch.get_num_threads()
+    threads._settled.clear()
+    yield
+    threads._settled.clear()
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """Work that takes ``seconds[threads]``; remembers who had a turn."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.turns = seconds, 0.0, []
+
+    def work(self, count):
+        self.turns.append(count)
+        took = self.seconds[count]
+        self.now += took(len(self.turns)) if callable(took) else took
+
+    def choice(self):
+        return threads.choose(list(self.seconds), self.work, lambda: self.now)
+
+
+def test_the_fastest_is_taken_and_fewer_where_they_are_nearly_as_fast():
+    assert Machine({4: 1e-4, 1: 4e-4, 2: 2e-4}).choice() == 4
+    assert Machine({4: 1e-4, 1: 1.1e-4, 2: 1.05e-4}).choice() == 1
+    assert Machine({2: 1e-2, 1: 1e-4}).choice() == 1
+
+
+def test_waiting_counts_though_the_best_round_is_fast():
+    # Two threads halve the work, and lose the core of one of them for 10 ms in every fourth turn.
+    stalled = Machine({2: lambda turn: 1e-2 if turn % 4 == 1 else 5e-5, 1: 1e-4})
+    assert stalled.choice() == 1
+
+
+def test_a_trial_ends_soon_on_a_machine_that_is_very_busy():
+    busy = Machine({2: 1.0, 1: 1.0})
+    busy.choice()
+    assert len(busy.turns) == 4  # each once to start, and one round
+
+
+def test_the_environment_is_the_most_that_auto_takes(monkeypatch):
+    seen: list[list[int]] = []
+    monkeypatch.setattr(threads, "choose", lambda counts, work, clock: seen.append(counts) or 1)
+    torch.set_num_threads(1)
+    assert threads.settle() == 1
+    assert seen == []
+    threads._settled.clear()
+    torch.set_num_threads(6)
+    assert threads.settle() == 1
+    assert seen == [[6, 1, 2, 4]]
+    assert torch.get_num_threads() == 1
+
+
+def test_one_trial_serves_the_process(monkeypatch):
+    monkeypatch.setattr(threads, "_fastest", lambda most: 1)
+    threads.settle()
+    monkeypatch.setattr(threads, "_fastest", lambda most: pytest.fail("a second trial"))
+    assert threads.settle() == 1
+
+
+def test_a_number_is_taken_at_its_word(run, digits_checkpoint):
+    done = run(
+        "measure", digits_checkpoint, "--measure", "lambda-max", "--examples", "32", "--threads", "2", "--json", "-"
+    )
+    assert done.code == 0
+    assert '"threads": 2' in done.out
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", ""])
+def test_what_is_no_number_is_refused(run, given):
+    done = run("measure", "absent.pt", f"--threads={given}")
+    assert done.code == 2
+    assert "--threads must be a whole number, 1 or more, or auto" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_stopped_run_is_known_by_the_number_that_was_asked_for():
+    with outputs.invocation("measure", {}):
+        assert threads.identity() == "auto"
+    with outputs.invocation("measure", {}, threads="3"):
+        assert threads.identity() == 3
