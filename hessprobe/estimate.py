@@ -71,6 +71,24 @@ class ErrorParts:
         return replace(self, probe=self.probe * factor, data=data, solver=self.solver * factor)
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a number cost.
+
+    Attributes:
+        seconds: wall-clock time of the computation.
+        gradients: the same in gradients of the loss over the same data, timed in the same process at the start; None
+            where none was timed (a matrix that comes from no loss).
+        made: products of each kind that were made for this number and for none before it: ``"hessian"`` or the operator
+            measured, ``"surrogate"`` products of its Gauss-Newton matrix, ``"surrogate forms"`` v^T G v (a push
+            forward), ``"output draws"`` of its sampled trace; a pass over part of the data counts as that part.
+    """
+
+    seconds: float = 0.0
+    gradients: float | None = None
+    made: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """A number with its error and its cost.
@@ -112,6 +130,8 @@ class Estimate:
             error bar is short where the value lies on the side of its short tail: with t the quantile the interval
             goes from value - g(t) to value - g(-t) probe errors, g(t) = (3 / a) ((1 + a t)^(1/3) - 1), in a straight
             line where 1 + a t < 0.35.
+        gradient_seconds: time of one gradient over the same data, or None.
+        made: see ``Cost``; empty where they were not told apart.
 
     Examples:
         >>> import hessprobe as hp
@@ -142,6 +162,14 @@ class Estimate:
     known_square: float | None = None
     ratio: tuple[Estimate, Estimate] | None = field(default=None, repr=False, compare=False)
     skewness: float = 0.0
+    gradient_seconds: float | None = field(default=None, repr=False, compare=False)
+    made: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def cost(self) -> Cost:
+        """Seconds, the same in gradients, and the products of each kind."""
+        one = self.gradient_seconds
+        return Cost(self.seconds, self.seconds / one if one else None, dict(self.made))
 
     @property
     def std_error(self) -> float:
@@ -297,6 +325,7 @@ class Estimate:
             "method": self.method,
             "kind": self.kind,
             "seconds": self.seconds,
+            "cost": {"gradients": self.cost.gradients, "made": dict(self.made)},
             "errors": {
                 "probe": self.errors.probe,
                 "data": self.errors.data,

@@ -51,6 +51,15 @@ def eigenvalue_lines(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list
     return []
 
 
+def costs(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield one line with the time of every number in gradients of the loss over the same data, where that is known."""
+    counts = [(row["measure"], (row.get("cost") or {}).get("gradients")) for row in rows]
+    known = [(name, count) for name, count in counts if count is not None]
+    if known:
+        said = ", ".join(f"{name} {count:.0f}" if count >= 10 else f"{name} {count:.2g}" for name, count in known)
+        yield f"cost in gradients of the loss: {said}"
+
+
 def engines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the engines that made products, in the words of ``--engine``."""
     for engine in dict.fromkeys(row["engine"].split(" (")[0] for row in rows):

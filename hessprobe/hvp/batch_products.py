@@ -16,7 +16,7 @@ from hessprobe.errors import MemoryBudgetError, UnsupportedError
 from hessprobe.hvp import ranks, replay
 from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, is_final
 from hessprobe.hvp.chunked import Chunked
-from hessprobe.hvp.engine import Engine, Product
+from hessprobe.hvp.engine import Engine, Product, device_clock, fresh_gradient
 from hessprobe.hvp.engines import DoubleBackward
 from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
@@ -52,6 +52,7 @@ class ByGroups(LinearOperator):
         engines: the engines of such a matrix, by name.
         engine: returns that of the parent, once its first product has shown that it is right.
         budget: bytes that a product may take.
+        made: where the parent counts its products.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ByGroups(LinearOperator):
         engines: Mapping[str, Callable[[], Engine]],
         engine: Callable[[], Engine],
         budget: int,
+        made: dict[str, float],
     ) -> None:
         self._parent, self._count = parent, count
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
@@ -71,6 +73,7 @@ class ByGroups(LinearOperator):
         self._engines, self._budget, self._layout = engines, budget, objective.layout
         self._chosen: Engine | None = None
         self._pool = ProductPool(objective, self._make, MemoryBudget(1, parent.device))
+        self._pool.made = made
 
     @property
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
@@ -148,6 +151,8 @@ class ByGroups(LinearOperator):
 _AT_ONCE = "double_backward"
 # Products after which the others are thought of first, where nobody has said that there will be many.
 _PATIENCE = 8
+# Gradients that are timed, where they are short enough for a machine to be busy during all of one.
+_LOOKS, _SHORT = 2, 0.02
 # Share of the time of a product that the others are hoped to save: 5 % on an MLP of 700,000 parameters and up to 40 %
 # on a transformer (measured on one core).
 _SAVED = 0.2
@@ -171,6 +176,7 @@ class BatchProducts:
         pool: the products.
         budget: their memory.
         choice: what ``"auto"`` decided, None before the first product or with another engine.
+        gradient_seconds: time of one gradient over all data, from that of the first batch; None before a product.
 
     Raises:
         ValueError: unknown engine, or ``memory`` or ``expected_matvecs`` not positive.
@@ -189,6 +195,7 @@ class BatchProducts:
         self.budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
         self.expected_matvecs = checks.positive_int("expected_matvecs", expected_matvecs)
         self.choice: Choice | None = None
+        self.gradient_seconds: float | None = None
         self._engine: Engine | None = None
         if engine != "auto":
             self._engine = Chunked(engines[engine](), self.budget.total)
@@ -234,7 +241,7 @@ class BatchProducts:
         if objective is None:
             return parent
         # Not kept: it holds its parent, whose memory must go when the parent goes.
-        return ByGroups(parent, objective, count, self._engines, self._tried, self.budget.total)
+        return ByGroups(parent, objective, count, self._engines, self._tried, self.budget.total, self.pool.made)
 
     def _tried(self) -> Engine:
         """Return the engine once a product has been made: what that shows to be wrong holds for groups too."""
@@ -245,7 +252,7 @@ class BatchProducts:
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if self._verified and self._engine is not None:
             return self._engine(batch, theta)
-        require_own_gradient(batch, theta)
+        require_own_gradient(batch, theta, self._timed_gradient(batch, theta))
         begun = self._engine is None and self._begin(batch)
         engine = self._choose(batch) if self._engine is None else self._engine
         try:
@@ -258,6 +265,16 @@ class BatchProducts:
             return self._made_otherwise(batch, theta)
         self._verified = True
         return product
+
+    def _timed_gradient(self, batch: BatchLoss, theta: Tensor) -> Tensor:
+        """Return the gradient of the first batch; what is said to cost so many gradients is in units of its time."""
+        times: list[float] = []
+        while not times or (len(times) < _LOOKS and sum(times) < _SHORT):
+            start = device_clock(theta.device)
+            gradient = fresh_gradient(batch, theta)
+            times.append(device_clock(theta.device) - start)
+        self.gradient_seconds = min(times) / batch.weight
+        return gradient
 
     def _made_otherwise(self, batch: BatchLoss, theta: Tensor) -> Product:
         """Return the product by what works, where the engine that was begun with does not."""
@@ -300,8 +317,8 @@ class BatchProducts:
         ready at once; the products that it makes tell when others are worth trying (``_look``).
         """
         place, expected = self.pool.place, self.expected_matvecs
-        begun = place and (replay.decided(f"differences-{place}") or replay.decided(f"engine-{place}"))
-        if _AT_ONCE not in self._engines or begun:
+        won = place and replay.decided(f"engine-{place}") and not replay.decided(f"refused-{place}")
+        if _AT_ONCE not in self._engines or won or (place and replay.decided(f"differences-{place}")):
             return False
 
         def decide() -> str:
@@ -336,8 +353,8 @@ class BatchProducts:
         examples = getattr(batch, "examples", 1)
         try:
             part: BatchLoss = batch.slice(0, max(examples // 16, 1))
-        except UnsupportedError:
-            part = batch
+        except (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError):
+            part = batch  # it cannot be cut: sparse rows, statistics of the batch
         nodes = DoubleBackward().nodes(part, self._risk.theta)
         return saved > recording_seconds(nodes) + _TRIAL * watch.seconds / self._risk.n_terms
 
@@ -357,6 +374,8 @@ class BatchProducts:
             if ranks.agreed(lambda: agree(own, known, theta)):
                 self.pool.clear()
             else:
+                if self.pool.place:
+                    replay.value(f"refused-{self.pool.place}", lambda: True)
                 differs = {after.name: f"its product differs from that of {before.name}"}
                 self._engine, self.choice = before, Choice(before, {}, differs)
         self._remember(batch)

@@ -71,6 +71,16 @@ class FunctionalPart(LinearOperator):
         return "auto", "auto"
 
     @property
+    def gradient_seconds(self) -> float | None:
+        """Time of one gradient over all data; None before the first product."""
+        return self.hessian.gradient_seconds
+
+    @property
+    def made(self) -> dict[str, float]:
+        """Products of both matrices so far, by kind; those of one batch count as a share."""
+        return {**self.hessian.made, **self.gauss_newton.made}
+
+    @property
     def engine_note(self) -> str:
         """Which engines run."""
         first, second = self.hessian.engine_note, self.gauss_newton.engine_note

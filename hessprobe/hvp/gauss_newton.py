@@ -12,7 +12,7 @@ from torch.func import grad, jvp, vjp
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
-from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, by_rows, graph_bytes
+from hessprobe.hvp.engine import Engine, LossFunction, Product, batch_bytes, by_rows, device_clock, graph_bytes
 from hessprobe.hvp.engines import require_differentiable
 from hessprobe.hvp.example_norms import Ways
 from hessprobe.hvp.gauss_newton_diagonal import batch_diagonal, diagonal_cost
@@ -31,6 +31,7 @@ from hessprobe.vectors import ParameterLayout, row_dots
 
 # Batches on which the convexity of a loss of unknown make is looked at.
 _LOOKED_AT = 8
+_DRAWS = "output draws"
 
 
 class JacobianGraph:
@@ -172,6 +173,7 @@ class GaussNewton(LinearOperator):
         self._pool = self._source.pool
         self._diagonal: tuple[Tensor, float] | None = None
         self._ways: list[Ways] = []
+        self._draws, self._draw_seconds = 0.0, dict[str, float]()
         self._traces: Tensor | None = None
         with self._pool.context():
             for batch in _sample(risk):
@@ -204,6 +206,23 @@ class GaussNewton(LinearOperator):
     def engine_note(self) -> str:
         """Which engine runs, and with ``"auto"`` why the others do not; ``"auto"`` before the first product."""
         return self._source.note if self._source.chosen else "auto"
+
+    @property
+    def gradient_seconds(self) -> float | None:
+        """Time of one gradient over all data; None before the first product."""
+        return self._source.gradient_seconds
+
+    @property
+    def made(self) -> dict[str, float]:
+        """Products so far, forms v^T G v and output draws of the sampled trace, by kind; those of one batch a share."""
+        return {self.name: self._pool.made["products"], "forms": self._pool.made["forms"], _DRAWS: self._draws}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The least time of one of each kind in ``made`` over all data, as far as one was made; and of a gradient."""
+        gradient = {} if self.gradient_seconds is None else {"gradient": self.gradient_seconds}
+        known = {self.name if kind == "products" else kind: least for kind, least in self._pool.seconds.items()}
+        return {**gradient, **known, **self._draw_seconds}
 
     def require_engine(self) -> None:
         """Choose the engine now.
@@ -276,11 +295,15 @@ class GaussNewton(LinearOperator):
 
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return tr G from random output directions, see ``output_sampled_trace``; None where examples mix."""
+        start = device_clock(self.device)
         with self._pool.context():
             found = sampled_trace(self.risk, draws, seed, self._ways)
         if found is None:
             return None
         self._ways = found[1]
+        self._draws += len(draws)
+        spent = (device_clock(self.device) - start) / max(len(draws), 1)
+        self._draw_seconds = {_DRAWS: min(spent, self._draw_seconds.get(_DRAWS, math.inf))}
         return found[0]
 
 

@@ -32,6 +32,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 _FINITE = "finite_difference"
+# What the products of the surrogate are called beside one's own.
+_NEAR = {GaussNewton.name: "surrogate", "forms": "surrogate forms"}
 
 
 class Hessian(LinearOperator):
@@ -112,6 +114,30 @@ class Hessian(LinearOperator):
     def engine_note(self) -> str:
         """Which engine runs, and with ``"auto"`` why the others do not."""
         return self._source.note
+
+    @property
+    def gradient_seconds(self) -> float | None:
+        """Time of one gradient over all data; None before the first product."""
+        return self._source.gradient_seconds
+
+    @property
+    def made(self) -> dict[str, float]:
+        """Products so far, and those of the surrogate, by kind as in ``Cost``; those of one batch count as a share."""
+        near = {} if self._surrogate is None else self._surrogate.made
+        return {"hessian": self._source.pool.made["products"], **{_NEAR.get(kind, kind): n for kind, n in near.items()}}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The least time of a gradient and of one of each kind in ``made`` over all data, as far as one was made.
+
+        What a plan multiplies by the numbers that it needs. The first product includes what is made for all that
+        follow, and is soon undercut by them.
+        """
+        near = {} if self._surrogate is None else self._surrogate.seconds
+        least = self._source.pool.seconds.get("products")
+        own = {} if least is None else {"hessian": least}
+        gradient = {} if self.gradient_seconds is None else {"gradient": self.gradient_seconds}
+        return {**{_NEAR.get(kind, kind): time for kind, time in near.items()}, **own, **gradient}
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -61,6 +61,8 @@ class ProductPool:
         place: what a run that is written down knows the pool by.
         passes: how many passes are under way.
         watch: told of every product, and when one is asked for; None where nobody waits for that.
+        made: products and forms so far, with all batches; those of one batch count as its share of their number.
+        seconds: the least time of either with one vector and all batches; what was never made is not in it.
     """
 
     def __init__(self, risk: Objective, make: Maker, budget: MemoryBudget) -> None:
@@ -77,11 +79,17 @@ class ProductPool:
         self._tried = self._has_forms = False
         self.passes = 0
         self.watch: Watch | None = None
+        self.made = {"products": 0.0, "forms": 0.0}
+        self.seconds: dict[str, float] = {}
 
     @property
     def kept(self) -> int:
         """Number of batches whose products are kept."""
         return len(self._kept)
+
+    def took(self, kind: str, seconds: float, rows: int) -> None:
+        """Note the time of a pass over all batches with so many vectors; noise only ever adds."""
+        self.seconds[kind] = min(self.seconds.get(kind, math.inf), seconds / rows)
 
     def clear(self) -> None:
         """Keep nothing of what was made; not while a pass is under way."""
@@ -201,12 +209,13 @@ class ProductPool:
             NonFiniteError: the result has nan or inf.
         """
         result = replay.product(self.place, V, lambda: self._sum(V))
+        self.made["products"] += len(V)
         if self.watch is not None:
             self.watch.rows += len(V)
         return result
 
     def _sum(self, V: Tensor) -> Tensor:
-        shared = ranks.current()
+        shared, began = ranks.current(), device_clock(V.device)
         with self.context():
             if self.watch is not None:
                 self.watch.asked()
@@ -221,6 +230,7 @@ class ProductPool:
             if shared is not None:
                 shared.summed(total)
         self.require_finite(total, V)
+        self.took("products", device_clock(V.device) - began, len(V))
         return total
 
     def require_finite(self, result: Tensor, V: Tensor) -> None:

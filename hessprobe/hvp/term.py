@@ -42,7 +42,7 @@ class BatchOperator(LinearOperator):
         return self._parent.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
-        return self._watched(V, lambda: replay.product(self._place, V, lambda: self._multiplied(V)))
+        return self._counted("products", V, self._place, lambda: self._multiplied(V))
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v a row, by the cheaper way where the product has one."""
@@ -54,17 +54,22 @@ class BatchOperator(LinearOperator):
             with self._pool.context():
                 return forms(V.detach()).to(torch.float64)
 
-        return self._watched(V, lambda: replay.product(self._place and f"{self._place}-forms", V, make))
+        return self._counted("forms", V, self._place and f"{self._place}-forms", make)
 
-    def _watched(self, V: Tensor, work: Callable[[], Tensor]) -> Tensor:
-        watch = self._pool.watch
-        if watch is None or self._index:
-            return work()
+    def _counted(self, kind: str, V: Tensor, place: str, make: Callable[[], Tensor]) -> Tensor:
+        pool = self._pool
+        pool.made[kind] += len(V) / pool.risk.n_terms
+        if self._index:
+            return replay.product(place, V, make)
         # The first term stands for all.
         start = device_clock(V.device)
-        result = work()
-        watch.took((device_clock(V.device) - start) * self._pool.risk.n_terms, len(V))
-        watch.rows += len(V)
+        result = replay.product(place, V, make)
+        spent = (device_clock(V.device) - start) * pool.risk.n_terms
+        if len(V):
+            pool.took(kind, spent, len(V))
+        if pool.watch is not None and len(V):
+            pool.watch.took(spent, len(V))
+            pool.watch.rows += len(V)
         return result
 
     def _multiplied(self, V: Tensor) -> Tensor:

@@ -202,6 +202,12 @@ def judged(estimate: Estimate, settings: MeasureSettings) -> Estimate:
     return estimate.with_(flags=(*estimate.flags, "tolerance-missed"))
 
 
+def _made(context: Context) -> dict[str, float]:
+    """Return the products made so far by kind, where the operator tells them apart."""
+    made: dict[str, float] = getattr(context.A, "made", {})
+    return made
+
+
 def _result(context: Context, name: str) -> Result:
     entry, answers = TABLE[name], []
 
@@ -209,7 +215,13 @@ def _result(context: Context, name: str) -> Result:
         answers.append(_answer(name, function_of(entry)(context)))
         return answers[0].estimate
 
+    before = dict(_made(context))
     estimate, warned = quietly(work)
+    made = {kind: count - before.get(kind, 0.0) for kind, count in _made(context).items()}
+    estimate = estimate.with_(
+        gradient_seconds=getattr(context.A, "gradient_seconds", None),
+        made={kind: count for kind, count in made.items() if count > 0},
+    )
     found = answers[0]
     of_operator = context.A.notes if isinstance(context.A, GaussNewton) else ()
     notes, layers = (*found.notes, *of_operator, *context.risk.caveats, *warned), found.layers

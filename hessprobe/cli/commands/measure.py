@@ -213,3 +213,5 @@ def _print(rows: list[dict[str, Any]], confidence: float, console: Console) -> N
             render.print_line(console, f"{row['measure']}: {remark}", style="dim")
     for engine in remarks.engines(rows):
         render.print_line(console, f"products by the {engine} engine", style="dim")
+    for line in remarks.costs(rows):
+        render.print_line(console, line, style="dim")

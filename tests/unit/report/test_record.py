@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -139,3 +140,10 @@ def test_what_is_not_a_record_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecordError, match=r"is not a record, which is JSON text"):
         report.read_record(path)
+
+
+def test_a_record_tells_the_most_memory_that_the_process_has_held():
+    found = report.build_record("measure", [], arguments={}, seed=0)["peak_memory"]["process"]
+    status = Path("/proc/self/status").read_text()
+    told = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    assert abs(found - told) <= 0.1 * told

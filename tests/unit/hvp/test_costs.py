@@ -1,0 +1,161 @@
+"""What products cost is told apart by kind, in units of a gradient that was timed by the same clock."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hessprobe as hp
+from hessprobe.cli import remarks
+from hessprobe.estimate import Cost, Estimate
+from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian, batch_products
+from hessprobe.objective import EmpiricalRisk
+
+
+def _risk(sizes: tuple[int, ...] = (12, 6, 6)) -> EmpiricalRisk:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    data = [(torch.randn(n, 4, dtype=torch.float64), torch.randint(3, (n,))) for n in sizes]
+    return EmpiricalRisk(model, nn.functional.cross_entropy, data)
+
+
+def _rows(operator, count: int) -> torch.Tensor:
+    return torch.ones(count, operator.dim, dtype=operator.dtype)
+
+
+@pytest.fixture
+def took(monkeypatch):
+    """Let the gradients of the first batch take these seconds, one after the other."""
+
+    def set_to(*seconds: float) -> list[float]:
+        now, left = [0.0], list(seconds)
+        gradient = batch_products.fresh_gradient
+
+        def slow(loss, theta):
+            now[0] += left.pop(0)
+            return gradient(loss, theta)
+
+        monkeypatch.setattr(batch_products, "fresh_gradient", slow)
+        monkeypatch.setattr(batch_products, "device_clock", lambda device: now[0])
+        return left
+
+    return set_to
+
+
+def test_a_gradient_is_timed_on_the_first_batch_and_stands_for_all(took):
+    took(0.5)
+    H = Hessian(_risk(), engine="double_backward")
+    assert H.gradient_seconds is None
+    H.matvecs(_rows(H, 1))
+    assert math.isclose(H.gradient_seconds, 0.5 / (12 / 24))
+
+
+def test_a_short_gradient_is_timed_twice_and_the_least_counts(took):
+    left = took(0.004, 0.001, 9.0)
+    H = Hessian(_risk(), engine="double_backward")
+    H.matvecs(_rows(H, 1))
+    assert math.isclose(H.gradient_seconds, 0.001 / (12 / 24))
+    assert left == [9.0]
+
+
+def test_products_count_by_kind_and_those_of_one_batch_as_a_share():
+    H = Hessian(_risk(), engine="double_backward", surrogate_engine="double_backward")
+    H.matvecs(_rows(H, 3))
+    for _, term in H.terms():
+        term.matvecs(_rows(H, 2))
+    near = H.surrogate
+    near.matvecs(_rows(H, 4))
+    near.quadratic_forms(_rows(H, 5))
+    near.sampled_trace(range(2, 8))
+    assert H.made == pytest.approx({"hessian": 5, "surrogate": 4, "surrogate forms": 5, "output draws": 6})
+
+
+def test_one_term_counts_as_its_share():
+    H = Hessian(_risk(), engine="double_backward")
+    for (_, term), rows in zip(H.terms(), (3, 0, 0), strict=True):
+        if rows:
+            term.matvecs(_rows(H, rows))
+    assert H.made["hessian"] == pytest.approx(1.0)
+
+
+def test_products_by_groups_of_examples_count_with_those_of_the_matrix():
+    H = Hessian(_risk((24,)), engine="double_backward")
+    finer = H.grouped(4)
+    assert finer.n_terms == 4
+    for _, term in finer.terms():
+        term.matvecs(_rows(H, 2))
+    assert H.made["hessian"] == pytest.approx(2.0)
+
+
+def test_the_other_matrices_tell_theirs():
+    G = GaussNewton(_risk(), engine="double_backward")
+    G.matvecs(_rows(G, 2))
+    assert G.made["GaussNewton"] == 2
+    assert G.gradient_seconds > 0
+    F = FunctionalPart(_risk(), engine="double_backward")
+    F.matvecs(_rows(F, 2))
+    assert (F.made["hessian"], F.made["GaussNewton"]) == (2, 2)
+    assert F.gradient_seconds > 0
+
+
+def test_the_least_time_of_each_kind_is_kept(monkeypatch):
+    now = [0.0]
+
+    def clock(device):
+        now[0] += next(ticks)
+        return now[0]
+
+    for module in ("pool", "term", "gauss_newton"):
+        monkeypatch.setattr(f"hessprobe.hvp.{module}.device_clock", clock)
+    G = GaussNewton(_risk(), engine="double_backward")
+    assert set(G.seconds) <= {"gradient"}
+    # Two looks at the clock a pass, at the first term alone: 6 s for 3 vectors, then 5 s; 1 s for one of three terms.
+    ticks = iter([0.0, 6.0])
+    G.matvecs(_rows(G, 3))
+    ticks = iter([0.0, 5.0])
+    G.matvecs(_rows(G, 1))
+    assert G.seconds["GaussNewton"] == 2.0
+    ticks = iter([0.0, 1.0])
+    for _, term in G.terms():
+        term.quadratic_forms(_rows(G, 2))
+    assert G.seconds["forms"] == 1.5
+    ticks = iter([0.0, 8.0])
+    G.sampled_trace(range(4))
+    assert G.seconds["output draws"] == 2.0
+
+
+def test_a_hessian_names_the_times_of_its_surrogate():
+    H = Hessian(_risk(), engine="double_backward", surrogate_engine="double_backward")
+    assert H.seconds == {}
+    H.matvecs(_rows(H, 1))
+    H.surrogate.matvecs(_rows(H, 1))
+    H.surrogate.sampled_trace(range(2))
+    assert set(H.seconds) == {"gradient", "hessian", "surrogate", "output draws"}
+    assert H.seconds["gradient"] == H.gradient_seconds
+
+
+def test_a_cost_is_in_gradients_where_one_was_timed():
+    assert Estimate(1.0, seconds=3.0).cost == Cost(3.0, None, {})
+    timed = Estimate(1.0, seconds=3.0, gradient_seconds=0.5, made={"hessian": 4.0})
+    assert timed.cost == Cost(3.0, 6.0, {"hessian": 4.0})
+    assert timed.row()["cost"] == {"gradients": 6.0, "made": {"hessian": 4.0}}
+    assert timed.scaled(-2.0).cost == timed.cost
+
+
+def test_a_measure_tells_what_it_made_and_not_what_another_had_made():
+    found = hp.measure(["frob", "trace"], _risk(), n_probes=8, engine="double_backward", data_error=False)
+    first, second = found["frob"].cost, found["trace"].cost
+    assert first.made["hessian"] == pytest.approx(found["frob"].matvecs)
+    assert first.gradients == pytest.approx(first.seconds / found["frob"].gradient_seconds)
+    assert second.gradients > 0
+    assert sum(second.made.values()) > 0
+
+
+def test_the_line_below_the_table_rounds_to_what_is_known():
+    counts = {"trace": 183.6, "frob": 2.345}
+    rows = [{"measure": name, "cost": {"gradients": count}} for name, count in counts.items()] + [{"measure": "x"}]
+    assert list(remarks.costs(rows)) == ["cost in gradients of the loss: trace 184, frob 2.3"]
+    assert list(remarks.costs([{"measure": "x", "cost": {"gradients": None}}])) == []
