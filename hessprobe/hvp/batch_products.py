@@ -197,6 +197,7 @@ class BatchProducts:
         self.choice: Choice | None = None
         self.gradient_seconds: float | None = None
         self._engine: Engine | None = None
+        self._faster = ""
         if engine != "auto":
             self._engine = Chunked(engines[engine](), self.budget.total)
         self._verified = False
@@ -285,7 +286,7 @@ class BatchProducts:
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         self._verified = True
-        self._remember(batch)
+        self._remember(batch, at_once_works=False)
         return product
 
     def _checked(self, engine: Engine, batch: BatchLoss, theta: Tensor) -> Product:
@@ -313,23 +314,26 @@ class BatchProducts:
     def _begin(self, batch: BatchLoss) -> bool:
         """Take the engine to begin with, and return whether there is one.
 
-        It is the one that was the fastest for a risk of this kind in this process, else double backward, which is
-        ready at once; the products that it makes tell when others are worth trying (``_look``).
+        It is double backward, which is ready at once, but where that is known not to work for a risk of this kind. The
+        products that it makes tell when others are worth trying (``_look``); one that was the fastest for a risk of
+        this kind in this process needs no trial.
         """
         place, expected = self.pool.place, self.expected_matvecs
         won = place and replay.decided(f"engine-{place}") and not replay.decided(f"refused-{place}")
         if _AT_ONCE not in self._engines or won or (place and replay.decided(f"differences-{place}")):
             return False
 
-        def decide() -> str:
-            return str(ENGINES_TAKEN.get(self._key(batch)) or "")
+        def decide() -> list[Any]:
+            return list(ENGINES_TAKEN.get(self._key(batch)) or ("", True))
 
-        taken = replay.value(f"begin-{place}", lambda: ranks.agreed(decide)) if place else ranks.agreed(decide)
-        name = taken if taken in self._engines else _AT_ONCE
-        why = "not tried: too few products so far" if not taken else f"{name} was the fastest for a risk of this kind"
+        known, works = replay.value(f"begin-{place}", lambda: ranks.agreed(decide)) if place else ranks.agreed(decide)
+        name = _AT_ONCE if works else str(known)
+        self._faster = str(known) if name == _AT_ONCE != known else ""
+        why = f"{known} was the fastest for a risk of this kind" if known else "not tried: too few products so far"
         self._engine = Chunked(self._engines[name](), self.budget.total)
         self.choice = Choice(self._engine, {}, {other: why for other in self._engines if other != name})
-        self.pool.watch = None if taken else Watch(self._look, due=1 if expected > EXPECTED_MATVECS else _PATIENCE)
+        settled = known and not self._faster
+        self.pool.watch = None if settled else Watch(self._look, due=1 if expected > EXPECTED_MATVECS else _PATIENCE)
         return True
 
     def _look(self) -> None:
@@ -342,7 +346,7 @@ class BatchProducts:
             left = watch.rows  # nobody has said how many there will be: as many again
         with self.pool.context():
             batch = next(iter(self._risk.terms()))
-            if ranks.agreed(lambda: self._pays(batch, watch, left)):
+            if self._faster or ranks.agreed(lambda: self._pays(batch, watch, left)):
                 self._switch(batch, left)
 
     def _pays(self, batch: BatchLoss, watch: Watch, left: int) -> bool:
@@ -359,14 +363,14 @@ class BatchProducts:
         return saved > recording_seconds(nodes) + _TRIAL * watch.seconds / self._risk.n_terms
 
     def _switch(self, batch: BatchLoss, left: int) -> None:
-        """Let the engines race, and go on with the fastest if its products are those of the present one."""
+        """Go on with the fastest, found by a race if it is not known, if its products are those of the present one."""
         before, theta = self._engine, self._risk.theta
         if before is None:
             return
         self.pool.watch = None
         if self.budget.room < _RACE * (self.budget.total - self.budget.room) / max(self.pool.kept, 1):
             self.pool.clear()
-        after = self._choose(batch, left)
+        after = self._known_faster() if self._faster else self._choose(batch, left)
         if after.name == before.name:
             self._engine = before
         else:
@@ -378,12 +382,22 @@ class BatchProducts:
                     replay.value(f"refused-{self.pool.place}", lambda: True)
                 differs = {after.name: f"its product differs from that of {before.name}"}
                 self._engine, self.choice = before, Choice(before, {}, differs)
-        self._remember(batch)
+        self._remember(batch, at_once_works=True)
 
-    def _remember(self, batch: BatchLoss) -> None:
+    def _known_faster(self) -> Engine:
+        """Return the engine that was the fastest for a risk of this kind, and write the choice down."""
+        key, name = f"engine-{self.pool.place}", self._faster
+        why = f"slower: {name} was the fastest for a risk of this kind"
+        taken = {"engine": name, "seconds": {}, "reasons": {other: why for other in self._engines if other != name}}
+        taken = replay.value(key, lambda: taken) if self.pool.place else taken
+        self._engine = Chunked(self._engines[name](), self.budget.total)
+        self.choice = Choice(self._engine, {}, taken["reasons"])  # type: ignore[arg-type]  # as written above
+        return self._engine
+
+    def _remember(self, batch: BatchLoss, *, at_once_works: bool) -> None:
         key = self._key(batch)
         if key is not None and self._engine is not None and self._engine.is_exact:
-            ENGINES_TAKEN.put(key, self._engine.name)
+            ENGINES_TAKEN.put(key, (self._engine.name, at_once_works))
 
     def _key(self, batch: BatchLoss) -> Hashable:
         """Return what the process knows the fastest engine by, None where the kind of the risk cannot be told."""

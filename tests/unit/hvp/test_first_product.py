@@ -159,7 +159,7 @@ def test_products_by_terms_count_too(clock, race, monkeypatch):
     assert H.engines[0] == "linearized"
 
 
-def test_a_second_risk_of_the_kind_begins_with_what_was_the_fastest_and_records_nothing(clock, race, monkeypatch):
+def test_a_second_risk_of_the_kind_takes_what_was_the_fastest_and_records_nothing(clock, race, monkeypatch):
     _slowed(monkeypatch, clock, 0.01)
     H = Hessian(_risk(), expected_matvecs=3000)
     for _ in range(2):
@@ -168,22 +168,43 @@ def test_a_second_risk_of_the_kind_begins_with_what_was_the_fastest_and_records_
     monkeypatch.setattr("hessprobe.hvp.linearized.trace_linear", lambda *a: recorded.append(1))
     other = Hessian(_risk(seed=1))
     V = torch.randn(2, other.dim, dtype=other.dtype, generator=torch.Generator().manual_seed(0))
-    found = other.matvecs(V)
-    assert other.engines[0] == "linearized"
+    expected = Hessian(_risk(seed=1), engine="double_backward").matvecs(V)
+    # The first products are made at once all the same, and nothing races.
+    for made in range(0, 12, 2):
+        torch.testing.assert_close(other.matvecs(V), expected)
+        assert other.engines[0] == ("double_backward" if made < 8 else "linearized")
     assert recorded == []
     assert len(race) == 1
-    torch.testing.assert_close(found, Hessian(_risk(seed=1), engine="double_backward").matvecs(V))
+    assert "double_backward: slower: linearized was the fastest for a risk of this kind" in other.engine_note
 
 
-def test_an_engine_that_disagrees_is_not_taken(clock, race, monkeypatch):
+def test_a_second_risk_does_not_race_for_what_had_won_at_once(clock, monkeypatch):
+    races: list[int] = []
+
+    def chosen(engines, batch, theta, budget, terms, expected):
+        races.append(1)
+        return Choice(Chunked(engines["double_backward"](), budget), {"double_backward": 1.0}, {})
+
+    monkeypatch.setattr(batch_products, "choose", chosen)
+    _slowed(monkeypatch, clock, 0.01)
+    for seed in range(2):
+        H = Hessian(_risk(seed=seed), expected_matvecs=3000)
+        for _ in range(10):
+            H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+        assert H.engines[0] == "double_backward"
+    assert len(races) == 1
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-8), (torch.float32, 3e-3)])
+def test_an_engine_that_disagrees_is_not_taken(clock, race, monkeypatch, dtype, off):
     _slowed(monkeypatch, clock, 0.01)
 
     def wrong(self, loss, theta):
         product = DoubleBackward()(loss, theta)
-        return replace(product, apply=lambda V: 1.001 * product.apply(V))
+        return replace(product, apply=lambda V: (1 + off) * product.apply(V))
 
     monkeypatch.setattr(Linearized, "__call__", wrong)
-    H = Hessian(_risk(), expected_matvecs=3000)
+    H = Hessian(_risk(dtype=dtype), expected_matvecs=3000)
     V = torch.ones(1, H.dim, dtype=H.dtype)
     first = H.matvecs(V)
     assert torch.equal(H.matvecs(V), first)
@@ -218,3 +239,21 @@ def test_what_cannot_begin_falls_to_a_race(monkeypatch):
     torch.testing.assert_close(H.matvecs(V), expected.matvecs(V))
     assert H.engines[0] != "double_backward"
     assert "no second derivative here" in H.engine_note
+    # Another risk of the kind does not begin with what does not work.
+    monkeypatch.setattr(batch_products, "choose", lambda *a: pytest.fail("a second race"))
+    again = Hessian(_risk(seed=1), memory=1 << 24)
+    again.matvecs(V)
+    assert again.engines[0] == H.engines[0]
+
+
+def test_a_batch_that_cannot_be_cut_is_looked_at_whole(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.01)
+
+    def uncut(self, start, stop):
+        raise RuntimeError("Sparse CSR tensors do not have strides")
+
+    monkeypatch.setattr("hessprobe.objective.terms.EmpiricalBatch.slice", uncut)
+    H = Hessian(_risk(), expected_matvecs=3000)
+    for _ in range(2):
+        H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
+    assert race == [3000]
