@@ -124,11 +124,11 @@ def leave(failure: BaseException | None, debug: bool) -> None:
         fail(failure, debug)
 
 
-def entries(failure: BaseException | None) -> dict[str, list[str] | None]:
+def entries(failure: BaseException | None) -> dict[str, Any]:
     """Return the ``flags`` and ``errors`` of a record whose work ended with ``failure``, or with nothing."""
     if failure is None or isinstance(failure, KeyboardInterrupt):
-        return {"flags": [] if failure is None else ["interrupted"], "errors": None}
-    return {"flags": ["failed"], "errors": [one_line(failure)]}
+        return {"flags": () if failure is None else ("interrupted",), "errors": None}
+    return {"flags": ("failed",), "errors": (one_line(failure),)}
 
 
 def say(message: str) -> None:

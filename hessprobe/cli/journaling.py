@@ -90,7 +90,7 @@ def finished(record: str | None) -> None:
 
 
 def _identity(command: str, request: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-    from hessprobe.report.record import environment
+    from hessprobe.records.record import environment
 
     given = {f"--{name.replace('_', '-')}": value for name, value in asdict(request).items()}
     options = {name: value for name, value in given.items() if name.lstrip("-") not in _NOT_IDENTITY}

@@ -8,6 +8,7 @@ from typing import Any
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.measures.table import entry_of
+from hessprobe.records.number import Number
 
 _NO_ENGINE = "auto"
 
@@ -25,7 +26,7 @@ def remarks(row: Mapping[str, Any]) -> list[str]:
     said += [_missed(row) if flag == "tolerance-missed" else flag_sentence(flag) for flag in row["flags"]]
     said += [in_options(note) for note in row["notes"]]
     layers = row.get("layers") or {}
-    exact = [name for name, layer in layers.items() if render.is_exact(layer)]
+    exact = [name for name, layer in layers.items() if Number.of(layer).is_exact]
     if exact:
         which = "the values of all layers" if len(exact) == len(layers) else f"the values of {', '.join(exact)}"
         said.append(f"{which} are exact up to rounding")

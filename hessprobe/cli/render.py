@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hessprobe.cli.terminal import shown
+from hessprobe.records.measure import Measured
+from hessprobe.records.number import Number
 from hessprobe.report.numbers import (
     SIGNIFICANT,
     error_texts,
     errors_legend,
-    is_exact,
     number_texts,
     plain,
     products_text,
-    row_error,
     tells_data,
     with_error,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "error_cells",
     "errors_header",
     "errors_legend",
-    "is_exact",
     "layers_table",
     "number_texts",
     "plus_minus_for",
@@ -38,7 +36,6 @@ __all__ = [
     "print_table",
     "result_cells",
     "results_table",
-    "row_error",
     "stdout_console",
     "tells_data",
     "with_error",
@@ -49,54 +46,52 @@ _GAP = "  "
 Row = Sequence[str]
 
 
-def both_errors(row: Mapping[str, Any], plus_minus: str = "±", *, data: bool = True) -> str:
+def both_errors(number: Number, plus_minus: str = "±", *, data: bool = True) -> str:
     """Return the value with its measurement and, unless ``data`` is False, its data error as one text."""
-    value, measured, sampled = error_texts(row, plus_minus)
+    value, measured, sampled = error_texts(number, plus_minus)
     known = measured if measured not in ("exact", "bound", "") else f"{plus_minus} 0"
     return " ".join((value, known, *([sampled or "-"] if data else [])))
 
 
-def result_cells(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
-    """Return value ± error, interval, products and seconds of a record's row (or of a layer's) as text."""
-    value, measured, _ = error_texts(row, plus_minus, digits)
+def result_cells(number: Number, plus_minus: str = "±", digits: int = SIGNIFICANT) -> list[str]:
+    """Return value ± error, interval, products and seconds of a number as text."""
+    value, measured, _ = error_texts(number, plus_minus, digits)
     shown = f"{value} {measured}" if measured and measured not in ("exact", "bound") else value
-    return [shown, _interval(row, digits), products_text(row["matvecs"]), plain(row["seconds"], 3)]
+    return [shown, _interval(number, digits), products_text(number.matvecs), plain(number.seconds, 3)]
 
 
-def _interval(row: Mapping[str, Any], digits: int) -> str:
-    low, high = row["interval"]
-    uncertainty, low_text, high_text = number_texts(row["value"], row_error(row), low, high, digits=digits)[1:]
-    return f"{low_text} to {high_text}" if uncertainty else "exact" if is_exact(row) else row["kind"]
+def _interval(number: Number, digits: int) -> str:
+    uncertainty, low, high = number_texts(number.value, number.error, *number.interval, digits=digits)[1:]
+    return f"{low} to {high}" if uncertainty else "exact" if number.is_exact else number.kind
 
 
-def errors_header(rows: Iterable[Mapping[str, Any]], plus_minus: str) -> list[str]:
-    """Return the headers of the columns that ``error_cells`` fills for these rows."""
-    return ["value", f"{plus_minus} measurement", *([f"{plus_minus} data"] if tells_data(rows) else [])]
+def errors_header(numbers: Iterable[Number], plus_minus: str) -> list[str]:
+    """Return the headers of the columns that ``error_cells`` fills for these numbers."""
+    return ["value", f"{plus_minus} measurement", *([f"{plus_minus} data"] if tells_data(numbers) else [])]
 
 
-def error_cells(
-    row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT, *, data: bool = True
-) -> list[str]:
-    """Return value, measurement error and, unless ``data`` is False, data error of a row; a dash for an unknown one."""
-    value, measured, sampled = error_texts(row, plus_minus, digits)
+def error_cells(number: Number, plus_minus: str = "±", digits: int = SIGNIFICANT, *, data: bool = True) -> list[str]:
+    """Return value, measurement error and, unless ``data`` is False, data error; a dash for an unknown one."""
+    value, measured, sampled = error_texts(number, plus_minus, digits)
     return [value, measured, *([sampled or "-"] if data else [])]
 
 
-def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console: Console) -> None:
+def results_table(rows: Sequence[Measured], confidence: float, console: Console) -> None:
     """Print one line a result: value, both errors, interval, products, seconds, method; below what the errors mean.
 
     On a terminal too narrow for that the method goes first, then digits beyond the fifth, the seconds, the interval
     and at last the products; where the interval goes, a line says where it is.
     """
     sign, interval = plus_minus_for(console), _interval_name(confidence)
-    errors, data = errors_header(rows, sign), tells_data(rows)
+    numbers = [row.number for row in rows]
+    errors, data = errors_header(numbers, sign), tells_data(numbers)
     count = len(errors)
 
-    def cells(row: Mapping[str, Any], digits: int) -> list[str]:
-        return [row["measure"], *error_cells(row, sign, digits, data=data)]
+    def cells(row: Measured, digits: int) -> list[str]:
+        return [row.measure, *error_cells(row.number, sign, digits, data=data)]
 
-    full = [[*cells(row, SIGNIFICANT), *result_cells(row, sign)[1:], row["method"]] for row in rows]
-    short = [[*cells(row, SIGNIFICANT - 1), *_short_cells(row, sign)[1:]] for row in rows]
+    full = [[*cells(row, SIGNIFICANT), *result_cells(row.number, sign)[1:], row.number.method] for row in rows]
+    short = [[*cells(row, SIGNIFICANT - 1), *_short_cells(row.number, sign)[1:]] for row in rows]
     header = ["measure", *errors, interval, "products", "seconds", "method"]
     small = ["measure", *(name.replace("measurement", "meas.") for name in errors), interval, "prod.", "sec."]
     kept = tuple(range(count + 1))
@@ -106,16 +101,16 @@ def results_table(rows: Sequence[Mapping[str, Any]], confidence: float, console:
     printed = print_table(layouts, console)
     if printed is not None and interval not in printed:
         print_line(console, "intervals need a wider terminal, or --json", style="dim")
-    for text in errors_legend(rows, sign):
+    for text in errors_legend(numbers, sign):
         print_line(console, text, style="dim")
 
 
-def layers_table(row: Mapping[str, Any], console: Console) -> None:
+def layers_table(row: Measured, console: Console) -> None:
     """Print one line a parameter tensor for a result that was measured layer by layer."""
     sign = plus_minus_for(console)
-    layers = row["layers"]
+    layers = row.layers or {}
     errors, data = errors_header(layers.values(), sign), tells_data(layers.values())
-    header = [f"{row['measure']} of", *errors, _interval_name(row["confidence"])]
+    header = [f"{row.measure} of", *errors, _interval_name(row.number.confidence or 0.0)]
     cells = [
         [name, *error_cells(layer, sign, data=data), _interval(layer, SIGNIFICANT)] for name, layer in layers.items()
     ]
@@ -172,9 +167,9 @@ def _columns(header: Row, rows: Sequence[Row], kept: Sequence[int]) -> tuple[Row
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def _short_cells(row: Mapping[str, Any], sign: str) -> list[str]:
-    shown, interval, products, seconds = result_cells(row, sign, SIGNIFICANT - 1)
-    count, time = row["matvecs"], row["seconds"]
+def _short_cells(number: Number, sign: str) -> list[str]:
+    shown, interval, products, seconds = result_cells(number, sign, SIGNIFICANT - 1)
+    count, time = number.matvecs, number.seconds
     return [shown, interval, products if count is None else f"{count:.0f}", seconds if time is None else f"{time:.1f}"]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.measures import Event
+    from hessprobe.records.measure import Partial
 
 _Found = TypeVar("_Found")
 _Inputs = TypeVar("_Inputs")
@@ -58,11 +59,14 @@ class Outcome(Generic[_Found]):
         """``"interrupted"``, ``"failed"``, or nothing where the work was done."""
         return "interrupted" if self.interrupted else "failed" if self.failure is not None else ""
 
-    def partial(self) -> list[dict[str, Any]] | None:
-        """Return how far each stage had come where the work ended early, as entries of a record; else None."""
-        names = ("stage", "done", "total", "value", "std_error")
-        rows = [{name: getattr(event, name) for name in names} for event in self.latest.values()]
-        return None if self.failure is None else rows
+    def partial(self) -> tuple[Partial, ...] | None:
+        """Return how far each stage had come where the work ended early, for its record; else None."""
+        from hessprobe.records.measure import Partial
+        from hessprobe.records.record import cleaned
+
+        if self.failure is None:
+            return None
+        return tuple(Partial(**cleaned(asdict(event))) for event in self.latest.values())
 
 
 def declared(kind: type[Any], **parts: Mapping[str, Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:

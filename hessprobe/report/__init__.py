@@ -1,6 +1,6 @@
 """Records of what was done, from which every table, figure and page is made."""
 
-from hessprobe.report.record import (
+from hessprobe.records.record import (
     SCHEMA,
     MeasuredResult,
     build_record,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from hessprobe.records.number import Number
 
 SIGNIFICANT = 6
 _FIXED_FROM, _FIXED_TO = -3, 6
@@ -43,7 +44,7 @@ def with_error(value: float | None, error: float | None, plus_minus: str = "±")
     return f"{text} {plus_minus} {uncertainty}" if uncertainty else text
 
 
-def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SIGNIFICANT) -> tuple[str, str, str]:
+def error_texts(number: Number, plus_minus: str = "±", digits: int = SIGNIFICANT) -> tuple[str, str, str]:
     """Return value, measurement error and data error of a result as text, each with its sign.
 
     The measurement error is the standard error (or the solver's error where that is larger) of the number for these
@@ -51,45 +52,47 @@ def error_texts(row: Mapping[str, Any], plus_minus: str = "±", digits: int = SI
     ``bound`` where it is neither. The data error is a standard error too, empty where it is not known.
 
     Args:
-        row: of a record.
+        number: of a record.
         plus_minus: the sign.
         digits: most digits of the value.
     """
-    error = row_error(row)
-    value, uncertainty = number_texts(row["value"], error, digits=digits)
-    value = {"lower bound": ">= ", "upper bound": "<= "}.get(row["kind"], "") + value
-    data = row["errors"].get("data")
+    value, uncertainty = number_texts(number.value, number.error, digits=digits)
+    value = {"lower bound": ">= ", "upper bound": "<= "}.get(number.kind, "") + value
+    data = number.errors.data
     sampled = "" if data is None else f"{plus_minus} {number_texts(None, data)[1] or 0}"
-    if row["kind"] == "bracket" and row.get("bracket") and row["value"] is not None:
-        return value, _arms(row["value"] - row["bracket"][0], row["bracket"][1] - row["value"]), sampled
+    low, high = number.bracket or (None, None)
+    if number.kind == "bracket" and number.value is not None and low is not None and high is not None:
+        return value, _arms(number.value - low, high - number.value), sampled
     if uncertainty:
         return value, f"{plus_minus} {uncertainty}", sampled
-    return value, "exact" if is_exact(row) else "bound" if "bound" in row["kind"] else "", sampled
+    return value, "exact" if number.is_exact else "bound" if "bound" in number.kind else "", sampled
 
 
-def tells_data(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether any of the rows of a table knows its data error: where none does there is no such column."""
-    return any(row["errors"].get("data") is not None for row in rows)
+def tells_data(numbers: Iterable[Number]) -> bool:
+    """Return whether any number of a table knows its data error: where none does there is no such column."""
+    return any(number.errors.data is not None for number in numbers)
 
 
-def errors_legend(rows: Sequence[Mapping[str, Any]], plus_minus: str) -> list[str]:
+def errors_legend(numbers: Sequence[Number], plus_minus: str) -> list[str]:
     """Return what the columns of errors mean, in the sentences that a table needs."""
     legend = [f"{plus_minus} measurement: standard error of the number for these data"]
-    if tells_data(rows):
+    if tells_data(numbers):
         legend.append(f"{plus_minus} data: standard error from the data being a sample (jackknife over examples)")
-    if any(row["kind"] == "bracket" for row in rows):
-        level = 100 * min(row.get("bracket_confidence") or 1.0 for row in rows if row["kind"] == "bracket")
+    levels = [number.bracket_confidence or 1.0 for number in numbers if number.kind == "bracket"]
+    if levels:
+        level = 100 * min(levels)
         legend.append(f"+ or - alone: a bracket, which holds the eigenvalue with probability {level:.4g} %")
     return legend
 
 
-def measured_text(row: Mapping[str, Any], plus_minus: str = "±", *, size: bool = False) -> str:
-    """Return ``"3.1 ± 0.2"`` of a result, of a bracket ``"3.10 [3.05, 3.20]"``; with ``size`` of its absolute value."""
-    sign = -1 if size and row["value"] is not None and row["value"] < 0 else 1
-    value, error = None if row["value"] is None else sign * row["value"], row_error(row)
-    if row["kind"] != "bracket" or value is None or None in row["interval"]:
-        return with_error(value, error, plus_minus)
-    text, _, low, high = number_texts(value, error, *sorted(sign * end for end in row["interval"]))
+def measured_text(number: Number, plus_minus: str = "±", *, size: bool = False) -> str:
+    """Return ``"3.1 ± 0.2"`` of a number, of a bracket ``"3.10 [3.05, 3.20]"``; with ``size`` of its absolute value."""
+    sign = -1 if size and number.value is not None and number.value < 0 else 1
+    value = None if number.value is None else sign * number.value
+    ends = [sign * end for end in number.interval if end is not None]
+    if number.kind != "bracket" or value is None or len(ends) < 2:
+        return with_error(value, number.error, plus_minus)
+    text, _, low, high = number_texts(value, number.error, *sorted(ends))
     return f"{text} [{low}, {high}]" if low != high else text
 
 
@@ -101,18 +104,6 @@ def _arms(below: float, above: float) -> str:
     if above > _NOTHING * below:
         shown.append(f"+{number_texts(None, above)[1]}")
     return " ".join(shown) or "exact"
-
-
-def row_error(row: Mapping[str, Any]) -> float | None:
-    """Return what stands behind the ± of a result: its standard error, or the solver's error where that is larger."""
-    error: float | None = row["std_error"]
-    bound: float | None = row["errors"]["solver"]
-    return error if error is None or bound is None else max(error, bound)
-
-
-def is_exact(row: Mapping[str, Any]) -> bool:
-    """Return whether a value has neither a sampling nor a solver error: it is exact up to rounding."""
-    return row["kind"] in ("exact", "estimate") and row["value"] is not None and row_error(row) == 0
 
 
 def plain(number: float | None, digits: int = SIGNIFICANT) -> str:

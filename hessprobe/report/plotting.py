@@ -14,10 +14,12 @@ from hessprobe.krylov.eigenpairs import Eigenpairs
 from hessprobe.landscape.result import Landscape
 from hessprobe.measures.distribution import curve, quantiles
 from hessprobe.measures.settings import Result
-from hessprobe.report.comparison import difference_row
+from hessprobe.records import codec
+from hessprobe.records.compare import CompareRecord
+from hessprobe.records.record import build_record, result_row
+from hessprobe.report.comparison import difference_of
 from hessprobe.report.figures import Drawn, figures_of
 from hessprobe.report.figures.landscape import drawn
-from hessprobe.report.record import build_record, result_row
 from hessprobe.report.track import track_record
 from hessprobe.tracking.tracker import SharpnessTracker
 
@@ -99,6 +101,6 @@ def _of_density(density: Density, confidence: float = 0.95) -> Figure:
 
 
 def _of_comparison(found: Comparison) -> list[Drawn]:
-    rows = [difference_row(line, found.confidence) for line in found.lines]
-    record = build_record("compare", [], arguments={}, seed=None, baseline=found.baseline, differences=rows)
-    return figures_of(record)
+    rows = tuple(difference_of(line, found.confidence) for line in found.lines)
+    record = CompareRecord(results=(), baseline=found.baseline, differences=rows)
+    return figures_of(codec.build("compare", record, arguments={}, seed=None))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.errors import RecordError
-from hessprobe.report.record import require
+from hessprobe.records.record import require
 
 Keys = Mapping[str, type | tuple[type, ...]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe.errors import RecordError
-from hessprobe.report.record import read_record
+from hessprobe.records.record import read_record
 from hessprobe.report.shapes import check_results
 
 _MOST_ROWS = 10_000

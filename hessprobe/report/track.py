@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hessprobe import files
-from hessprobe.report.numbers import row_error
-from hessprobe.report.record import build_record, result_row, write_record
+from hessprobe.records.number import Number
+from hessprobe.records.record import build_record, result_row, write_record
 from hessprobe.tracking.names import ALWAYS
 from hessprobe.tracking.point import Point
 from hessprobe.tracking.tracker import SharpnessTracker
@@ -98,7 +98,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {"threshold": edge["plain"], "threshold_sharpness_aware": edge["sharpness_aware"]}
     for name, measured in row["measures"].items():
         low, high = measured["interval"]
-        flat |= {name: measured["value"], f"{name}_error": row_error(measured), f"{name}_low": low}
+        flat |= {name: measured["value"], f"{name}_error": Number.of(measured).error, f"{name}_low": low}
         flat |= {f"{name}_high": high, f"{name}_data_error": measured["errors"].get("data")}
     for index, value in enumerate(eigenvalues(row)[1:], 2):
         flat[f"eigenvalue_{index}"] = value

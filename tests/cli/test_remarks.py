@@ -10,7 +10,8 @@ def row(measure="trace", **changes):
 
 
 def layer(error, solver=0.0):
-    return {"value": 1.0, "std_error": error, "errors": {"solver": solver}, "kind": "estimate"}
+    ends = [1.0 - error - solver, 1.0 + error + solver]
+    return {"value": 1.0, "std_error": error, "interval": ends, "errors": {"solver": solver}, "kind": "estimate"}
 
 
 def test_a_plain_number_has_no_remark():

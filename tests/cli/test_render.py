@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hessprobe.cli import render
+from hessprobe.records import codec
+from hessprobe.records.measure import Measured
+from hessprobe.records.number import Number
 
 
 def terminal(width):
@@ -29,6 +32,22 @@ def row(measure="trace", value=0.30612345, error=0.00091, half=0.0018, **changes
         "kind": "estimate",
     }
     return {**base, **changes}
+
+
+def result_cells(row, **how):
+    return render.result_cells(Number.of(row), **how)
+
+
+def error_cells(row, **how):
+    return render.error_cells(Number.of(row), **how)
+
+
+def results_table(rows, confidence, console):
+    render.results_table([codec.read(Measured, each, "the row") for each in rows], confidence, console)
+
+
+def layers_table(row, console):
+    render.layers_table(codec.read(Measured, row, "the row"), console)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +82,12 @@ def test_the_text_stays_within_the_error_of_the_number(value, error):
 
 def test_error_of_an_exact_path_is_the_bound_of_the_solver():
     exact = row(error=0.0, errors={"probe": 0.0, "data": None, "solver": 1e-4})
-    assert render.result_cells(exact)[0] == "0.30612 ± 0.00010"
+    assert result_cells(exact)[0] == "0.30612 ± 0.00010"
     drowned = row(error=3e-17, errors={"probe": 3e-17, "data": None, "solver": 1e-4})
-    assert render.result_cells(drowned)[0] == "0.30612 ± 0.00010"
+    assert result_cells(drowned)[0] == "0.30612 ± 0.00010"
     bare = row(error=0.0, errors={"probe": 0.0, "data": None, "solver": 0.0}, kind="exact")
-    assert render.result_cells(bare)[:2] == ["0.306123", "exact"]
-    assert render.result_cells(row(kind="lower bound"))[0] == ">= 0.30612 ± 0.00091"
+    assert result_cells(bare)[:2] == ["0.306123", "exact"]
+    assert result_cells(row(kind="lower bound"))[0] == ">= 0.30612 ± 0.00091"
 
 
 ALL = ["lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "logdet", "density", "diagonal", "effective-rank"]
@@ -80,11 +99,9 @@ ALL += ["effective-dimension"]
 def test_no_number_is_wrapped_or_cut_at_any_width(width, value, error):
     console = terminal(width)
     rows = [row(name, value, error, 2 * error) for name in ALL]
-    render.results_table(rows, 0.95, console)
+    results_table(rows, 0.95, console)
     text = console.file.getvalue()
-    cells, short = (
-        [*render.error_cells(rows[0], digits=n)[:2], *render.result_cells(rows[0], digits=n)[1:]] for n in (6, 5)
-    )
+    cells, short = ([*error_cells(rows[0], digits=n)[:2], *result_cells(rows[0], digits=n)[1:]] for n in (6, 5))
     names = ("value", "meas", "interval", "prod", "sec")
     header = text.splitlines()[0]
     for name, full, shorter in zip(names, cells, (*short[:4], "1.2"), strict=True):
@@ -100,8 +117,8 @@ def test_80_columns_hold_the_table_and_120_the_method_too():
     errors = {"probe": 0.00091, "data": 0.12, "solver": 0.0}
     rows = [row(name, errors=errors) for name in ("lambda-max", "effective-dimension")]
     narrow, wide = terminal(80), terminal(120)
-    render.results_table(rows, 0.95, narrow)
-    render.results_table(rows, 0.95, wide)
+    results_table(rows, 0.95, narrow)
+    results_table(rows, 0.95, wide)
     lines = narrow.file.getvalue().splitlines()
     assert lines[4:] == [
         "± measurement: standard error of the number for these data",
@@ -120,7 +137,7 @@ def test_80_columns_hold_long_numbers_of_the_longest_name():
         "method": "thick-restart-lanczos",
     }
     rows = [row("spectral-norm", -0.0154393, 0.0, 8.2e-6, **exact), row("effective-dimension", matvecs=64768)]
-    render.results_table(rows, 0.95, console)
+    results_table(rows, 0.95, console)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 5
     assert "-0.015439" in lines[2]
@@ -132,12 +149,12 @@ def test_80_columns_hold_long_numbers_of_the_longest_name():
     ("count", "text"), [(107.3333, "107.3"), (103.00000000001, "103"), (64768.4, "64768"), (0.0, "0"), (None, "nan")]
 )
 def test_products_are_counted_plainly(count, text):
-    assert render.result_cells(row(matvecs=count))[2] == text
+    assert result_cells(row(matvecs=count))[2] == text
 
 
 def test_piped_table_is_plain_text():
     console = Console(file=io.StringIO(), width=20)
-    render.results_table([row()], 0.9, console)
+    results_table([row()], 0.9, console)
     assert console.file.getvalue().splitlines() == [
         "measure  value    ± measurement  90% interval        products  seconds  method",
         "trace    0.30612  ± 0.00091      0.30432 to 0.30792  57        1.23     hutchinson+ggn",
@@ -152,7 +169,7 @@ def test_both_errors_are_shown_and_what_they_are_is_said():
     top |= {"bracket": [0.61 - 1e-9, 0.616], "interval": [0.61, 0.616], "bracket_confidence": 0.995}
     bottom = {**top, "value": -0.2, "bracket": [-0.21, -0.2], "measure": "lambda-min"}
     exact = row("frob", error=0.0, errors={"probe": 0.0, "data": None, "solver": 0.0}, kind="exact")
-    render.results_table([row(errors=errors), top, bottom, exact, row(kind="lower bound")], 0.95, console)
+    results_table([row(errors=errors), top, bottom, exact, row(kind="lower bound")], 0.95, console)
     lines = [line.split("  ") for line in console.file.getvalue().splitlines()]
     cells = [[cell.strip() for cell in line if cell][1:4] for line in lines[1:6]]
     assert cells == [
@@ -170,21 +187,21 @@ def test_both_errors_are_shown_and_what_they_are_is_said():
 
 
 def test_a_data_error_of_zero_is_known_and_shown():
-    assert render.error_cells(row(errors={"probe": 0.00091, "data": 0.0, "solver": 0.0}))[2] == "± 0"
-    assert render.error_cells(row())[2] == "-"
-    assert render.error_cells(row(), data=False) == ["0.30612", "± 0.00091"]
+    assert error_cells(row(errors={"probe": 0.00091, "data": 0.0, "solver": 0.0}))[2] == "± 0"
+    assert error_cells(row())[2] == "-"
+    assert error_cells(row(), data=False) == ["0.30612", "± 0.00091"]
 
 
 def test_ascii_output_has_no_plus_minus_sign():
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
-    render.results_table([row()], 0.95, console)
+    results_table([row()], 0.95, console)
     console.file.flush()
     assert b"0.30612  +/- 0.00091" in console.file.buffer.getvalue()
 
 
 def test_layers_have_their_own_table():
     console = terminal(80)
-    render.layers_table(row(layers={"layers.0.weight": row(), "layers.0.bias": row(value=0.01)}), console)
+    layers_table(row(layers={"layers.0.weight": row(), "layers.0.bias": row(value=0.01)}), console)
     text = console.file.getvalue()
     assert "trace of" in text
     assert "value  ± measurement        95% interval" in text
@@ -195,7 +212,7 @@ def test_layers_have_their_own_table():
 def test_layers_have_their_data_error(width, kept):
     errors = {"probe": 0.00091, "data": 0.0234, "solver": 0.0}
     console = terminal(width)
-    render.layers_table(row(layers={"0.weight": row(errors=errors), "0.bias": row(value=0.01)}), console)
+    layers_table(row(layers={"0.weight": row(errors=errors), "0.bias": row(value=0.01)}), console)
     lines = console.file.getvalue().splitlines()
     cells = ["0.weight", "0.30612", "± 0.00091", "± 0.023", "0.30432 to 0.30792"]
     assert lines[2].split() == " ".join(cells[:kept]).split()
@@ -209,7 +226,7 @@ def test_ten_measures_are_a_table_from_60_columns_on_and_keep_their_interval_fro
     rows[5] = row("logdet", -118696.2, 4.5, 10.8, matvecs=1552.3, seconds=5.03)
     for width, kept in ((60, ["value", "prod."]), (80, ["value", "± meas.", "interval", "prod."])):
         console = terminal(width)
-        render.results_table(rows, 0.95, console)
+        results_table(rows, 0.95, console)
         lines = console.file.getvalue().splitlines()
         assert [line.split()[0] for line in lines[2:12]] == ALL
         assert max(map(len, lines)) <= width
@@ -222,7 +239,7 @@ def test_ten_measures_are_a_table_from_60_columns_on_and_keep_their_interval_fro
 def test_layers_without_error_are_exact():
     console = terminal(80)
     none = {"probe": 0.0, "data": None, "solver": 0.0}
-    render.layers_table(row(layers={"a": row(error=0.0, errors=none), "b": row()}), console)
+    layers_table(row(layers={"a": row(error=0.0, errors=none), "b": row()}), console)
     lines = console.file.getvalue().splitlines()
     assert lines[2].split() == ["a", "0.306123", "exact", "exact"]
     assert "0.30432 to 0.30792" in lines[3]

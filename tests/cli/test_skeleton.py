@@ -148,7 +148,7 @@ def test_a_report_keeps_the_last_event_of_each_stage():
         report(Event("probes", 9, 9, 1.0, 0.5))
     assert outcome.partial() is None
     outcome.failure = KeyboardInterrupt()
-    assert [(row["stage"], row["done"], row["value"]) for row in outcome.partial()] == [
+    assert [(row.stage, row.done, row.value) for row in outcome.partial()] == [
         ("probes", 9, 1.0),
         ("eigenvalues", 5, 2.0),
     ]

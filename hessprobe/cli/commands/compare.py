@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.measures import MeasureSettings, Result
+    from hessprobe.records import compare as kept
+    from hessprobe.records.compare import CompareRecord
 
     Inputs = tuple[list["Member"], MeasureSettings]
 
@@ -140,6 +142,20 @@ class Member:
     rescalings: tuple[str, ...] | None = None
     gaps: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    def entry(self) -> kept.Member:
+        """Return what the record keeps of it."""
+        from hessprobe.records import compare as kept
+
+        return kept.Member(
+            label=self.label,
+            path=self.path,
+            dim=self.dim or None,
+            checkpoint=self.checkpoint,
+            rescalings=self.rescalings,
+            gaps=dict(self.gaps) or None,
+            errors=tuple(self.failures),
+        )
 
 
 @declared(CompareRequest, opening=options.OPENING)
@@ -349,65 +365,69 @@ def broken_in(outcome: Outcome[list[Member]]) -> list[str]:
 
 def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Member]]) -> None:  # noqa: ARG001  # alike
     """Print the tables and write record and CSV of everything that is known."""
-    from hessprobe.cli.commands import compare_tables as tables
+    from hessprobe.records import codec
 
-    record = record_of(request, outcome)
+    found = record_of(request, outcome)
+    record = codec.build(
+        "compare",
+        found,
+        arguments={**arguments_of(request), "measure": list(request.names)},
+        seed=request.seed,
+        device=next((one.device for one in reversed(outcome.found) if one.device), "cpu"),
+    )
 
     def files() -> list[str]:
         from hessprobe.report.comparison import write_comparison_csv
 
         if request.csv is not None:
-            write_comparison_csv(request.csv, record)
+            write_comparison_csv(request.csv, found)
         return [] if request.out is None else draw(request.out, record)
 
     def show(console: Console) -> None:
         from hessprobe.cli import render
+        from hessprobe.cli.commands import compare_tables as tables
 
         known = [member for member in outcome.found if member.results]
         if known:
             count = f"{request.probes} probes, the same for all"
-            title = f"{known[0].title}, {request.operator}, seed {request.seed}, {count}"
-            tables.show(title, record, console)
+            render.print_line(console, f"{known[0].title}, {request.operator}, seed {request.seed}, {count}")
+            tables.show(found, request.names, request.confidence, console)
         if outcome.ending:
             render.print_line(console, outcome.ending)
 
     deliver(record, request.json, show, files)
 
 
-def record_of(request: CompareRequest, outcome: Outcome[list[Member]]) -> dict[str, Any]:
-    """Return the record: values, differences, correlations, and what they mean."""
-    from hessprobe import comparison, report
+def record_of(request: CompareRequest, outcome: Outcome[list[Member]]) -> CompareRecord:
+    """Return what is kept: values, differences, correlations, and what they mean."""
+    from hessprobe import comparison
     from hessprobe.comparison.gaps import correlate
     from hessprobe.comparison.rescaling import rescaling_of
-    from hessprobe.report.comparison import correlation_row, difference_row
+    from hessprobe.records import compare as kept
+    from hessprobe.records.measure import Measured
+    from hessprobe.report.comparison import correlation_of, difference_of
 
+    level, broken = request.confidence, broken_in(outcome)
     known = [member for member in outcome.found if member.results]
-    broken = broken_in(outcome)
     values = {member.label: {one.measure: one.estimate for one in member.results} for member in known}
-    lines = comparison.compare_values(values, known[0].label, confidence=request.confidence) if len(known) > 1 else []
+    lines = comparison.compare_values(values, known[0].label, confidence=level) if len(known) > 1 else []
     gaps = {member.label: member.gaps for member in known}
-    found = correlate(values, gaps, confidence=request.confidence, seed=request.seed) if request.correlate else ()
-    rows = [
-        {"checkpoint": member.label, **report.result_row(result, request.confidence)}
-        for member in known
-        for result in member.results
-    ]
+    found = correlate(values, gaps, confidence=level, seed=request.seed) if request.correlate else ()
     rescaling = rescaling_of({member.label: member.rescalings for member in known}, request.names) if known else None
-    flags = ["interrupted"] if outcome.interrupted else ["failed"] if broken else []
-    return report.build_record(
-        "compare",
-        rows,
-        arguments={**arguments_of(request), "measure": list(request.names)},
-        seed=request.seed,
-        device=next((one.device for one in reversed(outcome.found) if one.device), "cpu"),
+    return kept.CompareRecord(
+        results=tuple(
+            kept.Value(checkpoint=member.label, measured=Measured.of(result, level))
+            for member in known
+            for result in member.results
+        ),
         data=known[0].data if known else None,
-        checkpoints=[_member_row(member) for member in outcome.found],
+        checkpoints=tuple(member.entry() for member in outcome.found),
         baseline=known[0].label if known else None,
-        differences=[difference_row(line, request.confidence) for line in lines],
-        correlations=[correlation_row(one) for one in found] if request.correlate else None,
-        rescaling=None if rescaling is None else {**asdict(rescaling), "sentence": rescaling.sentence},
-        flags=flags,
-        errors=broken or None,
+        differences=tuple(difference_of(line, level) for line in lines),
+        correlations=tuple(map(correlation_of, found)) if request.correlate else None,
+        rescaling=None if rescaling is None else kept.Rescaling(**asdict(rescaling), sentence=rescaling.sentence),
+        flags=("interrupted",) if outcome.interrupted else ("failed",) if broken else (),
+        errors=tuple(broken) or None,
     )
 
 
@@ -420,15 +440,3 @@ def draw(path: str, record: Mapping[str, Any]) -> list[str]:
         place = target if index == 0 else target.with_name(f"{target.stem}-{figure.name}{target.suffix}")
         written.append(str(figure.save(place)))
     return written
-
-
-def _member_row(member: Member) -> dict[str, Any]:
-    return {
-        "label": member.label,
-        "path": member.path,
-        "dim": member.dim or None,
-        "checkpoint": member.checkpoint,
-        "rescalings": None if member.rescalings is None else list(member.rescalings),
-        "gaps": member.gaps or None,
-        "errors": list(member.failures),
-    }

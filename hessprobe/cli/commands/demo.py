@@ -218,6 +218,7 @@ def _figures(folder: Path, steps: Sequence[Step]) -> None:
 
 def _print_table(steps: Sequence[Step]) -> None:
     from hessprobe.cli import render
+    from hessprobe.records.measure import MeasureRecord
     from hessprobe.report import read_record
 
     console = render.stdout_console()
@@ -225,7 +226,10 @@ def _print_table(steps: Sequence[Step]) -> None:
     records = [read_record(step.record) for step in steps if step.words[0] == "measure"]
     header = ["measure", *_OPTIMIZERS]
     columns = [
-        {row["measure"]: render.both_errors(row, sign, data=render.tells_data([row])) for row in record["results"]}
+        {
+            row.measure: render.both_errors(row.number, sign, data=render.tells_data([row.number]))
+            for row in MeasureRecord.of(record).results
+        }
         for record in records
     ]
     render.print_table([(header, [[name, *(column[name] for column in columns)] for name in _MEASURES])], console)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.measures.table import entry_of
-from hessprobe.report.record import estimate_row
+from hessprobe.records.record import estimate_row
 
 if TYPE_CHECKING:
     from rich.console import Console

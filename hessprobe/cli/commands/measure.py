@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.measures import MeasureSettings, Result
+    from hessprobe.records.measure import MeasureRecord
 
     Inputs = tuple[Subject, MeasureSettings]
 
@@ -167,19 +168,23 @@ def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Print the tables and write record and CSV of everything that is known."""
     from hessprobe import report
+    from hessprobe.records import codec
+    from hessprobe.records.measure import Measured, MeasureRecord
 
     subject, _ = inputs
-    rows = [report.result_row(result, request.confidence) for result in outcome.found]
-    record = report.build_record(
-        "measure",
-        rows,
-        arguments={**arguments_of(request), "measure": list(request.names), "rtol": request.tolerance},
-        seed=request.seed,
-        device=subject.risk.device,
+    found = MeasureRecord(
+        results=tuple(Measured.of(result, request.confidence) for result in outcome.found),
         checkpoint=subject.checkpoint,
         data=subject.data,
         **failures.entries(outcome.failure),
         partial=outcome.partial(),
+    )
+    record = codec.build(
+        "measure",
+        found,
+        arguments={**arguments_of(request), "measure": list(request.names), "rtol": request.tolerance},
+        seed=request.seed,
+        device=subject.risk.device,
     )
 
     def files() -> list[str]:
@@ -191,21 +196,21 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
         from hessprobe.cli import render
 
         render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
-        _print(rows, request.confidence, console)
+        _print(found, record["results"], request.confidence, console)
         print_unfinished(outcome, console)
 
     deliver(record, request.json, show, files)
 
 
-def _print(rows: list[dict[str, Any]], confidence: float, console: Console) -> None:
+def _print(found: MeasureRecord, rows: list[dict[str, Any]], confidence: float, console: Console) -> None:
     from hessprobe.cli import remarks, render
 
     if rows:
-        render.results_table(rows, confidence, console)
-    for row in rows:
-        if row.get("layers"):
+        render.results_table(found.results, confidence, console)
+    for one in found.results:
+        if one.layers:
             render.print_line(console, "")
-            render.layers_table(row, console)
+            render.layers_table(one, console)
     for line in remarks.eigenvalue_lines(rows, render.plus_minus_for(console)):
         render.print_line(console, line)
     for row in rows:

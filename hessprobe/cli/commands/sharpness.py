@@ -263,38 +263,38 @@ def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
 
 def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
     """Print the tables and write the record of everything that is known."""
-    from hessprobe.cli.commands import sharpness_tables as tables
+    from hessprobe.records import codec
+    from hessprobe.records.sharpness import SharpnessRecord
+    from hessprobe.report import sharpness as kept
 
-    subject, _ = inputs
-    found = outcome.found
-    record = record_of(request, subject, outcome)
-
-    def show(console: Console) -> None:
-        scale = "" if request.adaptive == "none" else f", adaptive {request.adaptive}"
-        tables.show(f"{subject.title}, {request.norm}{scale}, seed {request.seed}", record, found.diagnostics, console)
-        print_unfinished(outcome, console)
-
-    deliver(record, request.json, show)
-
-
-def record_of(request: SharpnessRequest, subject: Subject, outcome: Outcome[Found]) -> dict[str, Any]:
-    """Return the record of a run."""
-    from hessprobe import report
-    from hessprobe.cli.commands.sharpness_tables import diagnostics_entry, row_of
-
-    found = outcome.found
-    return report.build_record(
-        "sharpness",
-        [row_of(reading, request.confidence) for reading in found.readings],
-        arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},
-        seed=request.seed,
-        device=subject.risk.device,
+    (subject, _), found = inputs, outcome.found
+    level = request.confidence
+    known = SharpnessRecord(
+        results=tuple(kept.reading_of(reading, level) for reading in found.readings),
         checkpoint=subject.checkpoint,
         data=subject.data,
         **failures.entries(outcome.failure),
         partial=outcome.partial(),
-        diagnostics=None if found.diagnostics is None else diagnostics_entry(found.diagnostics, request.confidence),
+        diagnostics=None if found.diagnostics is None else kept.diagnostics_of(found.diagnostics, level),
     )
+    record = codec.build(
+        "sharpness",
+        known,
+        arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},
+        seed=request.seed,
+        device=subject.risk.device,
+    )
+
+    def show(console: Console) -> None:
+        from hessprobe.cli import render
+        from hessprobe.cli.commands import sharpness_tables as tables
+
+        scale = "" if request.adaptive == "none" else f", adaptive {request.adaptive}"
+        render.print_line(console, f"{subject.title}, {request.norm}{scale}, seed {request.seed}")
+        tables.show(known, console)
+        print_unfinished(outcome, console)
+
+    deliver(record, request.json, show)
 
 
 def finite(number: float | None) -> float | None:

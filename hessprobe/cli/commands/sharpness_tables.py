@@ -1,111 +1,69 @@
-"""What ``hessprobe sharpness`` prints and records."""
+"""The tables of ``hessprobe sharpness``, from its record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from hessprobe import report
 from hessprobe.cli import render
 from hessprobe.cli.remarks import engines
 from hessprobe.cli.wording import flag_sentence
-from hessprobe.estimate import Estimate
-from hessprobe.report.record import estimate_row
-from hessprobe.sharpness.names import MEANINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.sharpness import Diagnostics
-    from hessprobe.sharpness.survey import Reading
+    from hessprobe.records.number import Number
+    from hessprobe.records.sharpness import Diagnostics, Predicted, Reading, SharpnessRecord
 
-_UNITS = {"fisher-rao": "loss", "relative-flatness": "loss"}
 # Points of the arc that are printed; the record has all.
 _WHOLE = 1e-6
 _SHOWN = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A reading as ``report.result_row`` takes it."""
-
-    measure: str
-    estimate: Estimate
-    unit: str
-    layers: Mapping[str, Estimate] | None
-    notes: Sequence[str]
-    engine: str
-    operator: str = "hessian"
-    arrays: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def row_of(reading: Reading, confidence: float) -> dict[str, Any]:
-    """Return one number as JSON-friendly values."""
-    default = "curvature" if reading.sharpness is None else "loss"
-    unit = _UNITS.get(reading.name, default)
-    row = _Row(reading.name, reading.estimate, unit, reading.layers, reading.notes, reading.engine)
-    entry = report.result_row(row, confidence)
-    entry["meaning"] = MEANINGS[reading.name]
-    entry["cost"] = asdict(reading.cost)
-    one = reading.sharpness
-    if one is not None:
-        entry |= {"rho": one.rho, "norm": one.norm, "adaptive": one.adaptive, "m": one.m, "starts": one.starts}
-        entry["predicted"] = None if one.predicted is None else asdict(one.predicted)
-        entry["ratio"] = one.model_ratio
-    return entry
-
-
-def show(title: str, record: Mapping[str, Any], diagnostics: Diagnostics | None, console: Console) -> None:
+def show(found: SharpnessRecord, console: Console) -> None:
     """Print what was found.
 
     Args:
-        title: of the run.
-        record: of it.
-        diagnostics: of SAM, or None.
+        found: the record.
         console: where to.
     """
-    render.print_line(console, title)
-    rows = record["results"]
-    if rows:
-        _table(rows, console)
-    for line in _remarks(rows, render.plus_minus_for(console)):
+    if found.results:
+        _table(found.results, console)
+    for line in _remarks(found.results, render.plus_minus_for(console)):
         render.print_line(console, line, style="dim")
-    for engine in engines(rows):
+    for engine in engines([{"engine": reading.measured.engine} for reading in found.results]):
         render.print_line(console, f"products by the {engine} engine", style="dim")
-    if diagnostics is not None:
-        _show_diagnostics(diagnostics, console)
+    if found.diagnostics is not None:
+        _show_diagnostics(found.diagnostics, console)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+def _table(readings: Sequence[Reading], console: Console) -> None:
     sign = render.plus_minus_for(console)
     header = ["sharpness", "rho", f"value {sign} error", "second order", "ratio", "losses", "gradients", "products"]
     header += ["seconds"]
-    cells = [_cells(row, sign) for row in rows]
+    cells = [_cells(reading, sign) for reading in readings]
     keep = [(0, 1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 3, 4), (0, 1, 2, 3)]
     layouts = [(header, cells)]
     layouts += [([header[i] for i in kept], [[row[i] for i in kept] for row in cells]) for kept in keep]
     render.print_table(layouts, console)
 
 
-def _cells(row: Mapping[str, Any], sign: str) -> list[str]:
-    value, _, _, seconds = render.result_cells(row, sign)
-    name = row["measure"] if row.get("m") is None else f"{row['measure']}, m = {row['m']}"
-    predicted = row.get("predicted")
-    model = "" if predicted is None else _model(predicted, sign)
-    ratio = "" if row.get("ratio") is None else f"{row['ratio']:.4g}"
-    rho = "" if row.get("rho") is None else f"{row['rho']:g}"
-    counts = [_count(row["cost"][name]) for name in ("losses", "gradients", "products")]
-    return [name, rho, value, model, ratio, *counts, seconds]
+def _cells(reading: Reading, sign: str) -> list[str]:
+    value, _, _, seconds = render.result_cells(reading.measured.number, sign)
+    ball, cost = reading.ball, reading.cost
+    model = "" if ball is None or ball.predicted is None else _model(ball.predicted, sign)
+    ratio = "" if ball is None or ball.ratio is None else f"{ball.ratio:.4g}"
+    rho = "" if ball is None or ball.rho is None else f"{ball.rho:g}"
+    counts = [_count(number or 0.0) for number in (cost.losses, cost.gradients, cost.products)]
+    return [reading.title, rho, value, model, ratio, *counts, seconds]
 
 
-def _model(predicted: Mapping[str, float], sign: str) -> str:
+def _model(predicted: Predicted, sign: str) -> str:
+    value, error = predicted.value, predicted.std_error
     # An exact trace has the rounding of its sum as error, which says nothing.
-    error = predicted["std_error"] if predicted["std_error"] > _WHOLE * abs(predicted["value"]) else None
-    return render.with_error(predicted["value"], error, sign)
+    told = error if value is None or error is None or error > _WHOLE * abs(value) else None
+    return render.with_error(value, told, sign)
 
 
 def _count(number: float) -> str:
@@ -113,14 +71,15 @@ def _count(number: float) -> str:
     return f"{number:.0f}" if number >= 100 or whole else f"{number:.1f}"
 
 
-def _remarks(rows: Sequence[Mapping[str, Any]], sign: str) -> list[str]:
+def _remarks(readings: Sequence[Reading], sign: str) -> list[str]:
     said = []
-    for row in rows:
-        lines = [*(flag_sentence(flag) for flag in row["flags"]), *row["notes"]]
-        said += [f"{row['measure']}: {line}" for line in lines]
-        for name, layer in (row.get("layers") or {}).items():
-            said.append(f"  {name}: {render.with_error(layer['value'], layer['std_error'], sign)}")
-    if any(row.get("predicted") is not None for row in rows):
+    for reading in readings:
+        one = reading.measured
+        lines = [*(flag_sentence(flag) for flag in one.number.flags), *one.notes]
+        said += [f"{one.measure}: {line}" for line in lines]
+        for name, layer in (one.layers or {}).items():
+            said.append(f"  {name}: {render.with_error(layer.value, layer.std_error, sign)}")
+    if any(reading.ball is not None and reading.ball.predicted is not None for reading in readings):
         said.append("ratio: value over second order; near 1 as long as the quadratic model holds")
     return list(dict.fromkeys(said))
 
@@ -128,27 +87,32 @@ def _remarks(rows: Sequence[Mapping[str, Any]], sign: str) -> list[str]:
 def _show_diagnostics(found: Diagnostics, console: Console) -> None:
     one, arc, sign = found.alignment, found.arc, render.plus_minus_for(console)
     render.print_line(console, "")
-    render.print_line(console, f"SAM at rho {one.rho:g}: its gradient and the plain one against the top eigenvectors")
+    render.print_line(
+        console, f"SAM at rho {_known(one.rho):g}: its gradient and the plain one against the top eigenvectors"
+    )
     header = ["eigenvalue", "|cos| gradient", "|cos| SAM gradient"]
-    columns = zip(one.eigenvalues.tolist(), one.residuals.tolist(), one.gradient.tolist(), one.sam_gradient.tolist(),
-                  strict=True)  # fmt: skip
-    cells = [[render.with_error(value, error, sign), f"{a:.4f}", f"{b:.4f}"] for value, error, a, b in columns]
+    columns = zip(one.eigenvalues, one.residuals, one.gradient, one.sam_gradient, strict=True)
+    cells = [
+        [render.with_error(value, error, sign), f"{_known(a):.4f}", f"{_known(b):.4f}"]
+        for value, error, a, b in columns
+    ]
     render.print_table([(header, cells)], console)
     render.print_line(
         console,
-        f"share of the squared norm in their span: {one.gradient_share:.4f} of the gradient's "
-        f"({one.gradient_norm:.4g}), {one.sam_gradient_share:.4f} of SAM's ({one.sam_gradient_norm:.4g}); "
-        f"cos between the two {one.cosine:.6f}",
+        f"share of the squared norm in their span: {_known(one.gradient_share):.4f} of the gradient's "
+        f"({_known(one.gradient_norm):.4g}), {_known(one.sam_gradient_share):.4f} of SAM's "
+        f"({_known(one.sam_gradient_norm):.4g}); cos between the two {_known(one.cosine):.6f}",
     )
     render.print_line(console, "")
+    best, degrees = _known(arc.best), math.degrees(_known(arc.angle))
     render.print_line(
         console,
-        f"loss along the arc at radius {arc.rho_max:g}: alpha* = {arc.best:g}, "
-        f"angle {math.degrees(arc.angle):.3g} degrees",
+        f"loss along the arc at radius {_known(arc.rho_max):g}: alpha* = {best:g}, angle {degrees:.3g} degrees",
     )
-    wanted = sorted({*_SHOWN, arc.best})
-    places = [i for i, alpha in enumerate(arc.alphas.tolist()) if any(abs(alpha - each) < 1e-9 for each in wanted)]
-    cells = [[f"{arc.alphas[i]:g}", f"{arc.rises[i]:.6g}", f"{arc.model[i]:.6g}"] for i in places]
+    alphas = [_known(alpha) for alpha in arc.alphas]
+    wanted = sorted({*_SHOWN, best})
+    places = [i for i, alpha in enumerate(alphas) if any(abs(alpha - each) < 1e-9 for each in wanted)]
+    cells = [[f"{alphas[i]:g}", f"{_known(arc.rises[i]):.6g}", f"{_known(arc.model[i]):.6g}"] for i in places]
     render.print_table([(["alpha", "rise", "second order"], cells)], console)
     if found.splits:
         render.print_line(console, "")
@@ -158,34 +122,14 @@ def _show_diagnostics(found: Diagnostics, console: Console) -> None:
         render.print_table([(header, parts)], console)
     for note in found.notes:
         render.print_line(console, note, style="dim")
-    cost = found.cost
-    render.print_line(
-        console,
-        f"diagnostics: {_count(cost.losses)} losses, {_count(cost.gradients)} gradients, "
-        f"{_count(cost.products)} products",
-        style="dim",
-    )
+    counts = [_count(_known(number)) for number in (found.cost.losses, found.cost.gradients, found.cost.products)]
+    spent = "diagnostics: {} losses, {} gradients, {} products".format(*counts)
+    render.print_line(console, spent, style="dim")
 
 
-def _text(estimate: Estimate, sign: str) -> str:
-    return render.with_error(estimate.value, max(estimate.std_error, estimate.errors.solver) or None, sign)
+def _known(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
-def diagnostics_entry(found: Diagnostics, confidence: float) -> dict[str, Any]:
-    """Return the diagnostics of SAM as JSON-friendly values."""
-
-    def plain(values: Any) -> dict[str, Any]:
-        return {key: one.tolist() if isinstance(one, Tensor) else one for key, one in vars(values).items()}
-
-    splits = [
-        {"name": each.name}
-        | {part: estimate_row(getattr(each, part), confidence) for part in ("whole", "gauss_newton", "functional")}
-        for each in found.splits
-    ]
-    return {
-        "alignment": plain(found.alignment),
-        "arc": plain(found.arc),
-        "splits": splits,
-        "notes": list(found.notes),
-        "cost": asdict(found.cost),
-    }
+def _text(number: Number, sign: str) -> str:
+    return render.with_error(number.value, number.error or None, sign)

@@ -357,10 +357,11 @@ def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
 def track_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print one line a checkpoint; on a narrow terminal columns go, those that matter least first."""
     from hessprobe.cli import render
+    from hessprobe.records.number import Number
 
     sign = render.plus_minus_for(console)
     order = ["products", "|g|", "epoch", "test", "train", "lr", "align"]
-    told = [measured for row in rows for measured in row["measures"].values()]
+    told = [Number.of(measured) for row in rows for measured in row["measures"].values()]
     layouts = []
     for data in (True, False) if render.tells_data(told) else (False,):
         columns, gone = _columns(rows, sign, data=data), set()
@@ -377,12 +378,13 @@ def track_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dict[str, list[str]]:
     from hessprobe.cli import render
+    from hessprobe.records.number import Number
 
     columns = {"step": [str(row["step"]) for row in rows], "epoch": [_text(row["epoch"]) for row in rows]}
     columns |= {"lr": [_text(row["lr"], 3) for row in rows], "loss": [_text(row["loss"], 4) for row in rows]}
     columns["|g|"] = [_text(row["gradient_norm"], 3) for row in rows]
     for name in rows[0]["measures"]:
-        measured = [row["measures"][name] for row in rows]
+        measured = [Number.of(row["measures"][name]) for row in rows]
         title = f"{entry_of(name).short} {sign} meas.{f' {sign} data' if data else ''}"
         columns[title] = [render.both_errors(each, sign, data=data) for each in measured]
     columns["2/lr"] = [_text(row["edge"]["plain"], 4) for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hessprobe.comparison.gaps import GAPS
 from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
+from hessprobe.records.compare import CompareRecord, Correlation, Difference
 from hessprobe.report.figures.drawn import Drawn
-from hessprobe.report.figures.fields import NUMBER, between, entry, spread
+from hessprobe.report.figures.fields import between
 from hessprobe.report.figures.labels import name as beside
 from hessprobe.report.figures.labels import spread as spread_names
 from hessprobe.report.figures.scales import logarithmic
@@ -44,7 +44,9 @@ _LETTER, _PANEL, _WIDEST = 0.06, 1.2, 100.0
 
 
 @dataclass(frozen=True)
-class _Difference:
+class _Drawn:
+    """A difference, how far its interval reaches, and how far it would without probes in common."""
+
     measure: str
     checkpoint: str
     value: float
@@ -65,29 +67,27 @@ class _Point:
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
     """Return the figures of a record; see ``dispatch.figures_of``."""
-    rows = entry(record, "differences", list, "the record")
-    found = [_difference(row, f"differences[{index}],") for index, row in enumerate(rows)]
-    shown = [one for one in found if math.isfinite(one.value)]
-    drawn = [_forest(shown, str(entry(record, "baseline", str, "the record")))] if shown else []
-    correlations = record.get("correlations") or []
+    found = CompareRecord.of(record)
+    shown = [_drawn(one) for one in found.differences if one.number.value is not None]
+    drawn = [_forest(shown, found.baseline or "")] if shown else []
+    correlations = found.correlations or ()
     for gap in GAPS:
-        own = [row for row in correlations if row["gap"] == gap]
+        own = [one for one in correlations if one.gap == gap]
         if own:
-            drawn.append(_scatter(record, gap, own))
-    return [*drawn, _taus(correlations)] if any(row["tau"] is not None for row in correlations) else drawn
+            drawn.append(_scatter(found, gap, own))
+    return [*drawn, _taus(correlations)] if any(one.tau is not None for one in correlations) else drawn
 
 
-def _difference(row: Mapping[str, Any], where: str) -> _Difference:
-    value, below, above = spread(row, where)
-    error, wide = entry(row, "std_error", NUMBER, where), entry(row, "independent_std_error", NUMBER, where)
-    solver = entry(entry(row, "errors", dict, where), "solver", NUMBER, f"{where} errors,") or 0.0
+def _drawn(one: Difference) -> _Drawn:
+    number = one.number
+    value, below, above = number.spread
+    solver, wide = number.errors.solver or 0.0, one.independent_std_error
     # As many standard errors as the interval has.
-    independent = solver + ((above - solver) / error * wide if error and wide else 0.0)
-    measure, checkpoint = entry(row, "measure", str, where), entry(row, "checkpoint", str, where)
-    return _Difference(measure, checkpoint, value, below, above, independent, entry(row, "verdict", str, where))
+    independent = solver + ((above - solver) / number.std_error * wide if number.std_error and wide else 0.0)
+    return _Drawn(one.measure, one.checkpoint, value, below, above, independent, one.verdict)
 
 
-def _forest(found: Sequence[_Difference], baseline: str) -> Drawn:
+def _forest(found: Sequence[_Drawn], baseline: str) -> Drawn:
     measures = list(dict.fromkeys(one.measure for one in found))
     checkpoints = list(dict.fromkeys(one.checkpoint for one in found))
     names = max(map(len, checkpoints))
@@ -133,7 +133,7 @@ def _grid(count: int, width: float) -> tuple[int, int]:
     return -(-count // across), across
 
 
-def _panel(panel: Any, found: Sequence[_Difference], checkpoints: Sequence[str]) -> None:
+def _panel(panel: Any, found: Sequence[_Drawn], checkpoints: Sequence[str]) -> None:
     for row in range(0, len(checkpoints), 2):
         panel.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
     panel.axvline(0, color=BLACK, lw=0.8)
@@ -150,7 +150,7 @@ def _panel(panel: Any, found: Sequence[_Difference], checkpoints: Sequence[str])
     panel.grid(axis="x")
 
 
-def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
+def _legend(figure: Figure, found: Sequence[_Drawn]) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -162,8 +162,8 @@ def _legend(figure: Figure, found: Sequence[_Difference]) -> None:
     figure.legend(handles=[*handles, wide], loc="outside upper center", ncol=2 if narrow(figure) else 4)
 
 
-def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping[str, Any]]) -> Drawn:
-    points = {row["measure"]: _points(record, str(row["measure"]), gap) for row in correlations}
+def _scatter(record: CompareRecord, gap: str, correlations: Sequence[Correlation]) -> Drawn:
+    points = {row.measure: _points(record, row.measure, gap) for row in correlations}
     names = list(dict.fromkeys(one.checkpoint for each in points.values() for one in each))
     numbered = len(names) > 1 and sum(map(len, names)) > _LETTERS
     shown = {name: str(index) if numbered else name for index, name in enumerate(names, 1)}
@@ -176,9 +176,9 @@ def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping
         down, across = _grid(len(points), figure.get_figwidth())
         panels: Any = figure.subplots(down, across, squeeze=False)
         for panel, row in zip(panels.flat, correlations, strict=False):
-            _cloud(panel, points[row["measure"]], shown if len(names) <= _NAMED else {})
+            _cloud(panel, points[row.measure], shown if len(names) <= _NAMED else {})
             said = _tau(row).replace(" (", "\n(") if narrow(figure) else _tau(row)
-            panel.set_title(f"{row['measure']}\n{said}", loc="left")
+            panel.set_title(f"{row.measure}\n{said}", loc="left")
             panel.set_xlabel(_gap(gap))
         for panel in panels.flat[len(points) :]:
             panel.set_visible(False)
@@ -186,7 +186,7 @@ def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping
             _key(figure, shown, columns(figure.get_figwidth()))
         spread_names(figure, GRAY)
 
-    alt = "; ".join(f"{row['measure']}: {_tau(row)} over {row['count']} checkpoints" for row in correlations)
+    alt = "; ".join(f"{row.measure}: {_tau(row)} over {row.count} checkpoints" for row in correlations)
     title = f"Measures against {_gap(gap)}"
 
     def height(width: float) -> float:
@@ -204,16 +204,16 @@ def _scatter(record: Mapping[str, Any], gap: str, correlations: Sequence[Mapping
     return Drawn(f"gap-{gap}", title, f"{title}: {alt}.", draw, (width, height(width)), height, data)
 
 
-def _taus(correlations: Sequence[Mapping[str, Any]]) -> Drawn:
+def _taus(correlations: Sequence[Correlation]) -> Drawn:
     """Return Kendall's tau of every measure with every gap, each with its interval."""
-    measures = list(dict.fromkeys(str(row["measure"]) for row in correlations))
-    gaps = list(dict.fromkeys(str(row["gap"]) for row in correlations))
+    measures = list(dict.fromkeys(row.measure for row in correlations))
+    gaps = list(dict.fromkeys(row.gap for row in correlations))
     colors = dict(zip(gaps, (BLUE, VERMILION), strict=False))
-    found: list[tuple[Mapping[str, Any], float, tuple[float, float]]] = []
+    found: list[tuple[Correlation, float, tuple[float, float]]] = []
     for row in correlations:
-        if row["tau"] is not None:
-            low, high = row["interval"]
-            found.append((row, float(row["tau"]), (float(low), float(high))))
+        low, high = row.interval
+        if row.tau is not None and low is not None and high is not None:
+            found.append((row, row.tau, (low, high)))
 
     def draw(figure: Figure) -> None:
         from matplotlib.lines import Line2D
@@ -223,8 +223,8 @@ def _taus(correlations: Sequence[Mapping[str, Any]]) -> Drawn:
             panel.axhspan(stripe - 0.5, stripe + 0.5, color=SHADE, lw=0, zorder=0)
         panel.axvline(0, color=BLACK, lw=0.8)
         for row, tau, (low, high) in found:
-            place = measures.index(str(row["measure"])) + (gaps.index(str(row["gap"])) - (len(gaps) - 1) / 2) * 0.36
-            color = colors[str(row["gap"])]
+            place = measures.index(row.measure) + (gaps.index(row.gap) - (len(gaps) - 1) / 2) * 0.36
+            color = colors[row.gap]
             # The line is the interval, whatever lies under the point.
             panel.plot([low, high], [place, place], color=color, lw=2.4, alpha=0.45, solid_capstyle="butt")
             panel.plot(tau, place, "o", ms=4, color=color)
@@ -235,9 +235,9 @@ def _taus(correlations: Sequence[Mapping[str, Any]]) -> Drawn:
         figure.legend(handles=handles, loc="outside upper center", ncol=1 if narrow(figure) else 2)
 
     height = 0.75 + 0.16 * len(gaps) + 0.3 * len(measures)
-    said = [f"{row['measure']} with {_gap(str(row['gap']))}: {_tau(row)}" for row in correlations]
+    said = [f"{row.measure} with {_gap(row.gap)}: {_tau(row)}" for row in correlations]
     data = [
-        {"measure": row["measure"], "gap": row["gap"], "tau": tau, "low": low, "high": high}
+        {"measure": row.measure, "gap": row.gap, "tau": tau, "low": low, "high": high}
         for row, tau, (low, high) in found
     ]
     title = "Rank correlation of measures with the generalisation gap"
@@ -255,13 +255,13 @@ def _gap(name: str) -> str:
     return GAPS[name].replace(" - ", " \u2212 ")
 
 
-def _points(record: Mapping[str, Any], measure: str, gap: str) -> list[_Point]:
-    gaps = {one["label"]: one.get("gaps") or {} for one in entry(record, "checkpoints", list, "the record")}
+def _points(record: CompareRecord, measure: str, gap: str) -> list[_Point]:
+    gaps = {one.label: one.gaps or {} for one in record.checkpoints}
     found = []
-    for index, row in enumerate(record["results"]):
-        known = gaps.get(row["checkpoint"], {}).get(gap)
-        if row["measure"] == measure and known is not None:
-            found.append(_Point(str(row["checkpoint"]), float(known), *spread(row, f"results[{index}],")))
+    for row in record.results:
+        known = gaps.get(row.checkpoint, {}).get(gap)
+        if row.measured.measure == measure and known is not None:
+            found.append(_Point(row.checkpoint, float(known), *row.measured.number.spread))
     return found
 
 
@@ -278,11 +278,11 @@ def _cloud(panel: Any, points: Sequence[_Point], shown: Mapping[str, str]) -> No
     panel.grid()
 
 
-def _tau(row: Mapping[str, Any]) -> str:
-    low, high = row["interval"]
-    tau = "nan" if row["tau"] is None else f"{row['tau']:.2f}"
+def _tau(row: Correlation) -> str:
+    low, high = row.interval
+    tau = "nan" if row.tau is None else f"{row.tau:.2f}"
     return pretty(f"τ = {tau} ({low:.2f} to {high:.2f})")
 
 
-def _signed(one: _Difference) -> str:
+def _signed(one: _Drawn) -> str:
     return f"{'+' if one.value > 0 else ''}{between(one.value, one.below, one.above)}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessprobe.errors import RecordError
-from hessprobe.report.record import require
+from hessprobe.records.record import require
 from hessprobe.report.typography import joined, numbers, pretty
 
 Floats = NDArray[np.float64]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessprobe.records.sharpness import Arc, Reading, SharpnessRecord, Split
 from hessprobe.report.figures.drawn import Drawn, table
-from hessprobe.report.figures.fields import NUMBER, entry, floats, short, spread
+from hessprobe.report.figures.fields import floats, short
 from hessprobe.report.figures.operators import parts
 from hessprobe.report.figures.scales import DECADE, logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, COLORS, NARROW, VERMILION, narrow
@@ -27,30 +28,26 @@ _Point = tuple[float, tuple[float, float, float], float]
 
 def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Drawn]:  # noqa: ARG001  # as all modules
     """Return the figures of a record; see ``dispatch.figures_of``."""
-    lines = _lines(record["results"])
+    kept = SharpnessRecord.of(record)
+    lines = _lines(kept.results)
     found = [_against_radius(lines)] if lines else []
-    diagnostics = record.get("diagnostics")
-    if diagnostics:
-        found.append(_arc(entry(diagnostics, "arc", dict, "diagnostics")))
-        splits = entry(diagnostics, "splits", list, "diagnostics")
-        if splits:
-            found.append(_splits(splits))
+    if kept.diagnostics is not None:
+        found.append(_arc(kept.diagnostics.arc))
+        if kept.diagnostics.splits:
+            found.append(_splits(kept.diagnostics.splits))
     return found
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Point]]:
+def _lines(readings: Sequence[Reading]) -> dict[str, list[_Point]]:
     """Return the points of every kind that has a radius: rho, value with its interval, second-order prediction."""
     lines: dict[str, list[_Point]] = {}
-    for index, row in enumerate(rows):
-        where = f"results[{index}],"
-        if row.get("rho") is None:
+    for reading in readings:
+        ball = reading.ball
+        if ball is None or ball.rho is None:
             continue
-        name = entry(row, "measure", str, where)
-        label = name if row.get("m") is None else f"{name}, m = {row['m']}"
-        model = entry(row, "predicted", (dict, type(None)), where)
-        predicted = None if model is None else entry(model, "value", NUMBER, f"{where} predicted")
-        point = (float(row["rho"]), spread(row, where), math.nan if predicted is None else float(predicted))
-        lines.setdefault(label, []).append(point)
+        predicted = None if ball.predicted is None else ball.predicted.value
+        model = math.nan if predicted is None else float(predicted)
+        lines.setdefault(reading.title, []).append((float(ball.rho), reading.measured.number.spread, model))
     return {label: sorted(points) for label, points in lines.items()}
 
 
@@ -88,7 +85,7 @@ def across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
     """Return the sharpness of several checkpoints over each other, one panel a kind, the second-order model dashed."""
     found: dict[str, dict[str, list[_Point]]] = {}
     for record in records:
-        if record["command"] == "sharpness" and (lines := _lines(record["results"])):
+        if record["command"] == "sharpness" and (lines := _lines(SharpnessRecord.of(record).results)):
             given = record["arguments"]
             name = Path(str(given.get("ckpt") or given.get("objective"))).stem
             found[name if name not in found else f"{name} ({len(found) + 1})"] = lines
@@ -194,12 +191,12 @@ def _axes(panel: Any, points: Sequence[_Point]) -> None:
         panel.xaxis.set_minor_locator(NullLocator())
 
 
-def _arc(arc: Mapping[str, Any]) -> Drawn:
-    where = "diagnostics, arc,"
+def _arc(arc: Arc) -> Drawn:
     alphas, rises, model = (
-        floats(entry(arc, key, list, where), f"{where} {key}") for key in ("alphas", "rises", "model")
+        floats(values, f"diagnostics, arc, {name}")
+        for name, values in (("alphas", arc.alphas), ("rises", arc.rises), ("model", arc.model))
     )
-    best, reach = (float(entry(arc, key, (int, float), where)) for key in ("best", "rho_max"))
+    best, reach = (math.nan if number is None else float(number) for number in (arc.best, arc.rho_max))
 
     def draw(figure: Figure) -> None:
         panel: Any = figure.subplots()
@@ -220,12 +217,10 @@ def _arc(arc: Mapping[str, Any]) -> Drawn:
     return Drawn("arc", "Loss along XSAM's arc", alt, draw, (4.2, 2.7), lambda width: 1.0 + 0.4 * width, data)
 
 
-def _splits(splits: Sequence[Mapping[str, Any]]) -> Drawn:
-    titles = {"whole": "Hessian", "gauss_newton": "Gauss-Newton", "functional": "functional part"}
-    bars: dict[str, dict[str, tuple[float, float, float]]] = {title: {} for title in titles.values()}
-    for index, split in enumerate(splits):
-        where = f"diagnostics, splits[{index}],"
-        name = entry(split, "name", str, where)
-        for key, title in titles.items():
-            bars[title][name] = spread(entry(split, key, dict, where), f"{where} {key}")
+def _splits(splits: Sequence[Split]) -> Drawn:
+    bars = {
+        "Hessian": {split.name: split.whole.spread for split in splits},
+        "Gauss-Newton": {split.name: split.gauss_newton.spread for split in splits},
+        "functional part": {split.name: split.functional.spread for split in splits},
+    }
     return parts("operators", bars)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hessprobe.records.number import Number
 from hessprobe.report.document import Cell, Column
-from hessprobe.report.numbers import errors_legend, row_error, tells_data
+from hessprobe.report.numbers import errors_legend, tells_data
 from hessprobe.report.sections import wording
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import count, listed, number, seconds, steady
@@ -23,7 +24,7 @@ def value_columns(name: str = "value") -> Column:
 
 def data_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
     """Return the column of the errors from the data being a sample, or none where no row knows its own."""
-    return (Column("± data", "number"),) if tells_data(rows) else ()
+    return (Column("± data", "number"),) if tells_data(map(Number.of, rows)) else ()
 
 
 def data_cells(row: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Cell, ...]:
@@ -33,7 +34,7 @@ def data_cells(row: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Cell,
 
 def errors_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the errors of a table mean, in sentences."""
-    return [f"{text}." for text in errors_legend(rows, "±")] if rows else []
+    return [f"{text}." for text in errors_legend([*map(Number.of, rows)], "±")] if rows else []
 
 
 def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
@@ -41,7 +42,7 @@ def value_cells(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:
     if row is None:
         return Cell("", kind="number"), Cell("", kind="error")
     value, error, _ = wording.value_texts(row)
-    return Cell(value, row["value"], "number"), Cell(error, row_error(row), "error")
+    return Cell(value, row["value"], "number"), Cell(error, Number.of(row).error, "error")
 
 
 def stacked_cell(row: Mapping[str, Any] | None, *, data: bool = False) -> Cell:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hessprobe.measures.table import entry_of
-from hessprobe.report.numbers import error_texts, is_exact, row_error
+from hessprobe.records.number import Number
+from hessprobe.report.numbers import error_texts
 from hessprobe.report.typography import combined, count, joined, numbers, pretty, seconds
 
 _OPERATORS = {
@@ -48,18 +49,18 @@ def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
     value and that much above. The interval is ``[0.61, 0.62]`` for a bracket; it says ``exact``, ``lower bound``, ...
     where it has no ends, and ``within its last digit`` where both would be written like the value.
     """
-    low, high = row["interval"]
-    value, error, low_text, high_text = numbers(row["value"], row_error(row), low, high)
-    bound = _BOUNDS.get(row["kind"], "")
-    shown = "not finite" if row["value"] is None else bound + value
-    if row["value"] is None:
-        return shown, "", "none"
+    found = Number.of(row)
+    value, error, low_text, high_text = numbers(found.value, found.error, *found.interval)
+    bound = _BOUNDS.get(found.kind, "")
+    if found.value is None:
+        return "not finite", "", "none"
+    shown = bound + value
     if not error:
-        return shown, "", "exact" if is_exact(row) else row["kind"]
-    bracket = row["kind"] == "bracket"
-    error = pretty(error_texts(row)[1]) if bracket else f"± {error}"
+        return shown, "", "exact" if found.is_exact else found.kind
+    bracket = found.kind == "bracket"
+    error = pretty(error_texts(found)[1]) if bracket else f"± {error}"
     if low_text == high_text:
-        return shown, error, row["kind"] if bound else _NARROW
+        return shown, error, found.kind if bound else _NARROW
     between = _AND if bracket else _TO
     together, plain = joined(low_text, high_text, between), f"{low_text}{between}{high_text}"
     if bracket:
@@ -69,13 +70,13 @@ def value_texts(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def data_text(row: Mapping[str, Any]) -> str:
     """Return ``± 0.15``, the error from the data being a sample, or nothing where it is not known."""
-    return pretty(error_texts(row)[2])
+    return pretty(error_texts(Number.of(row))[2])
 
 
 def with_error(row: Mapping[str, Any]) -> str:
     """Return ``1.234 ± 0.005`` for print, with one power of ten where there is one."""
     value, error, _ = value_texts(row)
-    together = None if row["kind"] == "bracket" else combined(row["value"], row_error(row))
+    together = None if row["kind"] == "bracket" else combined(row["value"], Number.of(row).error)
     if together:
         return _BOUNDS.get(row["kind"], "") + together
     return f"{value} {error}" if error else value

@@ -9,6 +9,8 @@ import pytest
 from figure_checks import WIDTHS, require_fit
 
 from hessprobe.errors import RecordError
+from hessprobe.records import codec
+from hessprobe.records.compare import CompareRecord, Difference
 from hessprobe.report.comparison import comparison_csv, verdict_text
 from hessprobe.report.figures import figures_of
 
@@ -177,25 +179,29 @@ def test_the_same_record_gives_the_same_file():
     assert first == second
 
 
+def said(row, *sign):
+    return verdict_text(codec.read(Difference, row, "the difference"), *sign)
+
+
 def test_verdicts_in_words():
     row = difference("sam", "trace", -3.14159, 0.4, "flatter")
-    assert verdict_text(row) == verdict_text({**row, "beyond_data": True}) == "flatter by 3.14 ± 0.20"
-    assert verdict_text({**row, "beyond_data": None}) == "flatter by 3.14 ± 0.20"
-    assert verdict_text({**row, "beyond_data": False}) == "flatter by 3.14 ± 0.20, may vanish on other data"
-    assert verdict_text({**row, "stands": False}, "+/-") == "flatter by 3.14 +/- 0.20 (alone)"
-    assert verdict_text({**row, "verdict": "within error", "value": -0.1}) == "within error (-0.10 ± 0.20)"
-    assert verdict_text({**row, "verdict": "undecided", "flags": ["bound"]}) == "undecided: a bound, not a value"
-    assert verdict_text({**row, "verdict": "undecided"}) == "undecided: not finite"
+    assert said(row) == said({**row, "beyond_data": True}) == "flatter by 3.14 ± 0.20"
+    assert said({**row, "beyond_data": None}) == "flatter by 3.14 ± 0.20"
+    assert said({**row, "beyond_data": False}) == "flatter by 3.14 ± 0.20, may vanish on other data"
+    assert said({**row, "stands": False}, "+/-") == "flatter by 3.14 +/- 0.20 (alone)"
+    assert said({**row, "verdict": "within error", "value": -0.1}) == "within error (-0.10 ± 0.20)"
+    assert said({**row, "verdict": "undecided", "flags": ["bound"]}) == "undecided: a bound, not a value"
+    assert said({**row, "verdict": "undecided"}) == "undecided: not finite"
     bracket = {**row, "kind": "bracket", "interval": [-3.20, -3.11], "std_error": 0.0}
     bracket["errors"] = {"probe": 0.0, "data": None, "solver": 0.06}
-    assert verdict_text(bracket) == "flatter by 3.142 [3.110, 3.200]"
-    assert verdict_text({**bracket, "verdict": "within error"}) == "within error (-3.142 [-3.200, -3.110])"
+    assert said(bracket) == "flatter by 3.142 [3.110, 3.200]"
+    assert said({**bracket, "verdict": "within error"}) == "within error (-3.142 [-3.200, -3.110])"
 
 
 def test_csv_has_a_line_a_value():
     made = record()
     made["differences"][0] |= {"errors": {"probe": 0.125, "data": 0.5, "solver": 0.0}, "beyond_data": False}
-    lines = comparison_csv(made).splitlines()
+    lines = comparison_csv(CompareRecord.of(made)).splitlines()
     assert lines[0] == (
         "measure,operator,checkpoint,path,value,std_error,data_std_error,kind,low,high,confidence,difference,"
         "difference_std_error,difference_data_std_error,difference_kind,difference_low,difference_high,verdict,p,stands,"

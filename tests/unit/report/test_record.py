@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hessprobe import report
 from hessprobe.errors import RecordError
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.report import record as module
+from hessprobe.records import record as module
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,11 @@ def result_row(result: MeasuredResult, confidence: float = 0.95) -> dict[str, An
     if result.layers is not None:
         row["layers"] = {name: estimate_row(layer, confidence) for name, layer in result.layers.items()}
     flags: list[str] = list(row["flags"])
-    cleaned: dict[str, Any] = _clean(row, "", flags)
+    plain: dict[str, Any] = _clean(row, "", flags)
     if result.arrays:
-        cleaned["arrays"] = {name: _array(name, values, flags) for name, values in result.arrays.items()}
-    cleaned["flags"] = flags
-    return cleaned
+        plain["arrays"] = {name: _array(name, values, flags) for name, values in result.arrays.items()}
+    plain["flags"] = flags
+    return plain
 
 
 def estimate_row(estimate: Estimate, confidence: float = 0.95) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def build_record(
         "arguments": dict(arguments),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    cleaned: dict[str, Any] = _clean(record, "", [])
-    return cleaned
+    plain: dict[str, Any] = cleaned(record)
+    return plain
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -323,6 +323,11 @@ def _csv_line(result: Mapping[str, Any], row: Mapping[str, Any], layer: str) -> 
         "high": high,
         "flags": " ".join(row["flags"]),
     }
+
+
+def cleaned(value: Any) -> Any:
+    """Return ``value`` as JSON has it: numbers that are not finite are None, tuples are lists."""
+    return _clean(value, "", [])
 
 
 def _clean(value: Any, where: str, flags: list[str]) -> Any:
