@@ -35,6 +35,13 @@ PARTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unasked():
+    """Nobody has asked for an end, whatever a test before has left."""
+    with signals.handled():
+        yield
+
+
 def test_the_fields_of_a_dataclass_are_the_options_of_its_command():
     asked = []
 
