@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hessprobe.cli import failures, signals, terminal, usage
+from hessprobe.cli import failures, process, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.demo import demo
@@ -69,15 +69,15 @@ def main(last: bool = False) -> None:
     """Run the program on the arguments of the process.
 
     Args:
-        last: nothing but the end of the process follows; see ``signals.handled``.
+        last: nothing but the end of the process follows; see ``process.handled``.
 
     Raises:
         SystemExit: always, with the exit code.
     """
-    terminal.prepare()
-    with signals.handled(last):
+    process.prepare()
+    with process.handled(last):
         code = _run()
-    sys.exit(signals.exit_code(code))
+    sys.exit(process.exit_code(code))
 
 
 def _run() -> int:

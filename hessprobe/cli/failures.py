@@ -16,14 +16,14 @@ from typing import Any, ParamSpec, cast
 
 import typer
 
-from hessprobe.cli import outputs, ranks, signals, threads
-from hessprobe.cli.terminal import shown
+from hessprobe.cli import outputs, process, ranks, threads
+from hessprobe.cli.process import shown
 from hessprobe.cli.wording import said_by
 
 OK = 0
 FAILED = 1
 WRONG_USAGE = 2
-INTERRUPTED = signals.INTERRUPTED
+INTERRUPTED = process.INTERRUPTED
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -69,7 +69,7 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                 say("interrupted")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
-                if signals.asked():
+                if process.asked():
                     say("interrupted")
                     raise typer.Exit(INTERRUPTED) from None
                 if not ranks.speaks() and _is_wrong_usage(error):
@@ -109,7 +109,7 @@ def fail(error: Exception, debug: bool) -> None:
 
 def ended_by(error: BaseException) -> BaseException:
     """Return what ended the work: the user's wish to leave, also where foreign code made something else of it."""
-    return KeyboardInterrupt() if signals.asked() else error
+    return KeyboardInterrupt() if process.asked() else error
 
 
 def leave(failure: BaseException | None, debug: bool) -> None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hessprobe.cli.terminal import shown
+from hessprobe.cli.process import shown
 from hessprobe.records.measure import Measured
 from hessprobe.records.number import Number
 from hessprobe.report.numbers import (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from hessprobe.cli import failures, journaling, signals
+from hessprobe.cli import failures, journaling, process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,7 +147,7 @@ def carry_out(
     else:
         with journaling.kept(request.json, request, facts(request, inputs)):
             _collect(request, inputs, outcome, collect)
-    with signals.shielded():
+    with process.shielded():
         publish(request, inputs, outcome)
     failures.leave(outcome.failure, request.debug)
     if facts is not None:
@@ -181,7 +181,7 @@ def watched(outcome: Outcome[Any]) -> Iterator[Report]:
     with progress_bars() as update:
 
         def report(event: Event, remark: str | None = None) -> None:
-            if signals.asked():
+            if process.asked():
                 raise KeyboardInterrupt
             outcome.latest[event.stage] = event
             if remark is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hessprobe.cli import terminal
+from hessprobe.cli.process import shown
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def test_what_a_file_says_does_not_reach_the_terminal_raw(run, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema": "\x1b]0;owned\x07\x9b31m\u202e"}))
     error = one_sentence(run("report", tmp_path / "r.json"), 1)
     assert not set(error) & set("\x1b\x07\x9b\u202e")
-    assert terminal.shown("a\x1b[1m\tb\u202ec\nd") == "a\\x1b[1m\tb\\u202ec\\nd"
+    assert shown("a\x1b[1m\tb\u202ec\nd") == "a\\x1b[1m\tb\\u202ec\\nd"
 
 
 def test_long_and_strange_words_are_wrong_usage(run):

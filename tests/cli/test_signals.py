@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hessprobe import measures, report
-from hessprobe.cli import signals
+from hessprobe.cli import process
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -20,7 +20,7 @@ def sleeping(program, digits_checkpoint, tmp_path):
     """A run that waits inside its second measure, and inside the writing of its record when told so."""
 
     def start(**environment):
-        process = program(
+        running = program(
             "measure",
             digits_checkpoint,
             "--json",
@@ -28,17 +28,17 @@ def sleeping(program, digits_checkpoint, tmp_path):
             env={**os.environ, "FAKE_SLEEP": "trace", **environment},
             start_new_session=True,
         )
-        assert process.stderr.readline() == "ready\n"
-        return process
+        assert running.stderr.readline() == "ready\n"
+        return running
 
     return start
 
 
 def test_sigterm_shows_what_is_known_and_exits_143(sleeping, tmp_path):
-    process = sleeping()
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, "")
+    running = sleeping()
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (143, "")
     assert "lambda-max" in out
     assert "interrupted; what was under way:\n  probes: 1.25 ± 0.50 (after 10 of 60)" in out
     assert report.read_record(tmp_path / "r.json")["flags"] == ["interrupted"]
@@ -46,36 +46,36 @@ def test_sigterm_shows_what_is_known_and_exits_143(sleeping, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_lets_what_is_known_be_written(sleeping, tmp_path, number, code):
-    process = sleeping(FAKE_SLOW_WRITE="1")
-    process.send_signal(number)
-    assert process.stderr.readline() == "writing\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, "hessprobe: ending; once more to leave at once\n")
+    running = sleeping(FAKE_SLOW_WRITE="1")
+    running.send_signal(number)
+    assert running.stderr.readline() == "writing\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (code, "hessprobe: ending; press Ctrl-C again to quit at once\n")
     assert "lambda-max" in out
     assert [row["measure"] for row in report.read_record(tmp_path / "r.json")["results"]] == ["lambda-max"]
 
 
 def test_a_third_leaves_at_once_without_a_traceback(sleeping, tmp_path):
-    process = sleeping(FAKE_SLOW_WRITE="60")
-    process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "writing\n"
-    process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "hessprobe: ending; once more to leave at once\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
+    running = sleeping(FAKE_SLOW_WRITE="60")
+    running.send_signal(signal.SIGINT)
+    assert running.stderr.readline() == "writing\n"
+    running.send_signal(signal.SIGINT)
+    assert running.stderr.readline() == "hessprobe: ending; press Ctrl-C again to quit at once\n"
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (130, "")
     # The journal alone, from which --resume goes on.
     assert [path.name for path in tmp_path.iterdir()] == ["r.json.journal"]
 
 
 def test_a_signal_while_a_finished_result_is_written_loses_nothing(program, digits_checkpoint, tmp_path):
     environment = {**os.environ, "FAKE_SLOW_WRITE": "1"}
-    process = program("measure", digits_checkpoint, "--json", tmp_path / "r.json", env=environment)
-    assert process.stderr.readline() == "writing\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    running = program("measure", digits_checkpoint, "--json", tmp_path / "r.json", env=environment)
+    assert running.stderr.readline() == "writing\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, "")
     assert out.count("-12345.7") >= 3
     assert report.read_record(tmp_path / "r.json")["flags"] == []
 
@@ -84,7 +84,7 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
     before = signal.getsignal(signal.SIGINT)
     kept = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with signals.handled():
+        with process.handled():
             assert signal.getsignal(signal.SIGINT) is not before
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) is before
@@ -93,15 +93,15 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
 
 
 def test_exit_code_says_what_ended_the_work():
-    with signals.handled():
+    with process.handled():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-        assert signals.exit_code(130) == 143
-        assert signals.exit_code(1) == 1
-    with signals.handled():
+        assert process.exit_code(130) == 143
+        assert process.exit_code(1) == 1
+    with process.handled():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert signals.exit_code(130) == 130
+        assert process.exit_code(130) == 130
 
 
 def test_training_that_is_terminated_exits_143(run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hessprobe.cli import failures, outputs, signals, skeleton
+from hessprobe.cli import failures, outputs, process, skeleton
 from hessprobe.measures import Event
 
 
@@ -38,7 +38,7 @@ PARTS = {
 @pytest.fixture(autouse=True)
 def unasked():
     """Nobody has asked for an end, whatever a test before has left."""
-    with signals.handled():
+    with process.handled():
         yield
 
 
@@ -165,7 +165,7 @@ def test_a_report_keeps_the_last_event_of_each_stage():
 
 
 def test_an_end_that_was_asked_for_and_swallowed_ends_the_work_at_the_next_report(monkeypatch):
-    monkeypatch.setattr(signals, "asked", lambda: True)
+    monkeypatch.setattr(process, "asked", lambda: True)
     with skeleton.watched(skeleton.Outcome([])) as report, pytest.raises(KeyboardInterrupt):
         report(Event("probes", 1, 9))
 

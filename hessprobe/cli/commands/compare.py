@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options, signals
+from hessprobe.cli import failures, journaling, options, process
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
@@ -273,7 +273,7 @@ def collect(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Membe
             try:
                 _measure(request, members, member, settings, report)
             except Exception as error:
-                if signals.asked():
+                if process.asked():
                     raise
                 member.failures.append(f"{member.path}: {failures.one_line(error).removeprefix(member.path + ' ')}")
 

@@ -136,7 +136,8 @@ def _pairing(differences: Sequence[Difference]) -> Iterator[str]:
         yield f"common probes make the errors of differences smaller, by a factor of: {', '.join(texts)}"
     idle = [name for name in gains if name not in helped]
     if idle:
-        yield f"{', '.join(idle)}: common probes bring nothing, the sampling errors of these networks are uncorrelated"
+        why = "as the sampling errors of these networks are uncorrelated"
+        yield f"{', '.join(idle)}: common probes give no variance reduction, {why}"
     apart = list(dict.fromkeys(row.measure for row in differences if "not-paired" in row.number.flags))
     if apart:
         yield f"{', '.join(apart)}: samples cannot be paired, so the errors of both are added, a bound"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import failures, options
-from hessprobe.cli.terminal import shown
+from hessprobe.cli.process import shown
 
 if TYPE_CHECKING:
     from hessprobe.report.figures import Drawn

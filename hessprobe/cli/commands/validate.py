@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, signals
+from hessprobe.cli import failures, options, process
 from hessprobe.cli.commands import validate_coverage
 from hessprobe.cli.skeleton import deliver
 
@@ -84,11 +84,11 @@ def validate(
         with status_line() as report:
             for outcome in validation.run(chosen, full=full, report=report):
                 outcomes.append(outcome)
-                if signals.asked():
+                if process.asked():
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
         interrupted = True
-    with signals.shielded():
+    with process.shielded():
         _publish(outcomes, {"pattern": pattern, "full": full}, interrupted, out, json)
     if interrupted:
         failures.say(f"interrupted after {len(outcomes)} of {len(chosen)} claims")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe.cli import failures, signals
+from hessprobe.cli import failures, process
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(
             return
         study = coverage.Study(settings, None if out is None else _folder(out) / "coverage.cells.jsonl")
     interrupted = _make(study, jobs)
-    with signals.shielded():
+    with process.shielded():
         _publish(study, settings, interrupted, out, json)
     if interrupted:
         kept = "" if out is None else "; the same command goes on from there"
@@ -97,7 +97,7 @@ def _make(study: Study, jobs: int) -> bool:
             for unit in study.run(jobs):
                 done = total - len(study.left)
                 update("coverage", done, total, f"{unit.trial}, {unit.family}, {unit.size}")
-                if signals.asked():
+                if process.asked():
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
         return True

@@ -1,10 +1,16 @@
-"""Ctrl-C and SIGTERM: the first ends the work so that what is known is shown, further ones never tear that."""
+"""The process: its streams, and what ends it.
+
+The streams are there, able to show any text, and out of reach of what a file says. The first Ctrl-C or SIGTERM ends the
+work so that what is known is shown; further ones do not interrupt that output.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +20,38 @@ from types import FrameType
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
-_ENDING = b"hessprobe: ending; once more to leave at once\n"
+_ENDING = b"hessprobe: ending; press Ctrl-C again to quit at once\n"
 _LEAVE, _LEAVE_HARD = 3, 4
+
+# Control characters of ASCII and Latin-1, but for the tab: they move the cursor, color, or rename the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass
 class _State:
-    # How often the process was asked to end, by what first, and whether work is going on that must not be torn.
+    # How often the process was asked to end, by what first, and whether work is going on that must not be interrupted.
     asked: int = 0
     first: int = 0
     shielded: bool = False
 
 
 _state = _State()
+
+
+def prepare() -> None:
+    """Open what is closed on nothing, and let every stream escape what its encoding lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by who started the process; without this its messages would go to the other stream.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for the process's life
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def shown(text: str) -> str:
+    r"""Return ``text`` on one line with control characters written out (``\x1b``), as it may come from a file."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
