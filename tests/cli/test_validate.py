@@ -89,3 +89,9 @@ def test_wrong_use_of_coverage_is_told(run, arguments, words):
 def test_coverage_lists_its_estimators(run):
     done = run("validate", "x*", "--coverage", "--list")
     assert done.out == "xtrace  trace, XTrace\nxdiag  entry of the diagonal, XDiag\n"
+
+
+def test_wrong_numbers_are_refused_before_the_estimators_are_named(run):
+    done = run("validate", "--coverage", "--list", "--jobs", "0")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "hessprobe: error: jobs must be an integer >= 1; got 0.\n"
