@@ -95,3 +95,19 @@ def test_wrong_numbers_are_refused_before_the_estimators_are_named(run):
     done = run("validate", "--coverage", "--list", "--jobs", "0")
     assert (done.code, done.out) == (2, "")
     assert done.err == "hessprobe: error: jobs must be an integer >= 1; got 0.\n"
+
+
+def test_a_failure_keeps_the_claims_that_were_finished(run, chosen, tmp_path, monkeypatch):
+    chosen(0.5)
+    genuine = validation.run
+
+    def ends(claims, **how):
+        yield from genuine(claims, **how)
+        raise ValueError("nothing is left")
+
+    monkeypatch.setattr(validation, "run", ends)
+    done = run("validate", "--json", tmp_path / "v.json")
+    assert (done.code, done.err) == (1, "hessprobe: error: nothing is left\n")
+    assert "fake/claim" in done.out
+    record = report.read_record(tmp_path / "v.json")
+    assert ([row["claim"] for row in record["results"]], record["flags"]) == (["fake/claim"], ["failed"])
