@@ -14,13 +14,13 @@ FEWEST = 5
 
 
 def direction(measure: str, difference: float) -> str:
-    """Return what a checkpoint is whose measure differs from that of the baseline by ``difference``, not 0."""
+    """Return the verdict on a checkpoint whose measure exceeds that of the baseline by ``difference``, not 0."""
     up, down = (SHARPER, FLATTER) if entry_of(measure).sharper else (HIGHER, LOWER)
     return up if difference > 0 else down
 
 
 def grows_with_size(measure: str) -> bool:
-    """Return whether a measure adds up over all parameters, so that networks of two sizes differ in it anyway."""
+    """Return whether a measure adds up over parameters, so that networks of different size differ in it already."""
     return entry_of(measure).extensive
 
 

@@ -74,7 +74,7 @@ class Measured:
 
     @property
     def engine(self) -> str:
-        """The engine of the products, to spare the next network the choice."""
+        """The engine of the products, which the next network uses without timing all of them again."""
         return self._A.engine.name if isinstance(self._A, Hessian) else self._settings.engine
 
     def paired(self, adaptive: bool) -> list[str]:

@@ -101,7 +101,7 @@ class Group:
 
     @property
     def obstacles(self) -> list[str]:
-        """Why the scale must stay, apart from what goes without saying."""
+        """Why the scale must stay, without the reasons that every network has: its outputs, mixed values."""
         return [reason for reason in self.fixed if reason not in (_OUTPUT, _MIXED)]
 
 

@@ -1,4 +1,4 @@
-"""Traces and norms before and after a transform from the same probes, and as few products as decide.
+"""Traces and norms before and after a transform from common probes, as many as a verdict needs.
 
 With probes w_i, f_i = w_i^T A w_i and s_i = ||A w_i||^2, a measure is a function g of the means of (f, s), so that
 trace and norm share their products. To first order g moves by the mean of grad g . (x_i - mean x), x = (f, s): these
@@ -135,7 +135,7 @@ def estimate(name: str, probed: Probed, count: int) -> Estimate:
 
 
 def estimate_after(name: str, before: Probed, after: Probed, all_probes: int, count: int) -> Estimate:
-    """Return one of ``PAIRED`` after a transform: directly, or as the value before plus the change if that is surer.
+    """Return one of ``PAIRED`` after a transform: directly, or as value before plus change.
 
     The value before may rest on more probes than were spent on the change; where little has changed they tell more of
     the value after than its own probes do.

@@ -58,7 +58,7 @@ class Runner:
         return found
 
     def disturbed(self, state: State, seed: int) -> State:
-        """Return the state with noise on all parameters: what holds there too is no accident of the weights."""
+        """Return the state with noise on all parameters: what still holds there does not depend on these weights."""
         generator = torch.Generator().manual_seed(seed)
         moved = dict(state)
         for name, parameter in self.module.named_parameters():

@@ -1,4 +1,4 @@
-"""From what is asked for to a landscape: plane, grid, values, true losses of checkpoints."""
+"""Computing a landscape: plane, grid, values, true losses of checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Report = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class LandscapePlan:
-    """What to look at.
+    """What to evaluate: center, directions, grid and quantities.
 
     Attributes:
         risk: of the checkpoint in the center, whatever the directions.

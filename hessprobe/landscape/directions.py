@@ -1,4 +1,4 @@
-"""Directions at a point: random ones in units of the weights, eigenvectors, and the plane that SAM sees."""
+"""Directions at a point: random ones in units of the weights, eigenvectors, and the plane of SAM's two gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that the command line knows without loading torch."""
+"""Choices and defaults of landscapes; importable without torch."""
 
 DIRECTIONS = ("random", "eigen", "gradient", "pca", "line")
 NORMALIZATIONS = ("filter", "layer", "none")

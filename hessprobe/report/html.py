@@ -1,4 +1,4 @@
-"""One HTML file made from records: nothing outside it is ever asked for, and nothing in a record can run."""
+"""One HTML file made from records: it loads nothing from elsewhere, and nothing in a record can run."""
 
 from __future__ import annotations
 

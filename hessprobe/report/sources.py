@@ -10,7 +10,7 @@ from typing import Any
 
 from hessprobe.errors import RecordError
 from hessprobe.records.record import read_record
-from hessprobe.report.shapes import check_results
+from hessprobe.report.schema import check_results
 
 _MOST_ROWS = 10_000
 
@@ -35,7 +35,7 @@ class Source:
 
     @property
     def id(self) -> str:
-        """Where the page tells about it."""
+        """Anchor of its entry on the page."""
         return f"record-{self.label[1:]}"
 
     @property

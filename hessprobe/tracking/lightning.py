@@ -86,15 +86,15 @@ class SharpnessCallback(Callback):
         return {} if self.tracker is None else self.tracker.state_dict(vectors=self._vectors)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-        """Note whether the checkpoint is loaded to train on: validating one must not turn the track back."""
+        """Note whether the checkpoint is loaded to continue training: validating one must not reset the track."""
         self._resumes = bool(trainer.state.fn == "fit")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state until the training starts, which then goes on from it."""
+        """Keep a state until the training starts, which then continues from it."""
         self._loaded = state_dict if self._resumes else self._loaded
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Make the tracker, anew where a checkpoint was loaded: the module may be another one, too."""
+        """Create the tracker, again where a checkpoint was loaded, as the module may be a different one."""
         loaded, self._loaded = self._loaded, None
         if not trainer.is_global_zero or (self.tracker is not None and loaded is None):
             return

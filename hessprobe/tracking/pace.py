@@ -1,4 +1,4 @@
-"""When to measure during training: every so many steps, and never beyond a share of the training's time."""
+"""When to measure during training: every so many steps, within a budget of the training's time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECENT = 3
 class Pace:
     """Decides at each step whether a measurement is due and within the budget.
 
-    Time is split into measuring (what is booked by ``spend``) and training (all else that passes, such as validation).
+    Time is split into measuring (what ``spend`` records) and training (all else that passes, such as validation).
     With S the seconds spent on measuring, T those of the training and b the budget, a due measurement is taken
 
     - at once, where none has been finished yet and S <= b T: the cost of the first is not known in advance;
@@ -91,7 +91,7 @@ class Pace:
         return False
 
     def spend(self, seconds: float, *, finished: bool = True) -> None:
-        """Book what a measurement has cost, of which the clock of the training knows nothing.
+        """Record the cost of a measurement, and take it out of the time of the training.
 
         Args:
             seconds: of the measurement, right after it.
@@ -112,7 +112,7 @@ class Pace:
         return {**numbers, "recent": list(self.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; the time between saving and now is no training."""
+        """Continue from ``state``; the time between saving and loading does not count as training."""
         self._carried, self.spent = float(state["trained"]), float(state["spent"])
         self.skipped, self._finished = int(state["skipped"]), int(state["finished"])
         self.recent = tuple(map(float, state["recent"]))

@@ -1,4 +1,4 @@
-"""One point of a run: loss, gradient, curvature, and how they stand to each other."""
+"""One point of a run: loss, gradient, curvature, and how they relate."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def measures_here(model: nn.Module) -> bool:
     return all(dist.get_rank(wrapper.process_group) == 0 for wrapper in wrappers)
 
 
-def require_whole(model: nn.Module) -> None:
-    """Refuse a model of which each rank holds a part: to gather it, all ranks would have to take part at once.
+def require_unsharded(model: nn.Module) -> None:
+    """Refuse a model whose parameters are sharded over ranks: gathering them takes all ranks at once.
 
     Raises:
         UnsupportedError: names the first such parameter or module.

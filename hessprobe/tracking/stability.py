@@ -1,4 +1,4 @@
-"""How much curvature a step of an optimizer survives: the edge of stability, plain and of SAM.
+"""The largest curvature at which an optimizer's step is stable: the edge of stability, plain and with SAM.
 
 On the quadratic L(x) = x'Hx/2 a step acts on each eigenvector of H by itself. For an eigenvalue a the gradient that the
 base optimizer sees is c x with the effective curvature

@@ -1,4 +1,4 @@
-"""Finished checkpoints of a track on disk, so that none is ever measured twice."""
+"""Finished checkpoints of a track on disk, so that none is measured twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def point_key(sha256: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass
 class Store:
-    """Rows of finished checkpoints, and what the one finished last has left for the next.
+    """Rows of finished checkpoints, and what the next one starts from.
 
     Attributes:
         path: an npz file; it need not exist.

@@ -1,4 +1,4 @@
-"""Curvature while training: a callback for a loop of one's own."""
+"""Curvature while training: a callback for a custom training loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hessprobe.objective.selection import select_parameters
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
-from hessprobe.tracking.ranks import measures_here, require_whole
+from hessprobe.tracking.ranks import measures_here, require_unsharded
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
 from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
 from hessprobe.tracking.tensorboard import open_writer, write_point
@@ -127,7 +127,7 @@ class SharpnessTracker:
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}. Pass the network itself.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("model must have trainable parameters; got none. Set requires_grad on those to measure.")
-        require_whole(model)
+        require_unsharded(model)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(about("optimizer", f"must be a torch.optim.Optimizer; got {type(optimizer).__name__}."))
         self.measures = tuple(checks.one_of("measures", name, TRACKED) for name in measures)
@@ -208,7 +208,7 @@ class SharpnessTracker:
         return point
 
     def state_dict(self, *, vectors: bool = True) -> dict[str, Any]:
-        """Return all that a tracker needs to go on from here, as plain tensors, numbers and strings.
+        """Return all that a tracker needs to continue from here, as plain tensors, numbers and strings.
 
         ``torch.load(weights_only=True)`` reads it. Model, data and optimizer are not in it. Under DDP save that of the
         first rank, and load it on all.
@@ -227,7 +227,7 @@ class SharpnessTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict``, with its points, vectors and times in place of one's own.
+        """Continue from a ``state_dict``: its points, vectors and times replace the present ones.
 
         ``every``, ``budget``, ``engine`` and ``memory`` may differ from then. A folder given as ``writer`` shows each
         step once, also where the stopped run had gone further. Ranks of DDP that do not measure keep nothing.

@@ -73,7 +73,7 @@ class SharpnessCallback(TrainerCallback):
         self._lr: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Make the tracker, anew where the training is resumed: the model may be another one, too."""
+        """Create the tracker, again where the training is resumed, as the model may be a different one."""
         resumed = state.global_step > 0
         if not state.is_world_process_zero or (self.tracker is not None and not resumed):
             return

@@ -1,4 +1,4 @@
-"""Figures made from records, and from nothing else. Nothing here loads matplotlib before it draws."""
+"""Figures, made from records alone. Matplotlib is loaded when the first one is drawn."""
 
 from hessprobe.looks import FORMATS
 from hessprobe.report.figures.dispatch import figures_across, figures_of

@@ -1,4 +1,4 @@
-"""Numbers out of a record, each missing one refused by name."""
+"""Entries of a record for figures; a missing one is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same curvature of several matrices side by side: Hessian, Gauss-Newton, what the Hessian has beyond that."""
+"""The same measures of several matrices side by side: Hessian, Gauss-Newton matrix, functional part."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def _beside(by_operator: Mapping[str, Mapping[str, Any]], ending: str) -> list[D
             rows.setdefault(entry(row, "measure", str, where), {})[title] = (row, where)
             if "bar" in entry_of(row["measure"]).drawn:
                 bars.setdefault(title, {})[row["measure"]] = spread(row, where)
-    drawn = [parts(f"operators{ending}", bars)] if bars else []
+    drawn = [side_by_side(f"operators{ending}", bars)] if bars else []
     curves = [found for name, found in rows.items() if "density" in entry_of(name).drawn and len(found) > 1]
     return drawn + [densities(f"densities{ending}", found) for found in curves]
 
 
-def parts(name: str, bars: Bars) -> Drawn:
+def side_by_side(name: str, bars: Bars) -> Drawn:
     """Return one panel a quantity with one bar a matrix, each with its interval.
 
     Args:

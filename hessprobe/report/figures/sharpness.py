@@ -12,7 +12,7 @@ import numpy as np
 from hessprobe.records.sharpness import Arc, Reading, SharpnessRecord, Split
 from hessprobe.report.figures.drawn import Drawn, table
 from hessprobe.report.figures.fields import floats, short
-from hessprobe.report.figures.operators import parts
+from hessprobe.report.figures.operators import side_by_side
 from hessprobe.report.figures.scales import DECADE, logarithmic
 from hessprobe.report.figures.style import BLACK, BLUE, COLORS, NARROW, VERMILION, narrow
 
@@ -223,4 +223,4 @@ def _splits(splits: Sequence[Split]) -> Drawn:
         "Gauss-Newton": {split.name: split.gauss_newton.spread for split in splits},
         "functional part": {split.name: split.functional.spread for split in splits},
     }
-    return parts("operators", bars)
+    return side_by_side("operators", bars)

@@ -96,7 +96,7 @@ def narrow(figure: Figure) -> bool:
 
 
 def small() -> float:
-    """Return the size in points of what is written least: ticks, legends, numbers beside points."""
+    """Return the size in points of the smallest text: ticks, legends, numbers beside points."""
     from matplotlib import rcParams
 
     return float(rcParams["legend.fontsize"])

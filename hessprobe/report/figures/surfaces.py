@@ -75,7 +75,7 @@ def _short(landscape: Landscape, index: int) -> str:
 
 
 def free_turn(landscape: Landscape, height: Floats) -> float:
-    """Return the turn of the camera in degrees from which the surface hides the checkpoint least.
+    """Return the azimuth of the camera in degrees at which the surface hides the checkpoint least.
 
     Along the line of sight from the checkpoint, the surface is compared with the ray that rises with the camera's
     elevation, all three axes scaled to one length; the first turn at which nothing is above the ray is taken, and the

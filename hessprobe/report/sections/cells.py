@@ -137,5 +137,5 @@ def units_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def record_cell(source: Source) -> Cell:
-    """Return the way to the record."""
+    """Return the link to the record."""
     return Cell(source.label, int(source.label[1:]), "text", link=source.id)

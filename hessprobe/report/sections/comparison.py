@@ -7,6 +7,7 @@ from typing import Any
 
 from hessprobe.comparison.names import UNDECIDED, WITHIN
 from hessprobe.report.document import Block, Cell, Column, Section, Table, section
+from hessprobe.report.schema import part
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
@@ -24,7 +25,6 @@ from hessprobe.report.sections.cells import (
     value_columns,
 )
 from hessprobe.report.sections.page import Page, unfinished
-from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import count, number
 

@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any
 
 from hessprobe.report.document import Cell, Column, Section, Table, section
+from hessprobe.report.schema import part
 from hessprobe.report.sections.cells import RECORD, record_cell, steady_cell
 from hessprobe.report.sections.page import Page, unfinished
-from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import number, percent, plural
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hessprobe.report.document import Picture, Pictures, Text
-from hessprobe.report.shapes import part
+from hessprobe.report.schema import part
 from hessprobe.report.sources import FINISHED, Gathered, Source
 
 Remarks = Callable[[Mapping[str, Any]], Sequence[str]]
@@ -25,7 +25,7 @@ def no_command(record: Mapping[str, Any]) -> str:  # noqa: ARG001  # the signatu
 
 @dataclass(frozen=True)
 class Page:
-    """Records and what was made of them.
+    """The records of a page, with their figures and commands.
 
     Attributes:
         gathered: the records.

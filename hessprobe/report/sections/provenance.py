@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from hessprobe.report.document import Command, Commands, Section, Text, section
+from hessprobe.report.schema import objects, part
 from hessprobe.report.sections.page import Page, ended
-from hessprobe.report.shapes import objects, part
 from hessprobe.report.sources import FINISHED, Source
 from hessprobe.report.typography import moment
 

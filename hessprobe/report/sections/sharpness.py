@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.report.document import Cell, Column, Section, Table, section
+from hessprobe.report.schema import part
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
@@ -16,7 +17,6 @@ from hessprobe.report.sections.cells import (
     steady_cell,
 )
 from hessprobe.report.sections.page import Page, unfinished
-from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import count, number, seconds, steady
 from hessprobe.sharpness.names import MEANINGS

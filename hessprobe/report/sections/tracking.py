@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hessprobe.report.document import Cell, Column, Section, Table, section
+from hessprobe.report.schema import part
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
     RECORD,
@@ -18,7 +19,6 @@ from hessprobe.report.sections.cells import (
     units_note,
 )
 from hessprobe.report.sections.page import Page, unfinished
-from hessprobe.report.shapes import part
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import count, number, plural, share, steady
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hessprobe.report.document import Cell, Column, Section, Table, section
+from hessprobe.report.schema import objects, part
 from hessprobe.report.sections.cells import number_cell, steady_cell
 from hessprobe.report.sections.page import Page
-from hessprobe.report.shapes import objects, part
 from hessprobe.report.typography import percent, share
 
 _COLUMNS = (

@@ -1,4 +1,4 @@
-"""What the records say in one sentence a comparison, and one table: all that a reader of ten seconds sees."""
+"""The answer of the records: one sentence a comparison, and one table, for a reader with ten seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the results of every command must hold, so that a page never shows half a number."""
+"""What the results of every command must hold, checked before a page is made of them."""
 
 from __future__ import annotations
 
