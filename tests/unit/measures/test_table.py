@@ -269,3 +269,9 @@ def test_what_an_entry_says_of_transforms_and_of_size_holds_for_a_matrix() -> No
             assert stays == (kind in entry.invariances or (kind, name) == ("rescaling", "pseudo-logdet")), (name, kind)
         grown = abs(twice[name]) > 1.1 * abs(before[name])
         assert grown == entry.extensive, name
+
+
+def test_eigenvalues_come_first_and_the_rest_in_the_order_asked_for() -> None:
+    names = ["frob", "trace", "spectral-norm", "effective-rank", "lambda-max"]
+    found = [result.measure for result in measure_all(names, nets.mlp((5,)).risk(), MeasureSettings(**EXACT))]
+    assert found == ["lambda-max", "spectral-norm", "frob", "trace", "effective-rank"]
