@@ -243,7 +243,8 @@ class Accumulated:
         raise AccumulatedGradientsError(
             f"gradients must be empty when {name}.step() begins, as it takes its own at several points; got some from "
             "an earlier backward, which it would drop. To accumulate, give one closure for each micro-batch: "
-            "opt.step([closure_1, closure_2]). Otherwise call opt.zero_grad() first."
+            "opt.step([closure_1, closure_2]). Otherwise call opt.zero_grad() first. Trainers that accumulate: see "
+            "hessprobe.optim.integrations."
         )
 
     def put_back(self) -> None:

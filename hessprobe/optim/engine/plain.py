@@ -50,7 +50,8 @@ def _warn_once(optimizer: Owner) -> None:
     base = type(optimizer.base_optimizer).__name__
     warnings.warn(
         f"{type(optimizer).__name__}.step() without a closure is a step of plain {base}; "
-        "call opt.step(closure), or opt.first_step() and opt.second_step() after a backward each.",
+        "call opt.step(closure), or opt.first_step() and opt.second_step() after a backward each; in the Trainer of "
+        "transformers use hessprobe.optim.integrations.SAMTrainer.",
         PlainStepWarning,
         stacklevel=_CALLER,
     )

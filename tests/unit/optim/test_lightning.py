@@ -271,3 +271,17 @@ def test_a_step_with_a_closure_is_typed_as_a_tensor():
     from typing import get_overloads
 
     assert [one.__annotations__["return"] for one in get_overloads(SAM.step)] == ["None", "Tensor"]
+
+
+def test_the_libraries_are_imported_when_they_are_asked_for():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, hessprobe.optim.integrations as here\n"
+        "from hessprobe.optim.integrations import AcceleratedBackward, SAMModule\n"
+        "assert dir(here) == ['AcceleratedBackward', 'SAMModule', 'SAMTrainer']\n"
+        "print(sorted({'transformers', 'accelerate', 'pytorch_lightning', 'lightning'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
