@@ -40,7 +40,8 @@ def test_a_forgotten_closure_is_told_once_for_each_optimizer_where_it_was_forgot
             optimizer.step()
         assert str(told[0].message) == (
             "SAM.step() without a closure is a step of plain SGD; call opt.step(closure), or opt.first_step() and "
-            "opt.second_step() after a backward each."
+            "opt.second_step() after a backward each; in the "
+            "Trainer of transformers use hessprobe.optim.integrations.SAMTrainer."
         )
         assert told[0].filename == __file__
         for again in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
