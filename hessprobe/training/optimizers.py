@@ -1,26 +1,18 @@
-"""Optimizers by name: the plain ones, and every registered sharpness-aware one around them."""
+"""Optimizers by name, the plain ones and every registered sharpness-aware one: what they take, and by default."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
 
 from hessprobe import checks
 from hessprobe.errors import about
 from hessprobe.optim import registry
 from hessprobe.optim.engine import EngineOptions
-from hessprobe.optim.schedules import Cosine, LikeLr, Linear, Schedule
 
-if TYPE_CHECKING:
-    from hessprobe.training.recipe import Recipe
-
-# Their ``steps`` is the length of the run although it has a default.
-_LENGTH_OF_RUN = frozenset({"sparse-sam"})
 # Set by the loop or by fields of the recipe, never through ``optimizer_args``.
 _RESERVED = ("self", "base_optimizer", "params", "rho", "model", "lr", "weight_decay")
 
@@ -54,20 +46,20 @@ def names() -> list[str]:
 def default_rho(name: str) -> float | None:
     """Return the radius that a sharpness-aware optimizer takes by default, or None where it takes no number."""
     entry = registry.get(name)
-    chosen = dict(entry.arguments).get("rho", getattr(_parameters(name).get("rho"), "default", None))
+    chosen = dict(entry.arguments).get("rho", getattr(parameters_of(name).get("rho"), "default", None))
     return float(chosen) if isinstance(chosen, (int, float)) and not isinstance(chosen, bool) else None
 
 
 def takes_rho(name: str) -> bool:
     """Return whether a sharpness-aware optimizer has a radius."""
-    return "rho" in _parameters(name)
+    return "rho" in parameters_of(name)
 
 
 def default_lr(name: str, base: str) -> float:
     """Return the usual learning rate of an optimizer, one that owns its update having its own."""
     if name in BASES or not registry.get(name).standalone:
         return _base_lr(base)
-    own = getattr(registry.get(name).load(), "usual_lr", getattr(_parameters(name).get("lr"), "default", None))
+    own = getattr(registry.get(name).load(), "usual_lr", getattr(parameters_of(name).get("lr"), "default", None))
     return float(own) if isinstance(own, float) and own > 0 else _base_lr(base)
 
 
@@ -89,7 +81,7 @@ def takes(name: str, base: str, field: str) -> bool:
         field: whose name an argument has.
     """
     if name not in BASES and registry.get(name).standalone:
-        return field in _parameters(name)
+        return field in parameters_of(name)
     # RMSprop has a momentum of another kind, zero where it is not asked for.
     return field in _own_parameters(base) and (field != "momentum" or base == "sgd")
 
@@ -125,7 +117,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
                 )
             )
         return
-    parameters = _parameters(name)
+    parameters = parameters_of(name)
     known = [key for key in parameters if key not in _RESERVED]
     for key, value in arguments.items():
         if key in _RESERVED:
@@ -138,93 +130,12 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
             raise TypeError(f"argument {key} of optimizer {name!r} must be true or false; got {value!r}.")
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer for the trainable parameters of ``model``.
-
-    Args:
-        recipe: names it and its numbers.
-        model: also told to a sharpness-aware optimizer, so that BatchNorm statistics are updated once a step.
-        steps: length of the whole run, for the radius' schedule and for optimizers that must know it.
-        examples: size of the training data, for optimizers that must know it.
-
-    Raises:
-        TypeError, ValueError: the optimizer refuses an argument.
-    """
-    parameters = _groups(recipe, model)
-    if recipe.optimizer in BASES:
-        return _base(recipe, parameters)
-    entry = registry.get(recipe.optimizer)
-    options: dict[str, Any] = {**dict(entry.arguments), **recipe.optimizer_args}
-    known, build = _parameters(recipe.optimizer), entry.load()
-    if recipe.rho is not None:
-        options["rho"] = _radius(recipe, steps)
-    if "model" in known:
-        options["model"] = model
-    if "seed" in known:
-        options.setdefault("seed", recipe.seed)
-    if "steps_per_epoch" in known:
-        options.setdefault("steps_per_epoch", max(1, math.ceil(examples / recipe.batch_size)))
-    facts = {"steps": max(1, steps), "examples": examples}
-    # ``steps`` means something else in some rules (XSAM's ascent steps), so it is filled in where it is required only.
-    wanted = [key for key in facts if key in known and known[key].default is inspect.Parameter.empty]
-    wanted += ["steps"] if recipe.optimizer in _LENGTH_OF_RUN else []
-    given = options.get("steps")
-    if "steps" in wanted and isinstance(given, int) and given < facts["steps"]:
-        raise ValueError(
-            f"steps of {recipe.optimizer} must be at least {facts['steps']}, the length of the run; got {given}. "
-            "Leave it out."
-        )
-    options = {**{key: facts[key] for key in wanted}, **options}
-    if not entry.standalone:
-        return build(_base(recipe, parameters), **options)  # type: ignore[no-any-return]  # a class found by name
-    own = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "momentum": recipe.momentum}
-    return build(parameters, **{key: value for key, value in own.items() if key in known}, **options)  # type: ignore[no-any-return]  # a class found by name
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _groups(recipe: Recipe, model: nn.Module) -> list[Any]:
-    """Return the trainable parameters, those that are not to decay in a group of their own."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if recipe.decay == "all":
-        return parameters
-    groups = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
-    decays = (recipe.weight_decay, 0.0)
-    return [{"params": own, "weight_decay": decay} for own, decay in zip(groups, decays, strict=True) if own]
-
-
-def _base(recipe: Recipe, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    base = recipe.base or "sgd"
-    build: Any = BASES[base]
-    own = {name: getattr(recipe, name) for name in ("weight_decay", "momentum") if takes(base, base, name)}
-    if recipe.nesterov:
-        own["nesterov"] = True
-    # Lists are what JSON and TOML have for pairs.
-    extra = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.base_args.items()}
-    optimizer: torch.optim.Optimizer = build(parameters, lr=recipe.lr, **own, **extra)
-    return optimizer
-
-
-def _radius(recipe: Recipe, steps: int) -> float | Schedule:
-    rho, end, length = float(recipe.rho or 0.0), recipe.rho_min, max(1, steps)
-    if recipe.rho_schedule == "linear":
-        return Linear(rho, end, length)
-    if recipe.rho_schedule == "cosine":
-        return Cosine(rho, end, length)
-    if recipe.rho_schedule == "like-lr":
-        return LikeLr(rho, end, float(recipe.lr or 0.0))
-    return rho
-
-
 def _own_parameters(base: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(BASES[base]).parameters
 
 
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
+def parameters_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a sharpness-aware optimizer, those of the engine among them."""
     found = dict(inspect.signature(registry.get(name).load().__init__).parameters)
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in found.values()):
         found = {key: each for key, each in found.items() if each.kind is not inspect.Parameter.VAR_KEYWORD}

@@ -9,8 +9,8 @@ from contracts.optim_rows.problem import Flat
 
 from hessprobe.optim import ASAM, SAM, SAMSPS
 from hessprobe.training import Recipe
+from hessprobe.training.building import build_optimizer
 from hessprobe.training.models import build_model
-from hessprobe.training.optimizers import build_optimizer
 
 
 def test_adaptive_sam_stretches_every_tensor_by_its_size():

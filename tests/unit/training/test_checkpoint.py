@@ -9,10 +9,10 @@ import torch
 from hessprobe.errors import CheckpointError
 from hessprobe.training import DataSpec, Recipe, foreign_checkpoint, load_checkpoint, save_checkpoint
 from hessprobe.training import checkpoint as module
+from hessprobe.training.building import build_optimizer
 from hessprobe.training.datasets import load_dataset
 from hessprobe.training.loop import train
 from hessprobe.training.models import build_model, complete_arguments
-from hessprobe.training.optimizers import build_optimizer
 
 
 def make(path, name="mlp", layout="vector", **given):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from hessprobe.training.optimizers import BASES, build_optimizer
+from hessprobe.training.building import build_optimizer
+from hessprobe.training.optimizers import BASES
 from hessprobe.training.recipe import Recipe
 
 

@@ -7,10 +7,10 @@ from torch.nn import functional
 from hessprobe.errors import NonFiniteError
 from hessprobe.optim import SAM
 from hessprobe.training import Recipe, load_dataset, train
+from hessprobe.training.building import build_optimizer
 from hessprobe.training.closures import StepClosures, Tally
 from hessprobe.training.evaluation import losses_by_example, make_loss
 from hessprobe.training.models import build_model
-from hessprobe.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
 
