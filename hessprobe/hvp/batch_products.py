@@ -356,10 +356,10 @@ class BatchProducts:
             return False
         examples = getattr(batch, "examples", 1)
         try:
-            part: BatchLoss = batch.slice(0, max(examples // 16, 1))
+            nodes = DoubleBackward().nodes(batch.slice(0, max(examples // 16, 1)), self._risk.theta)
         except (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError):
-            part = batch  # it cannot be cut: sparse rows, statistics of the batch
-        nodes = DoubleBackward().nodes(part, self._risk.theta)
+            # It cannot be cut: sparse rows, statistics of the batch, a loss or a layer of a fixed number of rows.
+            nodes = DoubleBackward().nodes(batch, self._risk.theta)
         return saved > recording_seconds(nodes) + _TRIAL * watch.seconds / self._risk.n_terms
 
     def _switch(self, batch: BatchLoss, left: int) -> None:

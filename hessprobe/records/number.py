@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hessprobe.estimate import Estimate
@@ -30,6 +30,19 @@ class Errors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumberCost:
+    """What a number cost.
+
+    Attributes:
+        gradients: its time in gradients of the loss over the same data, or None.
+        made: products by kind.
+    """
+
+    gradients: float | None = None
+    made: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Number:
     """A number as records keep it; null, which stands for nan and inf there, is None.
 
@@ -43,6 +56,7 @@ class Number:
         method: how it was estimated.
         kind: ``"estimate"``, ``"exact"``, ``"bracket"``, ``"lower bound"`` or ``"upper bound"``.
         seconds: time it took.
+        cost: the same in gradients, and the products by kind.
         errors: the parts of its error.
         bracket: ends between which it lies with probability ``bracket_confidence``, or None.
         bracket_confidence: see ``bracket``.
@@ -58,6 +72,7 @@ class Number:
     method: str = ""
     kind: str = "estimate"
     seconds: float | None = None
+    cost: NumberCost = NumberCost()
     errors: Errors = Errors()
     bracket: tuple[float | None, float | None] | None = None
     bracket_confidence: float | None = 1.0

@@ -54,8 +54,8 @@ _HOMES = {
     "fisher_rao_norm": "flatness",
     "m_sharpness": "subsets",
     "relative_flatness": "flatness",
-    "rescaled": "scaling",
-    "scale_of": "scaling",
+    "rescaled": "neighborhood",
+    "scale_of": "neighborhood",
     "worst_direction": "worst",
 }
 

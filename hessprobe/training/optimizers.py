@@ -96,7 +96,9 @@ def check_base_arguments(base: str, arguments: Mapping[str, Any]) -> None:
     known = [key for key in _own_parameters(base) if key not in own]
     for key in arguments:
         if key in own:
-            raise ValueError(f"base_args must not hold {key}, which the recipe itself sets; got it. Set it there.")
+            raise ValueError(
+                about("base_args", f"must not hold {key}, which the recipe itself sets; got it. Set it there.")
+            )
         checks.one_of(f"argument of base {base!r}", key, known)
 
 

@@ -191,21 +191,30 @@ class Recipe:
 
     def _check_base(self, base: str) -> None:
         if not isinstance(self.nesterov, bool):
-            raise TypeError(f"nesterov must be true or false; got {self.nesterov!r}. Leave it out for false.")
+            raise TypeError(about("nesterov", f"must be true or false; got {self.nesterov!r}. Leave it out for false."))
         checks.one_of("decay", self.decay, ("all", "matrices"))
         if self.base_args and self.sharpness_aware and optimizers.owns_its_update(self.optimizer):
             raise ValueError(
-                f"base_args must be left out for {self.optimizer}, which owns its update; got "
-                f"{', '.join(self.base_args)}. Use optimizer_args."
+                about(
+                    "base_args",
+                    f"must be left out for {self.optimizer}, which owns its update; got {', '.join(self.base_args)}. "
+                    "Use optimizer_args.",
+                )
             )
         optimizers.check_base_arguments(base, self.base_args)
         if self.nesterov and not (self.momentum and self._takes("nesterov")):
-            raise ValueError("nesterov must be left out without the momentum of sgd; got true. Set a momentum.")
+            raise ValueError(
+                about("nesterov", "must be left out without the momentum of sgd; got true. Set a momentum.")
+            )
         if self.weight_decay and not self._takes("weight_decay"):
             owner = self.optimizer if self.sharpness_aware and optimizers.owns_its_update(self.optimizer) else base
-            raise ValueError(f"weight_decay must be left out for {owner}, which has none; got {self.weight_decay:g}.")
+            raise ValueError(
+                about("weight_decay", f"must be left out for {owner}, which has none; got {self.weight_decay:g}.")
+            )
         if self.decay != "all" and not self.weight_decay:
-            raise ValueError(f"decay must be left out without weight_decay; got {self.decay!r}. Set a weight_decay.")
+            raise ValueError(
+                about("decay", f"must be left out without weight_decay; got {self.decay!r}. Set a weight_decay.")
+            )
 
     def _takes(self, name: str) -> bool:
         return optimizers.takes(self.optimizer, self.base or "sgd", name)

@@ -11,7 +11,7 @@ from hessprobe.records.compare import CompareRecord
 from hessprobe.records.measure import MeasureRecord
 from hessprobe.records.sharpness import SharpnessRecord
 
-HEAD = {"schema", "command", "environment", "seed", "arguments", "created"}
+HEAD = {"schema", "command", "environment", "seed", "arguments", "created", "peak_memory"}
 FAST = ("--examples", "40", "--engine", "double-backward")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessprobe.errors import about
 from hessprobe.optim.engine import SharpnessAware
 
 Backward = Callable[[], Tensor]
@@ -55,8 +56,11 @@ def require_backward(optimizer: Any) -> None:
     """
     if not isinstance(optimizer, SharpnessAware):
         raise TypeError(
-            f"optimizer must be a sharpness-aware one; got {type(optimizer).__name__}. Pass for example "
-            "SAM(torch.optim.AdamW(model.parameters()))."
+            about(
+                "optimizer",
+                f"must be a sharpness-aware one; got {type(optimizer).__name__}. Pass for example "
+                "SAM(torch.optim.AdamW(model.parameters())).",
+            )
         )
     if optimizer.closure_kind != "backward":
         what = {"per-sample": "the loss of every example", "outputs": "the outputs"}[optimizer.closure_kind]

@@ -276,3 +276,11 @@ def test_a_zero_matrix_has_no_effective_rank() -> None:
     zero = Plain(torch.zeros(40, 40).double())
     with pytest.raises(ValueError, match=r"frobenius.value must be > 0; got 0\. All eigenvalues of A are zero"):
         effective_rank(trace(zero, n_probes=4), frobenius_norm(zero, n_probes=4))
+
+
+def test_a_small_matrix_is_made_whole():
+    # A third of the intervals missed where a pilot's directions were deflated out of 31 (the Hessian of a small net).
+    G = torch.randn(31, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = frobenius_norm(G + G.T, rtol=0.01, seed=0)
+    assert (found.method, found.matvecs) == ("exact", 31)
+    assert found.value == pytest.approx(float((G + G.T).norm()), rel=1e-12)

@@ -57,7 +57,11 @@ def train(first, last, checkpoint=None, **options):
 
 def without_times(rows):
     if isinstance(rows, dict):
-        return {key: without_times(each) for key, each in rows.items() if key not in ("seconds", "created")}
+        return {
+            key: without_times(each)
+            for key, each in rows.items()
+            if key not in ("seconds", "created", "gradients", "peak_memory")
+        }
     return [without_times(each) for each in rows] if isinstance(rows, list) else rows
 
 
