@@ -8,6 +8,7 @@ import pages
 import pytest
 import torch
 
+import hessprobe as hp
 from hessprobe.cli.wording import FLAGS
 from hessprobe.measures import NAMES, UNIVERSAL
 
@@ -16,8 +17,11 @@ PAGES = [*sorted(pages.ROOT.glob("docs/*.md")), *(pages.ROOT / f"{name}.md" for 
 
 @pytest.fixture
 def names():
-    """What a page's first block begins with."""
-    return {"__name__": "__page__"}
+    """What a page's first block begins with; a measure that the page registers goes with it."""
+    before = set(NAMES)
+    yield {"__name__": "__page__"}
+    for name in set(NAMES) - before:
+        hp.measures.unregister(name)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
