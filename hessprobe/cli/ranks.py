@@ -94,8 +94,9 @@ def _aside(arguments: Mapping[str, Any], outputs: frozenset[str], stack: ExitSta
         path = Path(given)
         mine[name] = str(place / path.name)
         if path.parent.is_dir():
-            for there in path.parent.glob(f"{path.name}*"):
-                if there.is_file():
+            # The file itself, its journal, what is kept of a track.
+            for there in path.parent.iterdir():
+                if there.is_file() and (there.name == path.name or there.name.startswith(f"{path.name}.")):
                     shutil.copyfile(there, place / there.name)
     return mine
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
+from hessprobe.errors import DataError, NonFiniteError
 from hessprobe.hvp import ranks, replay
 from hessprobe.hvp.engine import Product, device_clock, fresh_gradient
 from hessprobe.hvp.memory import MemoryBudget
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.groups import parts_of
 from hessprobe.vectors import row_dots
 
 Maker = Callable[[BatchLoss, Tensor], Product]
@@ -168,17 +168,17 @@ class ProductPool:
             yield known
 
     def _part(self, index: int, batch: BatchLoss, shared: ranks.Ranks) -> Product:
-        """Return the product of ``batch``, summed over ranks that cut it between them; whole where it cannot be cut."""
-        theta, examples = self.risk.theta, int(getattr(batch, "examples", 1))
-        ends = [examples * rank // shared.count for rank in (*shared.all, shared.count)]
-        start, stop = ends[shared.rank : shared.rank + 2]
-        try:
-            # All ranks learn together that a batch cannot be cut, whether this one has a part of it or not.
-            batch.slice(0, examples)
-        except UnsupportedError:
+        """Return the product of ``batch``, summed over ranks that cut it between them.
+
+        Where it cannot be cut, as where its examples see each other, every rank makes all of it.
+        """
+        theta = self.risk.theta
+        # Ranks that disagreed would wait for each other.
+        edges = shared.agreed(lambda: parts_of(batch, shared.count, theta))
+        if not edges:
             return self._make(batch, theta)
-        shared.note(index, [after - before for before, after in pairwise(ends)])
-        part = batch.slice(start, stop) if stop > start else None
+        shared.note(index, [stop - start for start, stop in edges] + [0] * (shared.count - len(edges)))
+        part = batch.slice(*edges[shared.rank]) if shared.rank < len(edges) else None
         share = part.weight / batch.weight if part is not None and batch.weight else 0.0
         own = self._make(part, theta) if part is not None and share else None
 

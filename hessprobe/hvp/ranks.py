@@ -77,8 +77,8 @@ def shared_out(group: ProcessGroup) -> Iterator[Ranks]:
     All its ranks must enter the block with the same model and all of the data, and ask for the same products in the
     same order; each then holds the same results. In a pass over all batches each rank makes the products of its own
     batches, with one all-reduce at the end; of a single batch (a term of the operator) it makes those of its own
-    examples, with one all-reduce a batch and block of vectors. A rank that
-    fails leaves the others waiting until the timeout of the group.
+    examples, with one all-reduce a batch and block of vectors, where the loss of the batch is the mean of theirs. A
+    rank that fails leaves the others waiting until the timeout of the group.
     """
     ranks = Ranks(group, dist.get_rank(group), dist.get_world_size(group))
     token = _active.set(ranks)

@@ -65,7 +65,7 @@ def by_groups(risk: Objective, count: int) -> GroupedObjective | None:
     passes = 0.0
     with risk.evaluating(), torch.no_grad():
         for batch in risk.terms():
-            own = _edges(batch, count)
+            own = _edges(batch, _pieces(batch, count))
             known = any(edges) and getattr(getattr(batch, "rule", None), "known", False)
             if own and not known:
                 if not _adds_up(batch, own, risk.theta):
@@ -77,18 +77,31 @@ def by_groups(risk: Objective, count: int) -> GroupedObjective | None:
 
 def passes_to_cut(risk: Objective, batch: BatchLoss, count: int) -> float:
     """Return about how many forward passes over the data ``by_groups`` takes, from the first ``batch`` of the risk."""
-    if risk.n_terms >= count or not _edges(batch, count):
+    if risk.n_terms >= count or not _edges(batch, _pieces(batch, count)):
         return 0.0
     return 2 / risk.n_terms if getattr(getattr(batch, "rule", None), "known", False) else 2.0
 
 
-def _edges(batch: BatchLoss, count: int) -> tuple[tuple[int, int], ...]:
-    """Return the groups of a batch that have weight; none where it stays whole."""
-    examples = int(getattr(batch, "examples", 1))
+def parts_of(batch: BatchLoss, pieces: int, theta: Tensor) -> tuple[tuple[int, int], ...]:
+    """Return the examples ``(start, stop)`` of up to ``pieces`` parts whose losses have the batch's as their mean.
+
+    None where there are no two such parts: the examples see each other, or the batch has no slices.
+    """
+    with torch.no_grad():
+        own = _edges(batch, min(int(getattr(batch, "examples", 1)), pieces))
+        return own if own and _adds_up(batch, own, theta) else ()
+
+
+def _pieces(batch: BatchLoss, count: int) -> int:
     # A weight of 1/16 up to rounding is one group, not two.
-    pieces = min(examples, math.ceil(count * batch.weight - 1e-9))
+    return min(int(getattr(batch, "examples", 1)), math.ceil(count * batch.weight - 1e-9))
+
+
+def _edges(batch: BatchLoss, pieces: int) -> tuple[tuple[int, int], ...]:
+    """Return the groups of a batch that have weight; none where it stays whole."""
     if pieces < 2:
         return ()
+    examples = int(getattr(batch, "examples", 1))
     ends = [round(examples * number / pieces) for number in range(pieces + 1)]
     try:
         groups = [(start, stop, batch.slice(start, stop).size) for start, stop in pairwise(ends)]

@@ -22,7 +22,12 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 SIZES = (9, 16, 5, 12, 7)
 
 
-def risk_of(sizes=SIZES):
+def contrast(outputs, targets):
+    """A loss between the examples of a batch: that of a part is another loss, not a part of it."""
+    return -torch.log_softmax(outputs @ outputs.T, 1).diagonal().mean()
+
+
+def risk_of(sizes=SIZES, loss=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     generator = torch.Generator().manual_seed(1)
@@ -30,7 +35,7 @@ def risk_of(sizes=SIZES):
         (torch.randn(n, 6, generator=generator, dtype=torch.float64), torch.randint(3, (n,), generator=generator))
         for n in sizes
     ]
-    return EmpiricalRisk(model, nn.CrossEntropyLoss(), batches)
+    return EmpiricalRisk(model, loss or nn.CrossEntropyLoss(), batches)
 
 
 def answers(engine):
@@ -39,7 +44,9 @@ def answers(engine):
     V = torch.randn(3, risk.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = {"product": hessian.matvecs(V), "again": hessian.matvecs(V), "engine": hessian.engine.name}
     found["one batch"] = hp.Hessian(risk_of((9,)), engine=engine).matvecs(V)
-    for name, A in (("terms", hessian), ("G terms", hp.GaussNewton(risk, engine=engine))):
+    coupled = hp.Hessian(risk_of((9, 8), contrast), engine=engine)
+    operators = {"terms": hessian, "G terms": hp.GaussNewton(risk, engine=engine), "coupled terms": coupled}
+    for name, A in operators.items():
         found[name] = [(weight, term.matvecs(V), term.quadratic_forms(V)) for weight, term in A.terms()]
     for name in ("lambda-max", "trace", "frob"):
         estimate = hp.measure(name, risk, seed=0, engine=engine)
@@ -54,7 +61,8 @@ def work(rank, world, folder):
     tensors = EmpiricalBatch.__call__
 
     def counted(self, theta):
-        made.append((self.index, self.examples))
+        if torch.is_grad_enabled():  # no check of the loss alone
+            made.append((self.index, self.examples))
         return tensors(self, theta)
 
     with ranks.shared_out(dist.group.WORLD) as shared:
@@ -89,7 +97,7 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path, world):
         kept = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
         for engine in ("double_backward", "auto"):
             found = kept["found"][engine]
-            for name in ("product", "again", "one batch", "terms", "G terms"):
+            for name in ("product", "again", "one batch", "terms", "G terms", "coupled terms"):
                 torch.testing.assert_close(found[name], alone[name], rtol=1e-10, atol=1e-13)
             for name in ("lambda-max", "trace", "frob"):
                 assert found[name] == pytest.approx(alone[name], rel=1e-9), (engine, name)
@@ -97,6 +105,6 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path, world):
         assert [part for part in kept["made"] if part[0]] == [(i, SIZES[i]) for i in range(1, 5) if i % world == rank]
         assert kept["dealt"] == {"count": world, "examples": [sum(SIZES[first::world]) for first in range(world)]}
         # Of a batch by itself each rank has the part from n r / R to n (r + 1) / R.
-        parts = [[n * (one + 1) // world - n * one // world for n in SIZES] for one in range(world)]
+        parts = [[round(n * (one + 1) / world) - round(n * one / world) for n in SIZES] for one in range(world)]
         assert [part for part in kept["cut"] if part[0]] == list(enumerate(parts[rank]))[1:]
         assert kept["shares"] == {"count": world, "examples": [sum(part) for part in parts]}
