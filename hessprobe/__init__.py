@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hessprobe.krylov.eigsh import eigsh, lambda_max
     from hessprobe.landscape.compute import landscape
     from hessprobe.landscape.result import Landscape
+    from hessprobe.measures.context import MeasureSettings
     from hessprobe.measures.registry import measure
-    from hessprobe.measures.settings import MeasureSettings
     from hessprobe.objective import EmpiricalRisk
     from hessprobe.operators import LinearOperator, aslinearoperator
     from hessprobe.tracking.tracker import SharpnessTracker

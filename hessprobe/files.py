@@ -1,4 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there.
+
+Locks on files, which the kernel lets go of when their process dies, however it dies.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,89 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hessprobe import locks
+try:
+    import fcntl
+except ImportError:  # pragma: no cover  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+AVAILABLE = fcntl is not None
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock on an output that this process holds.
+
+    Attributes:
+        path: of the lock's own file, which is empty and lies beside the output.
+        descriptor: the open file that carries the lock.
+    """
+
+    path: Path
+    descriptor: int
+
+    def release(self) -> None:
+        """Let another process have the output, and leave nothing behind."""
+        # While the lock is held: once it is let go, the file may be another's.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        os.close(self.descriptor)
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file for as long as it is open.
+
+    Args:
+        descriptor: of the open file.
+
+    Returns:
+        Whether it is locked now; False where another process holds it, None where the file system or the operating
+        system has no such locks.
+    """
+    if not AVAILABLE:  # pragma: no cover
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def take(target: Path) -> Lock | None:
+    """Return the lock on an output, or None where there are no locks.
+
+    Args:
+        target: the output; its folder exists and can be written.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    path = target.with_name(f".{target.name[:100]}.lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        locked = lock(descriptor)
+        if locked and _is_still(path, descriptor):
+            return Lock(path, descriptor)
+        os.close(descriptor)
+        if locked is False:
+            raise BlockingIOError(f"{target} is the output of another process")
+        if locked is None:
+            path.unlink(missing_ok=True)
+            return None
+        # Its last holder removed the file between our opening and locking it.
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
 
 _NEW_FILE_MODE = 0o666
 _LONGEST_STEM = 40
@@ -90,10 +172,10 @@ def _replace(target: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.chmod(temporary, _usual_mode())
-            if locks.AVAILABLE:
+            if AVAILABLE:
                 # Under the lock: once it is let go, the file counts as left behind.
                 os.replace(temporary, target)
-        if not locks.AVAILABLE:
+        if not AVAILABLE:
             # Where there are no locks (Windows) nothing is taken for left behind, and an open file cannot be renamed.
             os.replace(temporary, target)
     except BaseException:
@@ -107,7 +189,7 @@ def _temporary(target: Path) -> tuple[int, str]:
     """Return a new locked file beside ``target``: open descriptor and path."""
     while True:
         descriptor, path = tempfile.mkstemp(dir=target.parent, prefix=f".{_stem(target)}.", suffix=".tmp")
-        locks.lock(descriptor)
+        lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return descriptor, path
         # Another process took it for a rest before it was locked.
@@ -123,7 +205,7 @@ def _remove_rests(target: Path) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDWR)
             try:
-                if locks.lock(descriptor):
+                if lock(descriptor):
                     os.unlink(path)
             finally:
                 os.close(descriptor)

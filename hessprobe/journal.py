@@ -30,7 +30,7 @@ _SYNC_SECONDS = 1.0
 
 
 class Journal:
-    """The journal of one run; a ``hessprobe.hvp.replay.Ledger``.
+    """The journal of one run; a ``hessprobe.hvp.engines.Ledger``.
 
     Every entry is with the operating system when its call returns, so that it outlives the process however that ends,
     and on the disk a second later, or at ``close``.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hessprobe.cli import failures, process, usage
+from hessprobe.cli import process, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.demo import demo
@@ -21,7 +21,7 @@ from hessprobe.cli.commands.sharpness import sharpness
 from hessprobe.cli.commands.track import track
 from hessprobe.cli.commands.train import train
 from hessprobe.cli.commands.validate import validate
-from hessprobe.cli.failures import guarded
+from hessprobe.cli.process import guarded
 
 app = typer.Typer(
     name="hessprobe",
@@ -87,10 +87,10 @@ def _run() -> int:
         if usage.is_help(error):
             typer.echo(str(error))
         else:
-            failures.say(f"error: {usage.sentence(error, sys.argv[1:], typer.main.get_command(app))}")
-        return failures.WRONG_USAGE
+            process.say(f"error: {usage.sentence(error, sys.argv[1:], typer.main.get_command(app))}")
+        return process.WRONG_USAGE
     except typer.Abort:
-        return failures.FAILED
+        return process.FAILED
     except KeyboardInterrupt:
-        return failures.INTERRUPTED
-    return code if isinstance(code, int) else failures.OK
+        return process.INTERRUPTED
+    return code if isinstance(code, int) else process.OK

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe.cli import options
-from hessprobe.cli.failures import QuotedError, UsageError
+from hessprobe.cli.process import QuotedError, UsageError
 from hessprobe.errors import HessprobeError
 
 

@@ -2,20 +2,60 @@
 
 The streams are there, able to show any text, and out of reach of what a file says. The first Ctrl-C or SIGTERM ends the
 work so that what is known is shown; further ones do not interrupt that output.
+
+A command under ``torchrun``: the ranks share its products out, and one of them speaks and writes.
+
+Every rank runs the whole command on the same arguments. Those beside the first are silent, and write what they would
+write into a folder of their own that goes with them, so that no code below has to know on which rank it runs.
+
+What a command may write: never over a file that it reads, nor over one that this program did not make.
+
+How many threads a command computes with: what ``--threads`` says, or what a short trial finds the fastest.
+
+On a machine that others keep busy the threads of one operation wait for each other, by spinning, until the last has
+been given a core: a product of the digits network, 2 to 3 ms of one core, took 15 to 100 ms on two busy ones, and
+``train`` 271 s in place of 1.3. An idle machine gains from threads where operations are large. Neither is known but by
+trying.
+
+Left out: the load average, which lags by a minute and does not say what a large operation gains, and a trial of the
+network itself, which takes seconds where it matters most.
+
+How failures reach the user: one line on stderr and an exit code.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
+import functools
+import gc
+import inspect
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from types import FrameType
+from typing import Annotated, Any, ParamSpec, cast
+
+import typer
+
+from hessprobe import files
+from hessprobe.cli.wording import said_by
+from hessprobe.files import Lock, check_output
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -123,3 +163,563 @@ def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  #
         raise SystemExit(exit_code(INTERRUPTED))
     if _state.asked >= _LEAVE_HARD:
         os._exit(exit_code(INTERRUPTED))
+
+
+# Commands whose time goes into products.
+SHARED = frozenset({"measure", "sharpness", "compare", "track"})
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def rank_count() -> int:
+    """Return how many processes ``torchrun`` has started, 1 where it has not."""
+    if "RANK" not in os.environ:
+        return 1
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def speaks() -> bool:
+    """Return whether this process prints and writes."""
+    return rank_count() == 1 or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def joined_ranks(command: str, arguments: Mapping[str, Any], outputs: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Run ``command`` inside the block with the ranks that ``torchrun`` has started; yield the arguments to give it.
+
+    Args:
+        command: its name.
+        arguments: what it was called with.
+        outputs: those that name files to be written.
+
+    Raises:
+        ValueError: the command shares nothing out.
+    """
+    if rank_count() == 1:
+        yield dict(arguments)
+        return
+    if command not in SHARED:
+        raise ValueError(
+            f"{command} must be run by one process; got {rank_count()} of torchrun. Start it without torchrun; "
+            f"{', '.join(sorted(SHARED))} share their work out over ranks."
+        )
+    import torch
+    import torch.distributed as dist
+
+    from hessprobe.hvp import pool
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    try:
+        with ExitStack() as stack:
+            mine = dict(arguments) if speaks() else _aside(arguments, outputs, stack)
+            # The journal of a stopped run is read by all before one of them goes on writing it.
+            dist.barrier()
+            stack.enter_context(pool.shared_out(cast(Any, dist.group.WORLD)))
+            yield mine
+            dist.barrier()
+    finally:
+        # What outlives the group and speaks through it makes torch abort at the end of the process.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _aside(arguments: Mapping[str, Any], outputs: frozenset[str], stack: ExitStack) -> dict[str, Any]:
+    """Return the arguments with every output in a folder that is removed at the end, beside copies of what is there."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hessprobe-rank-")))
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # the stack closes it
+    stack.enter_context(nowhere)
+    stack.enter_context(redirect_stdout(nowhere))
+    stack.enter_context(redirect_stderr(nowhere))
+    mine = dict(arguments)
+    for name in sorted(outputs & set(arguments)):
+        given = arguments[name]
+        if not isinstance(given, str) or given == "-":
+            continue
+        place = folder / name
+        place.mkdir()
+        path = Path(given)
+        mine[name] = str(place / path.name)
+        if path.parent.is_dir():
+            # The file itself, its journal, what is kept of a track.
+            for there in path.parent.iterdir():
+                if there.is_file() and (there.name == path.name or there.name.startswith(f"{path.name}.")):
+                    shutil.copyfile(there, place / there.name)
+    return mine
+
+
+def rank_prefix() -> str:
+    """Return what stands before a message of this process, so that it is known whose it is."""
+    return "" if speaks() else f"rank {os.environ['RANK']}: "
+
+
+# The arguments of commands that are written to; all others can only name what is read.
+NAMES = frozenset({"json", "csv", "out", "interactive", "markdown"})
+
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace output files that hessprobe did not write.", rich_help_panel="Output"),
+]
+
+# Commands whose products are written down beside their record.
+RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance"})
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the journal that a stopped run of this command left beside --json, to the same numbers.",
+        rich_help_panel="Output",
+    ),
+]
+
+TrustData = Annotated[
+    bool,
+    typer.Option(
+        "--trust-data",
+        help="Let a checkpoint name its data by a path or a name on the network.",
+        rich_help_panel="What is measured",
+    ),
+]
+
+Threads = Annotated[
+    str,
+    typer.Option(
+        "--threads",
+        metavar="N|auto",
+        help="Threads to compute with; auto tries for a moment which number is the fastest.",
+        rich_help_panel="How it is computed",
+    ),
+]
+
+# Of the options that commands are given beside their own; False where nothing else is said.
+DEFAULTS: dict[str, Any] = {"threads": "auto"}
+
+_HEAD = 4096
+# Nothing that is recognised by its content is larger.
+_LARGEST = 2**26
+_RECORD = re.compile(rb'\A\s*\{\s*"schema":\s*"hessprobe\.')
+_TABLE = re.compile(rb"\A(?:measure,operator,|step,epoch,checkpoint,)")
+_TIMES = re.compile(rb"torch \S+, \d+ threads, ")
+_PAGE = re.compile(rb'content="hessprobe"|hessprobe-landscape')
+_FIGURE = re.compile(rb"\A(?:\x89PNG|<\?xml|%PDF).*hessprobe", re.DOTALL)
+_CHECKPOINT = re.compile(rb"hessprobe\.checkpoint")
+_SIGNS = {"json": _RECORD, "csv": _TABLE, "markdown": _TIMES, "interactive": _PAGE}
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One run of a command.
+
+    Attributes:
+        command: its name.
+        inputs: the files that its arguments name, resolved.
+        force: whether files that are not ours may be replaced.
+        held: the locks on its outputs.
+        resume: whether to go on from the journal of a stopped run.
+        lent: outputs of a command that runs this one inside itself.
+        trust_data: whether a checkpoint may name data outside the package.
+        threads: a number, or ``"auto"``.
+    """
+
+    command: str = ""
+    inputs: frozenset[Path] = frozenset()
+    force: bool = False
+    held: dict[Path, Lock | None] = field(default_factory=dict)
+    resume: bool = False
+    lent: frozenset[Path] = frozenset()
+    trust_data: bool = False
+    threads: str = "auto"
+
+
+_current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
+
+
+@contextmanager
+def invocation(command: str, arguments: Mapping[str, Any], **added: Any) -> Iterator[None]:
+    """Let ``check`` know, inside the block, what the command was given; its outputs are its own until the end.
+
+    Args:
+        command: its name.
+        arguments: what it was called with.
+        added: values of the options in ``added_options``.
+    """
+    outer = _current.get()
+    lent = outer.lent | frozenset(outer.held)
+    run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, **added)
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        for lock in run.held.values():
+            if lock is not None:
+                lock.release()
+
+
+def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
+    """Return the options that a command is given beside its own parameters, by what it does, with their types."""
+    fitting = {
+        "force": (bool(NAMES & set(parameters)), Force),
+        "resume": (command in RESUMABLE, Resume),
+        "trust_data": ("split" in parameters, TrustData),
+        "threads": ("device" in parameters, Threads),
+    }
+    return {name: option for name, (fits, option) in fitting.items() if fits}
+
+
+def current_invocation() -> Invocation:
+    """Return what is running; one without a name where no command is."""
+    return _current.get()
+
+
+def check_target(name: str, path: str, sign: re.Pattern[bytes] | None = None) -> None:
+    """Prove that an output can be written, and that nothing is lost when it is.
+
+    Args:
+        name: of the argument, as in ``NAMES``.
+        path: the file to be written.
+        sign: what files of ours hold; by default as the name and the ending say.
+
+    Raises:
+        ValueError: see ``files.check_output``; or the command reads that file, or it is there and not what this command
+            writes there, and ``--force`` was not given; or another process is going to write it.
+    """
+    run = _current.get()
+    if Path(path).resolve() in run.inputs:
+        raise ValueError(f"--{name} must be another file than those that are read; got {path!r} for both. Rename it.")
+    target = check_output(f"--{name}", path)
+    if not run.force and target.is_file() and not _is_our_output(name, target, run.command, sign):
+        raise ValueError(
+            f"--{name} must not replace a file that hessprobe did not write there; got {path!r}. Choose another name, "
+            "or pass --force."
+        )
+    _keep(run, name, target)
+
+
+def _keep(run: Invocation, name: str, target: Path) -> None:
+    place = target.resolve()
+    # What is no file (/dev/null) can be written by many.
+    if not run.command or place in run.lent or place in run.held or (place.exists() and not place.is_file()):
+        return
+    try:
+        run.held[place] = files.take(place)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"--{name} must not be the output of another run that goes on; got {str(target)!r}. Wait for that run, or "
+            "choose another name."
+        ) from error
+
+
+def _inputs(arguments: Mapping[str, Any]) -> Iterator[Path]:
+    for name, value in arguments.items():
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if name in NAMES or not isinstance(text, str):
+                continue
+            # FILE.py:FUNCTION and KIND:FILE name files too.
+            for part in {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}:
+                if _is_file(part):
+                    yield Path(part).resolve()
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_our_output(name: str, path: Path, command: str, sign: re.Pattern[bytes] | None = None) -> bool:
+    if name == "out" and command == "train":
+        return not path.stat().st_size or _is_checkpoint(path)
+    sign = sign or _SIGNS.get(name, _FIGURE if path.suffix.lower() in (".png", ".svg", ".pdf") else _PAGE)
+    try:
+        if path.stat().st_size > _LARGEST:
+            return False
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return not content or sign.search(content) is not None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(_CHECKPOINT.search(archive.open(name).read(_HEAD)) for name in pickles)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError):
+        return False
+
+
+AUTO = "auto"
+
+# Seconds that the trial takes at most, and how often each number has its turn.
+_LONGEST, _ROUNDS = 0.15, 12
+# More threads must be this many times as fast as fewer: they take cores from others.
+_WORTH = 1.15
+
+_settled: list[int] = []
+
+
+def check_threads(threads: str) -> None:
+    """Refuse what is no number of threads.
+
+    Raises:
+        ValueError: neither a whole number >= 1 nor ``auto``.
+    """
+    if threads != AUTO and not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
+        raise ValueError(
+            f"--threads must be a whole number, 1 or more, or auto; got {threads!r}. Leave it out to have it chosen."
+        )
+
+
+def settle_threads() -> int:
+    """Let torch compute with the threads that the command was given, and return their number.
+
+    With ``auto`` one trial serves the process, and never takes more threads than torch has by itself: one a core, or
+    what the environment says.
+    """
+    import torch
+
+    asked = current_invocation().threads
+    if asked != AUTO:
+        torch.set_num_threads(int(asked))
+        _settled[:] = [int(asked)]
+    elif not _settled:
+        torch.set_num_threads(_fastest(torch.get_num_threads()))
+        _settled[:] = [torch.get_num_threads()]
+    return _settled[0]
+
+
+def threads_identity() -> int | str:
+    """Return what a stopped run is known by: a number that was asked for, or that it was left open."""
+    asked = current_invocation().threads
+    return asked if asked == AUTO else int(asked)
+
+
+def _fastest(most: int) -> int:
+    if most < 2:
+        return most
+    import torch
+
+    left, right = torch.rand(256, 256), torch.rand(256, 256)
+
+    def work(threads: int) -> None:
+        torch.set_num_threads(threads)
+        # A matrix product and passes over memory, of the sizes that a layer of a small network has.
+        (left @ right).relu_().add_(left).sum()
+
+    counts = [most, *(2**power for power in range(most.bit_length()) if 2**power < most)]
+    return choose(counts, work, time.perf_counter)
+
+
+def choose(counts: list[int], work: Callable[[int], None], clock: Callable[[], float]) -> int:
+    """Return the number of threads with the least time in all, fewer where they are nearly as fast.
+
+    All numbers have their turn in every round, so that a moment in which the machine is busy slows none alone; means
+    count, not the fastest rounds, as waiting is what is to be found out.
+
+    Args:
+        counts: numbers of threads.
+        work: does the same work with so many threads.
+        clock: seconds.
+    """
+    spent = dict.fromkeys(counts, 0.0)
+    for count in counts:
+        work(count)  # threads are started
+    began = clock()
+    for _ in range(_ROUNDS):
+        for count in counts:
+            start = clock()
+            work(count)
+            spent[count] += clock() - start
+        if clock() - began > _LONGEST:
+            break
+    return _fewest(spent)
+
+
+def _fewest(spent: Mapping[int, float]) -> int:
+    best, *others = sorted(spent)
+    for count in others:
+        if spent[count] * _WORTH < spent[best]:
+            best = count
+    return best
+
+
+OK = 0
+FAILED = 1
+WRONG_USAGE = 2
+
+_Parameters = ParamSpec("_Parameters")
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not exist or makes no sense."""
+
+
+class QuotedError(Exception):
+    """A failure inside the user's own file, whose message speaks Python, not options."""
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """Turn the argument errors of the library into usage errors inside the block."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(*error.args[:1]) from error
+
+
+def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Return ``command`` with every failure turned into one line on stderr and an exit code.
+
+    The traceback is shown where the command's ``debug`` argument is true. What a command is given beside
+    its own options is in ``hessprobe.cli.process``.
+    """
+    added = added_options(command.__name__, inspect.signature(command).parameters)
+
+    @functools.wraps(command)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+        debug = bool(kwargs.get("debug"))
+        given = {name: kwargs.pop(name, DEFAULTS.get(name, False)) for name in added}
+        with _one_line_warnings(debug), invocation(command.__name__, kwargs, **given):
+            try:
+                with as_usage():
+                    check_threads(current_invocation().threads)
+                with joined_ranks(command.__name__, kwargs, NAMES) as mine:
+                    cast(Any, command)(*args, **mine)
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                say("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if asked():
+                    say("interrupted")
+                    raise typer.Exit(INTERRUPTED) from None
+                if not speaks() and _is_wrong_usage(error):
+                    raise typer.Exit(WRONG_USAGE) from None
+                fail(error, debug)
+
+    return _with_options(run, added)
+
+
+def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]) -> Callable[_Parameters, None]:
+    if not added:
+        return command
+    signature = inspect.signature(command, eval_str=True)
+    *others, last = signature.parameters.values()
+    usual = DEFAULTS
+    more = [
+        inspect.Parameter(name, last.kind, default=usual.get(name, False), annotation=each)
+        for name, each in added.items()
+    ]
+    changed = cast(Any, command)
+    changed.__signature__ = signature.replace(parameters=[*others, *more, last])
+    changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, last)}
+    return command
+
+
+def fail(error: Exception, debug: bool) -> None:
+    """Say what went wrong and leave with the exit code that fits.
+
+    Raises:
+        typer.Exit: always.
+    """
+    say(f"{rank_prefix()}error: {one_line(error)}")
+    if debug:
+        traceback.print_exception(error)
+    raise typer.Exit(WRONG_USAGE if _is_wrong_usage(error) else FAILED) from None
+
+
+def ended_by(error: BaseException) -> BaseException:
+    """Return what ended the work: the user's wish to leave, also where foreign code made something else of it."""
+    return KeyboardInterrupt() if asked() else error
+
+
+def leave(failure: BaseException | None, debug: bool) -> None:
+    """Leave with the exit code of what ended the work early, once everything known is written; None goes on.
+
+    Raises:
+        typer.Exit: something did.
+    """
+    if isinstance(failure, KeyboardInterrupt):
+        raise typer.Exit(INTERRUPTED)
+    if isinstance(failure, Exception):
+        fail(failure, debug)
+
+
+def entries(failure: BaseException | None) -> dict[str, Any]:
+    """Return the ``flags`` and ``errors`` of a record whose work ended with ``failure``, or with nothing."""
+    if failure is None or isinstance(failure, KeyboardInterrupt):
+        return {"flags": () if failure is None else ("interrupted",), "errors": None}
+    return {"flags": ("failed",), "errors": (one_line(failure),)}
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    # Where nobody reads them any more, messages end nothing.
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        print(f"hessprobe: {shown(message)}", file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what ``error`` says on one line; a lack of memory with the options that need less of it."""
+    needed = _bytes_wanted(error)
+    if needed is not None:
+        return (
+            f"not enough memory: {needed} more was needed. Pass a smaller --batch-size, a --memory below what is free "
+            "(products are then made in smaller pieces), or fewer --examples."
+        )
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = _os_sentence(error)
+    else:
+        text = " ".join((str(error) if isinstance(error, QuotedError) else said_by(error)).split())
+    expected = isinstance(error, (UsageError, QuotedError, ValueError, TypeError, OSError)) or _is_ours(error)
+    return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _os_sentence(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "Free some space, or choose another folder" if full else "Check the path and its permissions"
+    return f"{error.filename} cannot be {'written' if full else 'used'}: {error.strerror}. {mend}."
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    from hessprobe.errors import PlainWeightsError
+
+    # Nothing is wrong with such a file: options that say whose weights they are were left out.
+    return isinstance(error, UsageError | PlainWeightsError)
+
+
+def _is_ours(error: BaseException) -> bool:
+    from hessprobe.errors import HessprobeError
+
+    return isinstance(error, HessprobeError)
+
+
+def _bytes_wanted(error: BaseException) -> str | None:
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        found = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+        return found.group(1) if found else "some"
+    if isinstance(error, MemoryError):
+        return "some"
+    found = re.search(r"DefaultCPUAllocator: .*?you tried to allocate (\d+) bytes", text)
+    return f"{int(found.group(1)) / 1e9:.3g} GB" if found else None
+
+
+@contextmanager
+def _one_line_warnings(debug: bool) -> Iterator[None]:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        # Warnings of other libraries are for whoever works on this program, not for whoever uses it.
+        if debug or category.__module__.startswith("hessprobe"):
+            where = f" ({filename}:{lineno})" if debug else ""
+            said = said_by(message) if isinstance(message, Warning) else message
+            say(f"warning: {said}{where}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = cast(Any, show)
+        yield

@@ -1,4 +1,7 @@
-"""The skeleton of a command: its options declared once, then check, open, collect, publish."""
+"""The skeleton of a command: its options declared once, then check, open, collect, publish.
+
+The journal of a command: beside its record while it runs, gone once the record is written whole.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,109 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from hessprobe.cli import failures, journaling, process
+from hessprobe.cli import process
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hessprobe.cli.load import Subject
+    from hessprobe.journal import Journal
     from hessprobe.measures import Event
-    from hessprobe.records.measure import Partial
+    from hessprobe.records.number import Partial
+
+
+# Where the outcome goes, and how it is shown, decides no number.
+_NOT_IDENTITY = frozenset({"json", "csv", "out", "debug"})
+
+
+def path_of(record: str) -> Path:
+    """Return where the journal of the run that writes ``record`` lies."""
+    return Path(f"{record}.journal")
+
+
+@contextmanager
+def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator[Journal | None]:
+    """Write the products made inside down, and read those of a stopped run first where ``--resume`` is given.
+
+    Where the record goes to no file there is no journal.
+
+    Args:
+        record: ``--json``.
+        request: the options, a dataclass.
+        facts: what else decides the numbers, as plain values by name: hashes of weights and data.
+
+    Raises:
+        UsageError: ``--resume`` without ``--json FILE``.
+        JournalError: damaged, or of another run.
+    """
+    run = process.current_invocation()
+    if record in (None, "-"):
+        if run.resume:
+            raise process.UsageError("--resume needs --json FILE, beside which the journal lies; got none. Name it.")
+        yield None
+        return
+    from hessprobe.hvp import engines
+    from hessprobe.journal import Journal
+
+    path = path_of(str(record))
+    if path.exists() and not run.resume:
+        process.say(f"note: {path}, of a stopped run, is replaced; --resume would have gone on from it")
+    if run.resume and not path.exists():
+        process.say(f"note: there is no {path} to go on from; beginning anew")
+    journal = Journal(path, _identity(run.command, request, facts), resume=run.resume)
+    if len(journal):
+        process.say(f"going on from {path}: {len(journal)} products are known")
+    try:
+        with engines.replayed(journal):
+            yield journal
+    finally:
+        if journal.failure is not None:
+            process.say(
+                f"warning: {path} could not be written on ({journal.failure.strerror}); what came after is lost "
+                "if this run stops"
+            )
+        journal.close()
+
+
+def facts(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """Return what decides the numbers of networks beside the options: hashes of their weights and of the data."""
+    found: dict[str, Any] = {}
+    for index, subject in enumerate(subjects):
+        found[f"weights {index}"] = (subject.checkpoint or {}).get("sha256")
+        found[f"data {index}"] = subject.data.get("fingerprint")
+    return found
+
+
+def facts_of_files(paths: Iterable[str]) -> dict[str, Any]:
+    """Return hashes of the files among ``paths``, which decide the numbers of what is loaded from them later on."""
+    from hessprobe.training.checkpoint import file_sha256
+
+    return {f"content of {path}": file_sha256(path) for path in paths if Path(path).is_file()}
+
+
+def finished(record: str | None) -> None:
+    """Remove the journal of a run whose record is written and whole."""
+    if record not in (None, "-"):
+        path_of(str(record)).unlink(missing_ok=True)
+
+
+def _identity(command: str, request: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    from hessprobe.records.record import environment
+
+    given = {f"--{name.replace('_', '-')}": value for name, value in asdict(request).items()}
+    options = {name: value for name, value in given.items() if name.lstrip("-") not in _NOT_IDENTITY}
+    here = environment("cpu")
+    machine = {name: here[name] for name in ("hessprobe", "torch", "numpy", "scipy", "device_name")}
+    # Left open, the number is that of the moment; another one changes the rounding of sums and nothing else.
+    machine["threads"] = process.threads_identity()
+    return {"command": command, **options, **facts, **machine}
+
 
 _Found = TypeVar("_Found")
 _Inputs = TypeVar("_Inputs")
@@ -61,7 +155,7 @@ class Outcome(Generic[_Found]):
 
     def partial(self) -> tuple[Partial, ...] | None:
         """Return how far each stage had come where the work ended early, for its record; else None."""
-        from hessprobe.records.measure import Partial
+        from hessprobe.records.number import Partial
         from hessprobe.records.record import cleaned
 
         if self.failure is None:
@@ -145,13 +239,13 @@ def carry_out(
     if facts is None:
         _collect(request, inputs, outcome, collect)
     else:
-        with journaling.kept(request.json, request, facts(request, inputs)):
+        with kept(request.json, request, facts(request, inputs)):
             _collect(request, inputs, outcome, collect)
     with process.shielded():
         publish(request, inputs, outcome)
-    failures.leave(outcome.failure, request.debug)
+    process.leave(outcome.failure, request.debug)
     if facts is not None:
-        journaling.finished(request.json)
+        finished(request.json)
     return outcome
 
 
@@ -159,7 +253,7 @@ def _collect(request: Any, inputs: Any, outcome: Outcome[Any], collect: Callable
     try:
         collect(request, inputs, outcome)
     except (KeyboardInterrupt, Exception) as error:
-        outcome.failure = failures.ended_by(error)
+        outcome.failure = process.ended_by(error)
 
 
 class Report(Protocol):

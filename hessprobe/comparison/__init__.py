@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 
 if TYPE_CHECKING:
-    from hessprobe.comparison.comparing import Comparison, compare
-    from hessprobe.comparison.differences import Line, compare_values
-    from hessprobe.comparison.gaps import Correlation, correlate
-    from hessprobe.comparison.measuring import measure_each
+    from hessprobe.comparison.comparing import Comparison, compare, measure_each
+    from hessprobe.comparison.differences import Correlation, Line, compare_values, correlate
     from hessprobe.comparison.ranks import RankCorrelation, kendall
     from hessprobe.comparison.rescaling import Rescaling, rescaling_of
 
@@ -41,15 +39,15 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "comparing",
-    "Correlation": "gaps",
+    "Correlation": "differences",
     "Line": "differences",
     "RankCorrelation": "ranks",
     "Rescaling": "rescaling",
     "compare": "comparing",
     "compare_values": "differences",
-    "correlate": "gaps",
+    "correlate": "differences",
     "kendall": "ranks",
-    "measure_each": "measuring",
+    "measure_each": "comparing",
     "rescaling_of": "rescaling",
 }
 

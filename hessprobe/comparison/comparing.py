@@ -1,22 +1,60 @@
-"""Checkpoints side by side: every measure of each, and its difference to the first."""
+"""Checkpoints side by side: every measure of each, and its difference to the first.
+
+The measures of one checkpoint, made so that they can be subtracted from those of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hessprobe import checks, display
+from hessprobe import checks, display, measures
 from hessprobe.comparison.differences import Line, compare_values
-from hessprobe.comparison.measuring import measure_each
 from hessprobe.comparison.names import DEFAULT_MEASURES, MEASURES
 from hessprobe.errors import HessprobeError
 from hessprobe.estimate import Estimate
-from hessprobe.measures.settings import Event, settings_of
+from hessprobe.measures.context import Event, MeasureSettings, Result, settings_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.progress import Show, progress_bars
 from hessprobe.training.checkpoint import Checkpoint, load_checkpoint
+
+Report = Callable[[Event], None]
+
+
+def measure_each(
+    risk: EmpiricalRisk, names: Sequence[str], settings: MeasureSettings, report: Report = lambda event: None
+) -> Iterator[Result | tuple[str, HessprobeError]]:
+    """Yield the result of each measure as it is ready; of one that does not exist here its name and the reason.
+
+    With a fixed number of probes and one seed all choices depend on the architecture alone: checkpoints of one
+    architecture see the same probes, and ``compare`` subtracts their samples probe by probe.
+
+    Args:
+        risk: what is measured.
+        names: of ``MEASURES``.
+        settings: with ``n_probes``; the same for every checkpoint.
+        report: told of progress.
+
+    Raises:
+        ValueError: an unknown name, or settings that leave the number of probes to each checkpoint.
+    """
+    for name in names:
+        checks.one_of("measure", name, MEASURES)
+    if settings.n_probes is None:
+        raise ValueError(
+            "settings.n_probes must be given to compare checkpoints; got None. A tolerance would choose another number "
+            "for each, and their probes could not be paired."
+        )
+    absent: list[tuple[str, HessprobeError]] = []
+
+    def missing(name: str, error: HessprobeError) -> None:
+        absent.append((name, error))
+
+    # Looked up at the call, where the command line's tests put theirs.
+    yield from measures.measure_all(list(dict.fromkeys(names)), risk, settings, report, missing=missing)
+    yield from absent
 
 
 @dataclass(frozen=True, eq=False, repr=False)

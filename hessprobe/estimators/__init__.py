@@ -1,7 +1,6 @@
 """Estimators: functionals of an operator from a few products, each with its error and its cost."""
 
 from hessprobe.estimators.budget import Progress, required_samples
-from hessprobe.estimators.deflate import Deflation, deflation
 from hessprobe.estimators.density import Density
 from hessprobe.estimators.diagonal import DiagonalEstimate, diagonal
 from hessprobe.estimators.frobenius import effective_rank, frobenius_norm
@@ -10,6 +9,7 @@ from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.spectral_density import spectral_density
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.estimators.trace import trace
+from hessprobe.estimators.xtrace import Deflation, deflation
 
 __all__ = [
     "Deflation",

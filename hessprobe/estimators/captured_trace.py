@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import budget
-from hessprobe.estimators.budget import Way
-from hessprobe.estimators.captured import leading, remainders
-from hessprobe.estimators.deflate import Deflation, deflation
+from hessprobe.estimators.budget import Way, leading, remainders
 from hessprobe.estimators.hutchinson import FEWEST_SAMPLES, Plan, hutchinson, passes_wanted
 from hessprobe.estimators.task import Known, Task, known_parts
 from hessprobe.estimators.xtrace import (
+    Deflation,
     Exchange,
+    deflation,
     exchange,
     exchange_error,
     exchange_trace,
@@ -24,8 +24,7 @@ from hessprobe.estimators.xtrace import (
     remainder_std,
     sketch_of,
 )
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import gram
+from hessprobe.vectors import ProbeStream, gram
 
 # Products of a pilot that is made for its directions alone, and the least that other ways must take for it, or for the
 # products of all its directions, to be made.

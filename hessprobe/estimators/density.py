@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessprobe import checks, display
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.diagonal import judged
 from hessprobe.estimators.distribution import (
     CdfBounds,
     Reading,
@@ -22,7 +23,6 @@ from hessprobe.estimators.distribution import (
     sharp_cdf_at,
     sketch_chains,
 )
-from hessprobe.estimators.informative import judged
 from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.krylov.quadrature import gauss
 

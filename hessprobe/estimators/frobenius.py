@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprobe import checks, jackknife
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe import checks
+from hessprobe import estimate as jackknife
+from hessprobe.estimate import GROUPS, Batches, DataError, ErrorParts, Estimate, Influence
 from hessprobe.estimators import budget
-from hessprobe.estimators.budget import Callback, Goal, Way
-from hessprobe.estimators.captured import leading, remainders
-from hessprobe.estimators.deflate import Deflation, basis_of, block_rows, blocks_of, deflation
+from hessprobe.estimators.budget import Callback, Goal, Way, leading, remainders
 from hessprobe.estimators.law import fold
 from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.squares import (
@@ -27,11 +26,9 @@ from hessprobe.estimators.squares import (
     sample_squares,
     upper,
 )
-from hessprobe.estimators.xtrace import remainder_squares
-from hessprobe.jackknife import GROUPS, Batches, DataError, Influence
+from hessprobe.estimators.xtrace import Deflation, basis_of, block_rows, blocks_of, deflation, remainder_squares
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.probes import LAWS, ProbeStream
-from hessprobe.vectors import gram, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, gram, row_dots
 
 _PILOT = 12
 # Up to here the whole matrix is no dearer than pilot and run, and what a deflation leaves is too small a space for the

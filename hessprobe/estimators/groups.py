@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hessprobe.estimators.deflate import Deflation
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.xtrace import Deflation
 from hessprobe.krylov.lanczos import LanczosRun
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots

@@ -1,20 +1,32 @@
-"""Hutchinson's estimator with fresh probes for every term, control variate and deflation; see ``linear``."""
+"""Hutchinson's estimator with fresh probes for every term, control variate and deflation; see ``linear``.
+
+Hutch++: deflate a sketch of the range, give the other probes to its complement.
+
+Q = orth(A S) for a random S (k, d); tr A = tr(Q A Q^T) + tr(P A P), the first term by k products and the second by
+Hutchinson with probes independent of S. Unbiased for any k. The complement is sampled with fresh probes for every
+term, as in ``linear``.
+
+References:
+    Meyer, Musco, Musco, Woodruff (2021), "Hutch++: Optimal Stochastic Trace Estimation".
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.errors import about
+from hessprobe.estimate import Batches, DataError, ErrorParts, Estimate, Influence
 from hessprobe.estimators import budget
 from hessprobe.estimators.linear import LinearSamples, Sampling, own_probes_error, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
-from hessprobe.jackknife import Batches, DataError, Influence
+from hessprobe.estimators.xtrace import multiply
 from hessprobe.operators import BlockDiagonal, LinearOperator
+from hessprobe.vectors import ProbeStream, orthonormal_rows
 
 # Samples of a pilot: of products alone, of products with operator and surrogate, and of these inside blocks.
 _PILOT, _PILOT_PAIRED, _PILOT_IN_BLOCKS = 8, 4, 2
@@ -300,3 +312,37 @@ def _blocks(task: Task, samples: LinearSamples, known: Known, *, paired: bool) -
         name: {"value": float(mean + offsets[where].sum()), "std_error": float(error), "df": float(df)}
         for (name, where), (mean, error, df) in zip(A.blocks.items(), fields, strict=True)
     }
+
+
+# Sketched directions where a tolerance, not a number of probes, is given.
+_SKETCH = 16
+
+
+def hutchpp(task: Task) -> Estimate:
+    """Return the estimate of tr A: k = N // 2 sketched directions (2k products) and N - k probes on the complement.
+
+    Raises:
+        ValueError: ``deflate`` is given, or fewer than 4 probes.
+    """
+    if task.basis is not None:
+        raise ValueError(
+            "deflate must be None for method 'hutch++', which makes its own; got vectors. Use method='hutchinson'."
+        )
+    goal, size = task.goal, min(_SKETCH, task.operator.dim)
+    if goal.n_probes is not None:
+        if goal.n_probes < 4:
+            raise ValueError(
+                about("n_probes", f"must be at least 4 for method 'hutch++'; got {goal.n_probes}. Give more.")
+            )
+        size = min(goal.n_probes // 2, task.operator.dim)
+        goal = replace(goal, n_probes=goal.n_probes - size)
+    basis = sketched_basis(task.operator, size, task.seed, task.law)
+    control = False if task.control is None else task.control
+    estimate = hutchinson(replace(task, goal=goal, basis=basis, given=None, control=control))
+    return estimate.with_(method="hutch++" + ("+surrogate" if "surrogate_trace" in estimate.details else ""))
+
+
+def sketched_basis(A: LinearOperator, size: int, seed: int, law: str) -> Tensor:
+    """Return orthonormal rows (size, d) spanning A S for a random S of the stream ``"sketch"``; ``size`` products."""
+    probes = ProbeStream(A.dim, seed, law, A.dtype, A.device, "sketch").block(0, size)
+    return orthonormal_rows(multiply(A, probes))

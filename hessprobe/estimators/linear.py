@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
+from hessprobe.estimate import DataError, data_error
 from hessprobe.estimators.budget import Callback, Progress
-from hessprobe.estimators.deflate import block_rows, blocks_of, project
 from hessprobe.estimators.law import Law, LawSums, welch_df, with_prior
-from hessprobe.jackknife import DataError, data_error
+from hessprobe.estimators.xtrace import block_rows, blocks_of, project
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 # Rows of products, folded, that are kept at most for differences.
 _KEPT = 4096

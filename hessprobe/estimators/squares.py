@@ -47,10 +47,9 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Callback, Progress, spread_df
-from hessprobe.estimators.deflate import CoordinateSample, Deflation, block_rows, blocks_of, project
+from hessprobe.estimators.xtrace import CoordinateSample, Deflation, block_rows, blocks_of, project
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import gram, row_dots
+from hessprobe.vectors import ProbeStream, gram, row_dots
 
 # Elements of one group of probes whose pairs are used; it depends on d alone, so that results do not depend on memory.
 _GROUP = 1 << 26

@@ -14,19 +14,17 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import MemoryBudgetError, NumericalWarning, about
-from hessprobe.estimate import Estimate, student_quantile
+from hessprobe.estimate import GROUPS, Estimate, student_quantile
 from hessprobe.estimators import budget
-from hessprobe.estimators.deflate import Deflation, basis_of
 from hessprobe.estimators.groups import deflated_part, influences
 from hessprobe.estimators.levels import Sizes, best_sizes, short_steps
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import fits, whole_sketch
-from hessprobe.jackknife import GROUPS
+from hessprobe.estimators.xtrace import Deflation, basis_of
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.operators import Counted, Deflated, LinearOperator, settled
-from hessprobe.probes import LAWS, ProbeStream
-from hessprobe.vectors import combine, gram, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, combine, gram, row_dots
 
 Target = Callable[[SpectralSketch], Estimate]
 

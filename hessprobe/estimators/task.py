@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.estimators.budget import Callback, Goal
-from hessprobe.estimators.deflate import Deflation, block_rows, blocks_of, deflation
+from hessprobe.estimators.xtrace import Deflation, block_rows, blocks_of, deflation
 from hessprobe.operators import BlockDiagonal, LinearOperator, SampledTrace
 
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from hessprobe import checks, jackknife
+from hessprobe import checks
+from hessprobe import estimate as jackknife
 from hessprobe.errors import UnsupportedError
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import GROUPS, Batches, DataError, ErrorParts, Estimate, Influence, data_error, jackknife_df
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Way
 from hessprobe.estimators.captured_trace import (
@@ -35,14 +36,12 @@ from hessprobe.estimators.captured_trace import (
     grown_exchange,
     pilot_products,
 )
-from hessprobe.estimators.deflate import basis_of
-from hessprobe.estimators.hutchinson import Plan, hutchinson, pilot
-from hessprobe.estimators.hutchpp import hutchpp
+from hessprobe.estimators.hutchinson import Plan, hutchinson, hutchpp, pilot
 from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
-from hessprobe.jackknife import GROUPS, Batches, DataError, Influence, data_error, jackknife_df
+from hessprobe.estimators.xtrace import basis_of
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
-from hessprobe.probes import LAWS, ProbeStream
+from hessprobe.vectors import LAWS, ProbeStream
 
 
 def mean_of_draws(

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators import budget
-from hessprobe.estimators.deflate import block_rows, blocks_of
 from hessprobe.estimators.groups import group_count, grouped_terms, without_chains
 from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.xtrace import block_rows, blocks_of
 from hessprobe.operators import LinearOperator
 
 # Largest matrix that "auto" takes: 128 MiB, whose eigenvalues take some 10 s on one core, with eigenvectors (several

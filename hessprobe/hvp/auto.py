@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
-from hessprobe.hvp.chunked import Chunked
-from hessprobe.hvp.engine import Engine, LossFunction, Product, device_clock
+from hessprobe.hvp.engines import Engine, LossFunction, Product, device_clock
+from hessprobe.hvp.pool import Chunked
 
 # Products over which the cost of building one is spread when engines are compared: a Lanczos run and a few probes.
 EXPECTED_MATVECS = 60

@@ -1,6 +1,8 @@
 """Where an operator gets its products: one engine for all batches, within one memory budget.
 
 A curvature matrix whose terms are groups of examples, for the error that comes from the data being a sample.
+
+One batch's curvature as an operator of its own.
 """
 
 from __future__ import annotations
@@ -13,16 +15,13 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import MemoryBudgetError, UnsupportedError
-from hessprobe.hvp import ranks, replay
+from hessprobe.hvp import engines, pool
+from hessprobe.hvp import engines as replay
 from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, is_final
-from hessprobe.hvp.chunked import Chunked
-from hessprobe.hvp.engine import Engine, Product, device_clock, fresh_gradient
-from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward, Engine, Product, device_clock, fresh_gradient
 from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
-from hessprobe.hvp.memory import MemoryBudget
-from hessprobe.hvp.pool import ProductPool, Watch
-from hessprobe.hvp.term import BatchOperator
+from hessprobe.hvp.pool import Chunked, MemoryBudget, ProductPool, Watch
 from hessprobe.hvp.verification import (
     WrongProductError,
     agree,
@@ -31,9 +30,75 @@ from hessprobe.hvp.verification import (
     require_symmetric,
 )
 from hessprobe.objective.base import BatchLoss, Objective
-from hessprobe.objective.groups import GroupedObjective, by_groups
-from hessprobe.operators.base import LinearOperator
-from hessprobe.operators.sampled import SampledTrace
+from hessprobe.objective.checking import GroupedObjective, by_groups
+from hessprobe.operators.base import LinearOperator, SampledTrace
+from hessprobe.vectors import ParameterLayout
+
+
+class BatchOperator(LinearOperator):
+    """The matrix of one batch; used while the pool that made it is being iterated.
+
+    Args:
+        product: of the batch.
+        pool: where it comes from.
+        parent: the operator that it is a term of.
+        index: its position among the terms.
+    """
+
+    def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator, index: int) -> None:
+        self._product, self._pool, self._parent = product, pool, parent
+        self._index = index
+        self._place = pool.place and f"{pool.place}-{index}"
+        self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
+        self.psd, self.is_exact = parent.psd, parent.is_exact
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Those of the whole operator."""
+        return self._parent.blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """That of the whole operator."""
+        return self._parent.layout
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        return self._counted("products", V, self._place, lambda: self._multiplied(V))
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T A v a row, by the cheaper way where the product has one."""
+        forms = self._product.forms
+        if forms is None:
+            return super().quadratic_forms(V)
+
+        def make() -> Tensor:
+            with self._pool.context():
+                return forms(V.detach()).to(torch.float64)
+
+        return self._counted("forms", V, self._place and f"{self._place}-forms", make)
+
+    def _counted(self, kind: str, V: Tensor, place: str, make: Callable[[], Tensor]) -> Tensor:
+        pool = self._pool
+        pool.made[kind] += len(V) / pool.risk.n_terms
+        if self._index:
+            return engines.product(place, V, make)
+        # The first term stands for all.
+        start = device_clock(V.device)
+        result = engines.product(place, V, make)
+        spent = (device_clock(V.device) - start) * pool.risk.n_terms
+        if len(V):
+            pool.took(kind, spent, len(V))
+        if pool.watch is not None and len(V):
+            pool.watch.took(spent, len(V))
+            pool.watch.rows += len(V)
+        return result
+
+    def _multiplied(self, V: Tensor) -> Tensor:
+        with self._pool.context():
+            result = self._product(V.detach())
+        self._pool.require_finite(result, V)
+        return result
+
 
 # Engines tried in place of one that records each shape of a batch, which takes longer than a few products.
 _DIFFERENCES = "finite_difference"
@@ -326,7 +391,7 @@ class BatchProducts:
         def decide() -> list[Any]:
             return list(ENGINES_TAKEN.get(self._key(batch)) or ("", True))
 
-        known, works = replay.value(f"begin-{place}", lambda: ranks.agreed(decide)) if place else ranks.agreed(decide)
+        known, works = replay.value(f"begin-{place}", lambda: pool.agreed(decide)) if place else pool.agreed(decide)
         name = _AT_ONCE if works else str(known)
         self._faster = str(known) if name == _AT_ONCE != known else ""
         why = f"{known} was the fastest for a risk of this kind" if known else "not tried: too few products so far"
@@ -346,7 +411,7 @@ class BatchProducts:
             left = watch.rows  # nobody has said how many there will be: as many again
         with self.pool.context():
             batch = next(iter(self._risk.terms()))
-            if self._faster or ranks.agreed(lambda: self._pays(batch, watch, left)):
+            if self._faster or pool.agreed(lambda: self._pays(batch, watch, left)):
                 self._switch(batch, left)
 
     def _pays(self, batch: BatchLoss, watch: Watch, left: int) -> bool:
@@ -375,7 +440,7 @@ class BatchProducts:
             self._engine = before
         else:
             own, known = after(batch, theta), before(batch, theta)
-            if ranks.agreed(lambda: agree(own, known, theta)):
+            if pool.agreed(lambda: agree(own, known, theta)):
                 self.pool.clear()
             else:
                 if self.pool.place:
@@ -435,7 +500,7 @@ class BatchProducts:
             why = made[0].reasons if reasons is None else reasons
             return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
 
-        taken = replay.value(key, lambda: ranks.agreed(decide)) if self.pool.place else ranks.agreed(decide)
+        taken = replay.value(key, lambda: pool.agreed(decide)) if self.pool.place else pool.agreed(decide)
         self._engine = made[0].engine if made else Chunked(self._engines[taken["engine"]](), budget)
         self.choice = Choice(self._engine, taken["seconds"], taken["reasons"])
         return self._engine

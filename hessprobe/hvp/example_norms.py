@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.layer_gradients import Layer, Use, has_rule, joint_squares, normalised, use_of
-from hessprobe.objective.terms import EmpiricalBatch
+from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.vectors import ParameterLayout
 
 # Per-example gradients of layers without a rule that are held at once, in entries.

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from hessprobe.hvp.auto import EXPECTED_MATVECS
-from hessprobe.hvp.engine import Engine
+from hessprobe.hvp.engines import Engine
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.hessian import Hessian
-from hessprobe.hvp.memory import MemoryBudget
+from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.objective.base import Objective
 from hessprobe.operators.base import Combination, LinearOperator
 from hessprobe.vectors import ParameterLayout

@@ -13,11 +13,10 @@ from torch import Tensor
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.batch_products import BatchProducts
-from hessprobe.hvp.engine import Engine
-from hessprobe.hvp.engines import DoubleBackward, FiniteDifference, ForwardOverReverse
+from hessprobe.hvp.engines import DoubleBackward, Engine, FiniteDifference, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.linearized import Linearized
-from hessprobe.hvp.memory import MemoryBudget
+from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.verification import COMPARED, ProductError, compare
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import LinearOperator

@@ -29,8 +29,7 @@ from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engine import LossFunction, Product, device_clock, fresh_gradient, storage_bytes
-from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward, LossFunction, Product, device_clock, fresh_gradient, storage_bytes
 from hessprobe.hvp.known import RECORDINGS, kind_of
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
 from hessprobe.objective.base import BatchLoss

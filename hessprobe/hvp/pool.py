@@ -1,22 +1,224 @@
-"""The products of all batches of an objective, kept while the memory budget lasts and made anew beyond it."""
+"""The products of all batches of an objective, kept while the memory budget lasts and made anew beyond it.
+
+Batches shared out over the ranks of a process group, with one all-reduce for a pass over all of them.
+
+How much memory there is, and how much of it products may keep.
+
+An engine within a memory budget: long blocks of probes, and large batches, are taken in pieces.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from hessprobe.errors import DataError, NonFiniteError
-from hessprobe.hvp import ranks, replay
-from hessprobe.hvp.engine import Product, device_clock, fresh_gradient
-from hessprobe.hvp.memory import MemoryBudget
+from hessprobe import checks
+from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError, UnsupportedError
+from hessprobe.hvp import engines
+from hessprobe.hvp.engines import (
+    DoubleBackward,
+    Engine,
+    LossFunction,
+    Product,
+    batch_bytes,
+    device_clock,
+    fresh_gradient,
+    graph_bytes,
+)
 from hessprobe.objective.base import BatchLoss, Objective
-from hessprobe.objective.groups import parts_of
+from hessprobe.objective.checking import parts_of
 from hessprobe.vectors import row_dots
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that make a product together; every one of them runs the same program on the same data.
+
+    Attributes:
+        group: whose collectives are used.
+        rank: of this process, from 0.
+        count: how many there are.
+        examples: how many of each batch every rank has made products of in the latest pass, by the index of the batch.
+    """
+
+    group: ProcessGroup
+    rank: int
+    count: int
+    examples: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def all(self) -> range:
+        """The numbers of all ranks."""
+        return range(self.count)
+
+    def owns(self, index: int, rank: int | None = None) -> bool:
+        """Return whether batch ``index`` is that of ``rank``, by default of this one.
+
+        Batches are dealt out in turn, so that shares differ by one.
+        """
+        return index % self.count == (self.rank if rank is None else rank)
+
+    def note(self, index: int, examples: Sequence[int]) -> None:
+        """Note how many examples of batch ``index`` every rank makes products of; batch 0 begins a pass."""
+        if index == 0:
+            self.examples.clear()
+        self.examples[index] = tuple(examples)
+
+    def summed(self, part: Tensor) -> Tensor:
+        """Return the sum of every rank's ``part``, the same on all, in place; one all-reduce."""
+        dist.all_reduce(part, group=self.group)
+        return part
+
+    def described(self) -> dict[str, Any]:
+        """Return what a record says: the number of ranks, and how many examples each had in the latest pass."""
+        parts = [sum(counts[rank] for counts in self.examples.values()) for rank in self.all]
+        return {"count": self.count, "examples": parts}
+
+    def agreed(self, decide: Callable[[], Any]) -> Any:
+        """Return what the first rank decides, on all."""
+        found = [decide() if self.rank == 0 else None]
+        dist.broadcast_object_list(found, group_src=0, group=self.group)
+        return found[0]
+
+
+_active: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+
+
+@contextmanager
+def shared_out(group: ProcessGroup) -> Iterator[Ranks]:
+    """Share the batches of every product inside the block out over ``group``.
+
+    All its ranks must enter the block with the same model and all of the data, and ask for the same products in the
+    same order; each then holds the same results. In a pass over all batches each rank makes the products of its own
+    batches, with one all-reduce at the end; of a single batch (a term of the operator) it makes those of its own
+    examples, with one all-reduce a batch and block of vectors, where the loss of the batch is the mean of theirs. A
+    rank that fails leaves the others waiting until the timeout of the group.
+    """
+    ranks = Ranks(group, dist.get_rank(group), dist.get_world_size(group))
+    token = _active.set(ranks)
+    try:
+        yield ranks
+    finally:
+        _active.reset(token)
+
+
+def current() -> Ranks | None:
+    """Return the ranks that share products here, or None where this process makes them alone."""
+    ranks = _active.get()
+    return ranks if ranks is not None and ranks.count > 1 else None
+
+
+def agreed(decide: Callable[[], Any]) -> Any:
+    """Return ``decide()``, of the first rank where several share products."""
+    ranks = current()
+    return decide() if ranks is None else ranks.agreed(decide)
+
+
+def on_this_machine() -> int:
+    """Return how many of the ranks that share products run on this machine, as ``torchrun`` says; else all of them."""
+    ranks = current()
+    return 1 if ranks is None else int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
+
+
+# Share of the free memory that kept products may take by default; the rest is for probes, bases and the work itself.
+DEFAULT_SHARE = 0.5
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on ``device`` (a CPU: without swapping)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + reserved)
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return min(int(line.split()[1]) * 1024, _cgroup_room())
+    return 4 * 2**30
+
+
+def budget_bytes(memory: int | None, device: torch.device) -> int:
+    """Return ``memory`` in bytes, or the default share of what is free on ``device``.
+
+    Ranks on one machine, whose CPU they share, have it between them.
+
+    Raises:
+        TypeError, ValueError: ``memory`` is not a positive integer.
+    """
+    if memory is not None:
+        return checks.positive_int("memory", memory, hint="Give a number of bytes.")
+    sharing = 1 if device.type == "cuda" else on_this_machine()
+    return int(DEFAULT_SHARE * available_bytes(device) / sharing)
+
+
+class MemoryBudget:
+    """Bytes that products may keep; everybody who is given the same one shares it.
+
+    Args:
+        memory: bytes; the default share of what is free on ``device`` where None.
+        device: where the products lie.
+
+    Raises:
+        TypeError, ValueError: ``memory`` is not a positive integer.
+    """
+
+    def __init__(self, memory: int | None, device: torch.device) -> None:
+        self.total = int(engines.value(engines.place("memory"), lambda: agreed(lambda: budget_bytes(memory, device))))
+        self._taken = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that nobody has taken."""
+        return self.total - self._taken
+
+    def take(self, nbytes: int) -> bool:
+        """Take ``nbytes`` for good and return True; take nothing and return False where there is less room."""
+        if nbytes > self.room:
+            return False
+        self._taken += nbytes
+        return True
+
+    def give_back(self, nbytes: int) -> None:
+        """Return what was taken."""
+        self._taken -= nbytes
+
+
+def words(nbytes: float) -> str:
+    """Return a size for a message, e.g. ``"1.5 GB"``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if nbytes < 1024 or unit == "GB":
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return ""
+
+
+def _cgroup_room() -> int:
+    limit = _lines("/sys/fs/cgroup/memory.max")
+    used = _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].strip().isdigit():
+        return max(int(limit[0]) - int(used[0]), 0)
+    return 2**62
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
 
 Maker = Callable[[BatchLoss, Tensor], Product]
 
@@ -69,7 +271,7 @@ class ProductPool:
         self.risk = risk
         self.budget = budget
         self._make = make
-        self.place = replay.place("pool")
+        self.place = engines.place("pool")
         self._kept: list[tuple[float, Product]] = []
         self._full = False
         # What this rank keeps where several make products together, by the index of the batch: of whole batches for a
@@ -106,7 +308,7 @@ class ProductPool:
             self.passes -= 1
 
     def _pass(self) -> Iterator[tuple[float, Product]]:
-        shared = ranks.current()
+        shared = current()
         if shared is not None:
             with self.context():
                 yield from self._parts_of(shared)
@@ -137,7 +339,7 @@ class ProductPool:
                     "Pass a list of batches, or a loader without shuffling."
                 )
 
-    def _own_of(self, shared: ranks.Ranks) -> Iterator[tuple[float, Product]]:
+    def _own_of(self, shared: Ranks) -> Iterator[tuple[float, Product]]:
         """Yield weight and product of this rank's batches.
 
         The first batch is made by all before the first pass: there the engine is agreed on and tried.
@@ -153,7 +355,7 @@ class ProductPool:
             if shared.owns(index) and known is not None:
                 yield known
 
-    def _parts_of(self, shared: ranks.Ranks) -> Iterator[tuple[float, Product]]:
+    def _parts_of(self, shared: Ranks) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product, of which each rank makes the part of its own examples."""
         for index, batch in enumerate(self.risk.terms()):
             if not self._tried:
@@ -167,7 +369,7 @@ class ProductPool:
                     self._parts[index] = known
             yield known
 
-    def _part(self, index: int, batch: BatchLoss, shared: ranks.Ranks) -> Product:
+    def _part(self, index: int, batch: BatchLoss, shared: Ranks) -> Product:
         """Return the product of ``batch``, summed over ranks that cut it between them.
 
         Where it cannot be cut, as where its examples see each other, every rank makes all of it.
@@ -208,14 +410,14 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        result = replay.product(self.place, V, lambda: self._sum(V))
+        result = engines.product(self.place, V, lambda: self._sum(V))
         self.made["products"] += len(V)
         if self.watch is not None:
             self.watch.rows += len(V)
         return result
 
     def _sum(self, V: Tensor) -> Tensor:
-        shared, began = ranks.current(), device_clock(V.device)
+        shared, began = current(), device_clock(V.device)
         with self.context():
             if self.watch is not None:
                 self.watch.asked()
@@ -257,3 +459,199 @@ class ProductPool:
                     if not bool(torch.isfinite(tensor).all()):
                         return f": the gradient of batch {index} is so already in parameter {name!r}"
         return "; the gradients of all batches are finite"
+
+
+# Rows of a block handled at once; more gains nothing (2 + 1/k gradients a probe) and costs k times the activations.
+MAX_ROWS = 16
+
+# Live bytes of forward over reverse, for the primal and for each probe, in units of what a forward pass saves: forward
+# and backward values and a temporary of each.
+_WORKING = 4
+
+# Live bytes while a gradient's derivative is recorded, in units of what the graph of the gradient keeps.
+_RECORDING = 3
+
+# A budget this many times what a batch takes at most is no reason to measure a second slice.
+_AMPLE = 4
+
+
+class Chunked:
+    """Takes an engine and a budget in bytes; is an engine that respects it.
+
+    A block of probes is cut so that its tangents fit beside the rest. A batch whose product alone is larger than the
+    budget is cut into slices, whose products are made one after the other at every call. How large a product will be
+    is estimated from two small slices of the first batch before any product is made; a batch that cannot be cut is
+    known too large in advance where already its forward pass is. An engine that keeps nothing is the last resort: it
+    goes down to single examples, and refuses a budget that does not hold the forward pass of one; what cannot be cut
+    is taken whole, one probe at a time.
+    """
+
+    def __init__(self, engine: Engine, budget: int) -> None:
+        self._engine, self._budget = engine, budget
+        self.name, self.is_exact = engine.name, engine.is_exact
+        self.keeps, self.setup_seconds = engine.keeps, engine.setup_seconds
+        # Bytes that a product of n examples takes: fixed + slope * n; None before the first, zeros where unknown.
+        self._line: tuple[float, float] | None = None
+
+    def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
+        """Return the product.
+
+        Raises:
+            MemoryBudgetError: the batch does not fit and cannot be cut.
+        """
+        expected = self._expected_bytes(loss, theta)
+        if not self.keeps:
+            return self._unkept(loss, theta, expected)
+        if expected > self._budget:
+            return self._sliced(loss, theta, expected)
+        product = self._engine(loss, theta)
+        nbytes = product.nbytes
+        if nbytes <= self._budget:
+            # The tangents of one probe take no more than what is kept of the primal.
+            return limit_rows(product, lambda: self._rows(nbytes, nbytes))
+        self._line = (0.0, nbytes / max(getattr(loss, "examples", 1), 1))
+        del product
+        return self._sliced(loss, theta, nbytes)
+
+    def _unkept(self, loss: LossFunction, theta: Tensor, expected: int) -> Product:
+        if expected > self._budget:
+            examples = getattr(loss, "examples", 0)
+            if expected > examples * self._budget:
+                self._require_one(loss, theta)
+            try:
+                return self._sliced(loss, theta, min(expected, examples * self._budget) or expected)
+            except MemoryBudgetError:
+                # Nothing smaller is left to try.
+                return limit_rows(self._engine(loss, theta), lambda: 1)
+
+        def rows() -> int:
+            one = _WORKING * forward_bytes(loss, theta)
+            return self._rows(one, one)
+
+        return limit_rows(self._engine(loss, theta), rows)
+
+    def _require_one(self, loss: LossFunction, theta: Tensor) -> None:
+        """Refuse a budget below the forward pass of one example, which every product holds several times."""
+        try:
+            least = forward_bytes(loss.slice(0, 1), theta) if isinstance(loss, BatchLoss) else 0
+        except UnsupportedError:
+            return
+        if least > self._budget:
+            raise MemoryBudgetError(
+                f"A curvature product of a single example needs at least {words(least)}, more than the budget of "
+                f"{words(self._budget)}. Use a larger memory budget."
+            )
+
+    def _rows(self, kept: int, a_row: int) -> int:
+        return min(MAX_ROWS, max(1, (self._budget - kept) // a_row)) if a_row else MAX_ROWS
+
+    def _expected_bytes(self, loss: LossFunction, theta: Tensor) -> int:
+        """Return about how much a product of ``loss`` takes, a lower bound where the batch cannot be cut."""
+        examples = getattr(loss, "examples", 0)
+        if self._line is None:
+            try:
+                self._line = self._measured_line(loss, theta, examples)
+            except (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                # What is wrong with the model is said when the engine meets it.
+                self._line = (0.0, 0.0)
+        if self._line != (0.0, 0.0):
+            return int(self._line[0] + self._line[1] * examples)
+        return forward_bytes(loss, theta) if self.keeps else 0
+
+    def _measured_line(self, loss: LossFunction, theta: Tensor, examples: int) -> tuple[float, float]:
+        if not isinstance(loss, BatchLoss) or examples < 4:
+            return 0.0, 0.0
+        one = max(examples // 16, 1)
+        small = self._bytes_of(loss.slice(0, one), theta)
+        if _AMPLE * small * examples <= one * self._budget:
+            # Nothing that does not grow with the examples has to be told apart.
+            return 0.0, small / one
+        large = self._bytes_of(loss.slice(0, 2 * one), theta)
+        slope = max(large - small, 0) / one
+        return max(small - slope * one, 0.0), slope
+
+    def _bytes_of(self, part: LossFunction, theta: Tensor) -> int:
+        if not self.keeps:
+            return 2 * _WORKING * forward_bytes(part, theta)
+        if self.setup_seconds:
+            # Recording takes seconds, so that it is not tried on slices.
+            return _RECORDING * DoubleBackward()(part, theta).nbytes
+        return self._engine(part, theta).nbytes
+
+    def _sliced(self, loss: LossFunction, theta: Tensor, nbytes: int) -> Product:
+        slices = _cut(loss, math.ceil(nbytes / self._budget), nbytes, self._budget)
+        whole = sum(part.weight for part in slices)
+        with torch.no_grad():
+            together = float(loss(theta))
+            apart = sum(part.weight / whole * float(part(theta)) for part in slices)
+        if abs(together - apart) > torch.finfo(theta.dtype).eps ** 0.5 * (abs(together) + abs(apart)):
+            raise MemoryBudgetError(
+                f"A curvature product of one batch keeps {words(nbytes)}, more than the budget of "
+                f"{words(self._budget)}, and cannot be cut: its examples see each other. "
+                "Use smaller batches, more memory, or engine='forward_over_reverse'."
+            )
+
+        def apply(V: Tensor) -> Tensor:
+            total = torch.zeros_like(V)
+            for part in slices:
+                total.add_(limit_rows(self._engine(part, theta), lambda: 1)(V), alpha=part.weight / whole)
+            return total
+
+        return Product(apply, batch_bytes(loss))
+
+
+def forward_bytes(loss: LossFunction, theta: Tensor) -> int:
+    """Return the bytes that one forward pass keeps for a gradient, without data and parameters."""
+    data = loss.tensors() if isinstance(loss, BatchLoss) else []
+    leaf = theta.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        return graph_bytes(loss(leaf), ignore=[theta, leaf, *data])
+
+
+def limit_rows(product: Product, rows: Callable[[], int]) -> Product:
+    """Return the product, with blocks of more than ``rows()`` probes done that many at a time.
+
+    ``rows`` is asked at the first block of several probes.
+    """
+    known: list[int] = []
+
+    def parts(V: Tensor) -> tuple[Tensor, ...]:
+        if V.shape[0] == 1:
+            return (V,)
+        if not known:
+            known.append(rows())
+        return V.split(known[0])  # type: ignore[no-untyped-call, no-any-return]  # untyped in torch
+
+    def apply(V: Tensor) -> Tensor:
+        pieces = parts(V)
+        return product.apply(V) if len(pieces) == 1 else torch.cat([product.apply(part) for part in pieces])
+
+    def forms(V: Tensor) -> Tensor:
+        return torch.cat([product.forms(part) for part in parts(V)])  # type: ignore[misc]  # asked for below
+
+    def add(V: Tensor, total: Tensor, weight: float) -> None:
+        pieces = parts(V)
+        for part, rows in zip(pieces, total.split([len(piece) for piece in pieces]), strict=True):  # type: ignore[no-untyped-call]  # untyped in torch
+            product.add(part, rows, weight)  # type: ignore[misc]  # asked for below
+
+    return replace(
+        product,
+        apply=apply,
+        forms=None if product.forms is None else forms,
+        add=None if product.add is None else add,
+    )
+
+
+def _cut(loss: LossFunction, pieces: int, nbytes: int, budget: int) -> list[BatchLoss]:
+    examples = getattr(loss, "examples", 0)
+    needs = f"A curvature product of one batch keeps {words(nbytes)}, more than the budget of {words(budget)}"
+    advice = "Use smaller batches, a larger memory budget, or engine='forward_over_reverse'."
+    if not isinstance(loss, BatchLoss) or examples < pieces:
+        raise MemoryBudgetError(f"{needs}. {advice}")
+    edges = [round(examples * number / pieces) for number in range(pieces + 1)]
+    try:
+        return [loss.slice(start, stop) for start, stop in itertools.pairwise(edges)]
+    except UnsupportedError as error:
+        raise MemoryBudgetError(f"{needs}, and it cannot be cut: {error} {advice}") from error

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engine import LossFunction, Product, fresh_gradient
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
+from hessprobe.hvp.engines import LossFunction, Product, fresh_gradient
+from hessprobe.vectors import ProbeStream, row_dots
 
 # Asymmetry allowed, relative to the length of a product.
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 3e-2}

@@ -31,9 +31,8 @@ from hessprobe.invariance.paired import PAIRED, Probed, estimate, estimate_after
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.sites import Found, find_sites
 from hessprobe.invariance.verdict import LEVEL, RESOLUTION, Compared, Theory, compare, expected
-from hessprobe.measures.context import make_operator
+from hessprobe.measures.context import Event, MeasureSettings, make_operator
 from hessprobe.measures.registry import judged, measure_all
-from hessprobe.measures.settings import Event, MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.copying import risk_of
 from hessprobe.operators import Congruence, LinearOperator, Reordered

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hessprobe.measures.entry import DENSE_LIMIT as DENSE_LIMIT
-from hessprobe.measures.entry import Names
-from hessprobe.measures.table import DEFAULT, NAMES
+from hessprobe.measures.table import DEFAULT, NAMES, Names
+from hessprobe.measures.table import DENSE_LIMIT as DENSE_LIMIT
 
 
 @dataclass(frozen=True)

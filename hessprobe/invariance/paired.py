@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.estimate import ErrorParts, Estimate, student_quantile
+from hessprobe.estimate import ErrorParts, Estimate, Influence, student_quantile
 from hessprobe.estimators.budget import joint_df, required_samples, upper_std
-from hessprobe.estimators.deflate import block_rows
-from hessprobe.jackknife import Influence
+from hessprobe.estimators.xtrace import block_rows
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import ProbeStream, row_dots
 
 # Probes of the pilot, which enter no answer, and the most that a tolerance may ask for.
 PILOT, MOST = 4, 2048

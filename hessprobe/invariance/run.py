@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from hessprobe.invariance.actions import State
 from hessprobe.invariance.trace import Graph, record
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk, ForwardBatch, modes
+from hessprobe.objective.batches import ForwardCall, FunctionalModel
 from hessprobe.objective.copying import load, module_copy, state_of
-from hessprobe.objective.terms import ForwardCall, FunctionalModel
 
 # Outputs that are equal up to rounding, relative to the largest of them.
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}

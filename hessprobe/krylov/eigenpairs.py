@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks, display
-from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.jackknife import GROUPS, Batches, Influence, data_error
+from hessprobe.estimate import GROUPS, Batches, ErrorParts, Estimate, Influence, data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import combine, gram, row_dots

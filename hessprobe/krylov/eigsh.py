@@ -25,8 +25,7 @@ from hessprobe.krylov.lanczos import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import combine, orthonormal_rows, row_dots
+from hessprobe.vectors import ProbeStream, combine, orthonormal_rows, row_dots
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import NonFiniteError
 from hessprobe.operators import aslinearoperator
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import ProbeStream, row_dots
 
 # Basis vectors are stored in slabs of this many steps: a sweep that ends early has not paid for its longest length.
 _SLAB = 32

@@ -15,8 +15,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.krylov.lanczos import orthogonalise, random_row
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
-from hessprobe.vectors import combine, row_dots
+from hessprobe.vectors import ProbeStream, combine, row_dots
 
 Floats = NDArray[np.float64]
 

@@ -13,9 +13,8 @@ from hessprobe.krylov import eigsh
 from hessprobe.landscape.names import BIASES, NORMALIZATIONS, RHO
 from hessprobe.landscape.plane import Plane
 from hessprobe.objective.base import Objective, require_objective
-from hessprobe.probes import ProbeStream
 from hessprobe.sharpness.arc import ALPHA_MAX, ALPHA_STEP, slerp
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, ProbeStream
 
 
 def normalized(

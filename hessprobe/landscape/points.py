@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from hessprobe import checks
 from hessprobe.errors import HessprobeError, NonFiniteError, NumericalWarning
 from hessprobe.hvp import Hessian
-from hessprobe.hvp.memory import budget_bytes
+from hessprobe.hvp.pool import budget_bytes
 from hessprobe.krylov import eigsh
 from hessprobe.landscape.names import MAPS
 from hessprobe.objective import EmpiricalBatch, modes

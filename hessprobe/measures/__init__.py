@@ -8,13 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.measures.entry import Entry, Layers
-from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, register, taking, unregister
+from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, Entry, Layers, register, taking, unregister
 
 if TYPE_CHECKING:
-    from hessprobe.measures.context import Context
+    from hessprobe.measures.context import Answer, Context, Event, MeasureSettings, Result
     from hessprobe.measures.registry import measure, measure_all
-    from hessprobe.measures.settings import Answer, Event, MeasureSettings, Result
 
 __all__ = [
     "DEFAULT",
@@ -41,7 +39,7 @@ _HOMES = {"Context": "context", "measure": "registry", "measure_all": "registry"
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'settings')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'context')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,9 +18,8 @@ from hessprobe.errors import ArgumentMessage, NonFiniteError, NumericalWarning, 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
-from hessprobe.measures.context import Context
-from hessprobe.measures.entry import UNIVERSAL_PREFIX
-from hessprobe.measures.settings import Answer
+from hessprobe.measures.context import Answer, Context
+from hessprobe.measures.table import UNIVERSAL_PREFIX
 from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
 from hessprobe.universal import catalogue as cat

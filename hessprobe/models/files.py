@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import CheckpointError
-from hessprobe.training import weights
+from hessprobe.training import checkpoint
 
 # What the description of such a folder is made of: values, and nothing that does anything.
 _MODULE = "torch.distributed.checkpoint"
@@ -235,14 +235,14 @@ def read_contents(path: str | Path) -> Contents:
     source = Path(path)
     if source.is_dir():
         return _read_folder(source)
-    weights.require_file(source)
+    checkpoint.require_file(source)
     if source.suffix.lower() in _FOREIGN_FORMATS:
         kind = _FOREIGN_FORMATS[source.suffix.lower()]
         raise CheckpointError(f"{source} is a file of {kind}, not of PyTorch. Convert it to a state_dict first.")
     if source.suffix == ".safetensors":
-        return Contents(source, "safetensors", weights.read_safetensors(source), (source,))
+        return Contents(source, "safetensors", checkpoint.read_safetensors(source), (source,))
     _refuse_programs(source)
-    tree = weights.read_torch_file(source, _HARMLESS)
+    tree = checkpoint.read_torch_file(source, _HARMLESS)
     return Contents(source, _format_of(tree), tree, (source,))
 
 
@@ -252,7 +252,7 @@ def read_settings(path: str | Path) -> Any:
     Raises:
         CheckpointError: see ``read_contents``.
     """
-    return weights.read_torch_file(path, _HARMLESS, mapped=zipfile.is_zipfile(path))
+    return checkpoint.read_torch_file(path, _HARMLESS, mapped=zipfile.is_zipfile(path))
 
 
 def path_sha256(path: str | Path) -> str:

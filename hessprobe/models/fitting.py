@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprobe.errors import CheckpointError
-from hessprobe.training.weights import load_weights
+from hessprobe.training.checkpoint import load_weights
 
 # Where programs put the weights of a network, the entry that is meant first; averaged weights are another network.
 KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "student", "weights")

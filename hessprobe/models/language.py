@@ -16,7 +16,7 @@ from hessprobe.models.images import Examples
 from hessprobe.models.pretrained import one_sentence, quiet
 from hessprobe.models.spec import Opening
 from hessprobe.models.tables import LABELS, TEXTS, Rows
-from hessprobe.objective.weighting import IGNORED
+from hessprobe.objective.base import IGNORED
 
 DEFAULT_CONTEXT = 512
 # Share of the tokens of a masked language model that are to be predicted (Devlin et al., 2019).

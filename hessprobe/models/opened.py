@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from hessprobe.errors import UnsupportedError
 from hessprobe.models.images import Examples, of_data_set
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.model_loss import logits_of
-from hessprobe.objective.weighting import token_cross_entropy
+from hessprobe.objective.base import logits_of, token_cross_entropy
 from hessprobe.training.datasets import DataSet
 
 Loss = Callable[[Any, Any], Tensor]

@@ -19,8 +19,8 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import DataError
 from hessprobe.models.images import Examples
+from hessprobe.training.datasets.base import read_utf8
 from hessprobe.training.datasets.hub import HELD_OUT, load_splits
-from hessprobe.training.datasets.text import read_utf8
 
 TARGETS = ("label", "labels", "target", "targets", "class", "y")
 # How arrays of inputs and targets are called, those with a split of their own first.

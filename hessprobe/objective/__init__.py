@@ -2,9 +2,9 @@
 
 from hessprobe.objective.analytic import Quadratic, Rosenbrock, Saddle, ScaleInvariantProduct
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.batches import EmpiricalBatch, ForwardBatch
 from hessprobe.objective.empirical import EmpiricalRisk
-from hessprobe.objective.selection import select_parameters
-from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch
+from hessprobe.objective.modes import select_parameters
 
 __all__ = [
     "BatchLoss",

@@ -1,11 +1,14 @@
-"""The mean loss of a module over data: the bridge from ``nn.Module`` to an objective on a flat vector."""
+"""The mean loss of a module over data: the bridge from ``nn.Module`` to an objective on a flat vector.
+
+Whether the loss of a batch is the mean of its parts, as a loss must be whose batches are weighted by their size.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +18,19 @@ from torch import Tensor, nn
 
 from hessprobe import checks
 from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
+from hessprobe.objective import base, checking, modes
 from hessprobe.objective import batches as data_tools
-from hessprobe.objective import checking, determinism, means, model_loss, modes, selection, weighting
-from hessprobe.objective.base import Objective
-from hessprobe.objective.notes import (
+from hessprobe.objective.base import BatchLoss, LossRule, Objective
+from hessprobe.objective.batches import (
+    EmpiricalBatch,
+    ForwardBatch,
+    ForwardCall,
+    FunctionalModel,
+    KeptBatches,
+    forward_weight,
+)
+from hessprobe.objective.checking import MISFITS
+from hessprobe.objective.modes import (
     Noted,
     functional_dropout,
     held_by_the_loss,
@@ -26,10 +38,147 @@ from hessprobe.objective.notes import (
     train_modes,
     unreduced,
 )
-from hessprobe.objective.terms import EmpiricalBatch, ForwardBatch, ForwardCall, FunctionalModel, forward_weight
-from hessprobe.objective.untouched import KeptBatches
-from hessprobe.objective.weighting import LossRule
 from hessprobe.vectors import ParameterLayout
+
+# Batches up to which every one is cut in two and compared; of more, this many.
+MOST = 32
+
+
+def label_range(targets: Any) -> tuple[float, float]:
+    """Return where in its targets a batch may differ from others: its labels' ends, or how many values are missing.
+
+    What a loss leaves out stands outside the classes, below 0 or above them, or is nan where targets are numbers.
+
+    Args:
+        targets: of a batch.
+
+    Returns:
+        The smallest and the largest label; (0, number of nan) for targets that are no labels.
+    """
+    if not isinstance(targets, Tensor) or targets.numel() == 0 or targets.is_complex():
+        return 0.0, 0.0
+    if targets.is_floating_point():
+        return 0.0, float(targets.isnan().sum())
+    low, high = targets.aminmax()
+    return float(low), float(high)
+
+
+def to_compare(ranges: Sequence[tuple[float, float]], most: int = MOST) -> list[int]:
+    """Return which batches to cut and compare: all of them, or ``most`` that are likely to hold what others do not.
+
+    These are the first, the last (the ragged one), those with the smallest and the largest label or the most missing
+    values, and others evenly spread.
+
+    Args:
+        ranges: of every batch, see ``label_range``.
+        most: how many, >= 4.
+    """
+    count = len(ranges)
+    if count <= most:
+        return list(range(count))
+    lowest = min(range(count), key=lambda i: ranges[i][0])
+    highest = max(range(count), key=lambda i: ranges[i][1])
+    found = {0, count - 1, lowest, highest}
+    between = [round(i * (count - 1) / (most - 1)) for i in range(most)]
+    found |= set([index for index in between if index not in found][: most - len(found)])
+    return sorted(found)
+
+
+def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
+    """Refuse a loss of unknown make that is no mean over the batch's examples where it is known what it is instead.
+
+    The loss of the whole batch is compared with those of two parts of it: a sum would weight batches by their size once
+    more, and a mean over targets that are not ignored must be told so. Costs two forward passes of the batch.
+
+    Args:
+        term: the batch.
+        theta: (d,) where.
+
+    Returns:
+        A sentence for every number measured on it, where the loss is something else (its examples see each other, or
+        have weights); else ``""``.
+
+    Raises:
+        ValueError: with the three values.
+    """
+    if not isinstance(term, EmpiricalBatch) or term.rule.known or term.examples < 2 or not term.separable:
+        return ""
+    middle = _place_to_cut(term.targets, term.examples)
+    parts = term.slice(0, middle), term.slice(middle, term.examples)
+    if not all(part.size > 0 for part in parts):
+        return ""
+    try:
+        with torch.no_grad():
+            whole, one, other = (float(batch(theta)) for batch in (term, *parts))
+    except MISFITS as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return ""  # a loss for batches of one size only
+    # A part of ignored targets alone has no loss: 0/0.
+    scale = abs(one) + abs(other) if math.isfinite(one + other) else abs(whole)
+    mean = (parts[0].size * one + parts[1].size * other) / term.size
+    rounding = torch.finfo(theta.dtype).eps ** 0.5 * scale
+    if abs(whole - mean) <= rounding or not math.isfinite(whole):
+        return ""
+    told = f"batch {term.index} has {whole:.6g}, its two parts have {one:.6g} and {other:.6g}"
+    if abs(whole - one - other) <= rounding and abs(whole - mean) > 0.01 * scale:
+        raise ValueError(
+            f"loss must be a mean over the batch; got {term.rule.name}, which sums: {told}. Divide by the number of "
+            "examples, or pass weighting='examples' to have it weighted as if it were a mean."
+        )
+    left_out = _left_out(parts, (whole, one, other), rounding)
+    if left_out is not None:
+        raise ValueError(
+            f"loss must be a mean over the batch's {term.rule.unit}; got {term.rule.name}, which leaves out targets of "
+            f"{left_out}: {told}. Pass torch.nn.CrossEntropyLoss(ignore_index={left_out}) itself, which is weighted by "
+            "the targets that count, or weighting='examples' to have every batch weighted by its size."
+        )
+    return (
+        f"the loss {term.rule.name} of a batch is not the mean of its parts ({told}): the number is that of these "
+        "batches, and others would give another"
+    )
+
+
+def _place_to_cut(targets: Any, examples: int) -> int:
+    """Return where to cut a batch in two: where the parts hold the most different shares of what may be left out.
+
+    Halves with equally many ignored targets would have the mean of the whole. No part has less than a quarter.
+    """
+    middle = examples // 2
+    if not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != examples or targets.numel() == 0:
+        return middle
+    if targets.is_floating_point() or targets.is_complex():
+        marks = [targets.isnan()]
+    else:
+        marks = [targets == end for end in targets.aminmax()]
+    places = torch.arange(max(1, examples // 4), max(2, examples - examples // 4), dtype=torch.float64)
+    best, farthest = middle, 0.0
+    for mark in marks:
+        held = mark.reshape(examples, -1).sum(1).cpu().double().cumsum(0)
+        apart = (held[places.long() - 1] - places / examples * held[-1]).abs()
+        where = int(apart.argmax())
+        if float(apart[where]) > farthest + 1e-9:
+            best, farthest = int(places[where]), float(apart[where])
+    return best
+
+
+def _left_out(parts: Sequence[EmpiricalBatch], losses: tuple[float, float, float], rounding: float) -> int | None:
+    """Return the target value whose absence explains the loss of a batch from those of its parts, or None."""
+    whole, one, other = losses
+    targets = [part.targets for part in parts]
+    if not all(isinstance(t, Tensor) and not t.is_floating_point() for t in targets):
+        return None
+    # What is ignored stands outside the classes: below 0 or above them. Small batches leave more than one explanation.
+    found = torch.unique(torch.cat([t.flatten() for t in targets])).tolist()
+    for value in sorted(found, key=lambda label: (label >= 0, -label)):
+        counts = [float((t != value).sum()) for t in targets]
+        total = sum(counts)
+        if 0 < total < sum(t.numel() for t in targets):
+            mean = sum(count * loss for count, loss in zip(counts, (one, other), strict=True) if count) / total
+            if abs(whole - mean) <= rounding:
+                return int(value)
+    return None
+
 
 Term = EmpiricalBatch | ForwardBatch
 
@@ -125,10 +274,10 @@ class EmpiricalRisk(Objective):
         checking.require_whole_data(data)
         self.module = modes.unwrap(module)
         checking.require_whole_module(self.module)
-        model_loss.require_differentiable_attention(self.module)
+        base.require_differentiable_attention(self.module)
         modes.require_pure(self.module)
-        chosen = selection.select_parameters(self.module, params)
-        selection.require_finite(self.module)
+        chosen = modes.select_parameters(self.module, params)
+        modes.require_finite(self.module)
         self.layout = ParameterLayout.of(chosen)
         self.theta = self.layout.join(parameter.detach() for parameter in chosen.values()).clone()
         self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
@@ -276,7 +425,7 @@ class EmpiricalRisk(Objective):
         constants = {**self._frozen, **buffers}
         if self._forward is not None:
             return FunctionalModel(ForwardCall(self.module, self._forward), self.layout, constants, prefix="module.")
-        extra = tuple(model_loss.extra_arguments(self.module).items())
+        extra = tuple(base.extra_arguments(self.module).items())
         return FunctionalModel(self.module, self.layout, constants, extra=extra)
 
     def _read(self) -> Iterator[tuple[int, Any]]:
@@ -324,7 +473,7 @@ class EmpiricalRisk(Objective):
         """Return the rule of the loss, and the key of labels that the model itself must be given."""
         if self._forward is not None:
             return None, None
-        rule = None if self._loss is None else weighting.loss_rule(self._loss, self.weighting)
+        rule = None if self._loss is None else base.loss_rule(self._loss, self.weighting)
         for _, batch in self._read():
             if not isinstance(batch, Mapping):
                 if rule is None:
@@ -340,7 +489,7 @@ class EmpiricalRisk(Objective):
                     f"dict batches must hold labels under one of {', '.join(data_tools.TARGET_KEYS)}; got the keys "
                     f"{keys}. Rename them or pass forward=."
                 )
-            if rule is None and not labels.is_floating_point() and bool((labels == weighting.IGNORED).all()):
+            if rule is None and not labels.is_floating_point() and bool((labels == base.IGNORED).all()):
                 continue
             learn = functools.partial(self._learn_dict, rule, inputs, key, labels)
             with checking.fitting(inputs, self.dtype, self.module, learn):
@@ -350,10 +499,10 @@ class EmpiricalRisk(Objective):
     def _learn_dict(self, rule: LossRule | None, inputs: Any, key: str, labels: Tensor) -> tuple[LossRule, str | None]:
         with torch.no_grad():
             if rule is None:
-                rule = model_loss.recognise(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
+                rule = base.recognise(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
                 if self.weighting == "examples":
                     rule = replace(rule, unit="examples")
-            needed = model_loss.needs_labels(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
+            needed = base.needs_labels(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
         return rule, key if needed else None
 
     def _measure(self) -> _Measured:
@@ -368,7 +517,7 @@ class EmpiricalRisk(Objective):
             inputs, targets = data_tools.split_batch(batch)
             examples.append(data_tools.rows(targets, inputs))
             sizes.append(self._rule.size(targets, examples[-1]))
-            ranges.append((0.0, 0.0) if self._rule.known else means.label_range(targets))
+            ranges.append((0.0, 0.0) if self._rule.known else label_range(targets))
         if not math.fsum(sizes) > 0:
             raise DataError(
                 "data must hold targets that are counted; got only ignored or empty ones. Check the labels."
@@ -395,15 +544,15 @@ class EmpiricalRisk(Objective):
             )
         term = next(self.terms())
         before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        watch = determinism.CallWatch()
+        watch = checking.CallWatch()
         with torch.no_grad(), functional_dropout(self.module, watch) as seen, watch:
             first = checking.first_loss(term, self.theta, self.module)
         self._noted.attention, self._noted.functional = watch.attention, self._trained and seen()
         self._require_finite(term, self.theta, first)
         with torch.no_grad():
             second = term(self.theta)
-            determinism.require_same(first, second, self.module, lambda: term(self.theta))
-        written = determinism.written_buffers(self.module, self._buffers, before)
+            checking.require_same(first, second, self.module, lambda: term(self.theta))
+        written = checking.written_buffers(self.module, self._buffers, before)
         self._model = replace(self._model, scratch=written)
         term = next(self.terms())
         self._reads_parameters = checking.read_where_held(term, self.theta, self.module)
@@ -416,13 +565,13 @@ class EmpiricalRisk(Objective):
     def _compare_parts(self) -> str:
         if self._rule is None or self._rule.known or not self._separable:
             return ""
-        chosen = set(means.to_compare(self._measured.ranges))
-        found = [means.unlike_a_mean(term, self.theta) for term in self.terms() if term.index in chosen]
+        chosen = set(to_compare(self._measured.ranges))
+        found = [unlike_a_mean(term, self.theta) for term in self.terms() if term.index in chosen]
         return next(filter(None, found), "")
 
     def _require_finite(self, term: Term, theta: Tensor, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):
-            who = determinism.first_nonfinite(self.module, lambda: term(theta))
+            who = checking.first_nonfinite(self.module, lambda: term(theta))
             raise NonFiniteError(
                 f"loss must be finite; got {float(value)} on batch {term.index}, first in {who}. "
                 "Check the weights and that batch."
@@ -438,7 +587,7 @@ def _require_arguments(module: Any, loss: Any, forward: Any, batchnorm: str, wei
     if loss is not None and forward is not None:
         raise ValueError("loss must be None when forward= is given; got both. forward computes the loss itself.")
     checks.one_of("batchnorm", batchnorm, modes.BATCHNORM)
-    checks.one_of("weighting", weighting_name, weighting.WEIGHTINGS)
+    checks.one_of("weighting", weighting_name, base.WEIGHTINGS)
 
 
 def _changed(how: str) -> str:

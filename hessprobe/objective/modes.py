@@ -8,28 +8,41 @@ loss was evaluated at have left the module, so that the second run uses the modu
 that of a model without checkpointing.
 
 Other threads of the process while a module is measured: nothing of theirs is rewound, nothing wrong is read.
+
+What a risk changed to be measurable, in sentences for records.
+
+Which parameters theta is made of: chosen by glob, regex, predicate, submodule or identity.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import sys
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
-from hessprobe.errors import UnsupportedError
+from hessprobe import checks
+from hessprobe.errors import NonFiniteError, UnsupportedError, about
+from hessprobe.objective.base import LossRule
+from hessprobe.objective.checking import CallWatch
 
 
 @contextmanager
@@ -368,3 +381,296 @@ def recalibrate(module: nn.Module, batches: Iterable[tuple[int, Callable[[], obj
     finally:
         for layer, momentum in saved:
             layer.training, layer.momentum = False, momentum
+
+
+# Modules that a sentence names.
+_NAMED = 3
+
+_STATISTICS = {"eval": "with its running statistics", "batch": "with the statistics of each batch"}
+
+
+@dataclass
+class Noted:
+    """What has been seen of an evaluation.
+
+    Attributes:
+        switched: names of the modules of each kind that were in train mode, and are not while the loss is evaluated.
+        functional: forward calls a dropout function, in a model that was in train mode, and it drops nothing.
+        attention: the fused kernels of attention were switched off.
+        checkpointed: activation checkpointing was switched off.
+    """
+
+    switched: dict[str, list[str]]
+    functional: bool = False
+    attention: bool = False
+    checkpointed: bool = False
+
+    def see_checkpoint(self) -> None:
+        """Note that the model would have checkpointed a part of itself."""
+        self.checkpointed = True
+
+    def modes(self) -> Iterator[str]:
+        """Yield what was in train mode and was measured in evaluation mode: the number is not that of training."""
+        if self.switched:
+            counted = " and ".join(f"{len(names)} {kind}" for kind, names in self.switched.items())
+            names = [name for members in self.switched.values() for name in members]
+            listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            one = len(names) == 1
+            yield f"{counted} {'module' if one else 'modules'} in train mode measured in evaluation mode ({listed})"
+        if self.functional:
+            yield "dropout called in forward of a model in train mode measured in evaluation mode"
+
+    def sentences(self, module: nn.Module, batchnorm: str) -> Iterator[str]:
+        """Yield what was changed in ``module`` to have a second derivative, and how BatchNorm was measured."""
+        if self.attention:
+            yield "attention switched to the math kernel (the fused kernels have no second derivative)"
+        if self.checkpointed:
+            yield "activation checkpointing off (it would differentiate at the module's own parameters)"
+        if batchnorms(module):
+            yield f"BatchNorm {_STATISTICS.get(batchnorm, 'recalibrated on these data, then held fixed')}"
+        if any(getattr(layer, "padding_idx", None) is not None for layer in module.modules()):
+            yield "rows of padding_idx have their true gradient (torch replaces it by zero)"
+
+
+def train_modes(module: nn.Module, batchnorm: str) -> dict[str, list[str]]:
+    """Return the names of modules that behave otherwise in train mode, in which they are, than they will be measured.
+
+    Args:
+        module: the model.
+        batchnorm: how BatchNorm is measured; ``"batch"`` is its train mode.
+    """
+    found: dict[str, list[str]] = {"Dropout": [], "BatchNorm": []}
+    for name, member in module.named_modules():
+        if not member.training:
+            continue
+        if _drops(member):
+            found["Dropout"].append(name or "the model itself")
+        elif isinstance(member, _BatchNorm) and batchnorm != "batch":
+            found["BatchNorm"].append(name or "the model itself")
+    return {kind: names for kind, names in found.items() if names}
+
+
+@contextmanager
+def functional_dropout(module: nn.Module, watch: CallWatch) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether dropout was called inside by something else than a dropout module.
+
+    Args:
+        module: the model.
+        watch: sees the calls.
+    """
+    by_modules = [0]
+
+    def count(member: nn.Module, _: object) -> None:
+        by_modules[0] += _drops(member)
+
+    handles = [m.register_forward_pre_hook(count) for m in module.modules() if isinstance(m, _DropoutNd)]
+    try:
+        yield lambda: watch.dropped > by_modules[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def own_parameters(loss: object, module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of a loss that are none of the model's."""
+    if not isinstance(loss, nn.Module):
+        return []
+    known = {id(parameter) for parameter in module.parameters()}
+    return [p for p in loss.parameters() if p.requires_grad and id(p) not in known]
+
+
+def held_by_the_loss(loss: object, module: nn.Module) -> tuple[str, ...]:
+    """Return the sentence on trainable parameters that the loss holds and the model does not.
+
+    Args:
+        loss: as it was passed.
+        module: the model.
+    """
+    count = sum(parameter.numel() for parameter in own_parameters(loss, module))
+    return (
+        ()
+        if count == 0
+        else (f"the loss {type(loss).__name__} has {count} trainable parameters of its own, which are held constant",)
+    )
+
+
+def unreduced(rule: LossRule | None, n_examples: int, n_units: float) -> tuple[str, ...]:
+    """Return the sentence on a loss that torch would not have averaged; none where it is a mean.
+
+    Args:
+        rule: of the loss, None where the model or ``forward`` computes it.
+        n_examples: number of examples.
+        n_units: what the loss is divided by.
+    """
+    if rule is None or rule.reduction == "mean":
+        return ()
+    whole = rule.reduction == "none" and rule.elementwise
+    units = "all elements" if whole else "examples" if n_units == n_examples else "counted targets"
+    said = f"{rule.name}(reduction={rule.reduction!r}) is measured as the mean over {units}"
+    if rule.reduction == "sum":
+        said += f": the loss and the Hessian of the sum are {n_units:.12g} times as large"
+    return (said,)
+
+
+def _drops(member: nn.Module) -> bool:
+    # Attention and recurrent networks drop by a number of their own; stochastic depth is a class of other libraries.
+    rates = [member.p] if isinstance(member, _DropoutNd) else [getattr(member, "dropout", 0)]
+    if type(member).__name__ in ("DropPath", "StochasticDepth", "DropBlock2d"):
+        rates += [getattr(member, name, 0) for name in ("drop_prob", "p")]
+    return any(isinstance(rate, Real) and float(rate) > 0 for rate in rates)
+
+
+def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
+    """Return the chosen trainable parameters by name, in the module's order; a tied parameter comes once.
+
+    Args:
+        module: owner of the parameters.
+        params: None (all that require grad); a glob or a list of globs over dotted names, where ``"*"`` also crosses
+            dots and the name of a submodule stands for all in it; a compiled regular expression (``search``);
+            a predicate ``(name, parameter) -> bool``; a submodule; parameters; or a list that mixes these.
+            Frozen parameters (``requires_grad=False``) are always left out.
+
+    Raises:
+        TypeError: ``params`` of another kind, or dtypes that differ.
+        ValueError: nothing trainable is chosen, or devices differ, or a lazy or meta parameter.
+    """
+    named = dict(module.named_parameters())
+    aliases = _aliases(module)
+    chosen = set(named) if params is None else _matches(params, named, aliases)
+    trainable = {name: p for name, p in named.items() if name in chosen and p.requires_grad}
+    if not trainable:
+        raise ValueError(_nothing(module, params, chosen, named))
+    _require_uniform(trainable)
+    return trainable
+
+
+def require_finite(module: nn.Module) -> None:
+    """Refuse nan and infinite parameters, and nan in buffers (an infinity there may be a mask).
+
+    Raises:
+        NonFiniteError: with the name of the first such tensor and how many entries are bad.
+        UnsupportedError: a parameter made in inference mode, which has no gradient; or this is called inside it.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            "Curvature must be measured outside torch.inference_mode, where nothing has a gradient. Leave it first."
+        )
+    kinds = (("parameter", module.named_parameters()), ("buffer", module.named_buffers()))
+    for kind, tensors in kinds:
+        for name, tensor in tensors:
+            if tensor.is_inference() and kind == "parameter":
+                raise UnsupportedError(
+                    f"parameter {name!r} must be made outside torch.inference_mode, where tensors have no gradient. "
+                    "Make or load the model outside, or pass copy.deepcopy of it."
+                )
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            nans = int(torch.isnan(tensor).sum())
+            infinite = int(torch.isinf(tensor).sum()) if kind == "parameter" else 0
+            if nans or infinite:
+                raise NonFiniteError(
+                    f"{kind} {name!r} must be finite; got {nans} nan and {infinite} inf of {tensor.numel()} entries. "
+                    "Check how the model was trained and saved."
+                )
+
+
+def _aliases(module: nn.Module) -> dict[int, list[str]]:
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    return aliases
+
+
+def _matches(params: Any, named: dict[str, nn.Parameter], aliases: dict[int, list[str]]) -> set[str]:
+    if isinstance(params, str | re.Pattern):
+        found = {n for n, p in named.items() if any(_fits(params, alias) for alias in aliases[id(p)])}
+        if not found:
+            raise ValueError(_unmatched(params, named))
+        return found
+    if isinstance(params, Tensor | nn.Module):
+        members = [params] if isinstance(params, Tensor) else list(params.parameters())
+        found = {name for name, p in named.items() if any(p is member for member in members)}
+        if not found or (isinstance(params, Tensor) and len(found) != 1):
+            raise ValueError(
+                about(
+                    "params",
+                    f"must belong to the module; got a {type(params).__name__} that does not. "
+                    "Pass parts of the same model object.",
+                )
+            )
+        return found
+    if callable(params):
+        return {name for name, p in named.items() if params(name, p)}
+    if isinstance(params, Iterable):
+        return set().union(*(_matches(item, named, aliases) for item in params))
+    raise TypeError(
+        about(
+            "params",
+            f"must be None, a glob, a regex, a predicate, a module or a list of these; got {type(params).__name__}. "
+            "Pass for example params='layer1.*'.",
+        )
+    )
+
+
+def _fits(pattern: str | re.Pattern[str], name: str) -> bool:
+    if isinstance(pattern, re.Pattern):
+        return pattern.search(name) is not None
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def _unmatched(pattern: str | re.Pattern[str], named: dict[str, nn.Parameter]) -> str:
+    text = pattern if isinstance(pattern, str) else pattern.pattern
+    prefixes = {".".join(n.split(".")[:end]) for n in named for end in range(1, n.count(".") + 2)}
+    first = ", ".join(list(named)[:4])
+    return about(
+        "params",
+        f"must match a parameter; got {text!r}, which matches none of {len(named)} ({first}, ...)."
+        f"{checks.nearest(text.rstrip('.*'), sorted(prefixes))}",
+    )
+
+
+def _nothing(module: nn.Module, params: Any, chosen: set[str], named: dict[str, nn.Parameter]) -> str:
+    if params is not None and chosen:
+        names = ", ".join(sorted(chosen)[:4])
+        return about(
+            "params",
+            f"must match a trainable parameter; got {_shown(params)}, which matches only frozen ones ({names}). "
+            "Call requires_grad_(True) on them first.",
+        )
+    if params is not None:
+        return about("params", f"must match a trainable parameter; got {_shown(params)}, which matches none. Widen it.")
+    return (
+        f"module must have a trainable parameter; got {type(module).__name__} with {len(named)} parameters, "
+        f"{'all frozen' if named else 'none at all'}. Call module.requires_grad_(True) first."
+    )
+
+
+def _shown(params: Any) -> str:
+    return repr(params) if isinstance(params, str | re.Pattern) else f"a {type(params).__name__}"
+
+
+def _require_uniform(chosen: dict[str, nn.Parameter]) -> None:
+    first_name, first = next(iter(chosen.items()))
+    for name, parameter in chosen.items():
+        if is_lazy(parameter) or parameter.device.type == "meta":
+            kind = "lazy" if is_lazy(parameter) else "meta"
+            raise ValueError(
+                f"parameter {name!r} must hold values; got a {kind} tensor. Load the weights, or run one batch, first."
+            )
+        if parameter.dtype != first.dtype or parameter.is_complex():
+            raise TypeError(
+                about(
+                    "params",
+                    f"must share one real dtype; got {first.dtype} ({first_name!r}) and {parameter.dtype} "
+                    f"({name!r}). Convert with module.float() or module.double(), or choose fewer with params=.",
+                )
+            )
+        if parameter.device != first.device:
+            raise ValueError(
+                about(
+                    "params",
+                    f"must be on one device; got {first.device} ({first_name!r}) and {parameter.device} ({name!r}). "
+                    "Move the module with module.to(device), or choose fewer with params=.",
+                )
+            )

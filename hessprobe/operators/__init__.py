@@ -1,10 +1,9 @@
 """Symmetric matrices known by their products: the interface, dense and foreign ones, counting, algebra."""
 
 from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Reordered, Shifted
-from hessprobe.operators.base import Block, Combination, LinearOperator
+from hessprobe.operators.base import Block, Combination, LinearOperator, SampledTrace
 from hessprobe.operators.counted import Counted, Tally
 from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator, settled
-from hessprobe.operators.sampled import SampledTrace
 
 __all__ = [
     "Block",

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.operators.base import LinearOperator
-from hessprobe.operators.sampled import SampledTrace
+from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout, combine, gram, row_dots
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hessprobe.operators.base import LinearOperator
-from hessprobe.operators.sampled import SampledTrace
+from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout
 
 

@@ -43,7 +43,7 @@ _ENTRIES = (
     Entry("adasam", "standalone", "AdaSAM", "SAM's gradient through AMSGrad", standalone=True),
     Entry("ae-looksam", "intermittent", "AELookSAM", "AE-SAM that uses LookSAM's part again in between"),
     Entry("ae-sam", "intermittent", "AESAM", "SAM where the gradient is large beside its average"),
-    Entry("bsam", "bsam", "BSAM", "mean and precision of a Gaussian over the weights", standalone=True),
+    Entry("bsam", "standalone", "BSAM", "mean and precision of a Gaussian over the weights", standalone=True),
     Entry("esam", "examples", "ESAM", "ascent along some tensors, descent on the examples that it hurts most"),
     Entry("friendly-sam", "earlier_gradients", "FriendlySAM", "SAM along what a batch has beyond the average gradient"),
     Entry("k-sam", "examples", "KSAM", "SAM on the examples with the largest loss"),

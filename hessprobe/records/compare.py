@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hessprobe.records import codec
-from hessprobe.records.measure import Measured
-from hessprobe.records.number import Number
+from hessprobe.records import number as codec
+from hessprobe.records.number import Measured, Number
 
 
 @dataclass(frozen=True, kw_only=True)

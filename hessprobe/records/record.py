@@ -19,7 +19,7 @@ from torch import Tensor
 from hessprobe import files
 from hessprobe.errors import RecordError
 from hessprobe.estimate import Estimate
-from hessprobe.hvp import ranks
+from hessprobe.hvp import pool
 
 _FAMILY = "hessprobe.record"
 _VERSION = 1
@@ -161,7 +161,7 @@ def build_record(
         "results": [dict(row) for row in results],
         **{key: value for key, value in parts.items() if value is not None},
         "environment": environment(device),
-        **({} if (shared := ranks.current()) is None else {"ranks": shared.described()}),
+        **({} if (shared := pool.current()) is None else {"ranks": shared.described()}),
         "peak_memory": peak_memory(device),
         "seed": seed,
         "arguments": dict(arguments),

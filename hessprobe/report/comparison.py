@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe import files
-from hessprobe.comparison import gaps
+from hessprobe.comparison import differences as gaps
 from hessprobe.comparison.differences import Line
 from hessprobe.comparison.names import UNDECIDED, WITHIN
 from hessprobe.records.compare import CompareRecord, Correlation, Difference
-from hessprobe.records.number import Number
+from hessprobe.records.number import Number, measured_text
 from hessprobe.records.record import cleaned
-from hessprobe.report.numbers import measured_text
 
 _VALUE = ("value", "std_error", "data_std_error", "kind", "low", "high", "confidence")
 _JUDGED = ("verdict", "p", "stands", "beyond_data")

@@ -12,9 +12,9 @@ from hessprobe.estimators.density import Density
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.krylov.eigenpairs import Eigenpairs
 from hessprobe.landscape.result import Landscape
+from hessprobe.measures.context import Result
 from hessprobe.measures.distribution import curve, quantiles
-from hessprobe.measures.settings import Result
-from hessprobe.records import codec
+from hessprobe.records import number
 from hessprobe.records.compare import CompareRecord
 from hessprobe.records.record import build_record, result_row
 from hessprobe.report.comparison import difference_of
@@ -103,4 +103,4 @@ def _of_density(density: Density, confidence: float = 0.95) -> Figure:
 def _of_comparison(found: Comparison) -> list[Drawn]:
     rows = tuple(difference_of(line, found.confidence) for line in found.lines)
     record = CompareRecord(results=(), baseline=found.baseline, differences=rows)
-    return figures_of(codec.build("compare", record, arguments={}, seed=None))
+    return figures_of(number.build("compare", record, arguments={}, seed=None))

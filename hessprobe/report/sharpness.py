@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from hessprobe.estimate import Estimate
-from hessprobe.records import codec
-from hessprobe.records.measure import Measured
-from hessprobe.records.number import Number
+from hessprobe.records import number
+from hessprobe.records.number import Measured, Number
 from hessprobe.records.record import cleaned
 from hessprobe.records.sharpness import Alignment, Arc, Ball, Cost, Diagnostics, Predicted, Reading, Split
 from hessprobe.sharpness import diagnostics, survey
@@ -54,8 +53,8 @@ def diagnostics_of(found: diagnostics.Diagnostics, confidence: float) -> Diagnos
     """Return what SAM sees as its record keeps it."""
     parts = ("whole", "gauss_newton", "functional")
     return Diagnostics(
-        alignment=codec.read(Alignment, _plain(found.alignment), "alignment"),
-        arc=codec.read(Arc, _plain(found.arc), "arc"),
+        alignment=number.read(Alignment, _plain(found.alignment), "alignment"),
+        arc=number.read(Arc, _plain(found.arc), "arc"),
         splits=tuple(
             Split(name=each.name, **{part: Number.of_estimate(getattr(each, part), confidence) for part in parts})
             for each in found.splits

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hessprobe.sharpness.arc import Arc, arc_profile
-    from hessprobe.sharpness.ascent import ascent_direction
-    from hessprobe.sharpness.average import average_direction
+    from hessprobe.sharpness.average import ascent_direction, average_direction
     from hessprobe.sharpness.diagnostics import Diagnostics, diagnose
     from hessprobe.sharpness.flatness import RelativeFlatness, fisher_rao_norm, relative_flatness
     from hessprobe.sharpness.neighborhood import Neighborhood, rescaled, scale_of

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.estimators.budget import Progress
-from hessprobe.sharpness.ascent import require_gradient
+from hessprobe.sharpness.average import require_gradient
 from hessprobe.sharpness.neighborhood import Neighborhood, steepest
 from hessprobe.vectors import gram
 

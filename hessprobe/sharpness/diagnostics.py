@@ -18,7 +18,7 @@ from hessprobe.hvp import GaussNewton
 from hessprobe.objective.base import Objective
 from hessprobe.operators import Combination, Counted
 from hessprobe.sharpness.arc import Arc, arc_profile, require_plain
-from hessprobe.sharpness.ascent import place_of, require_gradient
+from hessprobe.sharpness.average import place_of, require_gradient
 from hessprobe.sharpness.neighborhood import Neighborhood, steepest
 from hessprobe.sharpness.result import Cost
 from hessprobe.vectors import gram

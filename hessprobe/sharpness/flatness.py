@@ -17,9 +17,8 @@ from hessprobe.estimators.budget import Progress
 from hessprobe.hvp import Fisher, Hessian
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
 from hessprobe.sharpness.sizing import draws, judged, sampled
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import ProbeStream, row_dots
 
 DEFAULT_PROBES = 64
 _FLATNESS, _FLATNESS_PILOT = 4, 5

@@ -16,13 +16,12 @@ from hessprobe import checks, estimators, krylov
 from hessprobe.errors import NonFiniteError, about
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Progress
-from hessprobe.hvp import Hessian, replay
+from hessprobe.hvp import Hessian, engines
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import Congruence, Counted, LinearOperator
-from hessprobe.probes import ProbeStream
 from hessprobe.sharpness.names import ADAPTIVE, NORMS
 from hessprobe.sharpness.result import Cost
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import ProbeStream, row_dots
 
 
 def scale_of(risk: Objective, adaptive: str, *, eta: float = 0.0) -> Tensor | None:
@@ -172,7 +171,7 @@ class Neighborhood:
         self.trace_rtol = checks.real("trace_rtol", trace_rtol, low=0, high=1, low_open=True, high_open=True)
         self._engine, self._memory, self._callback = engine, memory, callback
         self._losses, self._gradients = 0.0, 0.0
-        self._place = replay.place("neighborhood")
+        self._place = engines.place("neighborhood")
 
     @property
     def cost(self) -> Cost:
@@ -268,7 +267,7 @@ class Neighborhood:
         at = (self.risk.theta + self.scaled(u)).detach()
         self._gradients += 1
         # fp64 holds a loss and a gradient of any dtype in one row.
-        both = replay.product(self._place and f"{self._place}-slope", at, lambda: self._slope(at))
+        both = engines.product(self._place and f"{self._place}-slope", at, lambda: self._slope(at))
         _require_finite(both, rho)
         return float(both[0]) - self.here, self.scaled(both[1:].to(at.dtype))
 
@@ -340,7 +339,7 @@ class Neighborhood:
 
     def _losses_at(self, points: list[Tensor]) -> Tensor:
         self._losses += len(points)
-        return replay.product(self._place and f"{self._place}-losses", points, lambda: self._sum(points)).cpu()
+        return engines.product(self._place and f"{self._place}-losses", points, lambda: self._sum(points)).cpu()
 
     def _sum(self, points: list[Tensor]) -> Tensor:
         total = torch.zeros(len(points), dtype=torch.float64, device=self.risk.device)

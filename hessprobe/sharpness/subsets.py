@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import ErrorParts, Estimate, data_error
 from hessprobe.estimators.budget import Progress
-from hessprobe.jackknife import data_error
 from hessprobe.objective.base import BatchLoss, Objective
-from hessprobe.sharpness.ascent import place_of
+from hessprobe.sharpness.average import place_of
 from hessprobe.sharpness.neighborhood import Neighborhood, dual_norm, radii_of, steepest
 from hessprobe.sharpness.result import Cost, Prediction, Sharpness
 from hessprobe.sharpness.worst import Search

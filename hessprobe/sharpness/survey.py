@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from hessprobe import checks, estimators
 from hessprobe.estimate import Estimate
 from hessprobe.hvp import Hessian
-from hessprobe.sharpness.ascent import ascent_direction
-from hessprobe.sharpness.average import average_direction
+from hessprobe.sharpness.average import ascent_direction, average_direction
 from hessprobe.sharpness.flatness import fisher_rao_norm, relative_flatness
 from hessprobe.sharpness.names import KINDS, POINTWISE
 from hessprobe.sharpness.neighborhood import Neighborhood, UnresolvedRadius

@@ -21,7 +21,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.budget import Progress
 from hessprobe.objective.base import Objective
 from hessprobe.operators import LinearOperator
-from hessprobe.sharpness.ascent import place_of
+from hessprobe.sharpness.average import place_of
 from hessprobe.sharpness.neighborhood import RESTART, Neighborhood, radii_of, steepest, within
 from hessprobe.sharpness.result import Prediction, Sharpness
 from hessprobe.vectors import combine, gram

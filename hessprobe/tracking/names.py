@@ -1,7 +1,6 @@
 """What can be tracked; importable without torch, so that the command line can check it at once."""
 
-from hessprobe.measures.entry import Names
-from hessprobe.measures.table import DEFAULT, NAMES
+from hessprobe.measures.table import DEFAULT, NAMES, Names
 
 # Measures that are one number: along a run there is no room for more.
 TRACKED = Names(NAMES, lambda entry: not entry.number)

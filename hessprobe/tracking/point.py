@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.measures.context import Context, Start
+from hessprobe.measures.context import Context, Event, MeasureSettings, Result, Start
 from hessprobe.measures.registry import results
-from hessprobe.measures.settings import Event, MeasureSettings, Result
 from hessprobe.objective.base import Objective
 from hessprobe.tracking.names import ALWAYS, TRACKED
 from hessprobe.tracking.stability import Edge, StepRule, edge

@@ -1,4 +1,7 @@
-"""The checkpoints of a run, found and put in the order of their steps."""
+"""The checkpoints of a run, found and put in the order of their steps.
+
+Which processes of a distributed training measure.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from hessprobe.errors import CheckpointError, DataError
+from hessprobe.errors import CheckpointError, DataError, UnsupportedError
 from hessprobe.models.files import path_sha256
 from hessprobe.models.progress import NUMBER, Progress, checkpoints_in, is_checkpoint_folder, read_progress
-from hessprobe.training import checkpoint, weights
+from hessprobe.training import checkpoint
 from hessprobe.vectors import ParameterLayout, require_same
 
 _OWN_ENDINGS = (".pt", ".pth", ".safetensors")
@@ -112,7 +116,7 @@ def _of_run(files: Sequence[Path]) -> list[Path]:
     folder = last.parent
     beside = sorted(path for path in folder.iterdir() if marked.fullmatch(path.name)) if folder.is_dir() else []
     if not beside:
-        return [weights.require_file(last)]
+        return [checkpoint.require_file(last)]
     return [*beside, *([last] if last.exists() else [])]
 
 
@@ -146,7 +150,7 @@ def _number(path: Path) -> int | None:
 
 
 def _existing(path: Path) -> Path:
-    return path if is_checkpoint_folder(path) else weights.require_file(path)
+    return path if is_checkpoint_folder(path) else checkpoint.require_file(path)
 
 
 def _recorded(files: Sequence[Path], strict: bool, several: bool) -> tuple[list[Snapshot], list[str]]:
@@ -176,7 +180,7 @@ def _recorded(files: Sequence[Path], strict: bool, several: bool) -> tuple[list[
 
 
 def _read(path: Path) -> _Read:
-    content = weights.read_torch_file(path)
+    content = checkpoint.read_torch_file(path)
     known = isinstance(content, Mapping) and content.get("format") == checkpoint.FORMAT
     if not known or not all(isinstance(content.get(key), Mapping) for key in ("metrics", "state_dict", "data")):
         # This says what is wrong with the file, in the words of every other command.
@@ -243,3 +247,35 @@ def _require_one_run(read: Sequence[_Read]) -> None:
                     f"{other.path} is of another run than {first.path}: its {key} is {other.recipe.get(key)!r}, not "
                     f"{first.recipe.get(key)!r}. Name the last checkpoint of one run, or the files themselves."
                 )
+
+
+def measures_here(model: nn.Module) -> bool:
+    """Return False on all ranks but the first of a module wrapped for DDP, and True everywhere else.
+
+    All ranks hold the same weights, and measuring speaks to none of them: what the first one finds is what each would.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return True
+    wrappers = (each for each in model.modules() if isinstance(each, nn.parallel.DistributedDataParallel))
+    # At most one, on the outside or inside what torch.compile makes; its group need not be of all processes.
+    return all(dist.get_rank(wrapper.process_group) == 0 for wrapper in wrappers)
+
+
+def require_unsharded(model: nn.Module) -> None:
+    """Refuse a model whose parameters are sharded over ranks: gathering them takes all ranks at once.
+
+    Raises:
+        UnsupportedError: names the first such parameter or module.
+    """
+    sharded = [f"module {name or 'itself'!r}" for name, each in model.named_modules() if _is_fsdp(each)]
+    # A DTensor, told by what it alone has: importing its class takes a second.
+    sharded += [f"parameter {name!r}" for name, each in model.named_parameters() if hasattr(each, "placements")]
+    if sharded:
+        raise UnsupportedError(
+            f"The {sharded[0]} is sharded over ranks (FSDP), and a tracker measures on one of them. Measure saved "
+            "checkpoints with hessprobe track instead."
+        )
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(each.__name__ == "FullyShardedDataParallel" for each in type(module).__mro__)

@@ -16,17 +16,15 @@ from torch import nn
 from hessprobe import checks, display
 from hessprobe.errors import NonFiniteError, NumericalWarning, about
 from hessprobe.hvp import gauss_newton, hessian
-from hessprobe.measures.context import Start
-from hessprobe.measures.settings import settings_of
+from hessprobe.measures.context import Start, settings_of
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.modes import unwrap
-from hessprobe.objective.selection import select_parameters
+from hessprobe.objective.modes import select_parameters, unwrap
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
-from hessprobe.tracking.ranks import measures_here, require_unsharded
+from hessprobe.tracking.snapshots import measures_here, require_unsharded
 from hessprobe.tracking.stability import StepRule, rule_of_optimizer
-from hessprobe.tracking.state import FORMAT, packed, placed, unpacked, width
+from hessprobe.tracking.store import STATE_FORMAT, packed, placed, unpacked, width
 from hessprobe.tracking.tensorboard import open_writer, write_point
 
 # What may differ between a state and the tracker that loads it: when it measures, how products are made, and whether
@@ -219,7 +217,7 @@ class SharpnessTracker:
         """
         start = self._start if vectors else Start(engines=self._start.engines)
         return {
-            "format": FORMAT,
+            "format": STATE_FORMAT,
             "settings": self._deciding(),
             "points": packed(self.points),
             "pace": self.pace.state_dict(),
@@ -318,8 +316,8 @@ class SharpnessTracker:
         return {key: value for key, value in self.settings_dict().items() if key not in _FREE}
 
     def _require_own(self, state: Mapping[str, Any]) -> None:
-        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
-            raise ValueError(f"state must be what state_dict returned ({FORMAT}); got {_kind(state)}.")
+        if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
+            raise ValueError(f"state must be what state_dict returned ({STATE_FORMAT}); got {_kind(state)}.")
         then = state["settings"]
         for key, value in self._deciding().items():
             if then.get(key) != value:

@@ -2,12 +2,12 @@
 
 from hessprobe.training.checkpoint import (
     Checkpoint,
+    DataSpec,
     foreign_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
 from hessprobe.training.datasets import DataSet, load_dataset
-from hessprobe.training.dataspec import DataSpec
 from hessprobe.training.loop import EpochReport, Trained, train
 from hessprobe.training.recipe import Recipe, load_recipe
 from hessprobe.training.run import train_to_file

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessprobe import checks
-from hessprobe.objective.weighting import token_cross_entropy
+from hessprobe.objective.base import token_cross_entropy
 from hessprobe.training.datasets import DataSet
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -13,9 +13,9 @@ from torch import nn
 
 from hessprobe.errors import about
 from hessprobe.training import checkpoint, models
+from hessprobe.training.checkpoint import DataSpec
 from hessprobe.training.datasets import DataSet, load_dataset, resolve_name
 from hessprobe.training.datasets.base import Report
-from hessprobe.training.dataspec import DataSpec
 from hessprobe.training.loop import EpochReport, Trained, train
 from hessprobe.training.recipe import Recipe
 from hessprobe.training.state import Run, capture, require_same_recipe

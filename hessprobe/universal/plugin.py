@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import ErrorParts, Estimate, Influence
 from hessprobe.estimators.budget import spread_df
-from hessprobe.jackknife import Influence
 from hessprobe.universal.definition import Measure
 
 # Below so many degrees of freedom an error is a matter of a few draws. Student intervals of third and fourth cumulants

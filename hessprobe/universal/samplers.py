@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.probes import random_source
+from hessprobe.vectors import random_source
 
 _POINT_PARTS = ("theta", "gradient", "eigenvector")
 

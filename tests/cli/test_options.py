@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hessprobe.cli import options
-from hessprobe.cli.failures import UsageError
+from hessprobe.cli.process import UsageError
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hessprobe.hvp.engine import Product
+from hessprobe.hvp.batch_products import BatchOperator
+from hessprobe.hvp.engines import Product
 from hessprobe.hvp.pool import ProductPool
-from hessprobe.hvp.term import BatchOperator
 from hessprobe.sharpness.neighborhood import Neighborhood
 
 ROOT = Path(__file__).parents[2]

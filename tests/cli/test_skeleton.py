@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hessprobe.cli import failures, outputs, process, skeleton
+from hessprobe.cli import process, skeleton
 from hessprobe.measures import Event
 
 
@@ -94,7 +94,7 @@ def carried_out(request, collect, *, facts=None):
         published.append((inputs, outcome))
 
     def run():
-        with outputs.invocation("measure", {}):
+        with process.invocation("measure", {}):
             return skeleton.carry_out(
                 request,
                 check=step("check"),
@@ -119,7 +119,7 @@ def test_what_came_out_is_published_whatever_ends_the_work(capsys):
     outcome = published[0][1]
     assert (outcome.found, outcome.ending, outcome.interrupted) == ([("done", "inputs")], "", False)
 
-    for name, code, ending in (("stop", failures.INTERRUPTED, "interrupted"), ("fail", failures.FAILED, "failed")):
+    for name, code, ending in (("stop", process.INTERRUPTED, "interrupted"), ("fail", process.FAILED, "failed")):
         run, called, published = carried_out(Asked(name), collect)
         with pytest.raises(typer.Exit) as left:
             run()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.cli import outputs, threads
+from hessprobe.cli import process
 
 
 @pytest.fixture(autouse=True)
 def as_found():
     before = torch.get_num_threads()
-    threads._settled.clear()
+    process._settled.clear()
     yield
-    threads._settled.clear()
+    process._settled.clear()
     torch.set_num_threads(before)
 
 
@@ -29,7 +29,7 @@ class Machine:
         self.now += took(len(self.turns)) if callable(took) else took
 
     def choice(self):
-        return threads.choose(list(self.seconds), self.work, lambda: self.now)
+        return process.choose(list(self.seconds), self.work, lambda: self.now)
 
 
 def test_the_fastest_is_taken_and_fewer_where_they_are_nearly_as_fast():
@@ -52,22 +52,22 @@ def test_a_trial_ends_soon_on_a_machine_that_is_very_busy():
 
 def test_the_environment_is_the_most_that_auto_takes(monkeypatch):
     seen: list[list[int]] = []
-    monkeypatch.setattr(threads, "choose", lambda counts, work, clock: seen.append(counts) or 1)
+    monkeypatch.setattr(process, "choose", lambda counts, work, clock: seen.append(counts) or 1)
     torch.set_num_threads(1)
-    assert threads.settle() == 1
+    assert process.settle_threads() == 1
     assert seen == []
-    threads._settled.clear()
+    process._settled.clear()
     torch.set_num_threads(6)
-    assert threads.settle() == 1
+    assert process.settle_threads() == 1
     assert seen == [[6, 1, 2, 4]]
     assert torch.get_num_threads() == 1
 
 
 def test_one_trial_serves_the_process(monkeypatch):
-    monkeypatch.setattr(threads, "_fastest", lambda most: 1)
-    threads.settle()
-    monkeypatch.setattr(threads, "_fastest", lambda most: pytest.fail("a second trial"))
-    assert threads.settle() == 1
+    monkeypatch.setattr(process, "_fastest", lambda most: 1)
+    process.settle_threads()
+    monkeypatch.setattr(process, "_fastest", lambda most: pytest.fail("a second trial"))
+    assert process.settle_threads() == 1
 
 
 def test_a_number_is_taken_at_its_word(run, digits_checkpoint):
@@ -87,7 +87,7 @@ def test_what_is_no_number_is_refused(run, given):
 
 
 def test_a_stopped_run_is_known_by_the_number_that_was_asked_for():
-    with outputs.invocation("measure", {}):
-        assert threads.identity() == "auto"
-    with outputs.invocation("measure", {}, threads="3"):
-        assert threads.identity() == 3
+    with process.invocation("measure", {}):
+        assert process.threads_identity() == "auto"
+    with process.invocation("measure", {}, threads="3"):
+        assert process.threads_identity() == 3

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from hessprobe.records import codec
+from hessprobe.records import number
 from hessprobe.records.compare import CompareRecord
-from hessprobe.records.measure import MeasureRecord
+from hessprobe.records.number import MeasureRecord
 from hessprobe.records.sharpness import SharpnessRecord
 
 HEAD = {"schema", "command", "environment", "seed", "arguments", "created", "peak_memory"}
@@ -43,7 +43,7 @@ def test_a_record_declares_all_that_is_written(run, digits_checkpoint, other, tm
     done = run(command, *paths, *options, *FAST, "--json", tmp_path / "r.json")
     assert done.code == 0, done.err
     written = json.loads((tmp_path / "r.json").read_text())
-    again = codec.written(kind.of(written))
+    again = number.written(kind.of(written))
     assert json.dumps(again) == json.dumps({key: value for key, value in written.items() if key not in HEAD})
 
 
@@ -53,5 +53,5 @@ def test_what_was_under_way_is_declared_too(run, fake, digits_checkpoint, tmp_pa
     written = json.loads((tmp_path / "r.json").read_text())
     found = MeasureRecord.of(written)
     assert (found.flags, found.partial[0].stage, found.partial[0].value) == (("failed",), "probes", 1.25)
-    assert codec.written(found)["partial"] == written["partial"]
-    assert codec.written(found)["errors"] == written["errors"]
+    assert number.written(found)["partial"] == written["partial"]
+    assert number.written(found)["errors"] == written["errors"]

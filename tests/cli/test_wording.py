@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hessprobe
-from hessprobe.cli import failures
+from hessprobe.cli import process
 from hessprobe.cli.wording import FLAGS, OPTIONS, flag_sentence, in_options
 from hessprobe.errors import DataError, NumericalWarning, about
 
@@ -42,7 +42,7 @@ from hessprobe.errors import DataError, NumericalWarning, about
 )
 def test_messages_speak_in_options(library, shown):
     assert in_options(library) == shown
-    assert failures.one_line(ValueError(library)) == shown
+    assert process.one_line(ValueError(library)) == shown
     assert in_options(shown) == shown
 
 
@@ -64,11 +64,11 @@ def test_messages_speak_in_options(library, shown):
 def test_an_argument_is_the_option_of_its_name(parameter, rest, shown, kind):
     error = kind(about(parameter, rest))
     assert str(error) == f"{parameter} {rest}"
-    assert failures.one_line(error) == shown
-    assert failures.one_line(pickle.loads(pickle.dumps(error))) == shown
-    with pytest.raises((failures.UsageError, DataError)) as raised, failures.as_usage():
+    assert process.one_line(error) == shown
+    assert process.one_line(pickle.loads(pickle.dumps(error))) == shown
+    with pytest.raises((process.UsageError, DataError)) as raised, process.as_usage():
         raise error
-    assert failures.one_line(raised.value) == shown
+    assert process.one_line(raised.value) == shown
 
 
 def literals(tree):
@@ -97,7 +97,7 @@ def test_every_message_about_an_argument_that_is_an_option_knows_it():
 
 def test_messages_of_the_users_own_file_stay_as_they_are():
     text = "risks.py:make failed: ValueError: got params='a'"
-    assert failures.one_line(failures.QuotedError(text)) == text
+    assert process.one_line(process.QuotedError(text)) == text
 
 
 def test_warnings_speak_in_options(capsys):
@@ -106,7 +106,7 @@ def test_warnings_speak_in_options(capsys):
         said = about("shift", "must be larger. Use float64 or raise shift.")
         warnings.warn(said, NumericalWarning, stacklevel=1)
 
-    failures.guarded(command)()
+    process.guarded(command)()
     assert capsys.readouterr().err == (
         "hessprobe: warning: --shift must be larger. Pass a larger --shift, or --dtype float64 in place of float32.\n"
     )

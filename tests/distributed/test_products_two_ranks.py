@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import hessprobe as hp
-from hessprobe.hvp import ranks
+from hessprobe.hvp import pool
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.terms import EmpiricalBatch
+from hessprobe.objective.batches import EmpiricalBatch
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -65,7 +65,7 @@ def work(rank, world, folder):
             made.append((self.index, self.examples))
         return tensors(self, theta)
 
-    with ranks.shared_out(dist.group.WORLD) as shared:
+    with pool.shared_out(dist.group.WORLD) as shared:
         found = {engine: answers(engine) for engine in ("double_backward", "auto")}
         EmpiricalBatch.__call__ = counted
         risk = risk_of()

@@ -9,7 +9,7 @@ import torch
 import hessprobe as hp
 from hessprobe.hvp import ENGINES
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.probes import LAWS, ProbeStream
+from hessprobe.vectors import LAWS, ProbeStream
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.jackknife import data_error
+from hessprobe.estimate import ErrorParts, Estimate, data_error
 
 _RUNS = 2000
 

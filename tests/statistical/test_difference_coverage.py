@@ -10,8 +10,8 @@ from oracles import Plain, eigenvalues, symmetric
 
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import frobenius_norm, trace
-from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import Difference, difference
+from hessprobe.estimators.xtrace import deflation
 from hessprobe.validation.coverage.problem import Problem
 
 SEEDS = range(300, 600)

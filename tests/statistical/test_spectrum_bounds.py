@@ -14,7 +14,7 @@ from hessprobe.krylov import eigsh
 from hessprobe.krylov.certificates import log_start_quantile, lower_bound, upper_bound
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import LinearOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 RUNS = 200
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hessprobe.estimate import ErrorParts, Estimate, student_quantile
-from hessprobe.jackknife import Batches, Influence
+from hessprobe.estimate import Batches, ErrorParts, Estimate, Influence, student_quantile
 
 
 def test_the_interval_is_student_t_plus_solver() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hessprobe.jackknife import correction, data_error, infinitesimal_jackknife, jackknife_df
+from hessprobe.estimate import correction, data_error, infinitesimal_jackknife, jackknife_df
 
 
 def test_equal_weights_give_the_textbook_standard_error_of_a_mean() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hessprobe import journal as journals
 from hessprobe.errors import JournalError
-from hessprobe.hvp import replay
+from hessprobe.hvp import engines
 
 IDENTITY = {"command": "measure", "--seed": 0, "--rtol": 0.01, "--measure": ["trace"]}
 
@@ -139,16 +139,16 @@ def test_what_is_written_down_is_not_made_again(tmp_path):
         return 2 * V
 
     def run(count):
-        source = replay.place("pool")
-        return [replay.product(source, torch.full((1, 2), float(i)), lambda i=i: make(torch.full((1, 2), float(i))))
+        source = engines.place("pool")
+        return [engines.product(source, torch.full((1, 2), float(i)), lambda i=i: make(torch.full((1, 2), float(i))))
                 for i in range(count)]  # fmt: skip
 
-    with replay.replayed(Journal(tmp_path / "j", IDENTITY)):
+    with engines.replayed(Journal(tmp_path / "j", IDENTITY)):
         run(3)
         # Another source's product with the same vectors is another product.
         run(1)
     assert made == [0, 2, 4, 0]
-    with replay.replayed(Journal(tmp_path / "j", IDENTITY, resume=True)):
+    with engines.replayed(Journal(tmp_path / "j", IDENTITY, resume=True)):
         again = run(5)
     assert made == [0, 2, 4, 0, 6, 8]
     assert all(torch.equal(V, torch.full((1, 2), 2.0 * i)) for i, V in enumerate(again))

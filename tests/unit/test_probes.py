@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hessprobe.probes import LAWS, STREAMS, ProbeStream, _unpacked
+from hessprobe.vectors import LAWS, STREAMS, ProbeStream, _unpacked
 
 
 @given(st.sampled_from(LAWS), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 5), st.integers(1, 6))

@@ -289,7 +289,7 @@ def test_names_are_reachable_from_the_package() -> None:
         "assert issubclass(hp.HessprobeError, Exception) and 'torch' not in sys.modules\n"
         "assert callable(hp.landscape) and 'torch' not in sys.modules\n"
         "assert hp.optim.SAM.__name__ == 'SAM'\n"
-        "import hessprobe.landscape.grid, hessprobe.hvp.engine\n"
+        "import hessprobe.landscape.grid, hessprobe.hvp.engines\n"
         "assert callable(hp.landscape) and callable(hp.hvp)\n"
         "assert callable(hp.compare) and callable(hp.eigsh) and callable(hp.lambda_max)\n"
         "assert 'matplotlib' not in sys.modules\n"

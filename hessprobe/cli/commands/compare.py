@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options, process
+from hessprobe.cli import options, process, skeleton
+from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
-from hessprobe.cli.source import check_source, settings_of
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
 from hessprobe.measures import NAMES, UNIVERSAL
 from hessprobe.models.spec import AS_FOUND, Opening
@@ -172,9 +172,9 @@ def run(request: CompareRequest) -> None:
     outcome = carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
     broken = broken_in(outcome)
     for sentence in broken:
-        failures.say(f"error: {sentence}")
+        process.say(f"error: {sentence}")
     if broken:
-        raise typer.Exit(failures.FAILED)
+        raise typer.Exit(process.FAILED)
 
 
 def check(request: CompareRequest) -> None:
@@ -191,7 +191,7 @@ def check(request: CompareRequest) -> None:
     options.at_least("--probes", request.probes, 2)
     check_source(request)
     if request.out is not None and Path(request.out).suffix.lower() not in _FORMATS:
-        raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.out!r}.")
+        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.out!r}.")
     options.check_outputs(out=request.out, json=request.json, csv=request.csv)
 
 
@@ -206,21 +206,21 @@ def members_of(request: CompareRequest) -> list[Member]:
     for path in paths:
         place = Path(path).resolve()
         if place in places:
-            raise failures.UsageError(
+            raise process.UsageError(
                 f"CKPT must be different files; got {path!r} twice. A checkpoint does not differ from itself."
             )
         places[place] = path
     fewest = FEWEST if request.correlate else 2
     if len(paths) < fewest:
         why = "--correlate needs that many for an interval" if request.correlate else "one has nothing to differ from"
-        raise failures.UsageError(
+        raise process.UsageError(
             f"CKPT must be at least {fewest} checkpoints, or a folder of them; got {len(paths)}. Name more: {why}."
         )
     first = paths[0]
     if request.baseline is not None:
         first = places.get(Path(request.baseline).resolve(), "")
         if not first:
-            raise failures.UsageError(
+            raise process.UsageError(
                 f"--baseline must be one of the checkpoints compared; got {request.baseline!r}. Name it as CKPT too."
             )
     ordered = [first, *(path for path in paths if path != first)]
@@ -245,7 +245,7 @@ def _expanded(given: str) -> list[str]:
         return [given]
     inside = list(map(str, checkpoints_in(folder)))
     if not inside:
-        raise failures.UsageError(f"CKPT must be a checkpoint or a folder of them; got {given!r} without any.")
+        raise process.UsageError(f"CKPT must be a checkpoint or a folder of them; got {given!r} without any.")
     return inside
 
 
@@ -259,7 +259,7 @@ def facts(request: CompareRequest, inputs: Inputs) -> dict[str, Any]:
     """Return what decides the numbers beside the options."""
     members, _ = inputs
     named = [*(member.path for member in members), str(request.objective or "").rpartition(":")[0]]
-    return journaling.facts_of_files(named)
+    return skeleton.facts_of_files(named)
 
 
 def collect(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Member]]) -> None:
@@ -275,14 +275,14 @@ def collect(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Membe
             except Exception as error:
                 if process.asked():
                     raise
-                member.failures.append(f"{member.path}: {failures.one_line(error).removeprefix(member.path + ' ')}")
+                member.failures.append(f"{member.path}: {process.one_line(error).removeprefix(member.path + ' ')}")
 
 
 def _measure(
     request: CompareRequest, members: list[Member], member: Member, settings: MeasureSettings, report: Report
 ) -> None:
     from hessprobe.cli.load import load_subject
-    from hessprobe.comparison.measuring import measure_each
+    from hessprobe.comparison.comparing import measure_each
     from hessprobe.comparison.rescaling import rescalings
     from hessprobe.measures import Result
 
@@ -298,7 +298,7 @@ def _measure(
         if isinstance(found, Result):
             member.results.append(found)
         else:
-            member.failures.append(f"{member.path}: {found[0]}: {failures.one_line(found[1])}")
+            member.failures.append(f"{member.path}: {found[0]}: {process.one_line(found[1])}")
     if request.correlate:
         member.gaps = gaps_of(member.checkpoint)
 
@@ -360,15 +360,15 @@ def _content(data: dict[str, Any]) -> str:
 def broken_in(outcome: Outcome[list[Member]]) -> list[str]:
     """Return what went wrong, one sentence each."""
     own = [sentence for member in outcome.found for sentence in member.failures]
-    return own + ([failures.one_line(outcome.failure)] if isinstance(outcome.failure, Exception) else [])
+    return own + ([process.one_line(outcome.failure)] if isinstance(outcome.failure, Exception) else [])
 
 
 def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Member]]) -> None:  # noqa: ARG001  # alike
     """Print the tables and write record and CSV of everything that is known."""
-    from hessprobe.records import codec
+    from hessprobe.records import number
 
     found = record_of(request, outcome)
-    record = codec.build(
+    record = number.build(
         "compare",
         found,
         arguments={**arguments_of(request), "measure": list(request.names)},
@@ -401,10 +401,10 @@ def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Membe
 def record_of(request: CompareRequest, outcome: Outcome[list[Member]]) -> CompareRecord:
     """Return what is kept: values, differences, correlations, and what they mean."""
     from hessprobe import comparison
-    from hessprobe.comparison.gaps import correlate
+    from hessprobe.comparison.differences import correlate
     from hessprobe.comparison.rescaling import rescaling_of
     from hessprobe.records import compare as kept
-    from hessprobe.records.measure import Measured
+    from hessprobe.records.number import Measured
     from hessprobe.report.comparison import correlation_of, difference_of
 
     level, broken = request.confidence, broken_in(outcome)

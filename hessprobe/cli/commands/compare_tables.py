@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
-from hessprobe.comparison.gaps import GAPS
+from hessprobe.comparison.differences import GAPS
 from hessprobe.comparison.names import FEWEST, UNDECIDED, WITHIN, grows_with_size
+from hessprobe.records.number import number_texts
 from hessprobe.report.comparison import verdict_text
-from hessprobe.report.numbers import number_texts
 
 if TYPE_CHECKING:
     from rich.console import Console

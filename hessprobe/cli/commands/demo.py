@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, threads
+from hessprobe.cli import options, process
 
 _OPTIMIZERS = ("sgd", "sam", "frob-sam")
 _MEASURES = ("lambda-max", "trace", "frob", "density")
@@ -64,7 +64,7 @@ def demo(
     options.at_least("--seed", seed, 0)
     folder, program = Path(out), context.find_root().command
     _make(folder)
-    threads.settle()
+    process.settle_threads()
     steps = steps_of(folder, seed, device)
     started = time.perf_counter()
     for index, step in enumerate(steps, start=1):
@@ -140,7 +140,7 @@ def _do(step: Step, place: str, program: Any) -> None:
     try:
         _run(step.words, program)
     except typer.Exit:
-        failures.say("what is finished is kept; the same command goes on from there")
+        process.say("what is finished is kept; the same command goes on from there")
         raise
 
 
@@ -218,7 +218,7 @@ def _figures(folder: Path, steps: Sequence[Step]) -> None:
 
 def _print_table(steps: Sequence[Step]) -> None:
     from hessprobe.cli import render
-    from hessprobe.records.measure import MeasureRecord
+    from hessprobe.records.number import MeasureRecord
     from hessprobe.report import read_record
 
     console = render.stdout_console()
@@ -242,7 +242,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--out must be a folder that can be made; got {str(folder)!r} ({error.strerror}). Choose another."
         ) from error
     options.check_outputs(out=str(folder / "report.html"))

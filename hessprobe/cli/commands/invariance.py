@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options
+from hessprobe.cli import options, process, skeleton
+from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
-from hessprobe.cli.source import check_source, settings_of
 from hessprobe.invariance import (
     DEFAULT_MEASURES,
     DEFAULT_STRENGTHS,
@@ -172,7 +172,7 @@ def check(request: InvarianceRequest) -> None:
     for each in request.strengths:
         options.positive("--strength", each)
         if each == 1:
-            raise failures.UsageError("--strength must be another number than 1, which changes nothing; got 1.")
+            raise process.UsageError("--strength must be another number than 1, which changes nothing; got 1.")
     _check_numbers(request)
     options.check_outputs(json=request.json)
 
@@ -200,7 +200,7 @@ def opened(request: InvarianceRequest) -> tuple[Inputs, Checked]:
 
 def facts(request: InvarianceRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
     """Return what decides the numbers beside the options."""
-    return journaling.facts([inputs[0]])
+    return skeleton.facts([inputs[0]])
 
 
 def collect(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked]) -> None:
@@ -240,7 +240,7 @@ def publish(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked
         data=subject.data,
         sites=None if checked.found is None else [tables.site_entry(site) for site in checked.found.sites],
         skipped=None if checked.found is None else [asdict(skip) for skip in checked.found.skips],
-        **failures.entries(outcome.failure),
+        **process.entries(outcome.failure),
     )
 
     def show(console: Console) -> None:

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import options, process
+from hessprobe.cli.options import check_source
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
-from hessprobe.cli.source import check_source
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
 from hessprobe.models.spec import AS_FOUND, Opening
 
@@ -226,31 +226,31 @@ def check(request: LandscapeRequest) -> None:
     check_source(request)
     options.check_outputs(out=request.figure, interactive=request.interactive, json=request.json)
     for note in idle_options(request):
-        failures.say(f"note: {note}")
+        process.say(f"note: {note}")
 
 
 def _refuse_contradictions(request: LandscapeRequest) -> None:
     if request.figure is not None and Path(request.figure).suffix.lower() not in _FORMATS:
-        raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
+        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
     count = len(request.others)
     if request.directions == "line" and count not in (1, 2):
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--with must name 1 further checkpoint for a line, or 2 for the plane through all three; got {count}."
         )
     if request.directions == "pca" and count < 2:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--with must name at least 2 further checkpoints for pca, which needs 3 points; got {count}. "
             "Use --directions line for two."
         )
     if request.camera is not None and re.fullmatch(r"-?\d+(\.\d+)?,-?\d+(\.\d+)?", request.camera) is None:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--camera must be elevation and turn in degrees, e.g. 35,-60; got {request.camera!r}."
         )
     flat = request.line or (request.directions == "line" and count == 1)
     if flat and (request.interactive is not None or request.surface):
-        raise failures.UsageError("--interactive and --surface are for planes; got a line. Leave them out.")
+        raise process.UsageError("--interactive and --surface are for planes; got a line. Leave them out.")
     if request.line and request.which == "both":
-        raise failures.UsageError("--which both gives two directions, but --line asks for one. Leave one of them out.")
+        raise process.UsageError("--which both gives two directions, but --line asks for one. Leave one of them out.")
 
 
 def idle_options(request: LandscapeRequest) -> list[str]:
@@ -370,7 +370,7 @@ def publish(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome
         data=subject.data,
         files=places,
         notes=outcome.found.notes,
-        **failures.entries(outcome.failure),
+        **process.entries(outcome.failure),
     )
 
     def files() -> list[str]:

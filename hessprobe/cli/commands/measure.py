@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.cli import failures, journaling, options
+from hessprobe.cli import options, process, skeleton
+from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
-from hessprobe.cli.source import check_source, settings_of
 from hessprobe.measures import NAMES, TABLE, taking
 from hessprobe.models.spec import AS_FOUND, Opening
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.measures import MeasureSettings, Result
-    from hessprobe.records.measure import MeasureRecord
+    from hessprobe.records.number import MeasureRecord
 
     Inputs = tuple[Subject, MeasureSettings]
 
@@ -103,7 +103,7 @@ def check(request: MeasureRequest) -> None:
     check_source(request)
     options.check_outputs(json=request.json, csv=request.csv)
     for note in idle_options(request):
-        failures.say(f"note: {note}")
+        process.say(f"note: {note}")
 
 
 def idle_options(request: MeasureRequest) -> list[str]:
@@ -144,7 +144,7 @@ def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:
     )
     subject = load_subject(request, request.ckpt)
     if request.k is not None and request.k > subject.risk.dim:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
         )
     return (subject, settings), []
@@ -152,7 +152,7 @@ def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:
 
 def facts(request: MeasureRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
     """Return what decides the numbers beside the options."""
-    return journaling.facts([inputs[0]])
+    return skeleton.facts([inputs[0]])
 
 
 def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
@@ -168,15 +168,15 @@ def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Print the tables and write record and CSV of everything that is known."""
     from hessprobe import report
-    from hessprobe.records import codec
-    from hessprobe.records.measure import Measured, MeasureRecord
+    from hessprobe.records import number as codec
+    from hessprobe.records.number import Measured, MeasureRecord
 
     subject, _ = inputs
     found = MeasureRecord(
         results=tuple(Measured.of(result, request.confidence) for result in outcome.found),
         checkpoint=subject.checkpoint,
         data=subject.data,
-        **failures.entries(outcome.failure),
+        **process.entries(outcome.failure),
         partial=outcome.partial(),
     )
     record = codec.build(
@@ -203,7 +203,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 
 
 def _print(found: MeasureRecord, rows: list[dict[str, Any]], confidence: float, console: Console) -> None:
-    from hessprobe.cli import remarks, render
+    from hessprobe.cli import render
 
     if rows:
         render.results_table(found.results, confidence, console)
@@ -211,12 +211,12 @@ def _print(found: MeasureRecord, rows: list[dict[str, Any]], confidence: float, 
         if one.layers:
             render.print_line(console, "")
             render.layers_table(one, console)
-    for line in remarks.eigenvalue_lines(rows, render.plus_minus_for(console)):
+    for line in render.eigenvalue_lines(rows, render.plus_minus_for(console)):
         render.print_line(console, line)
     for row in rows:
-        for remark in remarks.remarks(row):
+        for remark in render.remarks(row):
             render.print_line(console, f"{row['measure']}: {remark}", style="dim")
-    for engine in remarks.engines(rows):
+    for engine in render.engines(rows):
         render.print_line(console, f"products by the {engine} engine", style="dim")
-    for line in remarks.costs(rows):
+    for line in render.costs(rows):
         render.print_line(console, line, style="dim")

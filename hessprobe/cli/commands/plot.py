@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import options, process
 from hessprobe.cli.process import shown
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def plot(
     for line in written:
         typer.echo(shown(line))
     for each in broken[:-1]:
-        failures.say(f"error: {failures.one_line(each)}")
+        process.say(f"error: {process.one_line(each)}")
     if broken:
-        failures.fail(broken[-1], debug)
+        process.fail(broken[-1], debug)
     if not written:
-        raise failures.UsageError(
+        raise process.UsageError(
             "RECORD must hold something to draw: a density, several eigenvalues (--k), layers (--per-layer), a "
             f"sharpness, a landscape, a comparison; got {', '.join(map(str, paths))}. Measure more of these."
         )
@@ -130,6 +130,6 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--out must be a folder that can be made; got {str(out)!r} ({error.strerror}). Choose another."
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import options, process
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def report(
 
     page = page_of(sources.gather(paths), context.find_root().command)
     for sentence in left_out(page):
-        failures.say(f"note: {sentence}")
+        process.say(f"note: {sentence}")
     html.write(out, page, title)
     _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
 
@@ -57,12 +57,12 @@ def page_of(gathered: Gathered, program: Any) -> Page:
         gathered: the records.
         program: all commands, as a click group.
     """
-    from hessprobe.cli import remarks, repeat
+    from hessprobe.cli import render, repeat
     from hessprobe.report.pictures import pictures_of
     from hessprobe.report.sections.page import Page
 
     drawn, undrawn = pictures_of(gathered.sources)
-    return Page(gathered, drawn, undrawn, remarks.remarks, lambda record: repeat.command_line(record, program))
+    return Page(gathered, drawn, undrawn, render.remarks, lambda record: repeat.command_line(record, program))
 
 
 def left_out(page: Page) -> list[str]:
@@ -79,7 +79,7 @@ def left_out(page: Page) -> list[str]:
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
     for path in paths:
         if path.suffix in _CHECKPOINTS:
-            raise failures.UsageError(
+            raise process.UsageError(
                 f"RECORD must be a record; got the checkpoint {str(path)!r}. Measure it first: "
                 f"hessprobe measure {path} --json {path.with_suffix('.json')}"
             )

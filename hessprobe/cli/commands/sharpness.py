@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, journaling, options
+from hessprobe.cli import options, process, skeleton
+from hessprobe.cli.options import check_source, engine_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
-from hessprobe.cli.source import check_source, engine_of
 from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.sharpness.names import ADAPTIVE, KINDS, NORMS, POINTWISE, RADIAL
 
@@ -179,7 +179,7 @@ def check(request: SharpnessRequest) -> None:
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
     if not 0 <= request.eta < math.inf:
-        raise failures.UsageError(f"--eta must be a finite number >= 0; got {request.eta:g}.")
+        raise process.UsageError(f"--eta must be a finite number >= 0; got {request.eta:g}.")
     for option, number, minimum in (
         ("--m", request.m, 1),
         ("--steps", request.steps, 0),
@@ -192,14 +192,14 @@ def check(request: SharpnessRequest) -> None:
     check_source(request)
     options.check_outputs(json=request.json)
     for note in idle_options(request):
-        failures.say(f"note: {note}")
+        process.say(f"note: {note}")
 
 
 def _refuse_contradictions(request: SharpnessRequest) -> None:
     if request.probes is not None and request.rtol is not None:
-        raise failures.UsageError("--probes cannot go with --rtol. Fix the size or the tolerance.")
+        raise process.UsageError("--probes cannot go with --rtol. Fix the size or the tolerance.")
     if request.diagnostics and (request.norm != "l2" or request.adaptive != "none"):
-        raise failures.UsageError(
+        raise process.UsageError(
             "--diagnostics cannot go with --norm linf or --adaptive: SAM and its eigenvectors know neither. "
             "Measure them in two runs."
         )
@@ -232,7 +232,7 @@ def opened(request: SharpnessRequest) -> tuple[Inputs, Found]:
 
 def facts(request: SharpnessRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
     """Return what decides the numbers beside the options."""
-    return journaling.facts([inputs[0]])
+    return skeleton.facts([inputs[0]])
 
 
 def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
@@ -263,7 +263,7 @@ def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
 
 def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
     """Print the tables and write the record of everything that is known."""
-    from hessprobe.records import codec
+    from hessprobe.records import number as codec
     from hessprobe.records.sharpness import SharpnessRecord
     from hessprobe.report import sharpness as kept
 
@@ -273,7 +273,7 @@ def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
         results=tuple(kept.reading_of(reading, level) for reading in found.readings),
         checkpoint=subject.checkpoint,
         data=subject.data,
-        **failures.entries(outcome.failure),
+        **process.entries(outcome.failure),
         partial=outcome.partial(),
         diagnostics=None if found.diagnostics is None else kept.diagnostics_of(found.diagnostics, level),
     )

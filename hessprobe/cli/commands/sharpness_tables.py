@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hessprobe.cli import render
-from hessprobe.cli.remarks import engines
+from hessprobe.cli.render import engines
 from hessprobe.cli.wording import flag_sentence
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options
+from hessprobe.cli import options, process
+from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
-from hessprobe.cli.source import check_source, settings_of
 from hessprobe.measures.table import entry_of
 from hessprobe.models.spec import AS_FOUND, Opening
 from hessprobe.tracking.names import ALWAYS, DEFAULT, RTOL, TRACKED
@@ -196,14 +196,14 @@ def check(request: TrackRequest) -> None:
     options.at_least("--k", request.k, 1)
     check_source(request)
     if Path(request.figure).suffix.lower() not in _FORMATS:
-        raise failures.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
+        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
     from hessprobe.models.progress import is_checkpoint_folder
 
     for path in request.run_dir if len(request.run_dir) > 1 else ():
         if not Path(path).exists():
-            raise failures.UsageError(f"RUN_DIR must exist; got {path!r}. Check the path.")
+            raise process.UsageError(f"RUN_DIR must exist; got {path!r}. Check the path.")
         if Path(path).is_dir() and not is_checkpoint_folder(path):
-            raise failures.UsageError(
+            raise process.UsageError(
                 f"RUN_DIR must be one folder, or the files of one run; got the folder {path!r} among others. "
                 "Track one run at a time."
             )
@@ -216,7 +216,7 @@ def opened(request: TrackRequest) -> tuple[Inputs, Tracked]:
 
     rtol = RTOL if request.rtol is None else request.rtol
     settings = settings_of(request, rtol=rtol, n_probes=request.probes, k=request.k or 1)
-    with failures.as_usage():
+    with process.as_usage():
         snapshots, notes = find_snapshots(request.run_dir, plain=request.plain)
     return (snapshots, settings), Tracked(count=len(snapshots), notes=notes)
 
@@ -269,7 +269,7 @@ class _Worker:
         subject = load_subject(request, snapshot.path, quiet=self._first is not None)
         self._require_comparable(snapshot, subject)
         lr = request.lr if request.lr is not None else snapshot.lr
-        with failures.as_usage():
+        with process.as_usage():
             point, self.start = measure_point(
                 subject.risk,
                 self._settings,
@@ -326,7 +326,7 @@ def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
         data=tracked.data,
         files={"points": request.store, **({"figure": request.figure} if tracked.rows else {})},
         notes=[*tracked.notes, *_edge_notes(tracked.rows)],
-        **failures.entries(outcome.failure),
+        **process.entries(outcome.failure),
     )
 
     def files() -> list[str]:

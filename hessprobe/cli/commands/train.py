@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe.cli import failures, options, threads
+from hessprobe.cli import options, process
 from hessprobe.cli.commands import train_options as given
 from hessprobe.cli.skeleton import declared, deliver
 
@@ -84,21 +84,21 @@ def run(request: TrainRequest) -> None:
     from hessprobe.cli.progress import progress_bars
     from hessprobe.training.run import make_plan
 
-    threads.settle()
-    with failures.as_usage():
+    process.settle_threads()
+    with process.as_usage():
         recipe = _recipe(request)
         name, arguments = options.parse_model(recipe.model)
         device = resolve_device(request.device)
         with progress_bars() as update:
             plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
     if request.resume and _is_done(plan):
-        failures.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
+        process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
         return
     try:
         trained = _train(plan, request.resume, device)
     except KeyboardInterrupt:
-        failures.say(_after_interruption(plan))
-        raise typer.Exit(failures.INTERRUPTED) from None
+        process.say(_after_interruption(plan))
+        raise typer.Exit(process.INTERRUPTED) from None
     _publish(request, plan, trained, device)
 
 
@@ -125,7 +125,7 @@ def _recipe(request: TrainRequest) -> Recipe:
         changes[f"{name}_args"] = {**values.get(f"{name}_args", {}), **given}
     recipe = Recipe(**{**values, **changes})
     if request.momentum is not None and not optimizers.takes(recipe.optimizer, str(recipe.base), "momentum"):
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--momentum must be left out for {request.optimizer or recipe.optimizer} with base {recipe.base}, which "
             f"has none; got {request.momentum:g}."
         )
@@ -135,7 +135,7 @@ def _recipe(request: TrainRequest) -> Recipe:
 def _argument(option: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key.strip() and equals):
-        raise failures.UsageError(f"{option} must be KEY=VALUE; got {text!r}. Write e.g. alpha=0.3.")
+        raise process.UsageError(f"{option} must be KEY=VALUE; got {text!r}. Write e.g. alpha=0.3.")
     try:
         return key.strip(), json_tools.loads(value.lower() if value.lower() in ("true", "false") else value)
     except ValueError:
@@ -149,11 +149,11 @@ def _is_done(plan: Plan) -> bool:
 
     if plan.resume_path.exists() or not plan.out.exists():
         if not plan.resume_path.exists():
-            failures.say(f"no stopped run at {plan.resume_path}; beginning a new one")
+            process.say(f"no stopped run at {plan.resume_path}; beginning a new one")
         return False
     if not is_checkpoint(plan.out):
-        raise failures.UsageError(f"{plan.out} is not a checkpoint of hessprobe train. Choose another --out.")
-    with failures.as_usage():
+        raise process.UsageError(f"{plan.out} is not a checkpoint of hessprobe train. Choose another --out.")
+    with process.as_usage():
         require_same_run(plan, load_checkpoint(plan.out))
     return True
 
@@ -163,7 +163,7 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
     from hessprobe.training import EpochReport, train_to_file
     from hessprobe.training.run import read_state
 
-    with failures.as_usage():
+    with process.as_usage():
         begun = read_state(plan) if resume else None
     epochs, remark, written = plan.recipe.epochs, [""], [time.monotonic()]
     with progress_bars() as update:
@@ -175,12 +175,12 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
             update("training", epoch.epoch, epochs, remark[0])
             if not sys.stderr.isatty() and time.monotonic() - written[0] > _SILENCE:
                 written[0] = time.monotonic()
-                failures.say(f"epoch {epoch.epoch} of {epochs}: {remark[0]}")
+                process.say(f"epoch {epoch.epoch} of {epochs}: {remark[0]}")
 
         def tick(done: float) -> None:
             update("training", done, epochs, remark[0])
 
-        with failures.as_usage():
+        with process.as_usage():
             return train_to_file(plan, device=device, resume=resume, report=report, tick=tick)
 
 

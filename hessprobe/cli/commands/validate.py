@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import failures, options, process
+from hessprobe.cli import options, process
 from hessprobe.cli.skeleton import Outcome, carry_out, declared, deliver
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def validate(request: ValidateRequest) -> None:
 
 def _leave_failed(failed: bool) -> None:
     if failed:
-        raise typer.Exit(failures.FAILED)
+        raise typer.Exit(process.FAILED)
 
 
 def check(request: ValidateRequest) -> None:
@@ -93,11 +93,11 @@ def check(request: ValidateRequest) -> None:
     """
     options.check_outputs(json=request.json)
     if request.coverage and request.full:
-        raise failures.UsageError("--full must be left out with --coverage; it is for the claims. Raise --seeds.")
+        raise process.UsageError("--full must be left out with --coverage; it is for the claims. Raise --seeds.")
     for name in () if request.coverage else _OF_COVERAGE:
         value = getattr(request, name)
         if value is not None:
-            raise failures.UsageError(f"--{name} must be left out without --coverage; got {value!r}. Add --coverage.")
+            raise process.UsageError(f"--{name} must be left out without --coverage; got {value!r}. Add --coverage.")
 
 
 def listed(request: ValidateRequest) -> list[str]:
@@ -109,7 +109,7 @@ def listed(request: ValidateRequest) -> list[str]:
     from hessprobe import validation
     from hessprobe.validation import coverage
 
-    with failures.as_usage():
+    with process.as_usage():
         if request.coverage:
             _settings(request)
             _jobs(request)
@@ -121,7 +121,7 @@ def opened(request: ValidateRequest) -> tuple[tuple[validation.Claim, ...], list
     """Return the claims that are held against measurement, and what comes out, still nothing."""
     from hessprobe import validation
 
-    with failures.as_usage():
+    with process.as_usage():
         chosen = tuple(validation.select(request.pattern, full=request.full))
     if request.out is not None:
         _folder(str(Path(request.out) / "figures"), request.out)
@@ -173,7 +173,7 @@ def publish(
 
     deliver(record, request.json, show, files_of)
     if outcome.interrupted:
-        failures.say(f"interrupted after {len(outcome.found)} of {len(chosen)} claims")
+        process.say(f"interrupted after {len(outcome.found)} of {len(chosen)} claims")
 
 
 def _figures(record: dict[str, Any], out: Path) -> dict[str, str]:
@@ -190,7 +190,7 @@ def opened_study(request: ValidateRequest) -> tuple[Settings, Study]:
     """Return what is counted and how often, and the study, which knows what an earlier run has counted."""
     from hessprobe.validation import coverage
 
-    with failures.as_usage():
+    with process.as_usage():
         settings = _settings(request)
         _jobs(request)
         kept = None if request.out is None else _folder(request.out, request.out) / "coverage.cells.jsonl"
@@ -242,7 +242,7 @@ def publish_study(request: ValidateRequest, settings: Settings, outcome: Outcome
     if outcome.interrupted:
         kept = "" if request.out is None else "; the same command goes on from there"
         done = len(study.units) - len(study.left)
-        failures.say(f"interrupted after {done} of {len(study.units)} parts{kept}")
+        process.say(f"interrupted after {done} of {len(study.units)} parts{kept}")
 
 
 def coverage_failing(study: Study) -> list[Any]:
@@ -253,7 +253,7 @@ def coverage_failing(study: Study) -> list[Any]:
 
 
 def _ended(outcome: Outcome[Any]) -> dict[str, Any]:
-    return failures.entries(outcome.failure) if outcome.ending else {}
+    return process.entries(outcome.failure) if outcome.ending else {}
 
 
 def _settings(request: ValidateRequest) -> Settings:
@@ -264,7 +264,7 @@ def _settings(request: ValidateRequest) -> Settings:
     if request.probes is not None:
         words = str(request.probes).split(",")
         if not all(word.strip().isdigit() for word in words):
-            raise failures.UsageError(
+            raise process.UsageError(
                 f"--probes must be integers >= 2 with commas between; got {request.probes!r}. Try 8,16,64."
             )
         sizes = tuple(checks.positive_int("probes", int(word), minimum=2) for word in words)
@@ -290,7 +290,7 @@ def _folder(path: str, given: str) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise failures.UsageError(
+        raise process.UsageError(
             f"--out must be a folder; got {given!r} ({error.strerror}). Choose another."
         ) from error
     return Path(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.comparison.gaps import GAPS
+from hessprobe.comparison.differences import GAPS
 from hessprobe.comparison.names import FLATTER, HIGHER, LOWER, SHARPER, UNDECIDED, WITHIN
 from hessprobe.records.compare import CompareRecord, Correlation, Difference
 from hessprobe.report.figures.drawn import Drawn

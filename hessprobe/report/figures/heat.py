@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.measures.entry import Layers
-from hessprobe.measures.table import entry_of
+from hessprobe.measures.table import Layers, entry_of
 from hessprobe.report.figures.drawn import Drawn
 from hessprobe.report.figures.fields import OPERATORS, entry
 from hessprobe.report.figures.style import FILLED, MAP, OVER_DARK, OVER_LIGHT, small

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hessprobe.records.number import Number
+from hessprobe.records.number import Number, errors_legend, tells_data
 from hessprobe.report.document import Cell, Column
-from hessprobe.report.numbers import errors_legend, tells_data
 from hessprobe.report.sections import wording
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import count, listed, number, seconds, steady

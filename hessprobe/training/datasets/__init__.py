@@ -11,13 +11,21 @@ from typing import Any
 
 from hessprobe import checks
 from hessprobe.errors import DataError, about
-from hessprobe.training.datasets.base import LAYOUTS, SPLITS, TOKEN_LAYOUTS, DataSet, Report, batches
-from hessprobe.training.datasets.changes import mislabel, subset
-from hessprobe.training.datasets.digits import load_digits
+from hessprobe.training.datasets.base import (
+    LAYOUTS,
+    SPLITS,
+    TOKEN_LAYOUTS,
+    DataSet,
+    Report,
+    batches,
+    load_digits,
+    load_text,
+    make_synthetic,
+    mislabel,
+    subset,
+)
 from hessprobe.training.datasets.folders import load_folder
 from hessprobe.training.datasets.hub import load_hub
-from hessprobe.training.datasets.synthetic import make_synthetic
-from hessprobe.training.datasets.text import load_text
 
 __all__ = ["KINDS", "LAYOUTS", "SPLITS", "TOKEN_LAYOUTS", "DataSet", "batches", "load_dataset", "resolve_name"]
 

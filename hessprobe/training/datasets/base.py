@@ -1,14 +1,27 @@
-"""A data set in memory, its fixed split, and batches of it."""
+"""A data set in memory, its fixed split, and batches of it.
+
+Parts of a data set, and wrong labels in it: both drawn from a seed of their own.
+
+The handwritten digits that scikit-learn ships.
+
+Images made from numbers: classes of a chosen size and difficulty, the same on every machine.
+
+Text as characters, each to be predicted from those before it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,3 +233,197 @@ def some_of(positions: Tensor, examples: int, seed: int, of: str) -> Tensor:
         )
     generator = torch.Generator().manual_seed(checks.resolve_seed(seed))
     return positions[torch.randperm(len(positions), generator=generator)[:examples].sort().values]
+
+
+# Streams of one seed that share nothing.
+_SUBSET, _NOISE = 1, 2
+
+
+def subset(data: DataSet, share: float, seed: int) -> DataSet:
+    """Return ``data`` with a random ``share`` of the training examples of every class; held-out ones all stay.
+
+    Args:
+        data: not changed.
+        share: in (0, 1]; of each class round(share * count) examples stay, at least one.
+        seed: which, >= 0.
+
+    Raises:
+        TypeError, ValueError: share outside (0, 1].
+    """
+    checks.real("subset", share, low=0, low_open=True, high=1, hint="0.1 keeps a tenth of the training examples.")
+    if share == 1:
+        return data
+    generator, train = _generator(seed, _SUBSET), data.positions("train")
+    groups = torch.zeros(len(train)) if data.is_text else data.labels[train]
+    kept = [_draw(train[groups == each], share, generator) for each in torch.unique(groups)]
+    rows = torch.cat([*kept, data.test]).sort().values
+    held_out = torch.zeros(len(data.labels), dtype=torch.bool)
+    held_out[data.test] = True
+    return dataclasses.replace(
+        data,
+        inputs=data.inputs[rows],
+        labels=data.labels[rows],
+        test=torch.nonzero(held_out[rows]).flatten(),
+        clean_labels=None if data.clean_labels is None else data.clean_labels[rows],
+    )
+
+
+def mislabel(data: DataSet, share: float, seed: int) -> DataSet:
+    """Return ``data`` with round(share n) of the n training labels changed, each to another class, all equally likely.
+
+    Held-out labels stay right, and the right ones of the training examples are kept in ``clean_labels``.
+
+    Args:
+        data: images; not changed.
+        share: in [0, 1].
+        seed: which labels, and to what, >= 0.
+
+    Raises:
+        TypeError, ValueError: share outside [0, 1], or text, or a single class.
+    """
+    checks.real("label_noise", share, low=0, high=1, hint="0.2 makes a fifth of the training labels wrong.")
+    if share == 0:
+        return data
+    if data.is_text:
+        raise ValueError(about("label_noise", f"must be 0 for text; got {share:g}. Leave it out."))
+    if data.n_classes < 2:
+        raise ValueError(about("label_noise", f"must be 0 for data of one class; got {share:g}. Leave it out."))
+    generator, train = _generator(seed, _NOISE), data.positions("train")
+    count = round(share * len(train))
+    chosen = train[torch.randperm(len(train), generator=generator)[:count]]
+    step = torch.randint(1, data.n_classes, (count,), generator=generator)
+    labels = data.labels.clone()
+    labels[chosen] = (labels[chosen] + step) % data.n_classes
+    return dataclasses.replace(data, labels=labels, clean_labels=data.labels)
+
+
+def _draw(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    count = max(1, round(share * len(rows)))
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed((checks.resolve_seed(seed) * 8 + stream) % 2**63)
+
+
+_SIDE = 8
+_MAX = 16.0
+
+
+@functools.cache
+def load_digits() -> DataSet:
+    """Return 1,797 handwritten digits of 8 x 8 pixels, scaled from 0..16 to [0, 1]; every fifth of a class held out.
+
+    References:
+        Alpaydin, Kaynak (1998), "Optical recognition of handwritten digits", UCI machine learning repository.
+    """
+    table = torch.from_numpy(_table())
+    images, labels = table[:, :-1].to(torch.float32).div_(_MAX), table[:, -1].to(torch.int64)
+    return DataSet("digits", images.view(-1, 1, _SIDE, _SIDE), labels, every_fifth_of_each_class(labels), 10)
+
+
+def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
+    # Read from scikit-learn's file where it can be found: importing scikit-learn takes most of a second.
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits as load
+
+    raw = load()
+    return np.column_stack([raw.data, raw.target])
+
+
+def make_synthetic(
+    name: str = "synthetic",
+    *,
+    n: int = 2000,
+    n_classes: int = 10,
+    side: int = 8,
+    channels: int = 1,
+    noise: float = 0.5,
+    seed: int = 0,
+) -> DataSet:
+    """Return n images (1 - noise) p_c + noise u, of a random prototype p_c of their class and uniform u in [0, 1].
+
+    Args:
+        name: to call it by.
+        n: number of images, >= 5 * n_classes; classes take turns, every fifth image of a class is held out.
+        n_classes: >= 2.
+        side: height and width in pixels, >= 1.
+        channels: >= 1.
+        noise: weight in [0, 1] of u; 1 leaves nothing to learn.
+        seed: of prototypes and noise, >= 0.
+
+    Raises:
+        TypeError, ValueError: a value outside its range.
+    """
+    checks.positive_int("n_classes", n_classes, minimum=2)
+    checks.positive_int("n", n, minimum=5 * n_classes, hint="Give every class at least five images.")
+    for key, size in {"side": side, "channels": channels}.items():
+        checks.positive_int(key, size)
+    share = checks.real("noise", noise, low=0, high=1)
+    # numpy promises the stream of a bit generator for good, and what follows is exact elementwise arithmetic.
+    generator = np.random.Generator(np.random.PCG64(checks.resolve_seed(seed)))
+    prototypes = generator.random((n_classes, channels, side, side))
+    labels = np.arange(n) % n_classes
+    pixels = (1 - share) * prototypes[labels] + share * generator.random((n, channels, side, side))
+    targets = torch.from_numpy(labels).to(torch.int64)
+    images = torch.from_numpy((pixels * 255).astype(np.uint8))
+    return image_set(name, images, targets, every_fifth_of_each_class(targets), n_classes)
+
+
+DEFAULT_CONTEXT = 64
+
+# The last tenth of the windows is held out: text has no classes, and neighbouring windows belong together.
+_HOLD_OUT = 10
+
+
+def load_text(name: str, path: Path, context: int | None = None) -> DataSet:
+    """Return a UTF-8 text as windows of ``context`` characters and, as labels, the character after each.
+
+    The windows do not overlap; the vocabulary is the sorted set of characters of the file; the last tenth of the
+    windows is held out.
+
+    Args:
+        name: to call it by.
+        path: the file.
+        context: characters in a window, >= 1; 64 by default.
+
+    Raises:
+        ValueError: context is not a positive integer.
+        DataError: not UTF-8, or too short for two windows.
+    """
+    length = checks.positive_int("context", DEFAULT_CONTEXT if context is None else context)
+    if path.exists() and not path.is_file():
+        raise DataError(f"data must be a text file; got {str(path)!r}, which is none. Check the path.")
+    text = read_utf8(path)
+    windows = (len(text) - 1) // length
+    if windows < 2:
+        raise DataError(
+            f"{path} must hold at least {2 * length + 1} characters for context {length}; got {len(text)}. "
+            "Take a longer text or a smaller context."
+        )
+    # The characters as numbers: their places in the sorted vocabulary.
+    codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+    vocabulary, tokens = torch.unique(codes, sorted=True, return_inverse=True)
+    used = windows * length
+    inputs = tokens[:used].view(windows, length).contiguous()
+    labels = tokens[1 : used + 1].view(windows, length).contiguous()
+    test = torch.arange(windows - max(1, windows // _HOLD_OUT), windows)
+    return DataSet(name, inputs, labels, test, len(vocabulary))
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        DataError: not UTF-8, or it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Convert it, e.g. with iconv.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.measures import MeasureSettings, measure_all
-from hessprobe.measures.settings import Result
+from hessprobe.measures.context import Result
 from hessprobe.objective import Objective
 from hessprobe.objective.analytic import Quadratic, Rosenbrock, ScaleInvariantProduct
 from hessprobe.universal import Spectrum, agreement, integrate

@@ -13,9 +13,9 @@ from hessprobe.estimate import Estimate
 from hessprobe.estimators import frobenius_norm, trace
 from hessprobe.krylov import lanczos
 from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
-from hessprobe.probes import ProbeStream
 from hessprobe.validation.claim import Claim, Curve, Finding, Part, Series, below, near
 from hessprobe.validation.matrices import SPECTRA, Hidden, eigenvalues, leading, rotated
+from hessprobe.vectors import ProbeStream
 
 _EPS = torch.finfo(torch.float64).eps
 _DIM = 60

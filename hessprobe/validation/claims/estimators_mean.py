@@ -17,10 +17,10 @@ from torch import Tensor
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import DiagonalEstimate, diagonal, frobenius_norm, logdet, trace
 from hessprobe.estimators.squares import sample_squares
-from hessprobe.probes import LAWS, ProbeStream
 from hessprobe.validation.claim import Claim, Finding, Part, agrees, at_least, near, seen
 from hessprobe.validation.dynamics import mean_and_error
 from hessprobe.validation.matrices import SPECTRA, Hidden, eigenvalues, leading, named, rotated
+from hessprobe.vectors import LAWS, ProbeStream
 
 _DIM, _PROBES = 60, 8
 Scalar = Callable[..., Estimate]

@@ -15,7 +15,7 @@ from scipy import integrate
 from torch import Tensor, nn
 
 from hessprobe.invariance import check_invariance
-from hessprobe.measures.settings import MeasureSettings
+from hessprobe.measures.context import MeasureSettings
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.optim import DetSAM, FrobSAM
 from hessprobe.optim.engine import SharpnessAware

@@ -15,7 +15,7 @@ from hessprobe.benchmarks import CASES, Case, time_products
 from hessprobe.benchmarks.cases import BATCHES
 from hessprobe.benchmarks.products import gradient_pass
 from hessprobe.cli.app import app
-from hessprobe.cli.commands import bench_tables
+from hessprobe.cli.commands import bench
 from hessprobe.hvp import ENGINES
 
 TINY = Case(
@@ -76,4 +76,4 @@ def test_wrong_usage() -> None:
     assert result.exit_code == 2
     assert "Did you mean 'mlp'?" in result.output
     assert CliRunner().invoke(app, ["bench", "--rounds", "0"]).exit_code == 2
-    assert bench_tables._words(8) == "8 vectors"
+    assert bench._words(8) == "8 vectors"

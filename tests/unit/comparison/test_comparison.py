@@ -10,9 +10,8 @@ import torch
 from hessprobe.comparison import compare_values, kendall, measure_each, rescaling_of
 from hessprobe.comparison.differences import p_value
 from hessprobe.errors import UnsupportedError
-from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.jackknife import Influence
-from hessprobe.measures import Entry, MeasureSettings, functions, register, unregister
+from hessprobe.estimate import ErrorParts, Estimate, Influence
+from hessprobe.measures import Entry, MeasureSettings, register, registry, unregister
 
 
 def estimate(value, shift=0.0, spread=1.0):
@@ -113,7 +112,7 @@ def test_measuring_refuses_a_tolerance_and_an_unknown_name():
 
 def test_a_measure_that_does_not_exist_here_comes_with_its_reason(monkeypatch):
     risk = nets.mlp((6,)).risk()
-    monkeypatch.setattr(functions, "DENSE_LIMIT", risk.dim - 1)
+    monkeypatch.setattr(registry, "DENSE_LIMIT", risk.dim - 1)
     result, missing = measure_each(risk, ["pseudo-logdet", "trace"], MeasureSettings(n_probes=8))
     assert result.measure == "trace"
     assert missing[0] == "pseudo-logdet"

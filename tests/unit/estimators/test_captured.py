@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracles import eigenvalues, symmetric
 
-from hessprobe.estimators.captured import leading, remainders
-from hessprobe.probes import ProbeStream
+from hessprobe.estimators.budget import leading, remainders
+from hessprobe.vectors import ProbeStream
 
 
 def products(kind: str, dim: int = 60, count: int = 7) -> torch.Tensor:

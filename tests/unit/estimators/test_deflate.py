@@ -9,7 +9,7 @@ import torch
 from oracles import Plain, SumOperator, eigenvalues, symmetric
 from torch import Tensor
 
-from hessprobe.estimators.deflate import CoordinateSample, basis_of, block_rows, deflation, next_prime
+from hessprobe.estimators.xtrace import CoordinateSample, basis_of, block_rows, deflation, next_prime
 
 
 def random_rows(count: int, dim: int, seed: int = 0) -> Tensor:
@@ -78,7 +78,7 @@ def test_no_vectors_are_refused() -> None:
 
 
 def test_a_coordinate_sample_keeps_every_coordinate_once_over_the_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hessprobe.estimators.deflate._COORDINATES", 64)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._COORDINATES", 64)
     A = Plain(torch.eye(1000, dtype=torch.float64))
     sample = CoordinateSample.plan(A, 4000, seed=1)
     assert sample.stride == 17

@@ -7,17 +7,16 @@ import pytest
 import torch
 from oracles import Plain, SumOperator, eigenvalues, symmetric
 
-from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimate import Batches, ErrorParts, Estimate, Influence, infinitesimal_jackknife
 from hessprobe.estimators import effective_rank, frobenius_norm, spectral_sketch, trace
 from hessprobe.estimators.budget import dependent_df
-from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.difference import difference
 from hessprobe.estimators.law import crossed_variance, shrunk_skewness
-from hessprobe.jackknife import Batches, Influence, infinitesimal_jackknife
+from hessprobe.estimators.xtrace import deflation
 from hessprobe.krylov import eigsh
-from hessprobe.probes import ProbeStream
 from hessprobe.universal import evaluate
 from hessprobe.universal.catalogue import CATALOGUE
+from hessprobe.vectors import ProbeStream
 
 DIM = 60
 A = symmetric(eigenvalues("outliers", DIM))

@@ -15,7 +15,7 @@ from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import Progress, deflation, effective_rank, frobenius_norm, trace
 from hessprobe.estimators.squares import Pairs, combine_squares, expected_variance, pair_count
 from hessprobe.operators import Counted
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 BLOCKS = {"first": slice(0, 30), "second": slice(30, 200)}
 
@@ -156,7 +156,7 @@ def influence_error(A: SumOperator) -> float:
 def test_data_error_is_the_influence_of_the_batches(
     deflated: int, coordinates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hessprobe.estimators.deflate._COORDINATES", coordinates)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._COORDINATES", coordinates)
     dim = 60 if coordinates > 64 else 400
     A = spread_terms(dim=dim)
     rows = leading(A.total, deflated, 0.01) if deflated else None

@@ -11,7 +11,7 @@ from oracles import symmetric
 
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators.informative import is_uninformative
+from hessprobe.estimators.diagonal import is_uninformative
 from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.estimators.sweep import spectral_sketch
 from hessprobe.operators import DenseOperator

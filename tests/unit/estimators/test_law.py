@@ -19,7 +19,7 @@ from hessprobe.estimators.law import (
     welch_df,
     with_prior,
 )
-from hessprobe.probes import LAWS, ProbeStream
+from hessprobe.vectors import LAWS, ProbeStream
 
 DIM = 30
 SLICES = (slice(0, 9), slice(9, DIM))

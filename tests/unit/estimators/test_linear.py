@@ -9,6 +9,7 @@ import torch
 from oracles import Plain, SumOperator
 
 from hessprobe.errors import NonFiniteError
+from hessprobe.estimate import DataError
 from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.law import welch_df
 from hessprobe.estimators.linear import (
@@ -19,9 +20,8 @@ from hessprobe.estimators.linear import (
     pooled_sum,
     sample_linear,
 )
-from hessprobe.jackknife import DataError
 from hessprobe.operators import Counted
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 BLOCKS = {"first": slice(0, 10), "second": slice(10, 40)}
 
@@ -52,7 +52,7 @@ def test_every_term_has_its_own_probes_and_one_pass_is_made() -> None:
 
 def test_block_size_does_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sample_linear(correlated(), Sampling(7, seed=1, diagonal=True))
-    monkeypatch.setattr("hessprobe.estimators.deflate._BLOCK", 80)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._BLOCK", 80)
     parts = sample_linear(correlated(), Sampling(7, seed=1, diagonal=True))
     torch.testing.assert_close(parts.raw, whole.raw)
     assert parts.diagonal is not None
@@ -162,7 +162,7 @@ def test_products_that_are_not_finite_are_named() -> None:
 
 @pytest.mark.parametrize("terms", [1, 4])
 def test_progress_ends_at_the_value(terms: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hessprobe.estimators.deflate._BLOCK", 80)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._BLOCK", 80)
     A = correlated(terms)
     seen: list[Progress] = []
     samples = sample_linear(A, Sampling(4, seed=0), offset=2.0, callback=seen.append)
@@ -175,7 +175,7 @@ def test_progress_ends_at_the_value(terms: int, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_progress_errors_are_those_of_the_running_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hessprobe.estimators.deflate._BLOCK", 160)
+    monkeypatch.setattr("hessprobe.estimators.xtrace._BLOCK", 160)
     A = correlated(8)
     A.weights[:] = 1 / 8
     A.total = torch.einsum("b,bij->ij", A.weights, A.matrices)

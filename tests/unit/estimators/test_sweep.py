@@ -12,10 +12,10 @@ from questions import batches, leading
 from hessprobe.errors import MemoryBudgetError, NumericalWarning
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.budget import Progress
-from hessprobe.estimators.deflate import deflation
 from hessprobe.estimators.levels import best_sizes, fitted, short_steps
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.sweep import spectral_sketch
+from hessprobe.estimators.xtrace import deflation
 from hessprobe.operators import Counted, DenseOperator
 
 

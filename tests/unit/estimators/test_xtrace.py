@@ -18,7 +18,7 @@ from hessprobe.estimators.xtrace import (
     remainder_squares,
     remainder_std,
 )
-from hessprobe.probes import LAWS, ProbeStream
+from hessprobe.vectors import LAWS, ProbeStream
 
 
 def left_out(matrix: Tensor, W: Tensor, *, skip: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

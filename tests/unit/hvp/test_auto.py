@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hessprobe.errors import MemoryBudgetError, NonFiniteError, UnsupportedError
 from hessprobe.hvp import Hessian
 from hessprobe.hvp.auto import Choice, choose
-from hessprobe.hvp.engine import LossFunction, Product
+from hessprobe.hvp.engines import LossFunction, Product
 from hessprobe.objective import EmpiricalRisk
 
 

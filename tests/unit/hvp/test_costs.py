@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hessprobe as hp
-from hessprobe.cli import remarks
+from hessprobe.cli import render
 from hessprobe.estimate import Cost, Estimate
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian, batch_products
 from hessprobe.objective import EmpiricalRisk
@@ -157,5 +157,5 @@ def test_a_measure_tells_what_it_made_and_not_what_another_had_made():
 def test_the_line_below_the_table_rounds_to_what_is_known():
     counts = {"trace": 183.6, "frob": 2.345}
     rows = [{"measure": name, "cost": {"gradients": count}} for name, count in counts.items()] + [{"measure": "x"}]
-    assert list(remarks.costs(rows)) == ["cost in gradients of the loss: trace 184, frob 2.3"]
-    assert list(remarks.costs([{"measure": "x", "cost": {"gradients": None}}])) == []
+    assert list(render.costs(rows)) == ["cost in gradients of the loss: trace 184, frob 2.3"]
+    assert list(render.costs([{"measure": "x", "cost": {"gradients": None}}])) == []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hessprobe.hvp.example_norms import example_squares
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.terms import EmpiricalBatch
+from hessprobe.objective.batches import EmpiricalBatch
 
 
 class Tied(nn.Module):

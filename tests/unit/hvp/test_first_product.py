@@ -12,10 +12,9 @@ from torch import nn
 
 from hessprobe.hvp import Hessian, batch_products, known
 from hessprobe.hvp.auto import Choice
-from hessprobe.hvp.chunked import Chunked
-from hessprobe.hvp.engine import pulled_back
-from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward, pulled_back
 from hessprobe.hvp.linearized import Linearized
+from hessprobe.hvp.pool import Chunked
 from hessprobe.objective import EmpiricalRisk
 
 _FIRST = """
@@ -252,7 +251,7 @@ def test_a_batch_that_cannot_be_cut_is_looked_at_whole(clock, race, monkeypatch)
     def uncut(self, start, stop):
         raise RuntimeError("Sparse CSR tensors do not have strides")
 
-    monkeypatch.setattr("hessprobe.objective.terms.EmpiricalBatch.slice", uncut)
+    monkeypatch.setattr("hessprobe.objective.batches.EmpiricalBatch.slice", uncut)
     H = Hessian(_risk(), expected_matvecs=3000)
     for _ in range(2):
         H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))

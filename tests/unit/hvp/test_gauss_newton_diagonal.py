@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 import hessprobe as hp
 from hessprobe.errors import MemoryBudgetError
-from hessprobe.hvp import GaussNewton, gauss_newton_diagonal
-from hessprobe.hvp.gauss_newton_diagonal import _linear_layers
+from hessprobe.hvp import GaussNewton, gauss_newton
+from hessprobe.hvp.gauss_newton import _linear_layers
 from hessprobe.hvp.output_space import loss_hessians, square_roots
 from hessprobe.objective import EmpiricalBatch, EmpiricalRisk
 
@@ -199,7 +199,7 @@ def test_no_more_gradients_are_held_than_the_memory_allows(gradients: int) -> No
             return result
 
     with risk.evaluating(), Sizes():
-        diagonal = gauss_newton_diagonal._example_gradients(
+        diagonal = gauss_newton._example_gradients(
             batch, risk.theta, _roots(batch, risk), budget=2 * gradients * risk.theta.nbytes
         )
     assert diagonal is not None

@@ -17,11 +17,9 @@ from torch.utils._pytree import tree_leaves
 from hessprobe.errors import MemoryBudgetError
 from hessprobe.hvp import ENGINES, GaussNewton, Hessian
 from hessprobe.hvp.auto import choose
-from hessprobe.hvp.chunked import Chunked, forward_bytes
-from hessprobe.hvp.engine import LossFunction, Product
-from hessprobe.hvp.engines import DoubleBackward, ForwardOverReverse
+from hessprobe.hvp.engines import DoubleBackward, ForwardOverReverse, LossFunction, Product
 from hessprobe.hvp.gauss_newton import JacobianGraph
-from hessprobe.hvp.memory import MemoryBudget
+from hessprobe.hvp.pool import Chunked, MemoryBudget, forward_bytes
 from hessprobe.objective import EmpiricalRisk
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.hvp import memory, ranks
+from hessprobe.hvp import pool
 
 CPU = torch.device("cpu")
 
@@ -14,15 +14,15 @@ CPU = torch.device("cpu")
 def test_free_memory_is_shared_out(
     monkeypatch: pytest.MonkeyPatch, count: int, local: str | None, sharing: int
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 8_000_000)
+    monkeypatch.setattr(pool, "available_bytes", lambda _: 8_000_000)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    token = ranks._active.set(ranks.Ranks(None, 0, count))  # type: ignore[arg-type]  # nothing is sent
+    token = pool._active.set(pool.Ranks(None, 0, count))  # type: ignore[arg-type]  # nothing is sent
     try:
-        assert memory.budget_bytes(None, CPU) == 4_000_000 // sharing
+        assert pool.budget_bytes(None, CPU) == 4_000_000 // sharing
         # What was asked for is nobody else's.
-        assert memory.budget_bytes(1_000, CPU) == 1_000
+        assert pool.budget_bytes(1_000, CPU) == 1_000
     finally:
-        ranks._active.reset(token)
-    assert memory.budget_bytes(None, CPU) == 4_000_000
+        pool._active.reset(token)
+    assert pool.budget_bytes(None, CPU) == 4_000_000

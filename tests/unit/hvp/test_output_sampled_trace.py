@@ -14,7 +14,7 @@ import hessprobe as hp
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators.task import block_diagonal
 from hessprobe.hvp import GaussNewton
-from hessprobe.hvp.output_sampled_trace import _root
+from hessprobe.hvp.output_space import _root
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.operators import BlockDiagonal, Counted
 

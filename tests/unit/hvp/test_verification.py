@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engine import LossFunction, Product
-from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward, LossFunction, Product
 from hessprobe.hvp.verification import require_own_gradient, require_symmetric
 from hessprobe.objective import EmpiricalRisk
 

@@ -16,7 +16,7 @@ from hessprobe.invariance.names import CHANGES, DENSE_LIMIT, INVARIANT, NOT_MEAS
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.verdict import Theory, compare, expected
 from hessprobe.measures import MeasureSettings, Result
-from hessprobe.measures.functions import log_pseudo_determinant
+from hessprobe.measures.registry import log_pseudo_determinant
 from hessprobe.objective import EmpiricalRisk, Quadratic
 from hessprobe.objective.copying import risk_of
 from hessprobe.operators import DenseOperator

@@ -17,7 +17,7 @@ from hessprobe.krylov import eigsh, verification
 from hessprobe.krylov.certificates import SpectrumBounds, bounds_of, intervals
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import DenseOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 F64 = torch.float64
 # The function of the same name hides the module.

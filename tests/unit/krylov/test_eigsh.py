@@ -12,7 +12,7 @@ from oracles import SPECTRA, eigenvalues, symmetric
 from torch import Tensor
 
 from hessprobe.errors import NumericalWarning
-from hessprobe.jackknife import infinitesimal_jackknife
+from hessprobe.estimate import infinitesimal_jackknife
 from hessprobe.krylov import Eigenpairs, eigsh
 from hessprobe.krylov.eigenpairs import refine
 from hessprobe.operators import Counted, DenseOperator, LinearOperator

@@ -11,7 +11,7 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import tridiagonal
 from hessprobe.operators import Counted, DenseOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 
 def starts(count: int, dim: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -19,7 +19,7 @@ from hessprobe.krylov.quadrature import (
     steps_for_smoothed_log,
 )
 from hessprobe.operators import DenseOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 
 def measure(kind: str, dim: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

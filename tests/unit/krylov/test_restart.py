@@ -14,7 +14,7 @@ from hessprobe.errors import NonFiniteError
 from hessprobe.krylov.lanczos import orthogonalise, random_row
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import DenseOperator
-from hessprobe.probes import ProbeStream
+from hessprobe.vectors import ProbeStream
 
 EYE = torch.eye
 

@@ -29,8 +29,7 @@ from hessprobe.measures import (
     taking,
     unregister,
 )
-from hessprobe.measures.entry import NEEDS, OPTIONS
-from hessprobe.measures.table import entry_of, function_of
+from hessprobe.measures.table import NEEDS, OPTIONS, entry_of, function_of
 from hessprobe.objective import Quadratic
 from hessprobe.tracking import measure_point
 from hessprobe.tracking.names import TRACKED

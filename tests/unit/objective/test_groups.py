@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprobe as hp
-from hessprobe.objective.groups import by_groups
+from hessprobe.objective.checking import by_groups
 from hessprobe.operators import Block, BlockDiagonal, Combination, Congruence, Counted, Deflated, LinearOperator
 from hessprobe.operators.algebra import Reordered
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessprobe as hp
-from hessprobe.objective.means import MOST, label_range, to_compare
+from hessprobe.objective.empirical import MOST, label_range, to_compare
 
 
 def test_few_batches_are_all_compared() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessprobe.errors import DataError, UnsupportedError
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.model_loss import recognise
+from hessprobe.objective.base import recognise
 
 
 def gpt2() -> nn.Module:

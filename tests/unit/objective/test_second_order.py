@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.second_order import SecondOrderLosses
+from hessprobe.objective.base import SecondOrderLosses
 
 GENERATOR = torch.Generator().manual_seed(0)
 Z = 2 * torch.randn(5, 3, generator=GENERATOR, dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hessprobe.errors import DataError
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.weighting import loss_rule
+from hessprobe.objective.base import loss_rule
 
 SIZES = (32, 32, 32, 4)
 

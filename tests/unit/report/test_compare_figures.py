@@ -9,7 +9,7 @@ import pytest
 from figure_checks import WIDTHS, require_fit
 
 from hessprobe.errors import RecordError
-from hessprobe.records import codec
+from hessprobe.records import number as codec
 from hessprobe.records.compare import CompareRecord, Difference
 from hessprobe.report.comparison import comparison_csv, verdict_text
 from hessprobe.report.figures import figures_of

@@ -12,10 +12,9 @@ from page_records import compared, difference, estimate, measured, sharp
 
 from hessprobe.errors import RecordError
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.records import codec
+from hessprobe.records import number as codec
 from hessprobe.records.compare import CompareRecord, Difference
-from hessprobe.records.measure import Measured, MeasureRecord
-from hessprobe.records.number import Number
+from hessprobe.records.number import Measured, MeasureRecord, Number
 from hessprobe.records.sharpness import SharpnessRecord
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hessprobe.report.track import track_record
 from hessprobe.tracking import SharpnessTracker
-from hessprobe.tracking.state import packed
+from hessprobe.tracking.store import packed
 
 OPTIONS = {"every": 2, "rtol": 0.2, "k": 2, "engine": "double_backward"}
 

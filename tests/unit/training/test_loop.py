@@ -9,7 +9,7 @@ import torch
 
 from hessprobe.errors import NonFiniteError
 from hessprobe.training.datasets import DataSet, load_dataset
-from hessprobe.training.datasets.changes import mislabel
+from hessprobe.training.datasets.base import mislabel
 from hessprobe.training.evaluation import Examples, assess, make_loss
 from hessprobe.training.loop import train
 from hessprobe.training.models import build_model

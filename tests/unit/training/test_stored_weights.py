@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from hessprobe.errors import CheckpointError
-from hessprobe.training.checkpoint import foreign_checkpoint
+from hessprobe.training.checkpoint import foreign_checkpoint, read_state_dict
 from hessprobe.training.models import build_model
-from hessprobe.training.weights import read_state_dict
 
 NAME = "layers.0.weight"
 

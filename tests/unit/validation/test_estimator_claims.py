@@ -10,10 +10,10 @@ import torch
 from hessprobe import estimators
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.krylov.quadrature import QuadratureRule, gauss
-from hessprobe.probes import ProbeStream
 from hessprobe.validation.claim import Finding
 from hessprobe.validation.claims import estimators_coverage, estimators_exact, estimators_mean
 from hessprobe.validation.matrices import SPECTRA, Hidden, eigenvalues, leading, named, rotated
+from hessprobe.vectors import ProbeStream
 
 pytestmark = pytest.mark.filterwarnings("ignore::hessprobe.errors.NumericalWarning")
 
