@@ -118,6 +118,46 @@ def infinitesimal_jackknife(weights: Sequence[float] | Tensor, values: Sequence[
     return largest * math.sqrt(correction(w) * float(np.square(influence / largest).sum()))
 
 
+def own_probes_error(weights: Tensor, means: Tensor, noise: Tensor) -> DataError | None:
+    """Return the error that comes from the terms being a sample, where every term has had probes of its own.
+
+    The jackknife over terms, f sum_b c_b^2 (m_b - m)^2 with m the weighted mean, also sees the probe noise
+    v_b = Var m_b of each term. Its expectation for independent probes, with shares w_b = c_b / sum c,
+    f sum_b c_b^2 ((1 - 2 w_b) v_b + sum_a w_a^2 v_a), is subtracted.
+
+    Args:
+        weights: (B,) term weights c_b.
+        means: (B,) estimates of the functional of each term.
+        noise: (B,) variances of ``means`` from the probes.
+
+    Returns:
+        See ``data_error``.
+    """
+    shares = weights / weights.sum()
+    contrast = (1 - 2 * shares) * noise + (shares.square() * noise).sum()
+    return data_error(weights, means, float((weights.square() * contrast).sum()))
+
+
+def shared_probes_error(weights: Tensor, table: Tensor, offset: Tensor | float = 0.0) -> DataError | None:
+    """Return the error that comes from the terms being a sample, where one probe has served all of them.
+
+    The noise of the contrasts x_b - sum_a w_a x_a is measured over probes, whatever the terms have in common.
+
+    Args:
+        weights: (B,) term weights.
+        table: (n, B) samples of the functional of each term, n >= 1; a single one has no noise that could be told.
+        offset: (B,) known part of the functional of each term.
+
+    Returns:
+        See ``data_error``.
+    """
+    means, count = table.mean(0) + offset, len(table)
+    if count < 2 or not bool((weights > 0).all()):
+        return data_error(weights, means)
+    contrasts = table - (table @ weights / weights.sum())[:, None]
+    return data_error(weights, means, float((weights.square() * contrasts.var(0)).sum()) / count)
+
+
 def correction(weights: Sequence[float] | Tensor | NDArray[Any]) -> float:
     """Return f = 1 / (1 - sum_b s_b^2), s_b the shares of the weights: B / (B - 1) for equal ones, inf for one.
 
@@ -202,8 +242,8 @@ class Influence:
         rows: by name of the stream of probes, (S, n) fp64, n >= 2.
         pairs: by name of the stream, (m,) fp64, i < j.
         entries: by name of the stream, (S, n, m) fp64: of quadratic forms of Rademacher probes the products w * (A w),
-            folded to m numbers (``law.fold``). Twice the sum over these of their sample variances is the variance of
-            h_s by the law of the probes, far better known than from the rows.
+            folded to m numbers (``vectors.fold``). Twice the sum over these of their sample variances is the variance
+            of h_s by the law of the probes, far better known than from the rows.
         batches: for the error from the data being a sample, or None.
         crossed: by name of the stream, (n, n) fp64: of rows (1, n) that are themselves quadratic forms w^T B w of
             Rademacher probes, the bilinear forms w_i^T B w_j.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -302,3 +303,29 @@ class ProbeStream:
 def _unpacked(packed: Tensor) -> Tensor:
     """Return the bits of uint8 (rows, n) as (rows, 8 n) of 0 and 1, the lowest of each byte first."""
     return ((packed[..., None] >> _BITS.to(packed.device)) & 1).flatten(1)
+
+
+# Numbers that a row of products is folded to for differences: a prime, which does not beat with the rows of a weight.
+_FOLDED = 251
+
+
+def fold(rows: Tensor) -> Tensor:
+    """Return fp64 rows (k, d) folded to (k, m), m = min(d, 251), on the CPU: dot products are kept in the mean.
+
+    Every coordinate is added, with a random sign, to one of m sums, the same for all rows of a length: the squared norm
+    of a folded row has a relative standard deviation of about sqrt(2 / m). Rows of up to m entries stay as they are.
+    """
+    dim = rows.shape[1]
+    if dim <= _FOLDED:
+        return rows.cpu()
+    signed = rows * _signs(dim, rows.device)
+    whole = dim // _FOLDED * _FOLDED
+    folded = signed[:, :whole].reshape(len(rows), -1, _FOLDED).sum(1)
+    folded[:, : dim - whole] += signed[:, whole:]
+    return folded.cpu()
+
+
+@lru_cache(maxsize=1)
+def _signs(dim: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(dim)
+    return (2 * torch.randint(2, (dim,), generator=generator, dtype=torch.int8) - 1).to(device)

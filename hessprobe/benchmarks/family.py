@@ -17,12 +17,12 @@ from scipy import stats
 from hessprobe.benchmarks.processes import Outcome, run_apart
 from hessprobe.errors import HessprobeError, LostRunsError
 from hessprobe.measures import MeasureSettings, measure_all
+from hessprobe.objective.base import make_loss
 from hessprobe.optim import available
 from hessprobe.optim.engine import SharpnessAware
 from hessprobe.training import Recipe, load_checkpoint
 from hessprobe.training.building import build_optimizer
 from hessprobe.training.closures import StepClosures, Tally
-from hessprobe.training.evaluation import make_loss
 from hessprobe.training.models import build_model
 from hessprobe.training.run import make_plan, train_to_file
 

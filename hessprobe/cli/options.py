@@ -18,7 +18,7 @@ from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening, parse_pairs
 
 if TYPE_CHECKING:
-    from hessprobe.measures import MeasureSettings
+    from hessprobe.measures.context import MeasureSettings
 
 
 DEFAULT_MEASURES = DEFAULT
@@ -460,7 +460,7 @@ def settings_of(request: Measured, **size: Any) -> MeasureSettings:
     Raises:
         UsageError: the operator has no such engine, or a number is outside its range.
     """
-    from hessprobe.measures import MeasureSettings
+    from hessprobe.measures.context import MeasureSettings
 
     engine = engine_of(request.engine, request.operator)
     with as_usage():

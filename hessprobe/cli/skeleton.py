@@ -299,19 +299,19 @@ def deliver(
         show: prints for a reader.
         files: writes what else was asked for; returns the paths that are to be told.
     """
-    from hessprobe import report
     from hessprobe.cli import render
+    from hessprobe.report import to_json, write_record
 
     written: list[str] = []
     try:
         if json not in (None, "-"):
-            report.write_record(str(json), record)
+            write_record(str(json), record)
         if files is not None:
             written = files()
     finally:
         # Last, because what reads the output may go away early (head, less); first a full disk must not hide it.
         if json == "-":
-            sys.stdout.write(report.to_json(record))
+            sys.stdout.write(to_json(record))
         else:
             console = render.stdout_console()
             show(console)

@@ -46,10 +46,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hessprobe.estimate import Batches, DataError, ErrorParts, Estimate, Influence
+from hessprobe.estimate import (
+    Batches,
+    DataError,
+    ErrorParts,
+    Estimate,
+    Influence,
+    own_probes_error,
+    shared_probes_error,
+)
 from hessprobe.estimators.budget import dependent_df, joint_df, spread_df
 from hessprobe.estimators.law import contrasts, crossed_variance, law_variance, shrunk_skewness, welch_df
-from hessprobe.estimators.linear import own_probes_error, shared_probes_error
 
 _BOUNDS = ("lower bound", "upper bound")
 _HEAVY = "heavy-tailed"

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe import estimate as jackknife
-from hessprobe.estimate import GROUPS, Batches, DataError, ErrorParts, Estimate, Influence
+from hessprobe.estimate import GROUPS, Batches, DataError, ErrorParts, Estimate, Influence, shared_probes_error
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Goal, Way, leading, remainders
-from hessprobe.estimators.law import fold
-from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.squares import (
     Combined,
     SquareSamples,
@@ -28,7 +26,7 @@ from hessprobe.estimators.squares import (
 )
 from hessprobe.estimators.xtrace import Deflation, basis_of, block_rows, blocks_of, deflation, remainder_squares
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import LAWS, ProbeStream, gram, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, fold, gram, row_dots
 
 _PILOT = 12
 # Up to here the whole matrix is no dearer than pilot and run, and what a deflation leaves is too small a space for the

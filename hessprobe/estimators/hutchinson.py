@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import about
-from hessprobe.estimate import Batches, DataError, ErrorParts, Estimate, Influence
+from hessprobe.estimate import Batches, DataError, ErrorParts, Estimate, Influence, own_probes_error
 from hessprobe.estimators import budget
-from hessprobe.estimators.linear import LinearSamples, Sampling, own_probes_error, sample_linear
+from hessprobe.estimators.linear import LinearSamples, Sampling, sample_linear
 from hessprobe.estimators.task import Known, Task, known_parts
 from hessprobe.estimators.xtrace import multiply
 from hessprobe.operators import BlockDiagonal, LinearOperator

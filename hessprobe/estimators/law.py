@@ -26,7 +26,7 @@ e_k, C the squared norm of the rows of the block outside its own columns: betwee
 References:
     Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
     Satterthwaite (1946), "An approximate distribution of estimates of variance components".
-    Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams" (``fold``).
+    Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams" (``vectors.fold``).
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Numbers that a row of products is folded to for differences: a prime, which does not beat with the rows of a weight.
-_FOLDED = 251
+from hessprobe.vectors import fold
+
 # Observations that the worst case counts for in the spread of the h_j.
 _PRIOR = 8
 # Sample variances that the law's may be, of forms that are known by pairs of probes.
@@ -134,28 +133,6 @@ def with_prior(variances: Tensor, count: int) -> Tensor:
     of them show none, and the average over entries stays as it is.
     """
     return ((count - 1) * variances + variances.mean()) / count
-
-
-def fold(rows: Tensor) -> Tensor:
-    """Return fp64 rows (k, d) folded to (k, m), m = min(d, 251), on the CPU: dot products are kept in the mean.
-
-    Every coordinate is added, with a random sign, to one of m sums, the same for all rows of a length: the squared norm
-    of a folded row has a relative standard deviation of about sqrt(2 / m). Rows of up to m entries stay as they are.
-    """
-    dim = rows.shape[1]
-    if dim <= _FOLDED:
-        return rows.cpu()
-    signed = rows * _signs(dim, rows.device)
-    whole = dim // _FOLDED * _FOLDED
-    folded = signed[:, :whole].reshape(len(rows), -1, _FOLDED).sum(1)
-    folded[:, : dim - whole] += signed[:, whole:]
-    return folded.cpu()
-
-
-@lru_cache(maxsize=1)
-def _signs(dim: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(dim)
-    return (2 * torch.randint(2, (dim,), generator=generator, dtype=torch.int8) - 1).to(device)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.estimate import DataError, data_error
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.estimators.law import Law, LawSums, welch_df, with_prior
 from hessprobe.estimators.xtrace import block_rows, blocks_of, project
@@ -225,46 +224,6 @@ def pooled_sum(
     parts, squares = shares * variances, None if law is None else shares.square() * law[1]
     value = float((weights * samples.mean(1)).sum())
     return value, math.sqrt(float(parts.sum())), welch_df(parts, count, squares)
-
-
-def own_probes_error(weights: Tensor, means: Tensor, noise: Tensor) -> DataError | None:
-    """Return the error that comes from the terms being a sample, where every term has had probes of its own.
-
-    The jackknife over terms, f sum_b c_b^2 (m_b - m)^2 with m the weighted mean, also sees the probe noise
-    v_b = Var m_b of each term. Its expectation for independent probes, with shares w_b = c_b / sum c,
-    f sum_b c_b^2 ((1 - 2 w_b) v_b + sum_a w_a^2 v_a), is subtracted.
-
-    Args:
-        weights: (B,) term weights c_b.
-        means: (B,) estimates of the functional of each term.
-        noise: (B,) variances of ``means`` from the probes.
-
-    Returns:
-        See ``jackknife.data_error``.
-    """
-    shares = weights / weights.sum()
-    contrast = (1 - 2 * shares) * noise + (shares.square() * noise).sum()
-    return data_error(weights, means, float((weights.square() * contrast).sum()))
-
-
-def shared_probes_error(weights: Tensor, table: Tensor, offset: Tensor | float = 0.0) -> DataError | None:
-    """Return the error that comes from the terms being a sample, where one probe has served all of them.
-
-    The noise of the contrasts x_b - sum_a w_a x_a is measured over probes, whatever the terms have in common.
-
-    Args:
-        weights: (B,) term weights.
-        table: (n, B) samples of the functional of each term, n >= 1; a single one has no noise that could be told.
-        offset: (B,) known part of the functional of each term.
-
-    Returns:
-        See ``jackknife.data_error``.
-    """
-    means, count = table.mean(0) + offset, len(table)
-    if count < 2 or not bool((weights > 0).all()):
-        return data_error(weights, means)
-    contrasts = table - (table @ weights / weights.sum())[:, None]
-    return data_error(weights, means, float((weights.square() * contrasts.var(0)).sum()) / count)
 
 
 def sample_linear(

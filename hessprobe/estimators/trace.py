@@ -25,7 +25,17 @@ import torch
 from hessprobe import checks
 from hessprobe import estimate as jackknife
 from hessprobe.errors import UnsupportedError
-from hessprobe.estimate import GROUPS, Batches, DataError, ErrorParts, Estimate, Influence, data_error, jackknife_df
+from hessprobe.estimate import (
+    GROUPS,
+    Batches,
+    DataError,
+    ErrorParts,
+    Estimate,
+    Influence,
+    data_error,
+    jackknife_df,
+    shared_probes_error,
+)
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Callback, Way
 from hessprobe.estimators.captured_trace import (
@@ -37,7 +47,6 @@ from hessprobe.estimators.captured_trace import (
     pilot_products,
 )
 from hessprobe.estimators.hutchinson import Plan, hutchinson, hutchpp, pilot
-from hessprobe.estimators.linear import shared_probes_error
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
 from hessprobe.estimators.xtrace import basis_of
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator

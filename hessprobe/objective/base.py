@@ -236,6 +236,8 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor]] = {
 
 
 WEIGHTINGS = ("auto", "examples", "tokens")
+# What a recipe and a checkpoint may name.
+LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyLoss}
 
 IGNORED = -100
 
@@ -411,6 +413,20 @@ def token_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
 def shifted_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return ``token_cross_entropy`` of outputs (B, T, C) up to T - 1 on labels (B, T) from 1 on."""
     return token_cross_entropy(outputs[..., :-1, :], labels[..., 1:])
+
+
+def make_loss(name: str, layout: str = "vector") -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss, a mean over the batch, by name, so that a checkpoint can say which one it was trained with.
+
+    Args:
+        name: a name in ``LOSSES``.
+        layout: with ``"tokens"`` outputs are (B, T, C) and targets (B, T), and the mean is over all tokens.
+
+    Raises:
+        ValueError: unknown name; the message names the nearest one.
+    """
+    checks.one_of("loss", name, LOSSES)
+    return token_cross_entropy if layout == "tokens" else LOSSES[name]()
 
 
 def _options(loss: Callable[..., Any]) -> tuple[Any, Callable[[str, Any], Any]]:

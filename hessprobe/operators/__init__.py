@@ -2,8 +2,7 @@
 
 from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Reordered, Shifted
 from hessprobe.operators.base import Block, Combination, LinearOperator, SampledTrace
-from hessprobe.operators.counted import Counted, Tally
-from hessprobe.operators.dense import DenseOperator, WrappedOperator, aslinearoperator, settled
+from hessprobe.operators.wrapped import Counted, DenseOperator, Tally, WrappedOperator, aslinearoperator, settled
 
 __all__ = [
     "Block",

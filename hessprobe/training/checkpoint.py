@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from hessprobe import files
 from hessprobe.errors import CheckpointError, PlainWeightsError, UnsupportedError
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.base import make_loss
 from hessprobe.training import models
 from hessprobe.training.datasets import DataSet, batches, load_dataset, resolve_name
 from hessprobe.training.datasets.base import Report
-from hessprobe.training.evaluation import make_loss
 from hessprobe.training.recipe import Recipe
 
 # torch.save compresses nothing; a file packed by hand may shrink by a few times, weights hardly at all.

@@ -1,7 +1,4 @@
-"""How good a model is on examples.
-
-Losses by name, so that a checkpoint can say which one it was trained with.
-"""
+"""How good a model is on examples."""
 
 from __future__ import annotations
 
@@ -13,27 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hessprobe import checks
-from hessprobe.objective.base import token_cross_entropy
 from hessprobe.training.datasets import DataSet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-REGISTRY: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyLoss}
-
-
-def make_loss(name: str, layout: str = "vector") -> Loss:
-    """Return a loss, a mean over the batch, by name.
-
-    Args:
-        name: a name in ``REGISTRY``.
-        layout: with ``"tokens"`` outputs are (B, T, C) and targets (B, T), and the mean is over all tokens.
-
-    Raises:
-        ValueError: unknown name; the message names the nearest one.
-    """
-    checks.one_of("loss", name, REGISTRY)
-    return token_cross_entropy if layout == "tokens" else REGISTRY[name]()
 
 
 def losses_by_example(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessprobe.errors import NonFiniteError, UnsupportedError, about
+from hessprobe.objective.base import make_loss
 from hessprobe.optim.engine import SharpnessAware
 from hessprobe.training import models
 from hessprobe.training.building import build_optimizer, set_lr
 from hessprobe.training.closures import StepClosures, Tally
 from hessprobe.training.datasets import DataSet
-from hessprobe.training.evaluation import Examples, assess, make_loss
+from hessprobe.training.evaluation import Examples, assess
 from hessprobe.training.recipe import Recipe, lr_factor
 from hessprobe.training.state import Run, restore
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from hessprobe import checks
 from hessprobe.errors import about
-from hessprobe.training import evaluation, optimizers
+from hessprobe.objective.base import LOSSES
+from hessprobe.training import optimizers
 
 LR_SCHEDULES = ("constant", "cosine", "multistep")
 RHO_SCHEDULES = ("constant", "linear", "cosine", "like-lr")
@@ -139,7 +140,7 @@ class Recipe:
                 )
             )
         checks.one_of("amp", self.amp, AMP)
-        checks.one_of("loss", self.loss, evaluation.REGISTRY)
+        checks.one_of("loss", self.loss, LOSSES)
         checks.resolve_seed(self.seed)
 
     @property

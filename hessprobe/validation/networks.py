@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hessprobe.hvp import Hessian
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.training.datasets.base import load_digits
-from hessprobe.training.models.mlp import MLP
+from hessprobe.training.models import MLP
 
 # Batches of different sizes, as real ones are.
 _BATCHES = [300, 200, 100]

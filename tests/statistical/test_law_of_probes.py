@@ -12,8 +12,8 @@ from torch import Tensor
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import effective_rank, frobenius_norm, trace
 from hessprobe.estimators.difference import difference
-from hessprobe.estimators.law import fold
 from hessprobe.operators import DenseOperator
+from hessprobe.vectors import fold
 
 RUNS = 400
 D = 60

@@ -157,7 +157,7 @@ def facts(request: MeasureRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: A
 
 def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Measure one after the other, keeping each result as it comes."""
-    from hessprobe.measures import measure_all
+    from hessprobe.measures.registry import measure_all
 
     subject, settings = inputs
     with watched(outcome) as report:
@@ -167,9 +167,9 @@ def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 
 def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Print the tables and write record and CSV of everything that is known."""
-    from hessprobe import report
     from hessprobe.records import number as codec
     from hessprobe.records.number import Measured, MeasureRecord
+    from hessprobe.report import write_csv
 
     subject, _ = inputs
     found = MeasureRecord(
@@ -189,7 +189,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 
     def files() -> list[str]:
         if request.csv is not None:
-            report.write_csv(request.csv, record)
+            write_csv(request.csv, record)
         return []
 
     def show(console: Console) -> None:

@@ -16,7 +16,7 @@ from hessprobe.krylov import eigsh
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.optim import SAM, SAMON
 from hessprobe.training.datasets import load_dataset
-from hessprobe.training.models.mlp import MLP
+from hessprobe.training.models import MLP
 from hessprobe.validation.claim import Claim, Finding, Part, below, near, seen
 from hessprobe.validation.dynamics import mean_and_error
 

@@ -13,13 +13,12 @@ from hessprobe.estimators.law import (
     LawSums,
     contrasts,
     crossed_variance,
-    fold,
     law_variance,
     shrunk_skewness,
     welch_df,
     with_prior,
 )
-from hessprobe.vectors import LAWS, ProbeStream
+from hessprobe.vectors import LAWS, ProbeStream, fold
 
 DIM = 30
 SLICES = (slice(0, 9), slice(9, DIM))

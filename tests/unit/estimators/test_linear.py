@@ -9,14 +9,13 @@ import torch
 from oracles import Plain, SumOperator
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.estimate import DataError
+from hessprobe.estimate import DataError, own_probes_error
 from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.law import welch_df
 from hessprobe.estimators.linear import (
     Pooled,
     Sampling,
     Series,
-    own_probes_error,
     pooled_sum,
     sample_linear,
 )

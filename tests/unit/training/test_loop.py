@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hessprobe.errors import NonFiniteError
+from hessprobe.objective.base import make_loss
 from hessprobe.training.datasets import DataSet, load_dataset
 from hessprobe.training.datasets.base import mislabel
-from hessprobe.training.evaluation import Examples, assess, make_loss
+from hessprobe.training.evaluation import Examples, assess
 from hessprobe.training.loop import train
 from hessprobe.training.models import build_model
 from hessprobe.training.recipe import Recipe

@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional
 
 from hessprobe.errors import NonFiniteError
+from hessprobe.objective.base import make_loss
 from hessprobe.optim import SAM
 from hessprobe.training import Recipe, load_dataset, train
 from hessprobe.training.building import build_optimizer
 from hessprobe.training.closures import StepClosures, Tally
-from hessprobe.training.evaluation import losses_by_example, make_loss
+from hessprobe.training.evaluation import losses_by_example
 from hessprobe.training.models import build_model
 
 CPU = torch.device("cpu")
