@@ -16,7 +16,7 @@ from rich.table import Table
 from hessprobe.cli.process import shown
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.measures.table import entry_of
-from hessprobe.records.number import (
+from hessprobe.records.typed import (
     SIGNIFICANT,
     Measured,
     Number,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hessprobe.cli.load import Subject
     from hessprobe.journal import Journal
     from hessprobe.measures import Event
-    from hessprobe.records.number import Partial
+    from hessprobe.records.typed import Partial
 
 
 # Where the outcome goes, and how it is shown, decides no number.
@@ -155,8 +155,8 @@ class Outcome(Generic[_Found]):
 
     def partial(self) -> tuple[Partial, ...] | None:
         """Return how far each stage had come where the work ended early, for its record; else None."""
-        from hessprobe.records.number import Partial
         from hessprobe.records.record import cleaned
+        from hessprobe.records.typed import Partial
 
         if self.failure is None:
             return None

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from hessprobe import checks
-from hessprobe import estimate as jackknife
 from hessprobe.errors import UnsupportedError
 from hessprobe.estimate import (
     GROUPS,
@@ -327,7 +326,7 @@ def _exact(task: Task) -> Estimate:
     if weights is None or traces is None or len(weights) < 2:
         return exact
     batches = Batches(weights, traces[None], shared=True)
-    errors = exact.errors.with_data(jackknife.data_error(weights, traces))
+    errors = exact.errors.with_data(data_error(weights, traces))
     return exact.with_(errors=errors, influence=Influence(batches=batches))
 
 

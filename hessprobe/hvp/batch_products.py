@@ -16,9 +16,8 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import MemoryBudgetError, UnsupportedError
 from hessprobe.hvp import engines, pool
-from hessprobe.hvp import engines as replay
 from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, is_final
-from hessprobe.hvp.engines import DoubleBackward, Engine, Product, device_clock, fresh_gradient
+from hessprobe.hvp.engines import DoubleBackward, Engine, Product, decided, device_clock, fresh_gradient, value
 from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
 from hessprobe.hvp.pool import Chunked, MemoryBudget, ProductPool, Watch
@@ -384,14 +383,14 @@ class BatchProducts:
         this kind in this process needs no trial.
         """
         place, expected = self.pool.place, self.expected_matvecs
-        won = place and replay.decided(f"engine-{place}") and not replay.decided(f"refused-{place}")
-        if _AT_ONCE not in self._engines or won or (place and replay.decided(f"differences-{place}")):
+        won = place and decided(f"engine-{place}") and not decided(f"refused-{place}")
+        if _AT_ONCE not in self._engines or won or (place and decided(f"differences-{place}")):
             return False
 
         def decide() -> list[Any]:
             return list(ENGINES_TAKEN.get(self._key(batch)) or ("", True))
 
-        known, works = replay.value(f"begin-{place}", lambda: pool.agreed(decide)) if place else pool.agreed(decide)
+        known, works = value(f"begin-{place}", lambda: pool.agreed(decide)) if place else pool.agreed(decide)
         name = _AT_ONCE if works else str(known)
         self._faster = str(known) if name == _AT_ONCE != known else ""
         why = f"{known} was the fastest for a risk of this kind" if known else "not tried: too few products so far"
@@ -444,7 +443,7 @@ class BatchProducts:
                 self.pool.clear()
             else:
                 if self.pool.place:
-                    replay.value(f"refused-{self.pool.place}", lambda: True)
+                    value(f"refused-{self.pool.place}", lambda: True)
                 differs = {after.name: f"its product differs from that of {before.name}"}
                 self._engine, self.choice = before, Choice(before, {}, differs)
         self._remember(batch, at_once_works=True)
@@ -454,7 +453,7 @@ class BatchProducts:
         key, name = f"engine-{self.pool.place}", self._faster
         why = f"slower: {name} was the fastest for a risk of this kind"
         taken = {"engine": name, "seconds": {}, "reasons": {other: why for other in self._engines if other != name}}
-        taken = replay.value(key, lambda: taken) if self.pool.place else taken
+        taken = value(key, lambda: taken) if self.pool.place else taken
         self._engine = Chunked(self._engines[name](), self.budget.total)
         self.choice = Choice(self._engine, {}, taken["reasons"])  # type: ignore[arg-type]  # as written above
         return self._engine
@@ -476,7 +475,7 @@ class BatchProducts:
 
     def _choose(self, batch: BatchLoss, expected: int | None = None) -> Engine:
         # A run gone through again knows how the engine that it had to begin with has ended.
-        if self.pool.place and replay.decided(f"differences-{self.pool.place}"):
+        if self.pool.place and decided(f"differences-{self.pool.place}"):
             self._engines, self._verified = {_DIFFERENCES: self._engines[_DIFFERENCES]}, True
             return self._decide(f"differences-{self.pool.place}", batch, {})
         return self._decide(f"engine-{self.pool.place}", batch, None, expected)
@@ -500,7 +499,7 @@ class BatchProducts:
             why = made[0].reasons if reasons is None else reasons
             return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
 
-        taken = replay.value(key, lambda: pool.agreed(decide)) if self.pool.place else pool.agreed(decide)
+        taken = value(key, lambda: pool.agreed(decide)) if self.pool.place else pool.agreed(decide)
         self._engine = made[0].engine if made else Chunked(self._engines[taken["engine"]](), budget)
         self.choice = Choice(self._engine, taken["seconds"], taken["reasons"])
         return self._engine

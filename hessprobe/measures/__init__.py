@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, Entry, Layers, register, taking, unregister
 
 if TYPE_CHECKING:
-    from hessprobe.measures.context import Answer, Context, Event, MeasureSettings, Result
+    from hessprobe.measures.context import Context, Event, MeasureSettings, Result
     from hessprobe.measures.registry import measure, measure_all
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "NAMES",
     "TABLE",
     "UNIVERSAL",
-    "Answer",
     "Context",
     "Entry",
     "Event",

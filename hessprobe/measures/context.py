@@ -147,44 +147,27 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the function of a measure returns that has more to say than a number.
+class Result:
+    """One measured number: what the function of a measure returns that has more to say than an estimate, then named.
 
     Attributes:
         estimate: value, error, cost.
         layers: value by parameter tensor, or None.
         arrays: further results by name.
         notes: what a reader should know, in words.
-    """
-
-    estimate: Estimate
-    layers: dict[str, Estimate] | None = None
-    arrays: dict[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """One measured number.
-
-    Attributes:
         measure: registered name.
         operator: see ``MeasureSettings``.
-        estimate: value, error, cost.
         unit: of the value.
-        layers: value by parameter tensor, or None.
-        arrays: further results by name.
-        notes: what a reader should know, in words.
         engine: how products were made, and why not otherwise.
     """
 
-    measure: str
-    operator: str
     estimate: Estimate
-    unit: str
     layers: dict[str, Estimate] | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    measure: str = ""
+    operator: str = ""
+    unit: str = ""
     engine: str = ""
 
 

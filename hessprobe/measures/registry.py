@@ -22,7 +22,7 @@ from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures import distribution
-from hessprobe.measures.context import Answer, Context, Event, MeasureSettings, Report, Result, quietly, settings_of
+from hessprobe.measures.context import Context, Event, MeasureSettings, Report, Result, quietly, settings_of
 from hessprobe.measures.table import DENSE_LIMIT, TABLE, function_of
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import Congruence, LinearOperator
@@ -253,27 +253,27 @@ def _result(context: Context, name: str) -> Result:
     )
 
 
-def _answer(name: str, found: object) -> Answer:
-    if isinstance(found, Answer):
+def _answer(name: str, found: object) -> Result:
+    if isinstance(found, Result):
         return found
     if isinstance(found, Estimate):
-        return Answer(found)
+        return Result(found)
     raise TypeError(
-        f"the function of {name!r} must return an Estimate or an Answer; got {type(found).__name__}. A number comes "
+        f"the function of {name!r} must return an Estimate or a Result; got {type(found).__name__}. A number comes "
         "with its error: Estimate(value, ErrorParts(probe=...)), or kind='exact'."
     )
 
 
-def lambda_max(context: Context) -> Answer:
+def lambda_max(context: Context) -> Result:
     """lambda_1."""
     pairs = context.eigenpairs
     layers = context.layer_eigenvalues if context.settings.per_layer else None
-    return Answer(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
+    return Result(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
 
 
-def lambda_min(context: Context) -> Answer:
+def lambda_min(context: Context) -> Result:
     """lambda_d."""
-    return Answer(context.smallest, arrays={} if context.A.psd else _spectrum(context))
+    return Result(context.smallest, arrays={} if context.A.psd else _spectrum(context))
 
 
 def _spectrum(context: Context) -> dict[str, Tensor]:
@@ -282,11 +282,11 @@ def _spectrum(context: Context) -> dict[str, Tensor]:
     return {"eigenvalues": pairs.values, "residuals": pairs.residuals, "eigenvalue_errors": errors}
 
 
-def spectral_norm(context: Context) -> Answer:
+def spectral_norm(context: Context) -> Result:
     """Largest |lambda_i|."""
     top = context.eigenpairs.estimate(0)
     if context.A.psd:
-        return Answer(top, arrays=_spectrum(context))
+        return Result(top, arrays=_spectrum(context))
     bottom = context.eigenpairs.estimate(-1).scaled(-1.0)
     first, second = (top, bottom) if top.value >= bottom.value else (bottom, top)
     # The larger of two numbers lies between the larger of their lower and the larger of their upper ends.
@@ -294,72 +294,72 @@ def spectral_norm(context: Context) -> Answer:
     bracket = (max(low for low, _ in ends), max(high for _, high in ends)) if len(ends) == 2 else None
     arm = first.errors.solver if bracket is None else max(first.value - bracket[0], bracket[1] - first.value)
     larger = first.with_(bracket=bracket, errors=replace(first.errors, solver=arm), support=(0.0, float("inf")))
-    return Answer(larger, arrays=_spectrum(context))
+    return Result(larger, arrays=_spectrum(context))
 
 
-def trace(context: Context) -> Answer:
+def trace(context: Context) -> Result:
     """Tr A."""
-    return Answer(context.trace, layers=_layers(context, context.trace))
+    return Result(context.trace, layers=_layers(context, context.trace))
 
 
-def frob(context: Context) -> Answer:
+def frob(context: Context) -> Result:
     """||A||_F, with the shares of layers in its square."""
     squares = _layers(context, context.frobenius)
     if squares is None or context.frobenius.value == 0:
-        return Answer(context.frobenius, layers=squares)
+        return Result(context.frobenius, layers=squares)
     square = context.frobenius.value**2
     shares = {name: one.scaled(1 / square) for name, one in squares.items()}
-    return Answer(context.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
+    return Result(context.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
 
 
-def logdet(context: Context) -> Answer:
+def logdet(context: Context) -> Result:
     """The log-determinant of A + s I, or the smoothed one of an indefinite matrix."""
     shift = context.settings.damping
     form = f"log det(A + {shift:g} I)" if context.A.psd else f"1/2 log det(A^2 + {shift:g}^2 I)"
-    return Answer(_from_sketch(context, "logdet", context.logdet(context.sketch)), notes=(form,))
+    return Result(_from_sketch(context, "logdet", context.logdet(context.sketch)), notes=(form,))
 
 
-def effective_dimension(context: Context) -> Answer:
+def effective_dimension(context: Context) -> Result:
     """Sum of l / (l + s), or of l^2 / (l^2 + s^2) of an indefinite matrix."""
     shift = context.settings.damping
     estimate = context.sketch.effective_dimension(shift=shift)
-    return Answer(_from_sketch(context, "effective-dimension", estimate), notes=(f"damping {shift:g}",))
+    return Result(_from_sketch(context, "effective-dimension", estimate), notes=(f"damping {shift:g}",))
 
 
-def density(context: Context) -> Answer:
+def density(context: Context) -> Result:
     """The median eigenvalue, with the distribution."""
     density = context.sketch.density(grid=fine_grid(context.sketch))
     level, sure = context.settings.confidence, 1 - context.settings.bracket_delta
     arrays = distribution.curve(density, level)
     arrays |= distribution.quantiles(density, level) | distribution.shares(density, level)
     median = _from_sketch(context, "density", distribution.median(density, sure))
-    return Answer(median, arrays=arrays, notes=distribution.sentences(arrays, level))
+    return Result(median, arrays=arrays, notes=distribution.sentences(arrays, level))
 
 
-def diagonal(context: Context) -> Answer:
+def diagonal(context: Context) -> Result:
     """Tr A / d, with every entry."""
     entries = context.diagonal()
     mean = context.trace.scaled(1 / context.A.dim)
     mean = mean.with_(matvecs=mean.matvecs + entries.matvecs, seconds=mean.seconds + entries.seconds)
-    return Answer(mean, arrays={"diagonal": entries.values, "diagonal_std_error": entries.std_error})
+    return Result(mean, arrays={"diagonal": entries.values, "diagonal_std_error": entries.std_error})
 
 
-def effective_rank(context: Context) -> Answer:
+def effective_rank(context: Context) -> Result:
     """(Tr A)^2 / ||A||_F^2."""
-    return Answer(estimators.effective_rank(context.trace, context.frobenius))
+    return Result(estimators.effective_rank(context.trace, context.frobenius))
 
 
-def adaptive_lambda_max(context: Context) -> Answer:
+def adaptive_lambda_max(context: Context) -> Result:
     """lambda_1(C A C) with C = diag|w|."""
     return lambda_max(context.shared(_adaptive))
 
 
-def adaptive_trace(context: Context) -> Answer:
+def adaptive_trace(context: Context) -> Result:
     """Tr C A C."""
     return trace(context.shared(_adaptive))
 
 
-def adaptive_frob(context: Context) -> Answer:
+def adaptive_frob(context: Context) -> Result:
     """||C A C||_F."""
     return frob(context.shared(_adaptive))
 
@@ -368,9 +368,9 @@ def _adaptive(context: Context) -> Context:
     return context.beside(Congruence(context.A, context.risk.theta.abs()), "adaptive")
 
 
-def pseudo_logdet(context: Context) -> Answer:
+def pseudo_logdet(context: Context) -> Result:
     """Sum of log |lambda_i| over the eigenvalues that are not zero."""
-    return Answer(context.shared(_log_pseudo_determinant))
+    return Result(context.shared(_log_pseudo_determinant))
 
 
 def _log_pseudo_determinant(context: Context) -> Estimate:

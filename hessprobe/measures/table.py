@@ -60,7 +60,7 @@ class Entry:
 
     Attributes:
         name: on the command line, in Python and in records.
-        function: takes a ``Context`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes; or where it
+        function: takes a ``Context`` and returns an ``Estimate``, or a ``Result`` with arrays and notes; or where it
             is, ``"package.module:function"``, which is imported when the measure is first taken.
         unit: of the value; ``"curvature"`` is loss per squared parameter.
         meaning: one sentence.
@@ -421,7 +421,7 @@ DEFAULT = ("lambda-max", "trace", "frob")
 def register(entry: Entry, *, replace: bool = False) -> Entry:
     """Add a measure to the table: from then on its name is known wherever a measure is named.
 
-    Its function takes a ``Context`` and returns an ``Estimate``, or an ``Answer`` with arrays and notes. A context has
+    Its function takes a ``Context`` and returns an ``Estimate``, or a ``Result`` with arrays and notes. A context has
     the operator ``A``, the ``risk``, the ``settings``, and what measures share, computed when first asked for:
     ``eigenpairs``, ``trace``, ``frobenius``, ``sketch``, ``diagonal()``.
 

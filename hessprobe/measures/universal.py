@@ -18,7 +18,7 @@ from hessprobe.errors import ArgumentMessage, NonFiniteError, NumericalWarning, 
 from hessprobe.estimate import ErrorParts, Estimate, student_quantile
 from hessprobe.estimators.sketch import SpectralSketch
 from hessprobe.estimators.whole import LARGEST, whole_matrix
-from hessprobe.measures.context import Answer, Context
+from hessprobe.measures.context import Context, Result
 from hessprobe.measures.table import UNIVERSAL_PREFIX
 from hessprobe.operators import DenseOperator
 from hessprobe.universal import Catalogued, Forms, Measure, Spectrum, agreement, evaluate, evaluate_from_losses
@@ -45,7 +45,7 @@ _SMALL_NODE = 0.02
 _LEBESGUE_DIM, _LEBESGUE_REACH = 8, 3.5
 
 
-def measured(context: Context, name: str) -> Answer:
+def measured(context: Context, name: str) -> Result:
     """Return the measure ``universal:NAME``; its arrays are ``hessian_based``, ``z``, ``plug_in_bias`` and others."""
     return context.shared(UniversalWork).answer(name)
 
@@ -62,7 +62,7 @@ class UniversalWork:
     # What the points of laws cost whose draws are multiplied by the matrix that is held.
     _held: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def answer(self, name: str) -> Answer:
+    def answer(self, name: str) -> Result:
         """Return the measure ``universal:NAME``.
 
         Raises:
@@ -88,7 +88,7 @@ class UniversalWork:
         for key, label in (("bias", "plug_in_bias"), ("effective_samples", "effective_samples")):
             if estimate.details.get(key) is not None:
                 arrays[label] = _vector(estimate.details[key])
-        return Answer(estimate, arrays=arrays, notes=(_compared(entry, reference, z), *notes, *_loss_notes(estimate)))
+        return Result(estimate, arrays=arrays, notes=(_compared(entry, reference, z), *notes, *_loss_notes(estimate)))
 
     def _require_honoured(self, name: str) -> None:
         settings = self.context.settings

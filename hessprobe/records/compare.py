@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hessprobe.records import number as codec
-from hessprobe.records.number import Measured, Number
+from hessprobe.records import typed
+from hessprobe.records.typed import Measured, Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Value:
     """A measure of one checkpoint, which is called by its label."""
 
     checkpoint: str
-    measured: Measured = field(metadata=codec.FLAT)
+    measured: Measured = field(metadata=typed.FLAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Difference:
     measure: str
     checkpoint: str
     baseline: str
-    number: Number = field(metadata=codec.FLAT)
+    number: Number = field(metadata=typed.FLAT)
     verdict: str
     p: float | None = None
     stands: bool = True
@@ -114,14 +114,14 @@ class CompareRecord:
     """What ``hessprobe compare`` writes beside what every record says."""
 
     results: tuple[Value, ...]
-    data: dict[str, Any] | None = field(default=None, metadata=codec.LEFT_OUT)
+    data: dict[str, Any] | None = field(default=None, metadata=typed.LEFT_OUT)
     checkpoints: tuple[Member, ...] = ()
-    baseline: str | None = field(default=None, metadata=codec.LEFT_OUT)
+    baseline: str | None = field(default=None, metadata=typed.LEFT_OUT)
     differences: tuple[Difference, ...]
-    correlations: tuple[Correlation, ...] | None = field(default=None, metadata=codec.LEFT_OUT)
-    rescaling: Rescaling | None = field(default=None, metadata=codec.LEFT_OUT)
-    flags: tuple[str, ...] | None = field(default=None, metadata=codec.LEFT_OUT)
-    errors: tuple[str, ...] | None = field(default=None, metadata=codec.LEFT_OUT)
+    correlations: tuple[Correlation, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
+    rescaling: Rescaling | None = field(default=None, metadata=typed.LEFT_OUT)
+    flags: tuple[str, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
+    errors: tuple[str, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> CompareRecord:
@@ -130,4 +130,4 @@ class CompareRecord:
         Raises:
             RecordError: an entry is missing, or of another type.
         """
-        return codec.read(cls, record, "the record")
+        return typed.read(cls, record, "the record")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hessprobe.records import number
-from hessprobe.records.number import Measured, Number, Partial
+from hessprobe.records import typed
+from hessprobe.records.typed import Measured, Number, Partial
 
 _Numbers = tuple[float | None, ...]
 
@@ -68,10 +68,10 @@ class Ball:
 class Reading:
     """One number: a rise of the loss, or a measure of the curvature beside it, which has no ball."""
 
-    measured: Measured = field(metadata=number.FLAT)
+    measured: Measured = field(metadata=typed.FLAT)
     meaning: str = ""
     cost: Cost = Cost()
-    ball: Ball | None = field(default=None, metadata=number.FLAT)
+    ball: Ball | None = field(default=None, metadata=typed.FLAT)
 
     @property
     def title(self) -> str:
@@ -136,12 +136,12 @@ class SharpnessRecord:
     """What ``hessprobe sharpness`` writes beside what every record says."""
 
     results: tuple[Reading, ...]
-    checkpoint: dict[str, Any] | None = field(default=None, metadata=number.LEFT_OUT)
-    data: dict[str, Any] | None = field(default=None, metadata=number.LEFT_OUT)
-    flags: tuple[str, ...] | None = field(default=None, metadata=number.LEFT_OUT)
-    errors: tuple[str, ...] | None = field(default=None, metadata=number.LEFT_OUT)
-    partial: tuple[Partial, ...] | None = field(default=None, metadata=number.LEFT_OUT)
-    diagnostics: Diagnostics | None = field(default=None, metadata=number.LEFT_OUT)
+    checkpoint: dict[str, Any] | None = field(default=None, metadata=typed.LEFT_OUT)
+    data: dict[str, Any] | None = field(default=None, metadata=typed.LEFT_OUT)
+    flags: tuple[str, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
+    errors: tuple[str, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
+    partial: tuple[Partial, ...] | None = field(default=None, metadata=typed.LEFT_OUT)
+    diagnostics: Diagnostics | None = field(default=None, metadata=typed.LEFT_OUT)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> SharpnessRecord:
@@ -150,4 +150,4 @@ class SharpnessRecord:
         Raises:
             RecordError: an entry is missing, or of another type.
         """
-        return number.read(cls, record, "the record")
+        return typed.read(cls, record, "the record")

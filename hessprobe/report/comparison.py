@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe import files
-from hessprobe.comparison import differences as gaps
+from hessprobe.comparison import differences
 from hessprobe.comparison.differences import Line
 from hessprobe.comparison.names import UNDECIDED, WITHIN
 from hessprobe.records.compare import CompareRecord, Correlation, Difference
-from hessprobe.records.number import Number, measured_text
 from hessprobe.records.record import cleaned
+from hessprobe.records.typed import Number, measured_text
 
 _VALUE = ("value", "std_error", "data_std_error", "kind", "low", "high", "confidence")
 _JUDGED = ("verdict", "p", "stands", "beyond_data")
@@ -44,7 +44,7 @@ def difference_of(line: Line, confidence: float) -> Difference:
     )
 
 
-def correlation_of(found: gaps.Correlation) -> Correlation:
+def correlation_of(found: differences.Correlation) -> Correlation:
     """Return a rank correlation as its record keeps it."""
     ranks = found.ranks
     low, high = ranks.interval

@@ -14,7 +14,7 @@ from hessprobe.krylov.eigenpairs import Eigenpairs
 from hessprobe.landscape.result import Landscape
 from hessprobe.measures.context import Result
 from hessprobe.measures.distribution import curve, quantiles
-from hessprobe.records import number
+from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord
 from hessprobe.records.record import build_record, result_row
 from hessprobe.report.comparison import difference_of
@@ -44,7 +44,8 @@ def figure_of(result: object, **options: Any) -> Figure:
         return _of_estimate(result, **options)
     if isinstance(result, Eigenpairs):
         return _first(
-            _figures(Result("lambda-max", "matrix", result.estimate(0), "", arrays=_spectrum(result))), _PAIRS
+            _figures(Result(result.estimate(0), arrays=_spectrum(result), measure="lambda-max", operator="matrix")),
+            _PAIRS,
         )
     if isinstance(result, Density):
         return _of_density(result, **options)
@@ -75,10 +76,10 @@ def _figures(result: Result, confidence: float = 0.95) -> list[Drawn]:
 def _of_estimate(estimate: Estimate, which: str | None = None) -> Figure:
     told = estimate.details
     result = Result(
-        told.get("measure", ""),
-        told.get("operator", "matrix"),
         estimate,
-        told.get("unit", ""),
+        measure=told.get("measure", ""),
+        operator=told.get("operator", "matrix"),
+        unit=told.get("unit", ""),
         layers=estimate.layers or None,
         arrays=told.get("arrays", {}),
     )
@@ -96,11 +97,11 @@ def _spectrum(pairs: Eigenpairs) -> dict[str, torch.Tensor]:
 
 def _of_density(density: Density, confidence: float = 0.95) -> Figure:
     arrays = curve(density, confidence) | quantiles(density, confidence)
-    result = Result("density", "matrix", Estimate(0.0), "", arrays=arrays)
+    result = Result(Estimate(0.0), arrays=arrays, measure="density", operator="matrix")
     return _figures(result, confidence)[0].figure()
 
 
 def _of_comparison(found: Comparison) -> list[Drawn]:
     rows = tuple(difference_of(line, found.confidence) for line in found.lines)
     record = CompareRecord(results=(), baseline=found.baseline, differences=rows)
-    return figures_of(number.build("compare", record, arguments={}, seed=None))
+    return figures_of(typed.build("compare", record, arguments={}, seed=None))

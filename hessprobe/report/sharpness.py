@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from hessprobe.estimate import Estimate
-from hessprobe.records import number
-from hessprobe.records.number import Measured, Number
+from hessprobe.records import typed
 from hessprobe.records.record import cleaned
 from hessprobe.records.sharpness import Alignment, Arc, Ball, Cost, Diagnostics, Predicted, Reading, Split
+from hessprobe.records.typed import Measured, Number
 from hessprobe.sharpness import diagnostics, survey
 from hessprobe.sharpness.names import MEANINGS
 
@@ -53,8 +53,8 @@ def diagnostics_of(found: diagnostics.Diagnostics, confidence: float) -> Diagnos
     """Return what SAM sees as its record keeps it."""
     parts = ("whole", "gauss_newton", "functional")
     return Diagnostics(
-        alignment=number.read(Alignment, _plain(found.alignment), "alignment"),
-        arc=number.read(Arc, _plain(found.arc), "arc"),
+        alignment=typed.read(Alignment, _plain(found.alignment), "alignment"),
+        arc=typed.read(Arc, _plain(found.arc), "arc"),
         splits=tuple(
             Split(name=each.name, **{part: Number.of_estimate(getattr(each, part), confidence) for part in parts})
             for each in found.splits

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hessprobe import files
-from hessprobe.records.number import Number
 from hessprobe.records.record import build_record, result_row, write_record
+from hessprobe.records.typed import Number
 from hessprobe.tracking.names import ALWAYS
 from hessprobe.tracking.point import Point
 from hessprobe.tracking.tracker import SharpnessTracker

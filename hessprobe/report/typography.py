@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 
-from hessprobe.records.number import number_texts, plain
+from hessprobe.records.typed import number_texts, plain
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _POWER = re.compile(r"(?<=\d)e([+-]?)0*(\d+)\b")

@@ -33,7 +33,7 @@ def measure_all(names, risk, settings, report, *, missing=None):
         layers = dict.fromkeys(risk.layout.names, estimate) if settings.per_layer else None
         arrays = {"values": torch.tensor([1.0, float("nan")])} if name == "diagonal" else {}
         report(Event("probes", 60, 60, value, 0.0123))
-        yield Result(name, settings.operator, estimate, "curvature", layers, arrays, ("a note",))
+        yield Result(estimate, layers, arrays, ("a note",), name, settings.operator, "curvature")
 
 
 def slowly(write):

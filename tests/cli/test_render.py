@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hessprobe.cli import render
-from hessprobe.records import number
-from hessprobe.records.number import Measured, Number
+from hessprobe.records import typed
+from hessprobe.records.typed import Measured, Number
 
 
 def terminal(width):
@@ -42,11 +42,11 @@ def error_cells(row, **how):
 
 
 def results_table(rows, confidence, console):
-    render.results_table([number.read(Measured, each, "the row") for each in rows], confidence, console)
+    render.results_table([typed.read(Measured, each, "the row") for each in rows], confidence, console)
 
 
 def layers_table(row, console):
-    render.layers_table(number.read(Measured, row, "the row"), console)
+    render.layers_table(typed.read(Measured, row, "the row"), console)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from hessprobe.records import number
+from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord
-from hessprobe.records.number import MeasureRecord
 from hessprobe.records.sharpness import SharpnessRecord
+from hessprobe.records.typed import MeasureRecord
 
 HEAD = {"schema", "command", "environment", "seed", "arguments", "created", "peak_memory"}
 FAST = ("--examples", "40", "--engine", "double-backward")
@@ -43,7 +43,7 @@ def test_a_record_declares_all_that_is_written(run, digits_checkpoint, other, tm
     done = run(command, *paths, *options, *FAST, "--json", tmp_path / "r.json")
     assert done.code == 0, done.err
     written = json.loads((tmp_path / "r.json").read_text())
-    again = number.written(kind.of(written))
+    again = typed.written(kind.of(written))
     assert json.dumps(again) == json.dumps({key: value for key, value in written.items() if key not in HEAD})
 
 
@@ -53,5 +53,5 @@ def test_what_was_under_way_is_declared_too(run, fake, digits_checkpoint, tmp_pa
     written = json.loads((tmp_path / "r.json").read_text())
     found = MeasureRecord.of(written)
     assert (found.flags, found.partial[0].stage, found.partial[0].value) == (("failed",), "probes", 1.25)
-    assert number.written(found)["partial"] == written["partial"]
-    assert number.written(found)["errors"] == written["errors"]
+    assert typed.written(found)["partial"] == written["partial"]
+    assert typed.written(found)["errors"] == written["errors"]

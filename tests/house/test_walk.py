@@ -41,7 +41,7 @@ def test_a_norm_meets_no_more_files_functions_and_classes_than_before(told):
 
 
 def test_the_walk_begins_at_the_command_and_ends_at_what_is_printed(told):
-    for name in ("cli/commands/measure.py", "estimators/frobenius.py", "estimate.py", "records/number.py"):
+    for name in ("cli/commands/measure.py", "estimators/frobenius.py", "estimate.py", "records/typed.py"):
         assert f"\n{name}: " in told
     for name in ("estimate.Estimate", "measures.settings.Result", "cli.skeleton.Outcome"):
         assert f"held by hessprobe.{name}\n" in told

@@ -8,7 +8,7 @@ from oracles import drawn_spectrum, symmetric
 from torch import Tensor
 
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.estimators.squares import Pairs, combine_squares
+from hessprobe.estimators.frobenius import Pairs, combine_squares
 
 RUNS, DIM = 400, 60
 

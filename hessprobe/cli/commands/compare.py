@@ -365,10 +365,10 @@ def broken_in(outcome: Outcome[list[Member]]) -> list[str]:
 
 def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Member]]) -> None:  # noqa: ARG001  # alike
     """Print the tables and write record and CSV of everything that is known."""
-    from hessprobe.records import number
+    from hessprobe.records import typed
 
     found = record_of(request, outcome)
-    record = number.build(
+    record = typed.build(
         "compare",
         found,
         arguments={**arguments_of(request), "measure": list(request.names)},
@@ -404,7 +404,7 @@ def record_of(request: CompareRequest, outcome: Outcome[list[Member]]) -> Compar
     from hessprobe.comparison.differences import correlate
     from hessprobe.comparison.rescaling import rescaling_of
     from hessprobe.records import compare as kept
-    from hessprobe.records.number import Measured
+    from hessprobe.records.typed import Measured
     from hessprobe.report.comparison import correlation_of, difference_of
 
     level, broken = request.confidence, broken_in(outcome)

@@ -9,7 +9,7 @@ from hessprobe.cli import render
 from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.comparison.differences import GAPS
 from hessprobe.comparison.names import FEWEST, UNDECIDED, WITHIN, grows_with_size
-from hessprobe.records.number import number_texts
+from hessprobe.records.typed import number_texts
 from hessprobe.report.comparison import verdict_text
 
 if TYPE_CHECKING:

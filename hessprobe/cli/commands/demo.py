@@ -218,7 +218,7 @@ def _figures(folder: Path, steps: Sequence[Step]) -> None:
 
 def _print_table(steps: Sequence[Step]) -> None:
     from hessprobe.cli import render
-    from hessprobe.records.number import MeasureRecord
+    from hessprobe.records.typed import MeasureRecord
     from hessprobe.report import read_record
 
     console = render.stdout_console()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.measures import MeasureSettings, Result
-    from hessprobe.records.number import MeasureRecord
+    from hessprobe.records.typed import MeasureRecord
 
     Inputs = tuple[Subject, MeasureSettings]
 
@@ -167,8 +167,8 @@ def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
 
 def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Print the tables and write record and CSV of everything that is known."""
-    from hessprobe.records import number as codec
-    from hessprobe.records.number import Measured, MeasureRecord
+    from hessprobe.records import typed
+    from hessprobe.records.typed import Measured, MeasureRecord
     from hessprobe.report import write_csv
 
     subject, _ = inputs
@@ -179,7 +179,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
         **process.entries(outcome.failure),
         partial=outcome.partial(),
     )
-    record = codec.build(
+    record = typed.build(
         "measure",
         found,
         arguments={**arguments_of(request), "measure": list(request.names), "rtol": request.tolerance},

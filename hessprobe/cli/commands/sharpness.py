@@ -263,7 +263,7 @@ def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
 
 def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
     """Print the tables and write the record of everything that is known."""
-    from hessprobe.records import number as codec
+    from hessprobe.records import typed
     from hessprobe.records.sharpness import SharpnessRecord
     from hessprobe.report import sharpness as kept
 
@@ -277,7 +277,7 @@ def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
         partial=outcome.partial(),
         diagnostics=None if found.diagnostics is None else kept.diagnostics_of(found.diagnostics, level),
     )
-    record = codec.build(
+    record = typed.build(
         "sharpness",
         known,
         arguments={**arguments_of(request), "kind": list(request.kinds), "rho": list(request.radii)},

@@ -13,8 +13,8 @@ from hessprobe.cli.wording import flag_sentence
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.records.number import Number
     from hessprobe.records.sharpness import Diagnostics, Predicted, Reading, SharpnessRecord
+    from hessprobe.records.typed import Number
 
 # Points of the arc that are printed; the record has all.
 _WHOLE = 1e-6

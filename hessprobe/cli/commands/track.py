@@ -357,7 +357,7 @@ def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
 def track_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print one line a checkpoint; on a narrow terminal columns go, those that matter least first."""
     from hessprobe.cli import render
-    from hessprobe.records.number import Number
+    from hessprobe.records.typed import Number
 
     sign = render.plus_minus_for(console)
     order = ["products", "|g|", "epoch", "test", "train", "lr", "align"]
@@ -378,7 +378,7 @@ def track_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dict[str, list[str]]:
     from hessprobe.cli import render
-    from hessprobe.records.number import Number
+    from hessprobe.records.typed import Number
 
     columns = {"step": [str(row["step"]) for row in rows], "epoch": [_text(row["epoch"]) for row in rows]}
     columns |= {"lr": [_text(row["lr"], 3) for row in rows], "loss": [_text(row["loss"], 4) for row in rows]}

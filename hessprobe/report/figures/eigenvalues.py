@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessprobe.records.number import with_error
+from hessprobe.records.typed import with_error
 from hessprobe.report.figures.drawn import Drawn, table
 from hessprobe.report.figures.fields import OPERATORS, Floats, array
 from hessprobe.report.figures.style import BLUE, GRAY, NARROW, VERMILION

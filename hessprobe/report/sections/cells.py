@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hessprobe.records.number import Number, errors_legend, tells_data
+from hessprobe.records.typed import Number, errors_legend, tells_data
 from hessprobe.report.document import Cell, Column
 from hessprobe.report.sections import wording
 from hessprobe.report.sources import Source

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hessprobe.measures.table import entry_of
-from hessprobe.records.number import Number, error_texts
+from hessprobe.records.typed import Number, error_texts
 from hessprobe.report.typography import combined, count, joined, numbers, pretty, seconds
 
 _OPERATORS = {

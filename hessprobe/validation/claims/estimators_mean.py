@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import DiagonalEstimate, diagonal, frobenius_norm, logdet, trace
-from hessprobe.estimators.squares import sample_squares
+from hessprobe.estimators.frobenius import sample_squares
 from hessprobe.validation.claim import Claim, Finding, Part, agrees, at_least, near, seen
 from hessprobe.validation.dynamics import mean_and_error
 from hessprobe.validation.matrices import SPECTRA, Hidden, eigenvalues, leading, named, rotated

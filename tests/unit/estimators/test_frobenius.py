@@ -13,7 +13,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import Progress, deflation, effective_rank, frobenius_norm, trace
-from hessprobe.estimators.squares import Pairs, combine_squares, expected_variance, pair_count
+from hessprobe.estimators.frobenius import Pairs, combine_squares, expected_variance, pair_count
 from hessprobe.operators import Counted
 from hessprobe.vectors import ProbeStream
 
@@ -112,7 +112,7 @@ def test_pairs_gain_on_outlier_spectra() -> None:
 
 def test_groups_bound_memory_and_keep_the_answer_honest(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = symmetric(eigenvalues("outliers"))
-    monkeypatch.setattr("hessprobe.estimators.squares._GROUP", 200 * 10)
+    monkeypatch.setattr("hessprobe.estimators.frobenius._GROUP", 200 * 10)
     seen: list[Progress] = []
     A = SumOperator(torch.stack([matrix, matrix]))
     estimate = frobenius_norm(A, n_probes=36, seed=1, callback=seen.append)

@@ -145,7 +145,7 @@ def test_what_shares_no_probes_has_independent_errors(monkeypatch):
 
     def spy(names, risk, settings, report=None, operator=None, missing=None):
         seeds.append(settings.seed)
-        return [Result(name, "hessian", Estimate(1.0), "curvature") for name in names]
+        return [Result(Estimate(1.0), measure=name, operator="hessian", unit="curvature") for name in names]
 
     monkeypatch.setattr(check, "measure_all", spy)
     list(check_invariance(dense_risk(), ["logdet"], ["permutation"], settings=MeasureSettings(seed=3)))

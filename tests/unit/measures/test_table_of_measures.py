@@ -21,9 +21,9 @@ from hessprobe.measures import (
     NAMES,
     TABLE,
     UNIVERSAL,
-    Answer,
     Entry,
     MeasureSettings,
+    Result,
     measure_all,
     register,
     taking,
@@ -160,8 +160,8 @@ def test_stages_say_which_matrix_they_are_about() -> None:
 
 
 def test_arrays_and_notes_come_with_an_answer() -> None:
-    def answered(context: hp.measures.Context) -> Answer:
-        return Answer(hp.Estimate(2.0, kind="exact"), arrays={"of": torch.ones(2)}, notes=("said",))
+    def answered(context: hp.measures.Context) -> Result:
+        return Result(hp.Estimate(2.0, kind="exact"), arrays={"of": torch.ones(2)}, notes=("said",))
 
     register(Entry("answered", answered, "1", "two"))
     try:
@@ -174,7 +174,7 @@ def test_arrays_and_notes_come_with_an_answer() -> None:
 def test_what_a_function_returns_has_an_error() -> None:
     register(Entry("bare", lambda context: 1.0, "1", "a number alone"))
     try:
-        with pytest.raises(TypeError, match="the function of 'bare' must return an Estimate or an Answer; got float"):
+        with pytest.raises(TypeError, match="the function of 'bare' must return an Estimate or a Result; got float"):
             hp.measure("bare", nets.mlp((5,)).risk())
     finally:
         unregister("bare")

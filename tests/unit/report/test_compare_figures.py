@@ -9,7 +9,7 @@ import pytest
 from figure_checks import WIDTHS, require_fit
 
 from hessprobe.errors import RecordError
-from hessprobe.records import number as codec
+from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord, Difference
 from hessprobe.report.comparison import comparison_csv, verdict_text
 from hessprobe.report.figures import figures_of
@@ -180,7 +180,7 @@ def test_the_same_record_gives_the_same_file():
 
 
 def said(row, *sign):
-    return verdict_text(codec.read(Difference, row, "the difference"), *sign)
+    return verdict_text(typed.read(Difference, row, "the difference"), *sign)
 
 
 def test_verdicts_in_words():

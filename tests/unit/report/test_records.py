@@ -12,10 +12,10 @@ from page_records import compared, difference, estimate, measured, sharp
 
 from hessprobe.errors import RecordError
 from hessprobe.estimate import ErrorParts, Estimate
-from hessprobe.records import number as codec
+from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord, Difference
-from hessprobe.records.number import Measured, MeasureRecord, Number
 from hessprobe.records.sharpness import SharpnessRecord
+from hessprobe.records.typed import Measured, MeasureRecord, Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Perhaps:
 class Outer:
     count: int
     pair: tuple[float | None, float | None] = (None, None)
-    inner: Inner = field(metadata=codec.FLAT)
-    perhaps: Perhaps | None = field(default=None, metadata=codec.FLAT)
-    named: dict[str, Inner] | None = field(default=None, metadata=codec.LEFT_OUT)
+    inner: Inner = field(metadata=typed.FLAT)
+    perhaps: Perhaps | None = field(default=None, metadata=typed.FLAT)
+    named: dict[str, Inner] | None = field(default=None, metadata=typed.LEFT_OUT)
     listed: tuple[Inner, ...] = ()
     any: Any = None
     sure: bool = True
@@ -48,19 +48,19 @@ WRITTEN = {"count": 3, "pair": [1.0, None], "low": 0.5, "name": "b", "radius": 2
 
 
 def test_what_is_read_is_written_again_in_the_order_of_the_fields():
-    found = codec.read(Outer, WRITTEN, "the record")
+    found = typed.read(Outer, WRITTEN, "the record")
     assert (found.inner.low, found.perhaps, found.pair) == (0.5, Perhaps(radius=2), (1.0, None))
     assert (found.named, found.listed) == ({"x": Inner(low=None, name="y")}, (Inner(low=1),))
-    assert json.dumps(codec.written(found)) == json.dumps(WRITTEN)
-    bare = codec.written(codec.read(Outer, {"count": 1, "low": 2.0, "later": 3}, "the record"))
+    assert json.dumps(typed.written(found)) == json.dumps(WRITTEN)
+    bare = typed.written(typed.read(Outer, {"count": 1, "low": 2.0, "later": 3}, "the record"))
     assert list(bare) == ["count", "pair", "low", "name", "listed", "any", "sure"]
 
 
 def test_numbers_that_are_not_finite_are_written_as_null():
     one = Outer(count=1, pair=(math.nan, math.inf), inner=Inner(low=-math.inf), any=[math.nan])
-    assert json.dumps(codec.written(one), allow_nan=False)
-    assert codec.written(one)["pair"] == [None, None]
-    assert codec.written(one)["low"] is None
+    assert json.dumps(typed.written(one), allow_nan=False)
+    assert typed.written(one)["pair"] == [None, None]
+    assert typed.written(one)["low"] is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_numbers_that_are_not_finite_are_written_as_null():
 )
 def test_what_is_missing_or_of_another_type_is_refused_by_name(change, message):
     with pytest.raises(RecordError, match=message):
-        codec.read(Outer, WRITTEN | change, "the record")
+        typed.read(Outer, WRITTEN | change, "the record")
 
 
 def test_a_missing_entry_is_refused_where_it_stands():
@@ -99,7 +99,7 @@ def test_numbers_keep_what_an_estimate_says():
     # Behind the sign stands the larger of the two.
     assert (number.std_error, number.error) == (0.1, 0.25)
     assert number.spread == (2.0, 2.0 - low, high - 2.0)
-    assert codec.written(number) == json.loads(json.dumps(made.row(0.9)))
+    assert typed.written(number) == json.loads(json.dumps(made.row(0.9)))
     assert not number.is_exact
     exact = Number.of_estimate(Estimate(2.0, ErrorParts(0.0, None, 0.0), df=9, method="exact"), 0.9)
     assert (exact.is_exact, exact.error) == (True, 0.0)
@@ -111,7 +111,7 @@ def test_numbers_keep_what_an_estimate_says():
 
 @pytest.mark.parametrize("row", [measured(), measured(layers={"w": estimate()}, arrays={"a": {"values": [1.0]}})])
 def test_a_measured_row_is_read_whole(row):
-    again = codec.written(codec.read(Measured, row, "results[0],"))
+    again = typed.written(typed.read(Measured, row, "results[0],"))
     assert {key: again[key] for key in row if key != "layers"} == {
         key: value | {"data_df": None} if key == "errors" else value for key, value in row.items() if key != "layers"
     }
@@ -121,7 +121,7 @@ def test_a_measured_row_is_read_whole(row):
 def test_records_of_the_page_are_read():
     found = CompareRecord.of(compared())
     assert [one.checkpoint for one in found.results] == ["sgd", "sam"]
-    assert codec.read(Difference, difference(), "differences[0],").gain == 5.1
+    assert typed.read(Difference, difference(), "differences[0],").gain == 5.1
     rows = [sharp(), sharp("fisher-rao", rho=None)]
     del rows[1]["rho"], rows[1]["m"], rows[1]["predicted"], rows[1]["ratio"]
     one, other = SharpnessRecord.of({"results": rows}).results
