@@ -203,6 +203,52 @@ def test_bfloat16_takes_both_passes_at_half_precision(hf, tmp_path):
     assert 0 < distance(trainer.model, exact.model) < 0.02
 
 
+@pytest.fixture
+def half_precision(hf, monkeypatch):
+    """Give every Trainer that begins a GradScaler as fp16 on a GPU does: its way through accelerate, on a CPU."""
+    from hessprobe.optim.integrations import SAMTrainer
+
+    scalers = []
+    create = SAMTrainer.create_accelerator_and_postprocess
+
+    def with_scaler(self):
+        create(self)
+        self.accelerator.native_amp = True
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scalers[0])
+        monkeypatch.setattr(type(self.accelerator), "mixed_precision", "fp16")
+        scalers.append(self.accelerator.scaler)
+
+    monkeypatch.setattr(SAMTrainer, "create_accelerator_and_postprocess", with_scaler)
+    return scalers
+
+
+def test_a_scaler_changes_no_step(hf, tmp_path, half_precision):
+    # In float64 autocast casts nothing, and scaling by a power of two rounds nothing.
+    half_precision.append(2.0**12)
+    trainer = train(hf, tmp_path)
+    assert trainer.optimizer.scaler is half_precision[1]
+    assert half_precision[1].get_scale() == 2.0**12
+    assert distance(trainer.model, by_hand(hf)[0]) < 1e-12
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_step_that_overflows_is_skipped_and_the_scale_is_halved(hf, tmp_path, half_precision, passes):
+    # In the first pass already, or only at the point of ascent: two micro-batches a pass.
+    half_precision.append(2.0**12)
+    model, count = model_of(hf), []
+    start = copy.deepcopy(model)
+
+    def overflow(gradient):
+        count.append(1)
+        return gradient * math.inf if len(count) == passes else gradient
+
+    model.classifier.bias.register_hook(overflow)
+    trainer = train(hf, tmp_path, model=model, max_steps=1)
+    assert half_precision[1].get_scale() == 2.0**11
+    assert distance(trainer.model, start) == 0
+    assert len(count) >= passes
+
+
 def test_rules_that_need_more_than_gradients_say_what(hf, tmp_path):
     for rule, what in ((ESAM, "the loss of every example"), (FunctionalSAM, "the outputs")):
         with pytest.raises(TypeError, match=f"{rule.__name__} must be stepped in a loop of your own, .* needs {what}"):
