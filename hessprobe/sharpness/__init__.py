@@ -47,7 +47,7 @@ _HOMES = {
     "RelativeFlatness": "flatness",
     "Sharpness": "result",
     "arc_profile": "arc",
-    "ascent_direction": "ascent",
+    "ascent_direction": "average",
     "average_direction": "average",
     "diagnose": "diagnostics",
     "fisher_rao_norm": "flatness",

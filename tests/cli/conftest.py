@@ -9,8 +9,8 @@ from pathlib import Path
 import fake_measures
 import pytest
 
-from hessprobe import measures
 from hessprobe.cli.app import app, main
+from hessprobe.measures import registry
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -50,7 +50,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     """Replace the measures by chosen numbers; ``fake(FAKE_FAIL="trace")`` sets what they do."""
-    monkeypatch.setattr(measures, "measure_all", fake_measures.measure_all)
+    monkeypatch.setattr(registry, "measure_all", fake_measures.measure_all)
 
     def configure(**environment):
         for name, value in environment.items():

@@ -48,11 +48,11 @@ def slowly(write):
 
 
 if __name__ == "__main__":
-    import hessprobe.measures
     from hessprobe import report
     from hessprobe.cli.app import main
+    from hessprobe.measures import registry
 
     if "FAKE_SLOW_WRITE" in os.environ:
         report.write_record = slowly(report.write_record)
-    hessprobe.measures.measure_all = measure_all
+    registry.measure_all = measure_all
     main()

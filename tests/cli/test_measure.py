@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hessprobe import measures, report
+from hessprobe.measures import registry
 from hessprobe.training import load_checkpoint
 
 
@@ -38,13 +39,13 @@ def test_default_measures_table_record_and_csv(run, digits_checkpoint, tmp_path)
 
 def test_options_reach_risk_and_settings(run, digits_checkpoint, monkeypatch):
     seen = {}
-    real = measures.measure_all
+    real = registry.measure_all
 
     def spy(names, risk, settings, report):
         seen.update(names=names, risk=risk, settings=settings)
         return real(names, risk, settings, report)
 
-    monkeypatch.setattr(measures, "measure_all", spy)
+    monkeypatch.setattr(registry, "measure_all", spy)
     done = run("measure", digits_checkpoint, "--measure", "trace", "-m", "frob", "-m", "trace", "--operator", "ggn",
                "--rtol", "0.05", "--probes", "7", "--seed", "4", "--examples", "50", "--batch-size", "20", "--split",
                "test", "--params", "layers.0.*", "--per-layer", "--device", "cpu", "--dtype", "float64", "--engine",

@@ -11,6 +11,7 @@ import pytest
 
 from hessprobe import measures, report
 from hessprobe.cli import process
+from hessprobe.measures import registry
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -138,7 +139,7 @@ def test_an_end_that_was_swallowed_ends_the_measuring_at_its_next_sign_of_life(r
         pytest.fail("the measuring went on")
         yield
 
-    monkeypatch.setattr(measures, "measure_all", measure_all)
+    monkeypatch.setattr(registry, "measure_all", measure_all)
     done = run("measure", digits_checkpoint)
     assert (done.code, done.err) == (130, "")
     assert "interrupted; what was under way:" in done.out

@@ -144,6 +144,19 @@ def test_automatic_optimization_takes_the_steps_of_a_loop_by_hand(pl, count, bou
     assert module.forwards == 20
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_scaler_changes_no_step(pl, count):
+    # The way of 16-mixed on a GPU; in float64 autocast casts nothing, and a power of two rounds nothing.
+    from pytorch_lightning.plugins.precision import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    module = automatic(pl, sam)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    run(pl, module, plugins=plugins, accumulate_grad_batches=count, gradient_clip_val=0.1)
+    assert distance(module.net, by_hand(count=count, bound=0.1)[0]) < 1e-12
+    assert scaler.get_scale() == 2.0**12
+
+
 @pytest.mark.parametrize("kind", [SAMPa, EigenSAM, GSAM])
 def test_rules_with_more_points_or_a_loss_equal_their_steps_with_closures(pl, kind):
     module = automatic(pl, partial(sam, kind=kind))
