@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from hessprobe.cli import meanings
 from hessprobe.cli.process import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
 from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
@@ -241,11 +242,13 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     """Return ``value`` if it is known.
 
     Raises:
-        UsageError: it is not; the message names the nearest one.
+        UsageError: it is not; the message names the one that is meant, or the nearest.
     """
     if value in known:
         return value
-    raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.{nearest(value, known)}")
+    meant = meanings.value(name, value, known)
+    mend = nearest(value, known) if meant is None else f" Did you mean {meant!r}?"
+    raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.{mend}")
 
 
 def nearest(value: str, known: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import typer
 
-from hessprobe.cli import options
+from hessprobe.cli import meanings, options
 from hessprobe.measures import NAMES
 
 # typer exports only the subclass; what it is made of has moved between its versions.
@@ -50,7 +51,7 @@ def sentence(error: Exception, arguments: Sequence[str], group: Any) -> str:
         return _too_many(extra[1], program)
     unknown = re.match(r"No such command '(.*?)'\.", text)
     if unknown is not None:
-        return _unknown_command(unknown[1], tuple(group.commands))
+        return _unknown_command(unknown[1], tuple(group.commands), arguments)
     if text == "Missing command.":
         return f"COMMAND must be given; got none. Choose one of {', '.join(group.commands)}."
     return f"{text} {_see(program)}"
@@ -63,8 +64,16 @@ def _unknown_option(name: str, command: Any, program: str, arguments: Sequence[s
     owners = [each for each, other in getattr(command, "commands", {}).items() if name in _options_of(other)]
     if owners:
         return f"{name} must stand behind a command; got it before one. Write: {program} {owners[-1]} {name} ..."
-    close = options.nearest("--" + name.lstrip("-"), tuple(_options_of(command))).replace("'", "")
-    return f"{program} has no option {name}.{close or ' ' + _see(program)}"
+    known = _options_of(command)
+    meant = meanings.option(name, known) or _nearest_spelling(name, tuple(known))
+    return f"{program} has no option {name}.{f' Did you mean {meant}?' if meant else ' ' + _see(program)}"
+
+
+def _nearest_spelling(name: str, known: Sequence[str]) -> str:
+    # The dashes, and a letter or two, make anything look alike.
+    bare = name.lstrip("-")
+    close = difflib.get_close_matches(bare, [each.lstrip("-") for each in known], n=1, cutoff=0.7)
+    return f"--{close[0]}" if close and len(bare) > 2 else ""
 
 
 def _value_or_none(name: str, command: Any, program: str, arguments: Sequence[str]) -> str:
@@ -106,7 +115,10 @@ def _too_many(extra: str, program: str) -> str:
     return f"{program} takes fewer arguments; got also {extra!r}. Leave it out, or name the option it belongs to."
 
 
-def _unknown_command(name: str, known: tuple[str, ...]) -> str:
+def _unknown_command(name: str, known: tuple[str, ...], arguments: Sequence[str]) -> str:
+    if name == "help":
+        command = next((word for word in arguments if word in known), "")
+        return f"hessprobe has no command 'help'. Write: hessprobe {f'{command} ' if command else ''}--help"
     mend = options.nearest(name, known)
     if not mend:
         file = _is_file(name)

@@ -37,6 +37,8 @@ KINDS = {
     "hf": "hf:NAME_OR_PATH",
     "text": "text:PATH",
 }
+# Data sets that other programs fetch by their bare names.
+_ON_THE_HUB = frozenset({"cifar10", "cifar100", "mnist", "fashionmnist", "svhn", "imagenet", "tinyimagenet", "stl10"})
 _SCALED = ("image-folder", "hf")
 _WITH_PATH = ("image-folder", "text")
 
@@ -73,9 +75,10 @@ def load_dataset(
     """
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
-        raise ValueError(
-            about("data", f"must be one of {', '.join(KINDS.values())}; got {name!r}.{checks.nearest(kind, KINDS)}")
-        )
+        mend = checks.nearest(kind, KINDS)
+        if kind.lower().replace("-", "") in _ON_THE_HUB:
+            mend = f" Nothing is fetched unasked: write image-folder:PATH for a copy of it, or hf:{kind} for the Hub's."
+        raise ValueError(about("data", f"must be one of {', '.join(KINDS.values())}; got {name!r}.{mend}"))
     tell = report or _silent
     if image_size is None:
         whole = _LOADERS[kind](name, rest, context, tell)
