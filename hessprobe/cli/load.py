@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hessprobe import checks
-from hessprobe.cli import code, process
+from hessprobe.cli import code, kinds, process
 from hessprobe.cli.options import Asked
 from hessprobe.cli.process import UsageError, as_usage, say
 from hessprobe.errors import CheckpointError, HessprobeError
@@ -294,20 +294,28 @@ def resolve_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    mend = f"Write --device {present[-1].partition(':')[0]}, or leave it out."
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device must be a device of this machine ({', '.join(present)}); got {name!r}.") from error
+        none = " torch sees no GPU here." if name.startswith(("cuda", "gpu")) and len(present) == 1 else ""
+        raise UsageError(
+            f"--device must be a device of this machine ({', '.join(present)}); got {name!r}.{none} {mend}"
+        ) from error
     return device
 
 
 def _open(request: Asked, path: str | None, quiet: bool) -> Checkpoint | Opened:
+    if path is not None:
+        kinds.refuse_record(path)
     own = request.model is None and not (path and Path(path).is_dir())
     spec = None if own else spec_of(request, path)
     if spec is None:
         if not path:
             raise UsageError("CKPT must be given; got none. Name a checkpoint, or pass --objective file.py:function.")
+        if request.data is not None and Path(path).is_file() and is_own_file(path):
+            raise UsageError(f"--data must be left out for {path}, which names its own; got {request.data!r}.")
         if request.data is not None:
             raise UsageError("--model and --data must be given together; got one of them. Plain weights need both.")
         if path.endswith(".safetensors"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process, skeleton
+from hessprobe.cli import kinds, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
@@ -252,6 +252,7 @@ def _expanded(given: str) -> list[str]:
 def opened(request: CompareRequest) -> tuple[Inputs, list[Member]]:
     """Return the checkpoints, of which nothing is known yet, and how to measure them."""
     members = members_of(request)
+    kinds.require_there(member.path for member in members)
     return (members, settings_of(request, n_probes=request.probes, shift=request.shift)), members
 
 

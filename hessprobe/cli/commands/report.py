@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process
+from hessprobe.cli import kinds, options, process
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from hessprobe.report.sections.page import Page
     from hessprobe.report.sources import Gathered
-
-_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
 def report(
@@ -77,12 +75,7 @@ def left_out(page: Page) -> list[str]:
 
 
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
-    for path in paths:
-        if path.suffix in _CHECKPOINTS:
-            raise process.UsageError(
-                f"RECORD must be a record; got the checkpoint {str(path)!r}. Measure it first: "
-                f"hessprobe measure {path} --json {path.with_suffix('.json')}"
-            )
+    kinds.require_records(paths)
     options.check_outputs(out=out, json=json)
 
 
