@@ -18,7 +18,7 @@ from hessprobe.training.datasets import DataSet, load_dataset, resolve_name
 from hessprobe.training.datasets.base import Report
 from hessprobe.training.loop import EpochReport, Trained, train
 from hessprobe.training.recipe import Recipe
-from hessprobe.training.state import Run, capture, require_same_recipe
+from hessprobe.training.state import Run, capture, changed_key, require_same_recipe
 
 # Saving the state for a resume may take this share of the time at most.
 _SAVING_SHARE = 0.05
@@ -165,19 +165,29 @@ def require_same_run(plan: Plan, found: checkpoint.Checkpoint) -> None:
         ValueError: names the key that differs, with both values.
     """
     require_same_recipe(plan.recipe, found.recipe, found.path)
+    other = _changed_beside_recipe(plan, found)
+    if other is not None:
+        name, before, now = other
+        raise ValueError(
+            about(
+                name,
+                f"must be {before!r}, as in the run that {found.path} holds; got {now!r}. "
+                "Give the same model and data, or begin anew without --resume.",
+            )
+        )
+
+
+def changed_from(plan: Plan, found: checkpoint.Checkpoint) -> tuple[str, Any, Any] | None:
+    """Return what first tells the run of a checkpoint from ``plan``, as it was there and is here; None if nothing."""
+    return changed_key(plan.recipe, found.recipe) or _changed_beside_recipe(plan, found)
+
+
+def _changed_beside_recipe(plan: Plan, found: checkpoint.Checkpoint) -> tuple[str, Any, Any] | None:
     pairs = {
         "arguments of the model": (found.model_arguments, plan.model_arguments),
         "hash of the data": (found.data.sha256, plan.spec.sha256),
     }
-    for name, (before, now) in pairs.items():
-        if before != now:
-            raise ValueError(
-                about(
-                    name,
-                    f"must be {before!r}, as in the run that {found.path} holds; got {now!r}. "
-                    "Give the same model and data, or begin anew without --resume.",
-                )
-            )
+    return next(((name, before, now) for name, (before, now) in pairs.items() if before != now), None)
 
 
 class _Saver:

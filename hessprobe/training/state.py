@@ -114,6 +114,21 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
         ) from error
 
 
+def changed_key(recipe: Recipe, recorded: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first key in which a run had another recipe, what it was then and is now; None where none differs.
+
+    Args:
+        recipe: the one asked for.
+        recorded: ``Recipe.as_dict()`` of the run; keys that it lacks had their default.
+    """
+    default = Recipe().as_dict()
+    for key, value in recipe.as_dict().items():
+        before = recorded.get(key, default[key])
+        if key not in _FREE and before != value:
+            return key, before, value
+    return None
+
+
 def require_same_recipe(recipe: Recipe, recorded: Mapping[str, Any], where: str) -> None:
     """Refuse to continue a run under another recipe.
 
@@ -125,14 +140,13 @@ def require_same_recipe(recipe: Recipe, recorded: Mapping[str, Any], where: str)
     Raises:
         ValueError: names the first key that differs, with both values.
     """
-    default = Recipe().as_dict()
-    for key, value in recipe.as_dict().items():
-        before = recorded.get(key, default[key])
-        if key not in _FREE and before != value:
-            raise ValueError(
-                about(
-                    key,
-                    f"must be {before!r}, as in the run that {where} holds; got {value!r}. "
-                    "Give the same recipe, or begin anew without --resume.",
-                )
+    found = changed_key(recipe, recorded)
+    if found is not None:
+        key, before, value = found
+        raise ValueError(
+            about(
+                key,
+                f"must be {before!r}, as in the run that {where} holds; got {value!r}. "
+                "Give the same recipe, or begin anew without --resume.",
             )
+        )

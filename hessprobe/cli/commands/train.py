@@ -94,6 +94,8 @@ def run(request: TrainRequest) -> None:
     if request.resume and _is_done(plan):
         process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
         return
+    if not (process.current_invocation().force or (request.resume and plan.resume_path.exists())):
+        _require_own(plan)
     try:
         trained = _train(plan, request.resume, device)
     except KeyboardInterrupt:
@@ -156,6 +158,31 @@ def _is_done(plan: Plan) -> bool:
     with process.as_usage():
         require_same_run(plan, load_checkpoint(plan.out))
     return True
+
+
+def _require_own(plan: Plan) -> None:
+    """Refuse to replace a checkpoint that another run left; what this one would make again may go.
+
+    Raises:
+        UsageError: names what tells the two apart.
+    """
+    from hessprobe.errors import CheckpointError
+    from hessprobe.training import load_checkpoint
+    from hessprobe.training.run import changed_from
+
+    if not plan.out.is_file() or not plan.out.stat().st_size:
+        return
+    try:
+        changed = changed_from(plan, load_checkpoint(plan.out))
+    except CheckpointError:
+        changed = ("format", "damaged or of another version", "")
+    if changed is not None:
+        name, before, now = changed
+        here = f", here {now}" if now != "" else ""
+        raise process.UsageError(
+            f"--out must not replace the checkpoint of another run; got {str(plan.out)!r} "
+            f"({name.replace('_', ' ')}: there {before}{here}). Choose another name, or pass --force."
+        )
 
 
 def _train(plan: Plan, resume: bool, device: Any) -> Trained:
