@@ -54,6 +54,7 @@ from typing import Annotated, Any, ParamSpec, cast
 import typer
 
 from hessprobe import files
+from hessprobe.cli import progress
 from hessprobe.cli.wording import said_by
 from hessprobe.files import Lock, check_output
 
@@ -662,6 +663,7 @@ def say(message: str) -> None:
     """Print one line on stderr."""
     # Where nobody reads them any more, messages end nothing.
     with contextlib.suppress(BrokenPipeError, ValueError):
+        progress.clear()
         print(f"hessprobe: {shown(message)}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from hessprobe.cli import process
+from hessprobe.cli import process, progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -234,7 +234,8 @@ def carry_out(
         typer.Exit: something ended the work early, and was told.
     """
     check(request)
-    inputs, found = opened(request)
+    with progress.starting():
+        inputs, found = opened(request)
     outcome = Outcome(found)
     if facts is None:
         _collect(request, inputs, outcome, collect)
@@ -270,9 +271,8 @@ def watched(outcome: Outcome[Any]) -> Iterator[Report]:
         KeyboardInterrupt: in ``report``, where the user has asked for an end that other code has swallowed.
     """
     from hessprobe.cli import render
-    from hessprobe.cli.progress import progress_bars
 
-    with progress_bars() as update:
+    with progress.progress_bars() as update:
 
         def report(event: Event, remark: str | None = None) -> None:
             if process.asked():

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hessprobe import report
-from hessprobe.cli.commands import train as train_module
+from hessprobe.cli import progress
 from hessprobe.training import load_checkpoint
 from hessprobe.training import loop as loop_module
 from hessprobe.training.recipe import shipped
@@ -274,12 +274,12 @@ def test_wrong_images_are_named(run, tmp_path, broken, message):
 
 
 def test_a_long_run_without_a_terminal_says_where_it_stands(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "_SILENCE", -1.0)
+    monkeypatch.setattr(progress, "_MINUTE", -1.0)
     done = run("train", *SMALL, "--epochs", "2", "--out", tmp_path / "a.pt")
     assert done.code == 0
-    first, second = done.err.splitlines()
-    assert first.startswith("hessprobe: epoch 1 of 2: loss ")
-    assert second.startswith("hessprobe: epoch 2 of 2: loss ")
+    lines = done.err.splitlines()
+    assert any(line.startswith("training: 50%, epoch 1 of 2: loss ") for line in lines)
+    assert lines[-1].startswith("training: 100%, epoch 2 of 2: loss ")
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

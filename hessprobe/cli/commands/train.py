@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json as json_tools
-import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe.cli import options, process
+from hessprobe.cli import options, process, progress
 from hessprobe.cli.commands import train_options as given
 from hessprobe.cli.skeleton import declared, deliver
-
-# Seconds after which a run without a progress bar, in a log, says where it stands.
-_SILENCE = 60.0
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,17 +75,17 @@ def run(request: TrainRequest) -> None:
     options.at_least("--save-every", request.save_every, 1)
     options.check_outputs(out=request.out, json=request.json)
 
-    from hessprobe.cli.load import resolve_device
-    from hessprobe.cli.progress import progress_bars
-    from hessprobe.training.run import make_plan
+    with progress.starting():
+        from hessprobe.cli.load import resolve_device
+        from hessprobe.training.run import make_plan
 
-    process.settle_threads()
-    with process.as_usage():
-        recipe = _recipe(request)
-        name, arguments = options.parse_model(recipe.model)
-        device = resolve_device(request.device)
-        with progress_bars() as update:
-            plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
+        process.settle_threads()
+        with process.as_usage():
+            recipe = _recipe(request)
+            name, arguments = options.parse_model(recipe.model)
+            device = resolve_device(request.device)
+    with process.as_usage(), progress.progress_bars() as update:
+        plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
     if request.resume and _is_done(plan):
         process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
         return
@@ -186,23 +181,21 @@ def _require_own(plan: Plan) -> None:
 
 
 def _train(plan: Plan, resume: bool, device: Any) -> Trained:
-    from hessprobe.cli.progress import progress_bars
     from hessprobe.training import EpochReport, train_to_file
     from hessprobe.training.run import read_state
 
     with process.as_usage():
         begun = read_state(plan) if resume else None
-    epochs, remark, written = plan.recipe.epochs, [""], [time.monotonic()]
-    with progress_bars() as update:
+    epochs, remark = plan.recipe.epochs, [""]
+    with progress.progress_bars() as update:
         update("training", begun["epoch"] if begun else 0, epochs, "")
 
         def report(epoch: EpochReport) -> None:
             held_out = "" if epoch.test_accuracy is None else f", held out {epoch.test_accuracy:.2%}"
-            remark[0] = f"loss {epoch.train_loss:.4g}, accuracy {epoch.train_accuracy:.2%}{held_out}"
+            remark[0] = (
+                f"epoch {epoch.epoch} of {epochs}: loss {epoch.train_loss:.4g}, accuracy {epoch.train_accuracy:.2%}{held_out}"
+            )
             update("training", epoch.epoch, epochs, remark[0])
-            if not sys.stderr.isatty() and time.monotonic() - written[0] > _SILENCE:
-                written[0] = time.monotonic()
-                process.say(f"epoch {epoch.epoch} of {epochs}: {remark[0]}")
 
         def tick(done: float) -> None:
             update("training", done, epochs, remark[0])
