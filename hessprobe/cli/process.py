@@ -37,6 +37,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -93,6 +94,14 @@ def prepare() -> None:
 def shown(text: str) -> str:
     r"""Return ``text`` on one line with control characters written out (``\x1b``), as it may come from a file."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def at_words(text: str, width: int) -> list[str]:
+    """Return a line as lines of at most ``width`` characters, broken between words; a longer word stays whole."""
+    if len(text) <= width:
+        return [text]
+    rules: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, width, subsequent_indent="  ", **rules)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -660,11 +669,13 @@ def entries(failure: BaseException | None) -> dict[str, Any]:
 
 
 def say(message: str) -> None:
-    """Print one line on stderr."""
+    """Print one line on stderr; on a terminal that is too narrow for it several, broken between words."""
     # Where nobody reads them any more, messages end nothing.
     with contextlib.suppress(BrokenPipeError, ValueError):
         progress.clear()
-        print(f"hessprobe: {shown(message)}", file=sys.stderr)
+        line = f"hessprobe: {shown(message)}"
+        width = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(line)
+        print("\n".join(at_words(line, width)), file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hessprobe.cli.process import shown
+from hessprobe.cli.process import at_words, shown
 from hessprobe.cli.wording import flag_sentence, in_options
+from hessprobe.measures import TABLE
 from hessprobe.measures.table import entry_of
 from hessprobe.records.typed import (
     SIGNIFICANT,
@@ -116,7 +117,9 @@ def layers_table(row: Measured, console: Console) -> None:
     sign = plus_minus_for(console)
     layers = row.layers or {}
     errors, data = errors_header(layers.values(), sign), tells_data(layers.values())
-    header = [f"{row.measure} of", *errors, _interval_name(row.number.confidence or 0.0)]
+    parts = TABLE[row.measure].layers if row.measure in TABLE else None
+    what = f"share of {row.measure}" if parts is not None and parts.adding == "shares" else row.measure
+    header = [f"{what} of", *errors, _interval_name(row.number.confidence or 0.0)]
     cells = [
         [name, *error_cells(layer, sign, data=data), _interval(layer, SIGNIFICANT)] for name, layer in layers.items()
     ]
@@ -165,8 +168,9 @@ def plus_minus_for(console: Console) -> str:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print one line, never wrapped by this program."""
-    console.print(shown(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
+    """Print one line; on a terminal that is too narrow for it several, broken between words."""
+    for line in at_words(shown(text), console.width) if console.is_terminal else [shown(text)]:
+        console.print(line, style=style or None, markup=False, highlight=False, soft_wrap=True)
 
 
 def _columns(header: Row, rows: Sequence[Row], kept: Sequence[int]) -> tuple[Row, Sequence[Row]]:

@@ -62,6 +62,10 @@ def correlation_of(found: differences.Correlation) -> Correlation:
     )
 
 
+# Of a difference that is no larger than its data error.
+ON_OTHER_DATA = ", may vanish on other data"
+
+
 def verdict_text(found: Difference, plus_minus: str = "±") -> str:
     """Return the verdict on a difference in words: ``"sharper by 3.1 ± 0.2"``."""
     if found.verdict == UNDECIDED:
@@ -69,7 +73,7 @@ def verdict_text(found: Difference, plus_minus: str = "±") -> str:
     if found.verdict == WITHIN:
         return f"{WITHIN} ({measured_text(found.number, plus_minus)})"
     alone = "" if found.stands else " (alone)"
-    lost = "" if found.beyond_data is not False else ", may vanish on other data"
+    lost = "" if found.beyond_data is not False else ON_OTHER_DATA
     return f"{found.verdict} by {measured_text(found.number, plus_minus, size=True)}{alone}{lost}"
 
 

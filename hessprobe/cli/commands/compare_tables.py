@@ -10,7 +10,7 @@ from hessprobe.cli.wording import flag_sentence, in_options
 from hessprobe.comparison.differences import GAPS
 from hessprobe.comparison.names import FEWEST, UNDECIDED, WITHIN, grows_with_size
 from hessprobe.records.typed import number_texts
-from hessprobe.report.comparison import verdict_text
+from hessprobe.report.comparison import ON_OTHER_DATA, verdict_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Common probes that make a standard error smaller by less than this are no gain.
 _NO_GAIN = 1.1
+# What a narrow table says in place of ``ON_OTHER_DATA``; a sentence under it names these differences.
+_BRIEFLY = " (data)"
 
 
 def show(found: CompareRecord, names: Sequence[str], confidence: float, console: Console) -> None:
@@ -58,13 +60,21 @@ def _table(found: CompareRecord, names: Sequence[str], confidence: float, consol
         for row in found.results
         if row.measured.measure == name
     ]
-    # The interval goes first; then the measurement's error, as the verdict has that of the difference.
-    shorter: tuple[list[int], ...] = ([2, *range(3, last)], [2, *range(4, last)], [2], [])
-    columns = (range(last + 2), *((0, 1, *kept, last + 1) for kept in shorter))
-    layouts = [([header[i] for i in kept], [[row[i] for i in kept] for row in full]) for kept in columns]
+    brief = [[*row[:-1], row[-1].replace(ON_OTHER_DATA, _BRIEFLY)] for row in full]
+    # The interval goes first, then words that stand under the table too; then the measurement's error, as the verdict
+    # has that of the difference.
+    both, one, value = [2, *range(3, last)], [2, *range(4, last)], [2]
+    columns: tuple[tuple[list[list[str]], list[int]], ...]
+    columns = ((full, both), (brief, both), (brief, one), (brief, value), (brief, []))
+    layouts = [(header, full)]
+    layouts += [_kept(header, rows, (0, 1, *kept, last + 1)) for rows, kept in columns]
     render.print_table(layouts, console)
     for text in render.errors_legend(numbers, sign):
         render.print_line(console, text, style="dim")
+
+
+def _kept(header: list[str], rows: list[list[str]], kept: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _judged(row: Value, found: Difference | None, baseline: str | None, sign: str) -> list[str]:

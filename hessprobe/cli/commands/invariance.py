@@ -40,7 +40,7 @@ Measures = Annotated[
         "-m",
         metavar="NAME",
         rich_help_panel=_INPUT,
-        help=f"What to measure; repeat it for more. One of {', '.join(MEASURES)}. Default: "
+        help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(MEASURES)}. Default: "
         f"{', '.join(DEFAULT_MEASURES)}; the last up to {DENSE_LIMIT:,} parameters.",
     ),
 ]
@@ -51,7 +51,8 @@ Transforms = Annotated[
         "-t",
         metavar="NAME",
         rich_help_panel=_INPUT,
-        help=f"Transform; repeat it for more. One of {', '.join(TRANSFORMS)}. Default: all that the network has.",
+        help=f"Transform; repeat it for more, or put commas between. One of {', '.join(TRANSFORMS)}. Default: "
+        "all that the network has.",
     ),
 ]
 Strengths = Annotated[
@@ -120,7 +121,12 @@ class InvarianceRequest:
     @property
     def named(self) -> tuple[str, ...]:
         """The measures asked for by name, each once, in order."""
-        return tuple(dict.fromkeys(self.measure or ()))
+        return tuple(dict.fromkeys(options.separated(self.measure) or ()))
+
+    @property
+    def transforms(self) -> list[str] | None:
+        """The transforms asked for; None where all that act are to be taken."""
+        return options.separated(self.transform, "--transform")
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -166,7 +172,7 @@ def check(request: InvarianceRequest) -> None:
     """
     for name in request.named:
         options.choice("--measure", name, MEASURES)
-    for name in request.transform or ():
+    for name in request.transforms or ():
         options.choice("--transform", name, tuple(TRANSFORMS))
     options.choice("--operator", request.operator, options.OPERATORS)
     for each in request.strengths:
@@ -213,7 +219,7 @@ def collect(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked
         for line in invariance.check_invariance(
             subject.risk,
             checked.names,
-            request.transform,
+            request.transforms,
             request.strengths,
             settings,
             resolution=request.resolution,
@@ -249,7 +255,7 @@ def publish(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked
         render.print_line(console, f"{subject.title}, {request.operator}, seed {request.seed}")
         if checked.lines:
             tables.show(checked.lines, _left_out(request, checked), console)
-        for text in tables.skipped(checked.found, request.transform):
+        for text in tables.skipped(checked.found, request.transforms):
             render.print_line(console, text, style="dim")
         if outcome.failure is not None:
             render.print_line(console, outcome.ending)

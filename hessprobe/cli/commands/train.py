@@ -192,9 +192,8 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
 
         def report(epoch: EpochReport) -> None:
             held_out = "" if epoch.test_accuracy is None else f", held out {epoch.test_accuracy:.2%}"
-            remark[0] = (
-                f"epoch {epoch.epoch} of {epochs}: loss {epoch.train_loss:.4g}, accuracy {epoch.train_accuracy:.2%}{held_out}"
-            )
+            so_far = f"loss {epoch.train_loss:.4g}, accuracy {epoch.train_accuracy:.2%}{held_out}"
+            remark[0] = f"epoch {epoch.epoch} of {epochs}: {so_far}"
             update("training", epoch.epoch, epochs, remark[0])
 
         def tick(done: float) -> None:
