@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.journal import Journal
-    from hessprobe.measures import Event
+    from hessprobe.measures import Progress
     from hessprobe.records.typed import Partial
 
 
@@ -140,7 +140,7 @@ class Outcome(Generic[_Found]):
     """
 
     found: _Found
-    latest: dict[str, Event] = field(default_factory=dict)
+    latest: dict[str, Progress] = field(default_factory=dict)
     failure: BaseException | None = None
 
     @property
@@ -260,7 +260,7 @@ def _collect(request: Any, inputs: Any, outcome: Outcome[Any], collect: Callable
 class Report(Protocol):
     """Takes an event, and what stands behind its bar; by default the value so far."""
 
-    def __call__(self, event: Event, remark: str | None = None) -> None: ...  # noqa: D102
+    def __call__(self, event: Progress, remark: str | None = None) -> None: ...  # noqa: D102
 
 
 @contextmanager
@@ -274,7 +274,7 @@ def watched(outcome: Outcome[Any]) -> Iterator[Report]:
 
     with progress.progress_bars() as update:
 
-        def report(event: Event, remark: str | None = None) -> None:
+        def report(event: Progress, remark: str | None = None) -> None:
             if process.asked():
                 raise KeyboardInterrupt
             outcome.latest[event.stage] = event

@@ -15,12 +15,13 @@ from hessprobe.comparison.differences import Line, compare_values
 from hessprobe.comparison.names import DEFAULT_MEASURES, MEASURES
 from hessprobe.errors import HessprobeError
 from hessprobe.estimate import Estimate
-from hessprobe.measures.context import Event, MeasureSettings, Result, settings_of
+from hessprobe.estimators.budget import Progress
+from hessprobe.measures.context import MeasureSettings, Result, settings_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.progress import Show, progress_bars
 from hessprobe.training.checkpoint import Checkpoint, load_checkpoint
 
-Report = Callable[[Event], None]
+Report = Callable[[Progress], None]
 
 
 def measure_each(
@@ -189,7 +190,7 @@ def compare(
         for label, risk in members.items():
             own: dict[str, Estimate] = {}
 
-            def report(event: Event, label: str = label) -> None:
+            def report(event: Progress, label: str = label) -> None:
                 update(f"{label}: {event.stage}", event.done, event.total, "")
 
             for found in measure_each(risk, names, made, report):

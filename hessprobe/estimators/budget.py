@@ -61,17 +61,27 @@ WORTH = 1.1
 class Progress:
     """How far an estimator has come, handed to ``callback`` after each block of products.
 
+    The last one of each stage is what an interrupted run can still report.
+
     Attributes:
         done: products (or passes over the data) made so far in the current run, may be fractional.
-        total: products the current run will make.
-        value: the estimate from what is known so far; nan where nothing is known yet.
-        std_error: its standard error; inf while it cannot be told.
+        total: products the current run will make; None where that is not known.
+        value: the estimate from what is known so far; None where nothing is known yet.
+        std_error: its standard error; None while it cannot be told.
+        stage: what is under way where a measurement has several stages, e.g. ``"eigenvalues"``.
     """
 
     done: float
-    total: float
-    value: float
-    std_error: float
+    total: float | None = None
+    value: float | None = None
+    std_error: float | None = None
+    stage: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("total", "value", "std_error"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                object.__setattr__(self, name, None)
 
 
 Callback = Callable[[Progress], Any]

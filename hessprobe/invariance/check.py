@@ -14,6 +14,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import HessprobeError, UnsupportedError
 from hessprobe.estimate import Estimate
+from hessprobe.estimators.budget import Progress
 from hessprobe.hvp import Hessian
 from hessprobe.invariance import paired
 from hessprobe.invariance.actions import Site, State
@@ -31,13 +32,13 @@ from hessprobe.invariance.paired import PAIRED, Probed, estimate, estimate_after
 from hessprobe.invariance.run import Runner
 from hessprobe.invariance.sites import Found, find_sites
 from hessprobe.invariance.verdict import LEVEL, RESOLUTION, Compared, Theory, compare, expected
-from hessprobe.measures.context import Event, MeasureSettings, make_operator
+from hessprobe.measures.context import MeasureSettings, make_operator
 from hessprobe.measures.registry import judged, measure_all
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.copying import risk_of
 from hessprobe.operators import Congruence, LinearOperator, Reordered
 
-Report = Callable[[Event], None]
+Report = Callable[[Progress], None]
 Values = dict[str, Estimate | HessprobeError]
 
 # Measures after a transform that share no probes with those before draw from other streams: independent errors.
@@ -121,7 +122,7 @@ class Measured:
             pulled,
             self._settings.seed,
             self._limit,
-            lambda done, total: self._report(Event(stage, float(done), float(total))),
+            lambda done, total: self._report(Progress(float(done), float(total), stage=stage)),
         )
 
 
@@ -312,7 +313,7 @@ def _lines(runner: Runner, sites: Sequence[Site], strength: float | None, check:
         return
     title = applied.kind if strength is None else f"{applied.kind} {strength:g}"
 
-    def renamed(event: Event) -> None:
+    def renamed(event: Progress) -> None:
         check.report(replace(event, stage=f"{title}: {event.stage}"))
 
     moved = risk_of(runner.risk, runner.written(state))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hessprobe.measures.table import DEFAULT, NAMES, TABLE, UNIVERSAL, Entry, Layers, register, taking, unregister
 
 if TYPE_CHECKING:
-    from hessprobe.measures.context import Context, Event, MeasureSettings, Result
+    from hessprobe.estimators.budget import Progress
+    from hessprobe.measures.context import Context, MeasureSettings, Result
     from hessprobe.measures.registry import measure, measure_all
 
 __all__ = [
@@ -21,9 +22,9 @@ __all__ = [
     "UNIVERSAL",
     "Context",
     "Entry",
-    "Event",
     "Layers",
     "MeasureSettings",
+    "Progress",
     "Result",
     "measure",
     "measure_all",

@@ -19,6 +19,7 @@ from hessprobe import checks, estimators, krylov
 from hessprobe.errors import NumericalWarning
 from hessprobe.estimate import GROUPS, Estimate
 from hessprobe.estimators import budget
+from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
@@ -128,25 +129,6 @@ def settings_of(owner: str, others: Iterable[str] = (), **given: Any) -> Measure
 
 
 @dataclass(frozen=True)
-class Event:
-    """How far a stage has come; the last event of each stage is what an interrupted run can still report.
-
-    Attributes:
-        stage: e.g. ``"eigenvalues"``.
-        done: products so far.
-        total: products in all, or None where that is not known.
-        value: the estimate so far, or None.
-        std_error: its standard error, or None.
-    """
-
-    stage: str
-    done: float
-    total: float | None = None
-    value: float | None = None
-    std_error: float | None = None
-
-
-@dataclass(frozen=True)
 class Result:
     """One measured number: what the function of a measure returns that has more to say than an estimate, then named.
 
@@ -172,7 +154,7 @@ class Result:
 
 
 Work = TypeVar("Work")
-Report = Callable[[Event], None]
+Report = Callable[[Progress], None]
 
 # Eigenvalues are cheap to polish once found: the relative residual asked for, whatever the tolerance of the rest.
 _EIGEN_TOL = 1e-3
@@ -249,11 +231,11 @@ class Context:
         k = min(self.settings.k, self.A.dim)
 
         def progress(state: krylov.Progress) -> None:
-            self._report(Event("eigenvalues", state.matvecs, None, state.largest, state.largest_residual))
+            self._report(Progress(state.matvecs, None, state.largest, state.largest_residual, stage="eigenvalues"))
 
         which, start = "both" if both else "largest", self._start.eigenvectors
         pairs = self._bracketed(self.A, which, k, start=start, callback=progress)
-        self._report(Event("eigenvalues", pairs.matvecs, pairs.matvecs, float(pairs.values[0])))
+        self._report(Progress(pairs.matvecs, pairs.matvecs, float(pairs.values[0]), stage="eigenvalues"))
         return pairs
 
     def _bracketed(self, A: LinearOperator, which: str, k: int = 1, **more: Any) -> krylov.Eigenpairs:
@@ -287,11 +269,12 @@ class Context:
         for index, (name, where) in enumerate(blocks.items()):
 
             def progress(state: krylov.Progress, index: int = index) -> None:
-                self._report(Event("layers' eigenvalues", index, len(blocks), state.largest, state.largest_residual))
+                told = (index, len(blocks), state.largest, state.largest_residual)
+                self._report(Progress(*told, stage="layers' eigenvalues"))
 
             pairs = self._bracketed(Block(self.A, where), "largest", callback=progress)
             found[name] = pairs.estimate(0)
-        self._report(Event("layers' eigenvalues", len(blocks), len(blocks)))
+        self._report(Progress(len(blocks), len(blocks), stage="layers' eigenvalues"))
         return found
 
     def product_error(self, estimate: Estimate) -> ProductError | None:
@@ -363,7 +346,7 @@ class Context:
                 max_matvecs=_SEARCH * count,
                 data_error=False,
             )
-        self._report(Event("leading directions", pairs.matvecs, pairs.matvecs))
+        self._report(Progress(pairs.matvecs, pairs.matvecs, stage="leading directions"))
         found = estimators.deflation(self.A, pairs.vectors, seed=self.settings.seed, parts=self._parts)
         return replace(found, matvecs=found.matvecs + pairs.matvecs)
 
@@ -485,7 +468,7 @@ class Context:
             title: of its stages.
         """
 
-        def report(event: Event) -> None:
+        def report(event: Progress) -> None:
             self._report(replace(event, stage=f"{title} {event.stage}"))
 
         return Context(self.risk, replace(self.settings, k=1), (), report, operator=A)
@@ -495,7 +478,7 @@ class Context:
         """How products are made, in words."""
         return str(getattr(self.A, "engine_note", ""))
 
-    def advance(self, stage: str, state: estimators.Progress) -> None:
+    def advance(self, stage: str, state: Progress) -> None:
         """Report the progress of an estimator as that of a stage."""
         self._progress(stage)(state)
 
@@ -537,13 +520,8 @@ class Context:
         # A share q seen by n probes has the variance 2 q (1 - q) / ((d + 2) n), see ``Density.band``.
         return {"n_probes": max(_FEWEST_CHAINS, math.ceil((2 / _SHARE) ** 2 / (2 * self.A.dim)))}
 
-    def _progress(self, stage: str) -> Callable[[estimators.Progress], None]:
-        def forward(state: estimators.Progress) -> None:
-            known = math.isfinite(state.value)
-            error = state.std_error if math.isfinite(state.std_error) else None
-            self._report(Event(stage, state.done, state.total, state.value if known else None, error))
-
-        return forward
+    def _progress(self, stage: str) -> Callable[[Progress], None]:
+        return lambda state: self._report(replace(state, stage=stage))
 
 
 def make_operator(

@@ -17,12 +17,13 @@ from torch import Tensor
 from hessprobe import checks, estimators
 from hessprobe.errors import UnsupportedError, about
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures import distribution
-from hessprobe.measures.context import Context, Event, MeasureSettings, Report, Result, quietly, settings_of
+from hessprobe.measures.context import Context, MeasureSettings, Report, Result, quietly, settings_of
 from hessprobe.measures.table import DENSE_LIMIT, TABLE, function_of
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators import Congruence, LinearOperator
@@ -136,7 +137,7 @@ def measure(
     found = {}
     with progress_bars(progress) as update:
 
-        def report(event: Event) -> None:
+        def report(event: Progress) -> None:
             update(event.stage, event.done, event.total, "" if event.value is None else f"{event.value:.4g}")
 
         for result in measure_all(names, risk, made, report):

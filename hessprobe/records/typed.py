@@ -276,7 +276,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """How far a stage had come when the work ended early; see ``hessprobe.measures.Event``."""
+    """How far a stage had come when the work ended early; see ``hessprobe.measures.Progress``."""
 
     stage: str
     done: float

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.measures.context import Context, Event, MeasureSettings, Result, Start
+from hessprobe.estimators.budget import Progress
+from hessprobe.measures.context import Context, MeasureSettings, Result, Start
 from hessprobe.measures.registry import results
 from hessprobe.objective.base import Objective
 from hessprobe.tracking.names import ALWAYS, TRACKED
@@ -76,7 +77,7 @@ def measure_point(
     step: int,
     rule: StepRule | str = "the optimizer is not known",
     start: Start | None = None,
-    report: Callable[[Event], None] = lambda event: None,
+    report: Callable[[Progress], None] = lambda event: None,
     lr: float | None = None,
     epoch: float | None = None,
     scores: Mapping[str, float] | None = None,

@@ -14,10 +14,10 @@ def measure_all(names, risk, settings, report, *, missing=None):
     import torch
 
     from hessprobe.estimate import ErrorParts, Estimate
-    from hessprobe.measures import Event, Result
+    from hessprobe.measures import Progress, Result
 
     for name in names:
-        report(Event("probes", 10, 60, 1.25, 0.5))
+        report(Progress(10, 60, 1.25, 0.5, stage="probes"))
         if name == os.environ.get("FAKE_INTERRUPT"):
             raise KeyboardInterrupt
         if name == os.environ.get("FAKE_SLEEP"):
@@ -32,7 +32,7 @@ def measure_all(names, risk, settings, report, *, missing=None):
         estimate = Estimate(value, errors, df=20, matvecs=57, samples=57, method="hutchinson+ggn", seconds=1.5)
         layers = dict.fromkeys(risk.layout.names, estimate) if settings.per_layer else None
         arrays = {"values": torch.tensor([1.0, float("nan")])} if name == "diagonal" else {}
-        report(Event("probes", 60, 60, value, 0.0123))
+        report(Progress(60, 60, value, 0.0123, stage="probes"))
         yield Result(estimate, layers, arrays, ("a note",), name, settings.operator, "curvature")
 
 

@@ -133,9 +133,9 @@ def test_an_end_that_foreign_code_swallowed_is_not_a_strange_failure(run, monkey
 
 def test_an_end_that_was_swallowed_ends_the_measuring_at_its_next_sign_of_life(run, monkeypatch, digits_checkpoint):
     def measure_all(names, risk, settings, report):
-        report(measures.Event("probes", 1, 9, 1.25, 0.5))
+        report(measures.Progress(1, 9, 1.25, 0.5, stage="probes"))
         swallowing()
-        report(measures.Event("probes", 2, 9, 1.25, 0.5))
+        report(measures.Progress(2, 9, 1.25, 0.5, stage="probes"))
         pytest.fail("the measuring went on")
         yield
 

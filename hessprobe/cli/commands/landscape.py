@@ -285,13 +285,13 @@ def opened(request: LandscapeRequest) -> tuple[list[Subject], Drawn]:
 def collect(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome[Drawn]) -> None:
     """Make the plane and evaluate its points; finished ones are on disk whatever ends the work."""
     from hessprobe.landscape.compute import survey
-    from hessprobe.measures import Event
+    from hessprobe.measures import Progress
 
     subject, *others = subjects
     with watched(outcome) as report:
 
         def points(done: int, total: int) -> None:
-            report(Event("points", done, total))
+            report(Progress(done, total, stage="points"))
 
         outcome.found.landscape, notes = survey(_plan(request, subject, others), points)
     outcome.found.notes += notes

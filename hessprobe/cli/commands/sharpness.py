@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -237,7 +237,6 @@ def facts(request: SharpnessRequest, inputs: Inputs) -> dict[str, Any]:  # noqa:
 
 def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) -> None:
     """Measure one after the other, keeping each number as it comes."""
-    from hessprobe.measures import Event
     from hessprobe.sharpness import Neighborhood, diagnose
     from hessprobe.sharpness.neighborhood import UnresolvedRadius
     from hessprobe.sharpness.survey import survey
@@ -246,7 +245,7 @@ def collect(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
     with watched(outcome) as report:
 
         def callback(stage: str, state: Progress) -> None:
-            report(Event(stage, state.done, finite(state.total), finite(state.value), finite(state.std_error)))
+            report(replace(state, stage=stage))
 
         near = Neighborhood(subject.risk, callback=callback, **_place(request, engine))
         try:
@@ -295,11 +294,6 @@ def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
         print_unfinished(outcome, console)
 
     deliver(record, request.json, show)
-
-
-def finite(number: float | None) -> float | None:
-    """Return the number, or None where it is not finite."""
-    return number if number is not None and math.isfinite(number) else None
 
 
 def _place(request: SharpnessRequest, engine: str) -> dict[str, Any]:

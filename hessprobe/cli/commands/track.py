@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.cli.load import Subject
-    from hessprobe.measures import Event, MeasureSettings
+    from hessprobe.measures import MeasureSettings, Progress
     from hessprobe.measures.context import Start
     from hessprobe.tracking import Snapshot
 
@@ -223,7 +223,7 @@ def opened(request: TrackRequest) -> tuple[Inputs, Tracked]:
 
 def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) -> None:
     """Measure one checkpoint after the other; each is on disk when it is done."""
-    from hessprobe.measures import Event
+    from hessprobe.measures import Progress
     from hessprobe.tracking.store import Store, point_key
 
     (snapshots, settings), tracked = inputs, outcome.found
@@ -236,9 +236,9 @@ def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
     with watched(outcome) as report:
         for done, (key, snapshot) in enumerate(zip(keys, snapshots, strict=True)):
 
-            def within(event: Event, done: int = done) -> None:
+            def within(event: Progress, done: int = done) -> None:
                 share = 0.0 if not event.total else min(event.done / event.total, 1.0)
-                report(Event("checkpoints", done + 0.9 * share, len(snapshots)), event.stage)
+                report(Progress(done + 0.9 * share, len(snapshots), stage="checkpoints"), event.stage)
 
             row = store.rows.get(key)
             tracked.reused += row is not None
@@ -246,7 +246,7 @@ def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
                 row = worker.measure(snapshot, within)
                 store.add(key, row, worker.start)
             tracked.take(row, snapshot.path)
-            report(Event("checkpoints", done + 1, len(snapshots)))
+            report(Progress(done + 1, len(snapshots), stage="checkpoints"))
 
 
 class _Worker:
@@ -259,7 +259,7 @@ class _Worker:
         self.start = start or Start()
         self._first: tuple[str, Any, str] | None = None
 
-    def measure(self, snapshot: Snapshot, report: Callable[[Event], None]) -> dict[str, Any]:
+    def measure(self, snapshot: Snapshot, report: Callable[[Progress], None]) -> dict[str, Any]:
         """Return the row of one checkpoint."""
         from hessprobe.cli.load import load_subject
         from hessprobe.report.track import point_row

@@ -17,7 +17,7 @@ import hessprobe as hp
 from hessprobe import krylov
 from hessprobe.estimate import Estimate
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
-from hessprobe.measures import NAMES, Event, MeasureSettings, Result, context, measure_all
+from hessprobe.measures import NAMES, MeasureSettings, Progress, Result, context, measure_all
 from hessprobe.objective import EmpiricalRisk
 
 SHIFT = 0.05
@@ -252,7 +252,7 @@ def test_a_data_error_is_wanted_or_not() -> None:
 
 
 def test_eigenvalues_come_first_and_progress_is_told() -> None:
-    events: list[Event] = []
+    events: list[Progress] = []
     how = MeasureSettings(n_probes=10, engine="double_backward")
     results = measure_all(["trace", "lambda-max"], nets.mlp((16, 16)).risk(), how, events.append)
     assert [result.measure for result in results] == ["lambda-max", "trace"]
