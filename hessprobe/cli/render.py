@@ -149,7 +149,8 @@ def print_table(layouts: Sequence[tuple[Row, Sequence[Row]]], console: Console) 
     for row in rows:
         print_line(console, row[0], style="bold")
         for name, cell in zip(header[1:], row[1:], strict=True):
-            print_line(console, f"  {name}: {cell}")
+            # A number is not broken where it has a space.
+            console.print(f"  {name}: {cell}", markup=False, highlight=False, soft_wrap=True)
     return None
 
 
