@@ -11,6 +11,7 @@ from hessprobe.cli import process, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.demo import demo
+from hessprobe.cli.commands.doctor import doctor
 from hessprobe.cli.commands.info import info
 from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
@@ -63,6 +64,7 @@ app.command()(guarded(bench))
 app.command()(guarded(validate))
 app.command()(guarded(report))
 app.command()(guarded(demo))
+app.command()(guarded(doctor))
 
 
 def main(last: bool = False) -> None:
