@@ -17,6 +17,7 @@ class Cell:
         sort: what its column is sorted by; the text where None. Cells without a value go last.
         kind: ``"text"``, ``"name"`` (the row's header), ``"number"``, ``"error"``, ``"code"`` or ``"verdict"``.
         note: a second, smaller line.
+        said: a last line that judges the value, in the color of ``tone``.
         link: id on the page that the text leads to, or nothing.
         tone: ``"good"``, ``"bad"``, ``"weak"`` or nothing, for verdicts; the text says the same in words.
     """
@@ -27,6 +28,7 @@ class Cell:
     note: str = ""
     link: str = ""
     tone: str = ""
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Table:
         columns, rows: as many cells in a row as the columns cover.
         notes: sentences that a reader needs to understand it.
         remarks: sentences about single rows, folded away.
+        stacks: whether a phone shows every row as a block of lines, a cell each, so that nothing has to be scrolled.
     """
 
     caption: str
@@ -54,17 +57,26 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    stacks: bool = False
     kind: str = field(default="table", init=False)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its interval on a common scale, in percent of its width; ``zero`` is where 0 lies."""
+    """A value with its errors on a common scale, in percent of its width; ``zero`` is where 0 lies.
+
+    Attributes:
+        value: where it lies.
+        low, high: ends of the measurement's error as it is printed: one standard error, or a bracket.
+        zero: where 0 lies.
+        data: ends of the error from the data being a sample; None where it is not known.
+    """
 
     value: float
     low: float
     high: float
     zero: float
+    data: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,9 @@ class Picture:
         alt: a sentence with the numbers.
         uri: ``data:`` address of the image.
         width, height: in CSS pixels.
-        source, label: id and name of its record.
+        links: id and name of each record that it is made from.
+        dark: ``data:`` address of the image on a dark page; empty where ``uri`` follows the colors of the page.
+        covered: whether another picture of the page puts it beside those of other records.
     """
 
     title: str
@@ -129,8 +143,9 @@ class Picture:
     uri: str
     width: int
     height: int
-    source: str
-    label: str
+    links: tuple[tuple[str, str], ...]
+    dark: str = ""
+    covered: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,15 +200,18 @@ Block = Table | Cards | Pictures | Text | Commands
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a place in the table of contents."""
+    """A part of the page with a place in the table of contents; one that is folded shows its title alone at first."""
 
     id: str
     title: str
     blocks: tuple[Block, ...]
     lead: str = ""
+    folded: bool = True
 
 
-def section(name: str, title: str, blocks: Sequence[Block | None], lead: str = "") -> Section | None:
+def section(
+    name: str, title: str, blocks: Sequence[Block | None], lead: str = "", *, folded: bool = True
+) -> Section | None:
     """Return a section of the blocks that are there, or None where none is."""
     present = tuple(block for block in blocks if block is not None)
-    return Section(name, title, present, lead) if present else None
+    return Section(name, title, present, lead, folded) if present else None

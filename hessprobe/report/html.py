@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hessprobe import files
-from hessprobe.report.document import Section
+from hessprobe.report.document import Section, Table, section
 from hessprobe.report.sections import (
     comparison,
     invariance,
@@ -33,12 +33,23 @@ from hessprobe.report.typography import listed, moment, plural
 
 # Words and options that are short enough to stay on one line; none of it is special in HTML.
 _HYPHENATED = re.compile(r"(?<![\w&#;-])(?=[\w-]{3,16}(?![\w-]))(?:--)?\w+(?:-\w+)*")
+# A number with its sign, power of ten and percent sign.
+_NUMBER = re.compile(r"(?:[±≥≤]\s)?[+\u2212-]?\d[\d.,]*(?:\s\u00d7\s10[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)?(?:\s%)?")
 _JOINT = re.compile(r"[+/]")
+
+
+def pictures(page: Page) -> Section | None:
+    """Return the section of figures, or None where there are none."""
+    return section("pictures", "Pictures", [page.shown()], folded=False)
+
+
+# The answer, then what may be wrong with it, then pictures; all else is folded, from words to provenance.
 _SECTIONS = (
     verdict.build,
-    measures.headlines,
-    summary.build,
     provenance.problems,
+    pictures,
+    summary.build,
+    measures.headlines,
     training.build,
     measures.build,
     comparison.build,
@@ -69,7 +80,7 @@ def render(page: Page, title: str = "Curvature report") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"unbroken": unbroken, "breakable": breakable}
+    environment.filters |= {"unbroken": unbroken, "breakable": breakable, "heads": heads}
     return environment.get_template("report.html").render(
         title=title,
         subtitle=_subtitle(page),
@@ -83,13 +94,19 @@ def render(page: Page, title: str = "Curvature report") -> str:
 
 
 def unbroken(text: str) -> Markup:
-    """Return a text, escaped, whose short words and options do not break at their hyphens: ``--rtol``."""
-    return Markup(_HYPHENATED.sub(_whole, str(escape(text))))
+    """Return a text, escaped, whose short words, options and numbers stay on one line: ``--rtol``, ``± 2 × 10⁻⁴``."""
+    kept = _NUMBER.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
+    return Markup(_HYPHENATED.sub(_whole, str(escape(kept))))
 
 
 def breakable(text: str) -> Markup:
     """Return a name, escaped, that may be broken behind every plus and slash: ``hutchinson+blocks+surrogate``."""
     return Markup(_JOINT.sub(lambda found: f"{found[0]}<wbr>", str(escape(text))))
+
+
+def heads(table: Table) -> list[str]:
+    """Return the header of every cell of a row; of a column that covers several cells the first has it."""
+    return [name for column in table.columns for name in (column.name, *[""] * (column.span - 1))]
 
 
 def sections(page: Page) -> list[Section]:

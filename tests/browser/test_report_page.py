@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
+from dataclasses import replace
 
 import pytest
 import typer
@@ -70,6 +72,10 @@ def hostile(tmp_path_factory):
     return folder / "report.html"
 
 
+def unfold(browser):
+    browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+
+
 def column(browser, table, place):
     script = (
         "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].innerText)"
@@ -87,6 +93,7 @@ def button(browser, table, name):
 
 def test_page_shows_numbers_and_figures_without_errors_and_without_the_network(browser, report):
     browser.open(report)
+    unfold(browser)
     text = browser.run("return document.body.innerText")
     assert "0.152280" in text
     assert "The trace of the Hessian is: 0." in text
@@ -102,6 +109,7 @@ def test_page_shows_numbers_and_figures_without_errors_and_without_the_network(b
 
 def test_tables_are_sorted_by_click(browser, report):
     browser.open(report)
+    unfold(browser)
     value = button(browser, "#curvature table", "value")
     before = column(browser, "#curvature table", 2)
     value.click()
@@ -123,6 +131,7 @@ def test_tables_are_sorted_by_keyboard_and_the_first_key_leads_to_the_content(br
     from selenium.webdriver.common.keys import Keys
 
     browser.open(report)
+    unfold(browser)
     browser.driver.switch_to.active_element.send_keys(Keys.TAB)
     focused = browser.driver.switch_to.active_element
     assert focused.text == "Skip to the content"
@@ -161,6 +170,7 @@ def test_dark_by_preference_and_by_choice(browser, report):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(browser, report, scheme):
     browser.open(report, scheme=scheme)
+    unfold(browser)
     faint = browser.run(
         """
         const channels = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -190,6 +200,7 @@ def test_text_stands_out_from_what_is_behind_it(browser, report, scheme):
 @pytest.mark.parametrize("width", [320, 360, 768])
 def test_narrow_screens_scroll_tables_and_not_the_page(browser, report, width):
     browser.open(report, width=width, height=740)
+    unfold(browser)
     assert browser.run("return document.documentElement.scrollWidth") <= width
     wide = browser.run("return [...document.querySelectorAll('.scroll')].some(b => b.scrollWidth > b.clientWidth)")
     assert wide or width >= 768
@@ -200,6 +211,7 @@ def test_narrow_screens_scroll_tables_and_not_the_page(browser, report, width):
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_no_table_is_wider_than_its_box_on_a_desktop(browser, full, width):
     browser.open(full, width=width)
+    unfold(browser)
     boxes = browser.run(
         "return [...document.querySelectorAll('.scroll')].map(b =>"
         " [b.querySelector('caption').innerText, b.scrollWidth - b.clientWidth])"
@@ -210,6 +222,7 @@ def test_no_table_is_wider_than_its_box_on_a_desktop(browser, full, width):
 
 def test_short_words_are_not_broken_at_their_hyphens(browser, full):
     browser.open(full, width=360, height=740)
+    unfold(browser)
     count = "return [...document.querySelectorAll('.whole')].map(n => [n.innerText, n.getClientRects().length])"
     lines = browser.run(count)
     assert "lambda-max" in dict(lines)
@@ -227,10 +240,16 @@ def test_prints_in_light_colors_with_nothing_cut(browser, report):
 
 def test_links_lead_to_the_record(browser, report):
     browser.open(report)
-    browser.run("return document.querySelector('#numbers .who a')").click()
+    shown = "return document.querySelector('#records pre').checkVisibility({contentVisibilityAuto: true})"
+    assert not browser.run(shown)
+    browser.run("return document.querySelector('.pictures figcaption a')").click()
+    assert browser.run(shown)
     target = browser.run("return document.querySelector(':target').id")
     assert target.startswith("record-")
-    assert "hessprobe measure" in browser.run("return document.querySelector(':target pre').innerText")
+    assert "hessprobe " in browser.run("return document.querySelector(':target pre').innerText")
+    box = browser.run("const b = document.querySelector(':target').getBoundingClientRect(); return [b.top, b.bottom]")
+    assert box[0] < 900
+    assert box[1] > 0
 
 
 def test_a_hostile_record_is_shown_and_does_not_run(browser, hostile):
@@ -288,4 +307,93 @@ def test_figures_are_dark_where_the_page_is(browser, report):
     assert corner("light") > 240
     assert corner("dark") < 60
     assert corner("light", toggled=True) < 60
+    browser.run("localStorage.clear()")
+
+
+# Every number of the visible text that lies on more than one line.
+BROKEN = """
+const sign = "(?:[\u00b1\u2265\u2264]\\\\s)?[+\u2212-]?";
+const power = "(?:\\\\s\u00d7\\\\s10[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)?";
+const number = new RegExp(sign + "\\\\d[\\\\d.,]*" + power + "(?:\\\\s%)?", "g");
+const found = [];
+const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  if (node.parentElement.closest("pre, code, dl, .hidden")) continue;
+  for (const match of node.data.matchAll(number)) {
+    const range = document.createRange();
+    range.setStart(node, match.index);
+    range.setEnd(node, match.index + match[0].length);
+    const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+    if (lines.size > 1) found.push(match[0]);
+  }
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_no_number_is_broken(browser, full, width):
+    browser.open(full, width=width)
+    unfold(browser)
+    assert browser.run(BROKEN) == []
+
+
+def test_no_number_is_broken_on_paper_and_headers_go_with_their_tables(browser, full):
+    browser.open(full, width=700)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    # A page of A4 less its margins; what is folded is open on paper without a script.
+    assert browser.run("return document.querySelector('#records dl').getBoundingClientRect().height") > 0
+    assert browser.run(BROKEN) == []
+    headers = browser.run(
+        "return [...document.querySelectorAll('thead')].map(each => [getComputedStyle(each).display, "
+        "...[...each.querySelectorAll('button')].map(one => getComputedStyle(one).display)])"
+    )
+    assert headers
+    # A button with a box would keep Chromium from setting the header again on the next page.
+    assert all(found[0] == "table-header-group" and set(found[1:]) == {"contents"} for found in headers)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_the_verdict_is_in_view_on_a_phone(browser, report):
+    browser.open(report, width=390, height=844)
+    unfold(browser)
+    verdicts = browser.run(
+        "return [...document.querySelectorAll('#verdict small.verdict, #comparison span.verdict')].map(each => {"
+        "const box = each.getBoundingClientRect(); return [each.textContent, box.left, box.right] })"
+    )
+    assert any("flatter" in text for text, _, _ in verdicts)
+    assert all(left >= 0 and right <= 390 for _, left, right in verdicts)
+    scrolled = "const b = document.querySelector('#verdict .scroll'); return b.scrollWidth - b.clientWidth"
+    assert browser.run(scrolled) <= 0
+
+
+def test_the_page_is_short_until_it_is_unfolded(browser, report):
+    browser.open(report)
+    folded = browser.run("return document.documentElement.scrollHeight")
+    unfold(browser)
+    assert folded < 0.4 * browser.run("return document.documentElement.scrollHeight")
+
+
+def test_pictures_of_dots_have_a_dark_twin(browser, tmp_path):
+    from hessprobe.report.document import Picture
+
+    def uri(shade):
+        content = io.BytesIO()
+        Image.new("L", (40, 40), shade).save(content, "png")
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+    page = Page(sources.gather(write(tmp_path, **everything())))
+    page = replace(page, pictures={"R1": (Picture("t", "a picture", uri(250), 40, 40, (("record-1", "R1"),), uri(9)),)})
+    html.write(tmp_path / "dots.html", page)
+
+    def shown(scheme, toggled=False):
+        browser.open(tmp_path / "dots.html", scheme=scheme)
+        if toggled:
+            browser.run("document.getElementById('theme').click()")
+        return browser.run("return [...document.querySelectorAll('figure img')].filter(i => i.checkVisibility())"
+                           ".map(i => i.className)")  # fmt: skip
+
+    assert (shown("light"), shown("dark")) == (["light"], ["dark"])
+    assert (shown("light", toggled=True), shown("dark")) == (["dark"], ["dark"])
+    assert shown("dark", toggled=True) == ["light"]
     browser.run("localStorage.clear()")

@@ -185,7 +185,7 @@ def ridge(name: str, rows: Mapping[str, tuple[Mapping[str, Any], str]]) -> Drawn
             panel.plot(x, y, color=color, lw=1.0)
             panel.set(yscale="log", ylim=(max(floor, top * 10.0**-_DECADES), 3 * top))
             panel.axvspan(-zero, zero, color=SHADE, lw=0, zorder=0)
-            panel.set_title(title, loc="left", pad=2)
+            panel.set_title(title, loc="left", pad=3)
             panel.grid(axis="x")
         _axis(panels[-1], "symlog", zero, every, (min(low for low, _ in ends), max(high for _, high in ends)), 2)
         figure.supylabel("density", fontsize="medium")

@@ -36,6 +36,9 @@ DARK = {
     SHADE: "#262626", "#ffffff": GROUND,
 }  # fmt: skip
 
+# Of a coordinate, what is more than two of them.
+_DECIMALS = re.compile(r"(\.\d\d)\d+")
+
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -141,9 +144,10 @@ def adaptive(svg: bytes) -> bytes:
     """Return an SVG whose colors are those of the dark style where its reader, or the page around it, is dark.
 
     Colors of this file become variables with two values; ``OVER_DARK`` and ``OVER_LIGHT``, which lie over a color map,
-    stay. The image itself asks for the color scheme, so that it needs no script and no style of the page.
+    stay. The image itself asks for the color scheme, so that it needs no script and no style of the page. Coordinates
+    of curves are cut at a hundredth of a point.
     """
-    text = svg.decode("utf-8")
+    text = re.sub(r"(?<= d=\")[^\"]*", lambda found: _DECIMALS.sub(r"\1", found[0]), svg.decode("utf-8"))
     light, dark = [], []
     for number, (color, other) in enumerate(DARK.items()):
         name = f"--c{number}"

@@ -36,7 +36,7 @@ def build(page: Page) -> Section | None:
     sources = page.of("compare")
     blocks: list[Block | None] = [unfinished(sources)]
     for source in sources:
-        blocks += [_differences(source), page.drawn_of(source), _values(page, source), _correlations(source)]
+        blocks += [_differences(source), _values(page, source), _correlations(source)]
     lead = (
         "All on the same data, with the same probes: what they have in common cancels in a difference, whose error is "
         "then smaller than that of either value."
@@ -74,11 +74,11 @@ def _differences(source: Source) -> Table | None:
     columns = (
         Column("measure"),
         Column("checkpoint"),
-        Column("against"),
+        Column("verdict"),
         value_columns("difference"),
         *data,
         Column(interval, "number"),
-        Column("verdict"),
+        Column("against"),
         Column("error if unpaired", "number"),
         RECORD,
     )
@@ -86,11 +86,11 @@ def _differences(source: Source) -> Table | None:
         (
             Cell(row["measure"], kind="name"),
             Cell(row["checkpoint"]),
-            Cell(row["baseline"]),
+            _verdict(row),
             *value_cells(row),
             *data_cells(row, data),
             interval_cell(row, interval),
-            _verdict(row),
+            Cell(row["baseline"]),
             number_cell(row.get("independent_std_error") or None, 2),
             record_cell(source),
         )

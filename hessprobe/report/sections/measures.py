@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from hessprobe.measures.table import TABLE, entry_of
+from hessprobe.records.number import Number
 from hessprobe.report.document import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
@@ -32,7 +33,11 @@ Found = tuple[Source, Row]
 def headlines(page: Page) -> Section | None:
     """Return the numbers in large type, or None without records of ``hessprobe measure``."""
     cards = tuple(_card(page, name, matrix, found) for (name, matrix), found in grouped(page).items())
-    return section("numbers", "The numbers", [Cards(cards) if cards else None])
+    told = any(reading.bar is not None and reading.bar.data is not None for card in cards for reading in card.readings)
+    paler = ", paler that from the data being a sample" if told else ""
+    lead = f"A bar is as long as the value; over its end lies the error that stands beside the value{paler}."
+    barred = any(reading.bar is not None for card in cards for reading in card.readings)
+    return section("numbers", "The numbers", [Cards(cards) if cards else None], lead if barred else "")
 
 
 def build(page: Page) -> Section | None:
@@ -69,9 +74,9 @@ def grouped(page: Page) -> dict[tuple[str, str], list[Found]]:
 
 
 def bars(rows: Sequence[Row]) -> list[Bar | None]:
-    """Return values and intervals on one scale that holds zero, None where a value is not finite."""
-    known = [(row["value"], *_ends(row)) for row in rows if row["value"] is not None]
-    flat = [number for each in known for number in each]
+    """Return values with the errors printed beside them on one scale that holds zero, None where one is not finite."""
+    known = [(row["value"], *_error(row), *(_sampled(row) or ())) for row in rows if row["value"] is not None]
+    flat: list[float] = [number for each in known for number in each]
     low, high = min([0.0, *flat]), max([0.0, *flat])
     if not high > low or not math.isfinite(high - low):
         return [None] * len(rows)
@@ -83,8 +88,23 @@ def bars(rows: Sequence[Row]) -> list[Bar | None]:
 
 
 def _bar(row: Row, place: Callable[[float], float]) -> Bar:
-    low, high = _ends(row)
-    return Bar(place(row["value"]), place(low), place(high), place(0.0))
+    low, high = _error(row)
+    data = _sampled(row)
+    return Bar(place(row["value"]), place(low), place(high), place(0.0), data and (place(data[0]), place(data[1])))
+
+
+def _error(row: Row) -> tuple[float, float]:
+    """Return the ends of what is printed behind the value: one standard error, or a bracket."""
+    found = Number.of(row)
+    if found.kind == "bracket":
+        return _ends(row)
+    error = found.error if found.error is not None and math.isfinite(found.error) else 0.0
+    return row["value"] - error, row["value"] + error
+
+
+def _sampled(row: Row) -> tuple[float, float] | None:
+    data = Number.of(row).errors.data
+    return None if data is None or not math.isfinite(data) else (row["value"] - data, row["value"] + data)
 
 
 def _ends(row: Row) -> tuple[float, float]:

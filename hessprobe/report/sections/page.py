@@ -29,7 +29,7 @@ class Page:
 
     Attributes:
         gathered: the records.
-        pictures: figures by label of their record.
+        pictures: figures by label of their record; those of several records by their labels with a plus between.
         undrawn: by label, why a figure could not be drawn.
         remarks: what is to be said about a result, in sentences.
         repeat: the command that makes a record again; nothing where it is not known.
@@ -45,14 +45,16 @@ class Page:
         """Return the records of a command, oldest first."""
         return self.gathered.of(command)
 
-    def drawn(self, *commands: str) -> Pictures | None:
-        """Return the figures of the records of these commands, or None where there are none."""
-        found = [one for name in commands for source in self.of(name) for one in self.pictures.get(source.label, ())]
+    def drawn(self, command: str) -> Pictures | None:
+        """Return the figures of the records of a command that others on the page cover, or None without any."""
+        found = [one for source in self.of(command) for one in self.pictures.get(source.label, ()) if one.covered]
         return Pictures(tuple(found)) if found else None
 
-    def drawn_of(self, source: Source) -> Pictures | None:
-        """Return the figures of one record, or None where it has none."""
-        found = self.pictures.get(source.label, ())
+    def shown(self) -> Pictures | None:
+        """Return the figures that no other covers: of comparisons first, then of several records, then of each."""
+        compared = {source.label for source in self.of("compare")}
+        ordered = sorted(self.pictures, key=lambda label: (label not in compared, "+" not in label))
+        found = [one for label in ordered for one in self.pictures[label] if not one.covered]
         return Pictures(tuple(found)) if found else None
 
     def data_name(self, source: Source) -> str:

@@ -30,7 +30,8 @@ def problems(page: Page) -> Section | None:
     said = [ended(source) for source in page.gathered.sources if source.state != FINISHED]
     said += [f"Left out: {sentence}" for _, sentence in page.gathered.broken]
     said += [f"A figure of {label} could not be drawn: {sentence}" for label, sentence in page.undrawn.items()]
-    return section("problems", "Not complete", [Text(tuple(said), listed=True, alert=True) if said else None])
+    block = Text(tuple(said), listed=True, alert=True) if said else None
+    return section("problems", "Not complete", [block], folded=False)
 
 
 def _command(page: Page, source: Source) -> Command:

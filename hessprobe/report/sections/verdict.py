@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from hessprobe.comparison.names import FLATTER, SHARPER, UNDECIDED, WITHIN
 from hessprobe.report.document import Cell, Column, Section, Table, Text, section
-from hessprobe.report.sections import wording
+from hessprobe.report.sections import invariance, landscape, sharpness, tracking, validation, wording
+from hessprobe.report.sections.cells import data_cells, data_columns, interval_cell, interval_name, value_cells
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import number, pretty
@@ -20,19 +21,30 @@ _HOLDS, _MAY_VANISH = "holds on other data", "may vanish on other data"
 _VALUES = "Each value with its measurement's error"
 _DATA = "the error from the data being a sample"
 _DIFFERENCES = "the difference to the baseline"
+# Sentences that are read in ten seconds.
+_FEW = 4
+_ARROWS = {FLATTER: "\u25bc\u00a0", SHARPER: "\u25b2\u00a0"}
 
 
 def build(page: Page) -> Section | None:
-    """Return the section, or None where nothing was compared or measured."""
+    """Return the section: of comparisons, else of numbers, else of runs, else of whatever else was done."""
     said = tuple(sentences(page))
     tables: list[Table | None] = [_compared(source) for source in page.of("compare") if source.rows]
     if not tables:
         tables = [_measured(page)]
-    return section("verdict", "The answer", [Text(said) if said else None, *tables])
+    if not any(tables):
+        tables = [_followed(source) for source in page.of("track") if source.rows]
+    return section("verdict", "The answer", [Text(said) if said else None, *tables], folded=False)
 
 
 def sentences(page: Page) -> Iterator[str]:
-    """Yield one sentence a comparison; of records of ``measure`` alone, one a checkpoint with its numbers."""
+    """Yield one sentence a comparison; without any, one a checkpoint with its numbers; without these, what else is."""
+    own = tuple(_own(page))
+    others = (module.sentences(page) for module in (tracking, validation, invariance, sharpness, landscape))
+    yield from own or tuple(chain.from_iterable(others))[:_FEW]
+
+
+def _own(page: Page) -> Iterator[str]:
     compared = page.of("compare")
     for source in compared:
         rows: Sequence[Row] = source.record["differences"]
@@ -97,7 +109,8 @@ def _compared(source: Source) -> Table:
         found = {row["measure"]: row for row in source.rows if row["checkpoint"] == name}
         cells = [_cell(found.get(each), source, differences.get((name, each))) for each in measures]
         rows.append((Cell(name, kind="name"), *cells))
-    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_note(source.rows, _DIFFERENCES),))
+    note = _note(source.rows, _DIFFERENCES)
+    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (note,), stacks=True)
 
 
 def _measured(page: Page) -> Table | None:
@@ -105,6 +118,8 @@ def _measured(page: Page) -> Table | None:
     measures = list(dict.fromkeys(str(row["measure"]) for _, rows in found.values() for row in rows))[:_MOST]
     if not measures:
         return None
+    if len(found) == 1:
+        return _alone(page, *next(iter(found.values())))
     rows = []
     for source, results in found.values():
         own = {row["measure"]: row for row in results}
@@ -112,14 +127,53 @@ def _measured(page: Page) -> Table | None:
             (Cell(page.data_name(source), kind="name"), *(_cell(own.get(each), source, None) for each in measures))
         )
     shown = [row for _, results in found.values() for row in results]
-    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_note(shown),))
+    return Table("Checkpoints side by side", _columns(measures), tuple(rows), (_note(shown),), stacks=True)
+
+
+def _alone(page: Page, source: Source, found: Sequence[Row]) -> Table:
+    """Return the numbers of one checkpoint, a measure a row with what it means."""
+    interval, data = interval_name(found), data_columns(found)
+    columns = (Column("measure"), Column("value ± measurement", "value", span=2), *data, Column(interval, "number"))
+    rows = tuple(
+        (
+            Cell(str(row["measure"]), kind="name", note=wording.meaning(str(row["measure"]))),
+            *value_cells(row),
+            *data_cells(row, data),
+            interval_cell(row, interval),
+        )
+        for row in found
+    )
+    return Table(page.data_name(source), columns, rows, stacks=True)
+
+
+def _followed(source: Source) -> Table:
+    """Return where each measure of a run begins, is largest, and ends."""
+    names = list(dict.fromkeys(str(name) for row in source.rows for name in row["measures"]))
+    rows = []
+    for name in names:
+        known = [(row["step"], row["measures"][name]) for row in source.rows if name in row["measures"]]
+        finite = [each for each in known if each[1]["value"] is not None]
+        if finite:
+            largest = max(finite, key=lambda each: each[1]["value"])
+            cells = (_at(step, row) for step, row in (finite[0], largest, finite[-1]))
+            rows.append((Cell(name, kind="name"), *cells))
+    columns = (Column("measure"), *(Column(name, "number") for name in ("first", "largest", "last")))
+    note = _note([row for each in source.rows for row in each["measures"].values()])
+    return Table(f"Along training: {source.name}", columns, tuple(rows), (note,), stacks=True)
+
+
+def _at(step: float | None, row: Row) -> Cell:
+    where = "" if step is None else f"step\u00a0{step:,.0f}"
+    parts = [part for part in (where, _data(row)) if part]
+    return Cell(_whole(wording.with_error(row)), row["value"], "number", note="; ".join(parts))
 
 
 def _note(rows: Sequence[Row], *more: str) -> str:
     """Return what stands in the cells, the data error only where a row knows its own."""
     told = any((row.get("errors") or {}).get("data") is not None for row in rows)
     below = " and ".join([*([_DATA] if told else []), *more])
-    return f"{_VALUES}; below it {below}." if below else f"{_VALUES}."
+    amber = "; amber where it is not resolved or may vanish on other data" if _DIFFERENCES in more else ""
+    return f"{_VALUES}; below it {below}{amber}." if below else f"{_VALUES}."
 
 
 def _columns(measures: Sequence[str]) -> tuple[Column, ...]:
@@ -139,9 +193,19 @@ def _by_checkpoint(page: Page) -> dict[str, tuple[Source, list[Row]]]:
 def _cell(row: Row | None, source: Source, difference: Row | None) -> Cell:
     if row is None:
         return Cell("", kind="number")
-    data = (row.get("errors") or {}).get("data")
-    parts = [f"data\u00a0±\u00a0{_whole(number(data, 2))}"] if data is not None and math.isfinite(data) else []
-    if difference is not None and difference["value"] is not None:
-        # A verdict belongs to its percentage.
-        parts.append(f"{_percent(source, difference)}, {difference['verdict']}")
-    return Cell(_whole(wording.with_error(row)), row["value"], "number", note="; ".join(parts))
+    told = difference is not None and difference["value"] is not None
+    said, tone = _judged(source, difference) if told and difference is not None else ("", "")
+    return Cell(_whole(wording.with_error(row)), row["value"], "number", note=_data(row), tone=tone, said=said)
+
+
+def _data(row: Row) -> str:
+    text = wording.data_text(row)
+    return f"data\u00a0{_whole(text)}" if text else ""
+
+
+def _judged(source: Source, difference: Row) -> tuple[str, str]:
+    """Return the difference with its verdict, and the tone: weak where it is not resolved or may not hold."""
+    verdict = str(difference["verdict"])
+    said = f"{_ARROWS.get(verdict, '')}{_percent(source, difference)}, {verdict}".replace(" ", "\u00a0")
+    weak = verdict in (WITHIN, UNDECIDED) or difference.get("beyond_data") is False or not difference["stands"]
+    return said, "weak" if weak else {FLATTER: "good", SHARPER: "bad"}.get(verdict, "")

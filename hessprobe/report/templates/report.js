@@ -57,6 +57,31 @@
     header.querySelector("button").addEventListener("click", () => sort(header));
   }
 
+  // What a link leads to may lie in a folded part, and nothing is folded on paper.
+  const unfold = (node) => {
+    const own = node?.querySelector(":scope > .fold");
+    if (own) own.open = true;
+    for (let at = node; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+  };
+  const follow = () => {
+    const node = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    unfold(node);
+    node?.scrollIntoView();
+  };
+  addEventListener("hashchange", follow);
+  for (const link of document.querySelectorAll('a[href^="#"]')) {
+    link.addEventListener("click", () => unfold(document.getElementById(link.getAttribute("href").slice(1))));
+  }
+  if (location.hash) follow();
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const each of folded) each.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const each of folded) each.open = false;
+  });
+
   const select = (node) => getSelection().selectAllChildren(node);
   for (const button of document.querySelectorAll(".copy")) {
     button.addEventListener("click", async () => {

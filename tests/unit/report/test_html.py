@@ -12,6 +12,7 @@ from page_records import claim, compared, estimate, everything, invariant, measu
 
 from hessprobe.report import html
 from hessprobe.report.document import Picture
+from hessprobe.report.pictures import pictures_of
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import gather
 
@@ -106,7 +107,9 @@ def test_structure(page):
     assert targets <= {f"#{name}" for name in ids}
     contents = [link.text for link in root.one("nav").all("a")]
     assert contents == [section.one("h2").text for section in root.all("section")]
-    assert contents[:3] == ["The answer", "The numbers", "Summary"]
+    assert contents[:3] == ["The answer", "Summary", "The numbers"]
+    folded = {section.attributes["id"]: len(list(section.all("summary"))) > 0 for section in root.all("section")}
+    assert [name for name, is_ in folded.items() if not is_] == ["verdict"]
     levels = [int(node.tag[1]) for node in root.all() if re.fullmatch(r"h\d", node.tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
@@ -199,7 +202,9 @@ def test_nothing_in_a_record_becomes_markup(tmp_path, attack):
     FIXED = {"schema", "command"}
     broken = {name: hostile(each) for name, each in records.items()}
     broken["other"] = record(attack, [], flags=["failed"], errors=[attack], checkpoint=attack)
-    picture = Picture(attack, attack, "data:image/png;base64,AA==", 10, 10, "record-1", "R1")
+    picture = Picture(
+        attack, attack, "data:image/png;base64,AA==", 10, 10, (("record-1", attack),), "data:image/png;base64,AQ=="
+    )
     page = Page(
         gather(write(tmp_path, **broken)),
         {"R1": (picture,)},
@@ -218,6 +223,8 @@ def test_nothing_in_a_record_becomes_markup(tmp_path, attack):
         "details",
         "summary",
         "wbr",
+        "span",
+        "p",
     }
     assert {name for node in root.all() for name in node.attributes} <= {
         name for node in expected.all() for name in node.attributes
@@ -359,7 +366,7 @@ def test_layers_and_differences_have_their_data_errors(tmp_path):
         ["0.bias", "0.2800", "± 0.0021", ""],
     ]
     differences = next(iter(root.one("section", id="comparison").all("table"))).text
-    assert "\u22120.3800 ± 0.0010 ± 0.50 \u22120.3820 to \u22120.3780 flatter may vanish on other data" in differences
+    assert "flatter may vanish on other data \u22120.3800 ± 0.0010 ± 0.50 \u22120.3820 to \u22120.3780" in differences
     assert "which may vanish on other data" in root.one("section", id="summary").text
 
 
@@ -384,7 +391,7 @@ def test_differences_stand_with_their_own_interval_and_what_is_within_error_says
     assert "within error in frob" in said
     assert "Trace changes when a network is rescaled." in said
     differences, values = root.one("section", id="comparison").all("table")
-    assert "trace sam sgd \u22120.3800 ± 0.0010 \u22120.3820 to \u22120.3780 flatter 0.0051" in differences.text
+    assert "trace sam flatter \u22120.3800 ± 0.0010 \u22120.3820 to \u22120.3780 sgd 0.0051" in differences.text
     assert "trace sam 0.4000 ± 0.0021 0.3958 to 0.4042" in values.text
 
 
@@ -461,3 +468,23 @@ def test_invariance_rows_without_a_number(tmp_path):
     row = invariant("trace", "not measured", 1.0, before=None, after=None, z=None, difference=None, reason="no norm")
     text = parsed(html.render(a_page(tmp_path, a=record("invariance", [row])))).text
     assert "trace under unit-rescaling: no norm" in text
+
+
+def test_figures_of_several_records_come_first_and_those_they_cover_are_folded(tmp_path):
+    two = [record("sharpness", [sharp(), sharp(rho=0.1)], checkpoint=f"runs/{name}.pt") for name in ("sgd", "sam")]
+    found = gather(write(tmp_path, a=two[0], b=two[1], c=record("invariance", [invariant()])))
+    page = Page(found, *pictures_of(found.sources))
+    together, alone = page.shown().pictures
+    assert together.title == "Sharpness of several checkpoints"
+    assert [label for _, label in together.links] == ["R1", "R2"]
+    assert alone.links == (("record-3", "R3"),)
+    assert [picture.links[0][1] for picture in page.drawn("sharpness").pictures] == ["R1", "R2"]
+    root = parsed(html.render(page))
+    order = [len(list(root.one("section", id=name).all("figure"))) for name in ("pictures", "sharpness", "invariance")]
+    assert order == [2, 2, 0]
+    alternatives = [image.attributes["alt"] for image in root.one("section", id="pictures").all("img")]
+    assert "worst of sam" in alternatives[0]
+    assert all("svg+xml" in image.attributes["src"] for image in root.all("img"))
+    # Without a second checkpoint nothing is covered.
+    single = gather(write(tmp_path, d=two[0]))
+    assert len(Page(single, *pictures_of(single.sources)).shown().pictures) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from page_records import estimate, record, write
+from page_records import TRACKED, claim, estimate, point, record, write
 
 from hessprobe.report.document import Table
 from hessprobe.report.figures.style import BLUE, DARK, OVER_DARK, adaptive
@@ -70,10 +70,22 @@ def test_the_table_has_both_errors_and_the_difference_and_no_number_that_breaks(
     assert [column.name for column in table.columns] == ["checkpoint", "lambda-max", "trace", "frob", "lambda-min"]
     sgd, sam = table.rows
     assert sam[2].text == "15.800\u00a0±\u00a00.010"
-    assert sam[2].note == "data\u00a0±\u00a00.2; \u221221\u00a0%, flatter"
-    assert sgd[2].note == "data\u00a0±\u00a00.2"
+    assert sam[2].note == "data\u00a0±\u00a00.20"
+    assert (sam[2].said, sam[2].tone) == ("\u25bc\u00a0\u221221\u00a0%,\u00a0flatter", "good")
+    assert (sgd[2].note, sgd[2].said) == ("data\u00a0±\u00a00.20", "")
     assert not any(" " in cell.text for row in table.rows for cell in row[1:])
     assert sections(made)[0].id == "verdict"
+
+
+@pytest.mark.parametrize(("said", "beyond", "stands", "tone"), [
+    ("flatter", False, True, "weak"), ("flatter", True, False, "weak"), ("within error", True, True, "weak"),
+    ("sharper", True, True, "bad"), ("lower", True, True, ""),
+])  # fmt: skip
+def test_the_tone_of_a_difference_is_weak_where_it_may_not_hold(tmp_path, said, beyond, stands, tone):
+    made = page(tmp_path, [difference("sam", "trace", -4.2, said, beyond, stands)], VALUES)
+    (table,) = [block for block in verdict.build(made).blocks if isinstance(block, Table)]
+    assert table.rows[1][2].tone == tone
+    assert table.stacks
 
 
 def test_a_single_checkpoint_has_its_numbers_in_one_sentence(tmp_path):
@@ -81,9 +93,32 @@ def test_a_single_checkpoint_has_its_numbers_in_one_sentence(tmp_path):
     alone = Page(gather(write(tmp_path, a=record("measure", rows, checkpoint="runs/sgd.pt"))))
     (sentence,) = verdict.sentences(alone)
     assert sentence.replace("\u00a0", " ").endswith(": lambda-max 2.500 ± 0.010, trace 18.000 ± 0.010.")
+    (table,) = [block for block in verdict.build(alone).blocks if isinstance(block, Table)]
+    names = [column.name.replace("\u00a0", " ") for column in table.columns]
+    assert names == ["measure", "value ± measurement", "± data", "95 % interval"]
+    texts = [cell.text.replace("\u00a0", " ") for cell in table.rows[0]]
+    assert texts == ["lambda-max", "2.500", "± 0.010", "± 0.20", "2.480 to 2.520"]
+    assert table.rows[0][0].note.startswith("largest eigenvalue")
     first = sections(alone)[0]
     assert (first.id, first.title) == ("verdict", "The answer")
     assert verdict.build(Page(gather(write(tmp_path, b=record("train", []))))) is None
+
+
+def test_a_run_has_its_beginning_its_peak_and_its_end(tmp_path):
+    made = record("track", [point(0, 1.5), point(45, 9.0), point(90, 6.0)], checkpoint=None, arguments=TRACKED)
+    run = Page(gather(write(tmp_path, a=made)))
+    first, *_ = verdict.sentences(run)
+    assert "goes from 1.5000" in first
+    _, table = verdict.build(run).blocks
+    assert [column.name for column in table.columns] == ["measure", "first", "largest", "last"]
+    cells = [(cell.sort, cell.note) for cell in table.rows[0][1:]]
+    assert cells == [(1.5, "step\u00a00"), (9.0, "step\u00a045"), (6.0, "step\u00a090")]
+
+
+def test_what_else_was_done_is_the_answer_where_nothing_was_measured(tmp_path):
+    alone = Page(gather(write(tmp_path, a=record("validate", [claim()], checkpoint="", arguments={}))))
+    assert "1 claims: 1 hold" in " ".join(verdict.sentences(alone))
+    assert sections(alone)[0].id == "verdict"
 
 
 @pytest.mark.parametrize("attribute", ['style="stroke: #0072b2"', 'style="fill: #0072b2; opacity: 0.3"'])
@@ -93,6 +128,9 @@ def test_an_image_follows_the_colors_of_its_page_but_for_what_lies_over_a_map(at
     index = list(DARK).index(BLUE)
     assert f": var(--c{index})" in text.rpartition("</defs>")[2]
     assert f'"stroke: {OVER_DARK}"' in text
+    curve = adaptive(b'<svg><defs/><path d="M 12.345678 4.5 L 0.129 7"/><text y="1.23456"/></svg>').decode()
+    assert 'd="M 12.34 4.5 L 0.12 7"' in curve
+    assert 'y="1.23456"' in curve
     light, _, dark = text.partition("@media (prefers-color-scheme:dark)")
     assert f"--c{index}:{BLUE}" in light
     assert f"--c{index}:{DARK[BLUE]}" in dark
