@@ -75,6 +75,20 @@ FigureStyle = Annotated[
     str, option("--style", metavar="NAME", help=f"Look of the figure: {', '.join(STYLES)}.", panel=_OUTPUT)
 ]
 
+Figure = Annotated[
+    str | None,
+    option(
+        "--out",
+        metavar="FILE",
+        help="Draw what was found: png, svg or pdf; further figures and their numbers as CSV go beside it.",
+        panel=_OUTPUT,
+    ),
+]
+PageFile = Annotated[
+    str | None,
+    option("--report", metavar="FILE", help="Write a page (HTML) about it: numbers, figures, commands.", panel=_OUTPUT),
+]
+
 Checkpoint = Annotated[
     str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint of hessprobe train, or plain weights.")
 ]

@@ -266,7 +266,7 @@ def rank_prefix() -> str:
 
 
 # The arguments of commands that are written to; all others can only name what is read.
-NAMES = frozenset({"json", "csv", "out", "interactive", "markdown"})
+NAMES = frozenset({"json", "csv", "out", "interactive", "markdown", "report"})
 
 Force = Annotated[
     bool,
@@ -316,7 +316,7 @@ _TIMES = re.compile(rb"torch \S+, \d+ threads, ")
 _PAGE = re.compile(rb'content="hessprobe"|hessprobe-landscape')
 _FIGURE = re.compile(rb"\A(?:\x89PNG|<\?xml|%PDF).*hessprobe", re.DOTALL)
 _CHECKPOINT = re.compile(rb"hessprobe\.checkpoint")
-_SIGNS = {"json": _RECORD, "csv": _TABLE, "markdown": _TIMES, "interactive": _PAGE}
+_SIGNS = {"json": _RECORD, "csv": _TABLE, "markdown": _TIMES, "interactive": _PAGE, "report": _PAGE}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # Where the outcome goes, and how it is shown, decides no number.
-_NOT_IDENTITY = frozenset({"json", "csv", "out", "debug"})
+_NOT_IDENTITY = frozenset({"json", "csv", "out", "width", "style", "report", "debug"})
 
 
 def path_of(record: str) -> Path:

@@ -113,6 +113,16 @@ def gather(paths: Sequence[Path]) -> Gathered:
     return Gathered(tuple(_named(sources)), tuple(broken), tuple(foreign))
 
 
+def of_record(record: Mapping[str, Any], path: Path) -> Gathered:
+    """Return what a page of one record is made from.
+
+    Args:
+        record: as ``read_record`` returns it.
+        path: where it is kept.
+    """
+    return Gathered(tuple(_named([Source(record, path)])))
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     record = read_record(path)
     if len(record["results"]) > _MOST_ROWS:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import kinds, options, process, skeleton
+from hessprobe.cli import drawing, kinds, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     Inputs = tuple[list["Member"], MeasureSettings]
 
 DEFAULT_PROBES = 64
-_FORMATS = (".png", ".svg", ".pdf")
 _INPUT, _NUMBERS, _OUTPUT = "What is measured", "How well", "Output"
 
 Measures = Annotated[
@@ -62,15 +60,6 @@ Probes = Annotated[
     int,
     typer.Option("--probes", metavar="N", rich_help_panel=_NUMBERS, help="Random probes, the same for every file."),
 ]
-Out = Annotated[
-    str | None,
-    typer.Option(
-        "--out",
-        metavar="FIGURE",
-        rich_help_panel=_OUTPUT,
-        help="Draw the differences: .png, .svg or .pdf; the scatter plots of --correlate go beside it.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,10 @@ class CompareRequest:
     dtype: options.Dtype = None
     engine: options.Engine = "auto"
     memory: options.Memory = None
-    out: Out = None
+    out: options.Figure = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     json: options.Json = None
     csv: options.Csv = None
     debug: options.Debug = False
@@ -190,9 +182,8 @@ def check(request: CompareRequest) -> None:
     options.positive("--shift", request.shift)
     options.at_least("--probes", request.probes, 2)
     check_source(request)
-    if request.out is not None and Path(request.out).suffix.lower() not in _FORMATS:
-        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.out!r}.")
-    options.check_outputs(out=request.out, json=request.json, csv=request.csv)
+    drawing.check(request, request.out)
+    options.check_outputs(out=request.out, json=request.json, csv=request.csv, report=request.report)
 
 
 def members_of(request: CompareRequest) -> list[Member]:
@@ -382,7 +373,7 @@ def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Membe
 
         if request.csv is not None:
             write_comparison_csv(request.csv, found)
-        return [] if request.out is None else draw(request.out, record)
+        return drawing.write(request, record, request.out)
 
     def show(console: Console) -> None:
         from hessprobe.cli import render
@@ -430,14 +421,3 @@ def record_of(request: CompareRequest, outcome: Outcome[list[Member]]) -> Compar
         flags=("interrupted",) if outcome.interrupted else ("failed",) if broken else (),
         errors=tuple(broken) or None,
     )
-
-
-def draw(path: str, record: Mapping[str, Any]) -> list[str]:
-    """Write the figures of a record, the first to ``path``, others beside it, and return where they are."""
-    from hessprobe.report.figures import figures_of
-
-    target, written = Path(path), []
-    for index, figure in enumerate(figures_of(record)):
-        place = target if index == 0 else target.with_name(f"{target.stem}-{figure.name}{target.suffix}")
-        written.append(str(figure.save(place)))
-    return written

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process, skeleton
+from hessprobe.cli import drawing, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.invariance import (
@@ -115,6 +115,10 @@ class InvarianceRequest:
     engine: options.Engine = "auto"
     memory: options.Memory = None
     json: options.Json = None
+    out: options.Figure = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     debug: options.Debug = False
     opening: Opening = AS_FOUND
 
@@ -180,7 +184,8 @@ def check(request: InvarianceRequest) -> None:
         if each == 1:
             raise process.UsageError("--strength must be another number than 1, which changes nothing; got 1.")
     _check_numbers(request)
-    options.check_outputs(json=request.json)
+    drawing.check(request, request.out)
+    options.check_outputs(json=request.json, out=request.out, report=request.report)
 
 
 def _check_numbers(request: InvarianceRequest) -> None:
@@ -260,7 +265,7 @@ def publish(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked
         if outcome.failure is not None:
             render.print_line(console, outcome.ending)
 
-    deliver(record, request.json, show)
+    deliver(record, request.json, show, lambda: drawing.write(request, record, request.out))
 
 
 def _left_out(request: InvarianceRequest, checked: Checked) -> list[str]:

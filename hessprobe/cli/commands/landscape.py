@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hessprobe.cli import options, process
+from hessprobe.cli import drawing, options, process
 from hessprobe.cli.options import check_source
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hessprobe.landscape.compute import LandscapePlan
 
 _WHERE, _WHAT, _OUTPUT = "Where", "What is measured", "Output"
-_FORMATS = (".png", ".svg", ".pdf")
 _MARGIN_KINDS = ("pca", "line")
 # Radii of SAM's ball that the plane of the gradients shows on either side of it.
 _BALLS = 4.0
@@ -132,6 +131,7 @@ class LandscapeRequest:
     ] = None
     width: options.Width = None
     style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     surface: Annotated[
         bool, options.option("--surface", panel=_OUTPUT, help="Draw a plane as a surface in place of contours.")
     ] = False
@@ -218,20 +218,18 @@ def check(request: LandscapeRequest) -> None:
             options.choice(option, value, known)
     for name in request.maps:
         options.choice("--map", name, MAPS)
-    options.figure_look(request.width, request.style)
     options.positive("--span", request.span)
     options.positive("--rho", request.rho)
     options.at_least("--size", request.size, 3)
     _refuse_contradictions(request)
     check_source(request)
-    options.check_outputs(out=request.figure, interactive=request.interactive, json=request.json)
+    options.check_outputs(out=request.figure, interactive=request.interactive, json=request.json, report=request.report)
     for note in idle_options(request):
         process.say(f"note: {note}")
 
 
 def _refuse_contradictions(request: LandscapeRequest) -> None:
-    if request.figure is not None and Path(request.figure).suffix.lower() not in _FORMATS:
-        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
+    drawing.check(request, request.figure)
     count = len(request.others)
     if request.directions == "line" and count not in (1, 2):
         raise process.UsageError(
@@ -374,10 +372,9 @@ def publish(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome
     )
 
     def files() -> list[str]:
-        if found is not None:
-            # From the record, as hessprobe plot does later.
-            _draw(request, found, record)
-        return []
+        # From the record, as hessprobe plot does later.
+        written = [] if found is None else _draw(request, found, record)
+        return [path for path in written if path not in places.values()]
 
     def show(console: Console) -> None:
         from hessprobe.cli import render
@@ -389,17 +386,13 @@ def publish(request: LandscapeRequest, subjects: list[Subject], outcome: Outcome
     deliver(record, request.json, show, files)
 
 
-def _draw(request: LandscapeRequest, found: Landscape, record: dict[str, Any]) -> None:
-    if request.figure is not None:
-        from hessprobe.report.figures import figures_of
-
-        for figure in figures_of(record):
-            figure.save(request.figure, request.width, request.style)
+def _draw(request: LandscapeRequest, found: Landscape, record: dict[str, Any]) -> list[str]:
     if request.interactive is not None:
         from hessprobe.landscape.interactive import write_html
         from hessprobe.report.figures.landscape import title_of
 
         write_html(found, request.interactive, title=title_of(record))
+    return drawing.write(request, record, request.figure)
 
 
 def _lines(request: LandscapeRequest, outcome: Outcome[Drawn], places: dict[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.cli import options, process, skeleton
+from hessprobe.cli import drawing, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.measures import NAMES, TABLE, taking
@@ -54,6 +54,10 @@ class MeasureRequest:
     memory: options.Memory = None
     json: options.Json = None
     csv: options.Csv = None
+    out: options.Figure = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     debug: options.Debug = False
     opening: Opening = AS_FOUND
 
@@ -101,9 +105,25 @@ def check(request: MeasureRequest) -> None:
     ):
         options.at_least(option, number, minimum)
     check_source(request)
-    options.check_outputs(json=request.json, csv=request.csv)
+    drawing.check(request, request.out)
+    if request.out is not None and not draws(request):
+        raise process.UsageError(
+            f"--out must have something to draw; got {', '.join(request.names)}, single numbers. Add --per-layer, "
+            "--k 8 or --measure density, or write the page with --report."
+        )
+    options.check_outputs(json=request.json, csv=request.csv, out=request.out, report=request.report)
     for note in idle_options(request):
         process.say(f"note: {note}")
+
+
+def draws(request: MeasureRequest) -> bool:
+    """Return whether any measure asked for gives more than a number: layers, several eigenvalues, a density."""
+    entries = [TABLE[name] for name in request.names]
+    return (
+        any("density" in entry.drawn for entry in entries)
+        or (request.per_layer and any(entry.layers for entry in entries))
+        or ((request.k or 1) > 1 and any("eigenvalues" in entry.drawn for entry in entries))
+    )
 
 
 def idle_options(request: MeasureRequest) -> list[str]:
@@ -190,7 +210,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
     def files() -> list[str]:
         if request.csv is not None:
             write_csv(request.csv, record)
-        return []
+        return drawing.write(request, record, request.out)
 
     def show(console: Console) -> None:
         from hessprobe.cli import render

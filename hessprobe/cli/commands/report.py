@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import kinds, options, process
+from hessprobe.cli.drawing import left_out, page_of
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.report.sections.page import Page
-    from hessprobe.report.sources import Gathered
 
 
 def report(
@@ -46,32 +46,6 @@ def report(
         process.say(f"note: {sentence}")
     html.write(out, page, title)
     _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
-
-
-def page_of(gathered: Gathered, program: Any) -> Page:
-    """Return records with their figures, their remarks in the words of the command line, and their commands.
-
-    Args:
-        gathered: the records.
-        program: all commands, as a click group.
-    """
-    from hessprobe.cli import render, repeat
-    from hessprobe.report.pictures import pictures_of
-    from hessprobe.report.sections.page import Page
-
-    drawn, undrawn = pictures_of(gathered.sources)
-    return Page(gathered, drawn, undrawn, render.remarks, lambda record: repeat.command_line(record, program))
-
-
-def left_out(page: Page) -> list[str]:
-    """Return one sentence for everything in the folders that the page does not show as it is."""
-    said = [sentence for _, sentence in page.gathered.broken]
-    said += [f"a figure of {label} could not be drawn: {sentence}" for label, sentence in page.undrawn.items()]
-    foreign = [path.name for path in page.gathered.foreign]
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        said.append(f"{len(foreign)} JSON files are no records of hessprobe and were left out: {shown}")
-    return said
 
 
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:

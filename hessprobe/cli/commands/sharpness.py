@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process, skeleton
+from hessprobe.cli import drawing, options, process, skeleton
 from hessprobe.cli.options import check_source, engine_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.models.spec import AS_FOUND, Opening
@@ -123,6 +123,10 @@ class SharpnessRequest:
     engine: options.Engine = "auto"
     memory: options.Memory = None
     json: options.Json = None
+    out: options.Figure = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     debug: options.Debug = False
     opening: Opening = AS_FOUND
 
@@ -190,7 +194,8 @@ def check(request: SharpnessRequest) -> None:
         options.at_least(option, number, minimum)
     _refuse_contradictions(request)
     check_source(request)
-    options.check_outputs(json=request.json)
+    drawing.check(request, request.out)
+    options.check_outputs(json=request.json, out=request.out, report=request.report)
     for note in idle_options(request):
         process.say(f"note: {note}")
 
@@ -293,7 +298,7 @@ def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
         tables.show(known, console)
         print_unfinished(outcome, console)
 
-    deliver(record, request.json, show)
+    deliver(record, request.json, show, lambda: drawing.write(request, record, request.out))
 
 
 def _place(request: SharpnessRequest, engine: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process
+from hessprobe.cli import drawing, options, process
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.measures.table import entry_of
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     Inputs = tuple[list[Snapshot], MeasureSettings]
 
-_FORMATS = (".png", ".svg", ".pdf")
 # What decides a number beside the checkpoint and the settings of the measures.
 _DECIDING = ("objective", "model", "data", "split", "examples", "params", "batchnorm", "batch_size", "dtype", "seed")
 
@@ -98,6 +97,9 @@ class TrackRequest:
             help="Figure: png, svg or pdf; NAME-track.png by default. What is finished is kept beside it, in .npz.",
         ),
     ] = None
+    width: options.Width = None
+    style: options.FigureStyle = "paper"
+    report: options.PageFile = None
     json: options.Json = None
     csv: options.Csv = None
     debug: options.Debug = False
@@ -195,8 +197,7 @@ def check(request: TrackRequest) -> None:
     options.at_least("--probes", request.probes, 2)
     options.at_least("--k", request.k, 1)
     check_source(request)
-    if Path(request.figure).suffix.lower() not in _FORMATS:
-        raise process.UsageError(f"--out must end in {', '.join(_FORMATS)}; got {request.figure!r}.")
+    drawing.check(request, request.figure)
     from hessprobe.models.progress import is_checkpoint_folder
 
     for path in request.run_dir if len(request.run_dir) > 1 else ():
@@ -207,7 +208,7 @@ def check(request: TrackRequest) -> None:
                 f"RUN_DIR must be one folder, or the files of one run; got the folder {path!r} among others. "
                 "Track one run at a time."
             )
-    options.check_outputs(out=request.figure, json=request.json, csv=request.csv)
+    options.check_outputs(out=request.figure, json=request.json, csv=request.csv, report=request.report)
 
 
 def opened(request: TrackRequest) -> tuple[Inputs, Tracked]:
@@ -334,12 +335,7 @@ def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
 
         if request.csv is not None:
             write_track_csv(request.csv, record)
-        if tracked.rows:
-            from hessprobe.report.figures import figures_of
-
-            for figure in figures_of(record):
-                figure.save(request.figure)
-        return []
+        return drawing.write(request, record, request.figure) if tracked.rows else []
 
     def show(console: Console) -> None:
         from hessprobe.cli import render
@@ -406,8 +402,6 @@ def _lines(request: TrackRequest, outcome: Outcome[Tracked]) -> list[str]:
     if outcome.ending:
         kept = f"what is finished is kept in {request.store}; the same command goes on from there"
         lines.append(f"{outcome.ending}; {kept}")
-    if tracked.rows:
-        lines.append(f"wrote {request.figure}")
     return lines
 
 

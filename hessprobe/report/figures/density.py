@@ -60,6 +60,9 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
         panels[-1].set_ylabel("share below")
         for panel, scale in zip(panels, (*scales, "symlog"), strict=True):
             _axis(panel, scale, zero, nodes, _ends(curves[scale]), 2 if narrow(figure) else 1)
+        if not narrow(figure):
+            # The gray beside it is explained there.
+            panels[-1].set_xlabel("eigenvalue")
         for panel in panels[-2:]:
             panel.axvspan(-zero, zero, color=SHADE, lw=0, zorder=0)
         if narrow(figure):

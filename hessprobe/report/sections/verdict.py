@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 from hessprobe.comparison.names import FLATTER, SHARPER, UNDECIDED, WITHIN
+from hessprobe.measures.table import entry_of
 from hessprobe.report.document import Cell, Column, Section, Table, Text, section
 from hessprobe.report.sections import invariance, landscape, sharpness, tracking, validation, wording
-from hessprobe.report.sections.cells import data_cells, data_columns, interval_cell, interval_name, value_cells
+from hessprobe.report.sections.cells import data_cells, data_columns, interval_cell, interval_name
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import Source
 from hessprobe.report.typography import number, pretty
@@ -52,7 +53,8 @@ def _own(page: Page) -> Iterator[str]:
             yield _sentence(source, name, [row for row in rows if row["checkpoint"] == name])
     if not compared:
         for source, found in _by_checkpoint(page).values():
-            numbers = ", ".join(f"{row['measure']}\u00a0{_whole(wording.with_error(row))}" for row in found[:_MOST])
+            plain = [row for row in found if not _is_curve(str(row["measure"]))] or found
+            numbers = ", ".join(f"{row['measure']}\u00a0{_whole(wording.with_error(row))}" for row in plain[:_MOST])
             yield f"{page.data_name(source)}: {numbers}."
 
 
@@ -133,17 +135,26 @@ def _measured(page: Page) -> Table | None:
 def _alone(page: Page, source: Source, found: Sequence[Row]) -> Table:
     """Return the numbers of one checkpoint, a measure a row with what it means."""
     interval, data = interval_name(found), data_columns(found)
-    columns = (Column("measure"), Column("value ± measurement", "value", span=2), *data, Column(interval, "number"))
+    columns = (Column("measure"), Column("value ± measurement", "number"), *data, Column(interval, "number"))
     rows = tuple(
         (
-            Cell(str(row["measure"]), kind="name", note=wording.meaning(str(row["measure"]))),
-            *value_cells(row),
+            Cell(str(row["measure"]), kind="name", note=_meaning(str(row["measure"]))),
+            Cell(_whole(wording.with_error(row)), row["value"], "number"),
             *data_cells(row, data),
             interval_cell(row, interval),
         )
         for row in found
     )
     return Table(page.data_name(source), columns, rows, stacks=True)
+
+
+def _meaning(name: str) -> str:
+    """Return what a measure means; of a whole distribution the number is the median."""
+    return f"median of the {wording.meaning(name)}" if _is_curve(name) else wording.meaning(name)
+
+
+def _is_curve(name: str) -> bool:
+    return "density" in entry_of(name).drawn
 
 
 def _followed(source: Source) -> Table:

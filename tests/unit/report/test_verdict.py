@@ -89,7 +89,8 @@ def test_the_tone_of_a_difference_is_weak_where_it_may_not_hold(tmp_path, said, 
 
 
 def test_a_single_checkpoint_has_its_numbers_in_one_sentence(tmp_path):
-    rows = [{**value("x", name, number), "checkpoint": None} for name, number in (("lambda-max", 2.5), ("trace", 18.0))]
+    shown = (("lambda-max", 2.5), ("trace", 18.0), ("density", 1e-3))
+    rows = [{**value("x", name, number), "checkpoint": None} for name, number in shown]
     alone = Page(gather(write(tmp_path, a=record("measure", rows, checkpoint="runs/sgd.pt"))))
     (sentence,) = verdict.sentences(alone)
     assert sentence.replace("\u00a0", " ").endswith(": lambda-max 2.500 ± 0.010, trace 18.000 ± 0.010.")
@@ -97,8 +98,9 @@ def test_a_single_checkpoint_has_its_numbers_in_one_sentence(tmp_path):
     names = [column.name.replace("\u00a0", " ") for column in table.columns]
     assert names == ["measure", "value ± measurement", "± data", "95 % interval"]
     texts = [cell.text.replace("\u00a0", " ") for cell in table.rows[0]]
-    assert texts == ["lambda-max", "2.500", "± 0.010", "± 0.20", "2.480 to 2.520"]
+    assert texts == ["lambda-max", "2.500 ± 0.010", "± 0.20", "2.480 to 2.520"]
     assert table.rows[0][0].note.startswith("largest eigenvalue")
+    assert table.rows[2][0].note.startswith("median of the distribution of the eigenvalues")
     first = sections(alone)[0]
     assert (first.id, first.title) == ("verdict", "The answer")
     assert verdict.build(Page(gather(write(tmp_path, b=record("train", []))))) is None
