@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hessprobe.measures.registry import measure
     from hessprobe.objective import EmpiricalRisk
     from hessprobe.operators import LinearOperator, aslinearoperator
+    from hessprobe.report.plotting import plot
     from hessprobe.tracking.tracker import SharpnessTracker
     from hessprobe.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -62,6 +63,7 @@ _HOMES = {
     "load_checkpoint": "training.checkpoint",
     "logdet": "estimators",
     "measure": "measures",
+    "plot": "report.plotting",
     "save_checkpoint": "training.checkpoint",
     "spectral_density": "estimators",
     "spectral_sketch": "estimators",
@@ -100,6 +102,7 @@ __all__ = [
     "logdet",
     "measure",
     "optim",
+    "plot",
     "save_checkpoint",
     "spectral_density",
     "spectral_sketch",

@@ -53,6 +53,6 @@ def html_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = (), 
 
 
 def draw(result: object, **options: Any) -> Any:
-    """Return a matplotlib figure of a result; see ``hessprobe.report.plotting.figure_of``."""
+    """Return the matplotlib axes of a figure of a result; see ``hessprobe.report.plotting.axes_of``."""
     # Figures lie far above the results, which import none of them.
-    return import_module("hessprobe.report.plotting").figure_of(result, **options)
+    return import_module("hessprobe.report.plotting").axes_of(result, **options)

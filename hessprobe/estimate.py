@@ -619,7 +619,7 @@ class Estimate:
         return found
 
     def plot(self, which: str | None = None) -> Any:
-        """Return a matplotlib figure: the density, several eigenvalues, or one bar a layer, where these were measured.
+        """Return the axes of a matplotlib figure: the density, several eigenvalues, or one bar a layer.
 
         Args:
             which: ``"density"``, ``"eigenvalues"`` or ``"layers"``; the first that there is by default.

@@ -84,9 +84,11 @@ def _run(cell: Cell, name: str, names: dict[str, Any]) -> None:
         exec(compile(tree, name, "exec"), names)
         value = None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), names)
     cell.printed = printed.getvalue()
-    if hasattr(value, "savefig"):
+    # What draws returns axes.
+    figure = getattr(value, "figure", None)
+    if hasattr(figure, "savefig"):
         picture = io.BytesIO()
-        value.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
         cell.pictures.append(picture.getvalue())
     elif value is not None:
         cell.printed += f"{value!r}\n"

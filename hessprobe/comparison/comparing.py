@@ -118,7 +118,7 @@ class Comparison:
         return found
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of the differences with their intervals, one panel a measure.
+        """Return the axes of a matplotlib figure of the differences with their intervals, one panel a measure.
 
         Raises:
             ValueError: no difference to draw.

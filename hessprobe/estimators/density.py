@@ -107,7 +107,7 @@ class Density:
         return found
 
     def plot(self, confidence: float = 0.95) -> Any:
-        """Return a matplotlib figure: the density, and the distribution function in its band.
+        """Return the axes of a matplotlib figure: the density, and the distribution function in its band.
 
         Raises:
             ValueError: ``confidence`` outside (0, 1).

@@ -106,7 +106,7 @@ class Eigenpairs:
         return found
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of the eigenvalues with their errors, and the residuals below.
+        """Return the axes of a matplotlib figure of the eigenvalues with their errors, and the residuals below.
 
         Raises:
             ValueError: fewer than two.

@@ -83,7 +83,7 @@ class Landscape:
         return found
 
     def plot(self, *, style: str = "contour", rho: float | None = None, title: str = "") -> Any:
-        """Return a matplotlib figure, one panel a quantity.
+        """Return the axes of a matplotlib figure, one panel a quantity.
 
         Args:
             style: ``"contour"`` or ``"surface"``, of a plane.

@@ -1,11 +1,17 @@
-"""Figures of results that are still in memory, drawn as those of their records are."""
+"""Figures from Python: of records, and of results that are still in memory, drawn as those of their records are."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from hessprobe import looks
 from hessprobe.comparison.comparing import Comparison
 from hessprobe.estimate import Estimate
 from hessprobe.estimators.density import Density
@@ -16,19 +22,76 @@ from hessprobe.measures.context import Result
 from hessprobe.measures.distribution import curve, quantiles
 from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord
-from hessprobe.records.record import build_record, result_row
+from hessprobe.records.record import build_record, read_record, result_row
 from hessprobe.report.comparison import difference_of
-from hessprobe.report.figures import Drawn, figures_of
+from hessprobe.report.figures import Drawn, figures_across, figures_of
 from hessprobe.report.figures.landscape import drawn
 from hessprobe.report.track import track_record
 from hessprobe.tracking.tracker import SharpnessTracker
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def figure_of(result: object, **options: Any) -> Figure:
-    """Return a matplotlib figure of a result.
+class Panels(np.ndarray[Any, np.dtype[Any]]):
+    """The axes of a figure in an array (n,), as ``pyplot.subplots`` gives them; notebooks show the figure."""
+
+    @property
+    def figure(self) -> Figure:
+        """The figure that they stand in."""
+        found: Figure = self.flat[0].figure
+        return found
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.figure)
+
+
+def plot(
+    result: object, which: str | None = None, *, width: float | None = None, style: str = looks.STYLES[0]
+) -> Axes | Panels:
+    """Draw a record or a result as ``hessprobe plot`` does, and return the axes, whose ``figure`` can be saved.
+
+    The figure belongs to nobody's state: ``matplotlib.pyplot`` does not know it, and a notebook shows it all the same.
+
+    Args:
+        result: a record, its path, several of them to be put side by side, or a result that has a ``plot``.
+        which: name of the figure, or how it begins (``"density"``, ``"layers"``, ``"gap"``); the first by default.
+        width: in inches, 2 to 20: 3.25 for one column of a journal, 6.75 for two; None for the figure's own.
+        style: ``"paper"``, ``"screen"`` with larger letters, or ``"dark"``.
+
+    Returns:
+        The axes of matplotlib, or an array (n,) of them where the figure has several.
+
+    Raises:
+        TypeError: something that cannot be drawn.
+        ValueError: nothing to draw, no figure of that name, a width or style that no figure has.
+        RecordError: no record, or one that lacks what a figure needs.
+
+    Example:
+        >>> import torch, hessprobe as hp
+        >>> density = hp.spectral_density(torch.diag(torch.arange(1.0, 6.0)), n_probes=4, steps=5, seed=0)
+        >>> axes = hp.plot(density, width=3.25)
+        >>> [panel.get_ylabel() for panel in axes]
+        ['density', 'share below']
+        >>> float(axes.figure.get_figwidth())
+        3.25
+    """
+    found = _all_of(result)
+    named = [each for each in found if which is None or each.name == which or each.name.startswith(f"{which}-")]
+    if which is not None and not named:
+        known = ", ".join(each.name for each in found) or "none"
+        raise ValueError(f"which must be a figure of what is drawn ({known}); got {which!r}. Choose one of these.")
+    if not named:
+        raise ValueError(
+            "result must hold something to draw, a density, several eigenvalues, layers, a sharpness, a landscape or a "
+            "comparison; got none of these. Measure more."
+        )
+    return _axes(named[0].figure(width, style))
+
+
+def axes_of(result: object, **options: Any) -> Axes | Panels:
+    """Return the axes of a figure of a result, for its ``plot``.
 
     Args:
         result: an ``Estimate``, ``Density``, ``Eigenpairs``, ``Landscape``, ``Comparison`` or ``SharpnessTracker``.
@@ -38,8 +101,39 @@ def figure_of(result: object, **options: Any) -> Figure:
         TypeError: something else.
         ValueError: nothing to draw.
     """
+    return _axes(_drawn_of(result, **options).figure())
+
+
+def _axes(figure: Figure) -> Axes | Panels:
+    panels = figure.axes
+    if len(panels) > 1:
+        array = np.empty(len(panels), dtype=object)
+        array[:] = panels
+        return array.view(Panels)
+    # Where pyplot does not know a figure, notebooks ask what they are given for a picture.
+    panels[0].__dict__["_repr_png_"] = partial(_png, figure)
+    return panels[0]
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
+
+
+def _all_of(result: object) -> list[Drawn]:
+    if isinstance(result, (str, Path)):
+        return figures_of(read_record(result), Path(result).parent)
+    if isinstance(result, Mapping):
+        return figures_of(result)
+    if isinstance(result, (list, tuple)):
+        return figures_across([read_record(each) if isinstance(each, (str, Path)) else each for each in result])
+    return [_drawn_of(result)]
+
+
+def _drawn_of(result: object, **options: Any) -> Drawn:
     if isinstance(result, Landscape):
-        return drawn(result, **options).figure()
+        return drawn(result, **options)
     if isinstance(result, Estimate):
         return _of_estimate(result, **options)
     if isinstance(result, Eigenpairs):
@@ -63,17 +157,17 @@ _NUMBER = (
 )
 
 
-def _first(figures: list[Drawn], missing: str) -> Figure:
+def _first(figures: list[Drawn], missing: str) -> Drawn:
     if not figures:
         raise ValueError(f"{missing}.")
-    return figures[0].figure()
+    return figures[0]
 
 
 def _figures(result: Result, confidence: float = 0.95) -> list[Drawn]:
     return figures_of(build_record("measure", [result_row(result, confidence)], arguments={}, seed=None))
 
 
-def _of_estimate(estimate: Estimate, which: str | None = None) -> Figure:
+def _of_estimate(estimate: Estimate, which: str | None = None) -> Drawn:
     told = estimate.details
     result = Result(
         estimate,
@@ -95,10 +189,10 @@ def _spectrum(pairs: Eigenpairs) -> dict[str, torch.Tensor]:
     return {"eigenvalues": pairs.values, "residuals": pairs.residuals, "eigenvalue_errors": errors}
 
 
-def _of_density(density: Density, confidence: float = 0.95) -> Figure:
+def _of_density(density: Density, confidence: float = 0.95) -> Drawn:
     arrays = curve(density, confidence) | quantiles(density, confidence)
     result = Result(Estimate(0.0), arrays=arrays, measure="density", operator="matrix")
-    return _figures(result, confidence)[0].figure()
+    return _figures(result, confidence)[0]
 
 
 def _of_comparison(found: Comparison) -> list[Drawn]:

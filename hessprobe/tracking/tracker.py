@@ -261,7 +261,7 @@ class SharpnessTracker:
         return found
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of the track: curvature against the thresholds of stability, loss, alignment.
+        """Return the axes of a matplotlib figure: curvature against the thresholds of stability, loss, alignment.
 
         Raises:
             ValueError: no point yet.

@@ -1,4 +1,4 @@
-"""How many files, functions and classes a number meets: never more than stand here, which is lowered where it can be."""
+"""How many files, functions and classes a number meets: never more than stand here, lowered where it can be."""
 
 from __future__ import annotations
 

@@ -8,19 +8,24 @@ import math
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nets
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
 import hessprobe as hp
 from hessprobe import display
 from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.measures.context import Result
 from hessprobe.progress import progress_bars
+from hessprobe.records.record import build_record, result_row, write_record
 
 
 @cache
@@ -131,9 +136,13 @@ def test_every_result_shows_itself(name: str) -> None:
     plain = result.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert result._repr_html_().startswith("<table>")
-    figure = result.plot()
-    assert type(figure).__name__ == "Figure"
-    assert figure.axes
+    found = result.plot()
+    panels = found if isinstance(found, np.ndarray) else [found]
+    assert all(isinstance(panel, Axes) for panel in panels)
+    assert len(panels) == len(found.figure.axes)
+    # A notebook shows what pyplot does not know.
+    assert found._repr_png_().startswith(b"\x89PNG")
+    assert not plt.get_fignums()
 
 
 def test_what_the_results_say() -> None:
@@ -150,6 +159,26 @@ def test_what_the_results_say() -> None:
     assert shown["values"]["b"]["trace"]["value"] == pytest.approx(float(results["Comparison"].values["b"]["trace"]))
     assert line.verdict in results["Comparison"]._repr_html_()
     assert [point["step"] for point in _tracker().to_dict()["points"]] == [1, 2]
+
+
+def test_a_record_is_drawn_in_one_line(tmp_path: Path) -> None:
+    found = hp.measure("trace", _risk(), per_layer=True, n_probes=4)
+    rows = [result_row(Result("trace", "hessian", found, "", layers=found.layers), 0.95)]
+    record = build_record("measure", rows, arguments={"ckpt": "a.pt"}, seed=0)
+    axes = hp.plot(record, "layers", width=3.25)
+    assert axes.figure.get_figwidth() == pytest.approx(3.25)
+    # The bars are the layers of the record.
+    widths = sorted(bar.get_width() for bar in axes.patches if bar.get_height() < 1)
+    values = sorted(float(layer.value) for layer in found.layers.values())
+    assert widths == pytest.approx(values)
+    write_record(tmp_path / "a.json", record)
+    assert hp.plot(tmp_path / "a.json", style="dark").figure.get_facecolor()[:3] != axes.figure.get_facecolor()[:3]
+    with pytest.raises(ValueError, match=r"which must be a figure of what is drawn \(layers-hessian\); got 'gap'"):
+        hp.plot(record, "gap")
+    with pytest.raises(ValueError, match="result must hold something to draw"):
+        hp.plot([record, record])
+    with pytest.raises(TypeError, match="result must be one that can be drawn; got int"):
+        hp.plot(3)
 
 
 def test_nothing_to_draw_is_said() -> None:

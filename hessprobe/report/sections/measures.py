@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from hessprobe.measures.table import TABLE, entry_of
-from hessprobe.records.number import Number
+from hessprobe.records.typed import Number
 from hessprobe.report.document import Bar, Card, Cards, Cell, Column, Reading, Section, Table, section
 from hessprobe.report.sections import wording
 from hessprobe.report.sections.cells import (
