@@ -44,6 +44,6 @@ def figures_across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
     Raises:
         RecordError: a record lacks an entry that a figure needs; the message names it.
     """
-    from hessprobe.report.figures import operators, sharpness
+    from hessprobe.report.figures import operators, sharpness, track
 
-    return [*operators.figures_across(records), *sharpness.across(records)]
+    return [*operators.figures_across(records), *sharpness.across(records), *track.across(records)]

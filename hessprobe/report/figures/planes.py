@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +47,10 @@ _LONGEST = 2.5
 # Names beside checkpoints, in a figure of one column and in others.
 _NAMED_NARROW, _NAMED = 5, 9
 _DARK = "#222222"
+# Of paths over the map, told from it and from each other by color and lightness.
+_PATH_COLORS = ("#ff7f4d", "#fefefe", "#f2a7d6", "#8fd3ff")
+# What the name of a checkpoint has beyond that of its run.
+_MOMENT = re.compile(r"[-_.]?(?:epoch|step)[-_]?\d+$")
 
 
 def shape(landscape: Landscape) -> float:
@@ -178,6 +184,9 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: st
     if not landscape.marks:
         return handles
     places = np.array([place for _, place, _ in landscape.marks])
+    runs = runs_of([name for name, _, _ in landscape.marks]) if landscape.kind == "pca" else {}
+    if len(runs) > 1:
+        return handles + _paths(panel, places, runs)
     if landscape.kind == "pca":
         path = in_order(places)
         panel.plot(*places[path].T, color=OVER_LIGHT, lw=0.9, zorder=4)
@@ -186,6 +195,38 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: st
     handles.append(
         Line2D([], [], marker="o", ms=4, mfc="#35b779", mec=OVER_LIGHT, ls="none", label=f"others ({label})")
     )
+    return handles
+
+
+def runs_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the places of the checkpoints of each run in order: ``sgd``, ``sgd-epoch-0002``; none where one is alone.
+
+    Args:
+        names: of the checkpoints, the center first.
+    """
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        found.setdefault(_MOMENT.sub("", name), []).append(index)
+    return found if all(len(each) > 1 for each in found.values()) else {}
+
+
+def _paths(panel: Any, places: Floats, runs: Mapping[str, Sequence[int]]) -> list[Any]:
+    """Draw the path of every run in its color, from a hollow start to a full end; return handles of a legend."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
+
+    handles: list[Any] = []
+    for (name, indices), color in zip(runs.items(), _PATH_COLORS * len(runs), strict=False):
+        # The center is named first whichever end of its run it is; the last of the others stands last.
+        own = [indices[place] for place in in_order(places[list(indices)])] if indices[0] == 0 else list(indices)
+        halo = [withStroke(linewidth=2.6, foreground=OVER_DARK)]
+        panel.plot(*places[own].T, color=color, lw=1.4, zorder=5, path_effects=halo)
+        for at, face in ((own[0], OVER_LIGHT), (own[-1], color)):
+            if places[at].any():
+                panel.plot(*places[at], marker="o", ms=5, mfc=face, mec=OVER_DARK, mew=0.7, ls="none", zorder=6)
+        panel.plot(*places[own[1:-1]].T, marker="o", ms=2.4, mfc=color, mec=OVER_DARK, mew=0.3, ls="none", zorder=6)
+        handles.append(Line2D([], [], color=color, lw=1.4, marker="o", ms=4, mec=OVER_DARK, mew=0.5, label=name))
+    handles.append(Line2D([], [], marker="o", ms=4, mfc=OVER_LIGHT, mec=OVER_DARK, mew=0.7, ls="none", label="start"))
     return handles
 
 

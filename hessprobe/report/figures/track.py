@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _REACH = 3.0
 _MANY = 40
 
+# Measures that stand above the accuracy in the figure of a paper.
+_SHOWN = (ALWAYS, "trace")
+
 _Panel = Callable[[Any], None]
 
 
@@ -62,7 +65,94 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
     def height(width: float) -> float:
         return 0.45 + (1.12 if width < NARROW else 1.5) * math.ceil(len(panels) / _columns(len(panels), width))
 
-    return [Drawn("track", "Curvature along training", _alt(rows), draw, (7.0, height(7.0)), height, _data(rows))]
+    whole = Drawn("track", "Curvature along training", _alt(rows), draw, (7.0, height(7.0)), height, _data(rows))
+    parts = [_training({title: rows}), _overlap(rows, steps, title)]
+    return [whole, *(each for each in parts if each is not None)]
+
+
+def across(records: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+    """Return lambda_max, trace and test accuracy of several runs over each other; nothing of fewer than two."""
+    runs: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["command"] == "track" and record["results"]:
+            name = _title(record)
+            runs[name if name not in runs else f"{name}, {len(runs) + 1}"] = record["results"]
+    found = _training(runs) if len(runs) > 1 else None
+    return [found] if found is not None else []
+
+
+def _training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawn | None:
+    """Return curvature above test accuracy along the steps, one color a run; None where no accuracy is known."""
+    steps = {name: floats([row["step"] for row in rows], "results, step,") for name, rows in runs.items()}
+    right = {name: _scores(rows, "test_accuracy") for name, rows in runs.items()}
+    if all(values is None for values in right.values()):
+        return None
+    shared = [name for name in _SHOWN if all(name in row["measures"] for rows in runs.values() for row in rows)]
+    measured = {(measure, name): _measured(rows, measure) for measure in shared for name, rows in runs.items()}
+    colors = dict(zip(runs, COLORS * len(runs), strict=False))
+
+    def draw(figure: Figure) -> None:
+        axes = np.atleast_1d(figure.subplots(len(shared) + 1, 1, sharex=True))
+        for axis, measure in zip(axes, shared, strict=False):
+            for name in runs:
+                values, reach = measured[measure, name]
+                axis.errorbar(steps[name], values, yerr=reach, color=colors[name], label=name,
+                              **_style(len(steps[name])))  # fmt: skip
+            _limits(axis, np.concatenate([measured[measure, name][0] for name in runs]))
+            axis.set_ylabel(entry_of(measure).symbol)
+        for name, shares in right.items():
+            if shares is not None:
+                axes[-1].plot(steps[name], 100 * shares, color=colors[name], label=name, **_style(len(shares)))
+        axes[-1].set(xlabel="step", ylabel="test acc. (%)")
+        for axis in axes:
+            axis.grid()
+        axes[-1].locator_params(axis="x", nbins=6)
+        figure.align_ylabels(axes)
+        if len(runs) > 1:
+            handles, labels = axes[-1].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper center", ncol=min(len(runs), 3))
+        else:
+            figure.suptitle(next(iter(runs)))
+
+    def height(width: float) -> float:
+        return 0.7 + (0.85 if width < NARROW else 1.1) * (len(shared) + 1)
+
+    said = [
+        f"{name}: {', '.join(f'{entry_of(each).words} {_ends(measured[each, name][0])}' for each in shared)}"
+        + ("" if values is None else f", test accuracy {_ends(100 * values)} %")
+        for name, values in right.items()
+    ]
+    data = [{"run": name, **row} for name, rows in runs.items() for row in _data(rows)]
+    alt = f"Along training, {'; '.join(said)}."
+    return Drawn("training", "Curvature and test accuracy along training", alt, draw, (4.2, height(4.2)), height, data)
+
+
+def _overlap(rows: Sequence[Mapping[str, Any]], steps: Floats, title: str) -> Drawn | None:
+    """Return how much of the gradient lies along the leading eigenvectors; None where it was not measured."""
+    parts = [row.get("alignment") or {} for row in rows]
+    if not any(part.get("first") is not None for part in parts):
+        return None
+    panel = _alignment(rows, steps)
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        panel(axis)
+        axis.set(xlabel="step", ylabel="overlap with the gradient")
+        axis.grid()
+        figure.suptitle(title)
+
+    data = [
+        {"step": row["step"], "first": part.get("first"), "leading": part.get("space")}
+        for row, part in zip(rows, parts, strict=True)
+    ]
+    first = _ends(floats([part.get("first") for part in parts], "alignment, first,"))
+    alt = f"Cosine between the gradient and the first eigenvector along training, {first}; data for the leading ones."
+    return Drawn("overlap", "Gradient and leading eigenvectors", alt, draw, (4.2, 2.6), lambda w: 1.0 + 0.38 * w, data)
+
+
+def _ends(values: Floats) -> str:
+    known = values[np.isfinite(values)]
+    return f"{short(float(known[0]))} to {short(float(known[-1]))}" if len(known) else "not known"
 
 
 def _columns(count: int, width: float) -> int:
@@ -118,7 +208,7 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]], steps: Floats) -> _Panel:
     def draw(axis: Any) -> None:
         axis.errorbar(steps, values, yerr=reach, color=BLUE, label=r"$\lambda_{\max}$", zorder=3, **_style(len(steps)))
         for index, other in enumerate(others, 2):
-            axis.plot(steps, other, color=SKY, lw=0.9, label="further" if index == 2 else None)
+            axis.plot(steps, other, color=SKY, lw=0.9, label="next" if index == 2 else None)
         known = np.concatenate([values, *others])
         lines = (
             (aware, VERMILION, "-.", "SAM's threshold"),

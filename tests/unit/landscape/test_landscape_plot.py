@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.contour import QuadContourSet
 
 from hessprobe.landscape import Landscape, write_html
+from hessprobe.report.figures import planes
 from hessprobe.report.figures.landscape import drawn
 from hessprobe.report.figures.landscape_scale import scale
 from hessprobe.report.figures.surfaces import free_turn
@@ -65,10 +66,13 @@ def test_holes_are_counted_in_the_figure(tmp_path):
     assert "1 of 7 points not finite (hatched)" in text_of(line(), tmp_path)
 
 
+LOSSES = (0.01, 3.0, 1.0, 0.1, 2.0, 0.5)
+
+
 def pca(*names, center="net.pt", places=((0.0, 0.0), (0.6, -0.5), (0.3, -0.4), (0.05, -0.1))):
     """A trajectory whose center, named first, is its end."""
     found = plane(kind="pca", labels=("principal component 1 (84.3 % of variance)", "principal component 2 (14 %)"),
-                  marks=tuple(zip((center, *names), places, (0.01, 3.0, 1.0, 0.1), strict=True)))  # fmt: skip
+                  marks=tuple(zip((center, *names), places, LOSSES[: len(places)], strict=True)))  # fmt: skip
     del found.values["lambda-min"]
     found = replace(found, lengths=(1.0, 1.0))
     return replace(found, axes=(found.axes[0], found.axes[1] / 2))
@@ -283,3 +287,18 @@ def test_measuring_a_landscape_needs_no_plotting():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_run_has_its_path_in_one_plane(width):
+    names = ("sgd", "sgd-epoch-0000", "sgd-epoch-0004", "sam-epoch-0000", "sam-epoch-0004", "sam")
+    places = ((0.0, 0.0), (0.6, -0.5), (0.3, -0.4), (0.6, -0.4), (0.4, 0.1), (0.2, 0.3))
+    figure = require_fit(drawn(pca(*names[1:], places=places, center="sgd")), width)
+    (panel,) = figure.axes
+    paths = [each for each in panel.lines if len(each.get_xdata()) == 3]
+    # The center, named first, is the end of its run: it stands nearer to the last of the others than to the first.
+    assert [path.get_xdata().tolist() for path in paths] == [[0.6, 0.3, 0.0], [0.6, 0.4, 0.2]]
+    assert len({path.get_color() for path in paths}) == 2
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"sgd", "sam", "start"}
+    assert planes.runs_of(["sgd", "sgd-epoch-0001", "sam"]) == {}
+    assert planes.runs_of(["a.step-3", "a", "b", "b_step9"]) == {"a": [0, 1], "b": [2, 3]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from figure_checks import WIDTHS, require_fit
 
-from hessprobe.report.figures import figures_of
+from hessprobe.report.figures import figures_across, figures_of
 
 
 def point(step, value, plain, aware=None):
@@ -20,8 +20,11 @@ def point(step, value, plain, aware=None):
 
 
 def found(*points):
-    (one,) = figures_of({"command": "track", "results": list(points), "arguments": {"run_dir": ["runs/sam.pt"]}})
-    return one
+    return figures_of(record(*points))[0]
+
+
+def record(*points, run="runs/sam.pt"):
+    return {"command": "track", "results": list(points), "arguments": {"run_dir": [run]}}
 
 
 def drawn(*points):
@@ -70,3 +73,38 @@ def test_legends_stand_outside_of_their_panels():
         assert box.y0 >= panel.bbox.y1
         assert box.x1 <= panel.bbox.x1
         assert not any(box.overlaps(other.bbox) for other in figure.axes)
+
+
+def traced(step, value, accuracy):
+    one = point(step, value, 80.0)
+    one["measures"]["trace"] = {"value": 7 * value, "interval": [6 * value, 8 * value]}
+    return one | {"scores": {"test_accuracy": accuracy}}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_curvature_stands_above_test_accuracy_one_color_a_run(width):
+    runs = [record(traced(0, 1.0, 0.1), traced(9, 4.0, 0.9), run="runs/sgd.pt"),
+            record(traced(0, 1.0, 0.1), traced(9, 2.0, 0.8))]  # fmt: skip
+    (one,) = figures_across(runs)
+    figure = require_fit(one, width)
+    assert [panel.get_ylabel() for panel in figure.axes] == [r"$\lambda_{\max}$", "trace", "test acc. (%)"]
+    accuracies = [line.get_ydata().tolist() for line in figure.axes[-1].lines]
+    assert accuracies == [pytest.approx([10, 90]), pytest.approx([10, 80])]
+    shades = [[line.get_color() for line in panel.lines if len(line.get_xdata()) == 2][:2] for panel in figure.axes]
+    assert len(set(shades[-1])) == 2
+    # An interval is drawn as lines too, of the color of its run.
+    assert all(set(each) <= set(shades[-1]) for each in shades)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sgd.pt", "sam.pt"]
+    assert "sam.pt: largest eigenvalue 1 to 2, trace 7 to 14, test accuracy 10 to 80 %" in one.alt
+    assert [row["run"] for row in one.data] == ["sgd.pt", "sgd.pt", "sam.pt", "sam.pt"]
+    assert figures_across(runs[:1]) == []
+
+
+def test_one_run_has_a_figure_of_its_own_for_accuracy_and_for_the_gradient():
+    names = [one.name for one in figures_of(record(traced(0, 1.0, 0.1), traced(9, 4.0, 0.9)))]
+    assert names == ["track", "training", "overlap"]
+    overlap = figures_of(record(*RUN))[2]
+    (axis,) = require_fit(overlap, 3.25).axes
+    assert axis.lines[0].get_ydata().tolist() == [0.5] * 3
+    silent = [point(0, 1.0, 80.0) | {"alignment": None, "scores": {}}]
+    assert [one.name for one in figures_of(record(*silent))] == ["track"]
