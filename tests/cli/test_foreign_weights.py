@@ -240,6 +240,8 @@ def test_columns_of_a_table(run, here):
     arguments = ("measure", "w.pt", "--model", "one.py:make", "--data", "csv:t.csv", *EXACT)
     asked = run(*arguments)
     assert (asked.code, "Name it by --label-column" in asked.err) == (1, True)
-    done = run(*arguments, "--label-column", "price", "--loss", "bce-logits")
+    done = run(*arguments, "--label-column", "price", "--loss", "bce-logits", "--tokenizer", "nowhere")
+    assert "note: --tokenizer has no effect here; it is for texts" in done.err
+    assert "--label-column has no effect" not in done.err
     x, y = torch.tensor([[1.0, 2], [3, -1], [0.5, 0.25]]).double(), torch.tensor([[0.0], [1], [1]]).double()
     require_equal(done, dense_hessian(model, lambda net: F.binary_cross_entropy_with_logits(net(x), y)))
