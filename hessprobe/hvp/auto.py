@@ -177,7 +177,7 @@ def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: di
         except UNSUPPORTED as error:
             if is_final(error):
                 raise
-            reasons[name] = "unsupported: " + (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            reasons[name] = f"unsupported: {first_line(error)[:160]}"
         if sum(c.nbytes for c in candidates) > job.budget:
             for candidate in candidates:
                 candidate.product = None
@@ -212,6 +212,11 @@ def _race(candidates: list[_Candidate], job: _Job) -> None:
             return
         for candidate in running:
             candidate.take_times(job)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a message, without the stop at its end; the kind of the error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def is_final(error: Exception) -> bool:

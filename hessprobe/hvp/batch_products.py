@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import MemoryBudgetError, UnsupportedError
+from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
 from hessprobe.hvp import engines, pool
-from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, is_final
+from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, first_line, is_final
 from hessprobe.hvp.engines import DoubleBackward, Engine, Product, decided, device_clock, fresh_gradient, value
 from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
@@ -202,8 +202,8 @@ class ByGroups(LinearOperator):
                     require_symmetric(product, theta)
                     if _DIFFERENCES in self._engines:
                         require_own_product(product, batch, theta, self._layout.slices)  # type: ignore[arg-type]
-            except UnsupportedError:
-                if self._chosen is not None or len(self._names) == 1:
+            except UNSUPPORTED as error:
+                if is_final(error) or self._chosen is not None or len(self._names) == 1:
                     raise
                 del self._names[0]
                 continue
@@ -325,8 +325,13 @@ class BatchProducts:
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         except (MemoryBudgetError, *UNSUPPORTED) as error:
-            if not begun or is_final(error):
+            if is_final(error) or (not begun and isinstance(error, HessprobeError)):
                 raise
+            if not begun:
+                raise UnsupportedError(
+                    f"engine={engine.name!r} cannot differentiate this model: {first_line(error)}. Leave engine out: "
+                    "another one is then taken."
+                ) from error
             return self._made_otherwise(batch, theta)
         self._verified = True
         return product

@@ -52,7 +52,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.objective.base import BatchLoss
+from hessprobe.objective.base import BatchLoss, SecondOrderLosses
 from hessprobe.objective.batches import digest
 
 LossFunction = Callable[[Tensor], Tensor]
@@ -130,6 +130,9 @@ def storage_bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> in
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
     """Yield what tensors keep their numbers in; a sparse one in several places, its indices and its values."""
     for tensor in tensors:
+        # Zeros that forward mode has not written out (a model that runs torch.func inside) take no memory.
+        if torch._is_zerotensor(tensor):
+            continue
         if tensor.layout == torch.strided:
             yield tensor.untyped_storage()
         elif tensor.layout == torch.sparse_coo:
@@ -297,7 +300,9 @@ class ForwardOverReverse:
         """Return the product; the gradient is evaluated anew at each call."""
 
         def apply_one(vector: Tensor) -> Tensor:
-            column: Tensor = jvp(grad(loss), (theta,), (vector,))[1]
+            # Torch's own squared error has no forward derivative of its gradient, wherever a model calls it.
+            with SecondOrderLosses():
+                column: Tensor = jvp(grad(loss), (theta,), (vector,))[1]
             return column
 
         def apply(V: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from hessprobe.vectors import ParameterLayout
 _CHUNK = 1 << 24
 # Directions taken together, and the most entries that their slopes at what the layers returned may have.
 _TOGETHER, _HELD = 8, 1 << 26
-_NO_RULE = (RuntimeError, ValueError, IndexError, TypeError, UnsupportedError)
+_NO_RULE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, UnsupportedError)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.output_space import MAX_OUTPUTS, agree, loss_hessians, require_convex, sampled_trace, square_roots
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.tracing import LinearFunction
-from hessprobe.objective.base import BatchLoss, Objective, require_objective
+from hessprobe.objective.base import BatchLoss, Objective, SecondOrderLosses, require_objective
 from hessprobe.objective.batches import EmpiricalBatch
-from hessprobe.objective.checking import passes_to_cut
+from hessprobe.objective.checking import MISFITS, passes_to_cut
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout, row_dots
 
@@ -115,7 +115,7 @@ def _example_gradients(batch: EmpiricalBatch, theta: Tensor, roots: Tensor, budg
             found, pulled = vmap(squares)(part.inputs, roots[start:stop], cotangents[start:stop])
             total += found.sum(0).double()
             check += pulled.sum(0)
-    except (RuntimeError, ValueError, IndexError, UnsupportedError) as error:
+    except (*MISFITS, AttributeError, UnsupportedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return None  # no batching rule for one example at a time
@@ -213,6 +213,8 @@ def _record_calls(
         def hook(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
             nonlocal fits
             shaped = len(args) == 1 and args[0].dim() == 2 and len(args[0]) == batch.examples
+            # Compressed rows (CSR) have no squares.
+            shaped = shaped and args[0].layout in (torch.strided, torch.sparse_coo)
             fits = fits and name not in inputs and shaped
             inputs[name], results[name] = args[0].detach().clone(), result
             return result.clone()  # what an activation writes in place later is the copy
@@ -250,7 +252,9 @@ class JacobianGraph:
         with torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
             outputs = batch.outputs(leaf)
-            cotangent = torch.zeros_like(outputs, requires_grad=True)
+            # What is linear in the cotangent has one slope everywhere, but logcumsumexp computes it by logarithms, and
+            # takes the slope at 0 for 0.
+            cotangent = torch.ones_like(outputs, requires_grad=True)
             (pulled,) = torch.autograd.grad(outputs, leaf, cotangent, create_graph=True, materialize_grads=True)
             require_differentiable(pulled)
             point = outputs.detach().requires_grad_()
@@ -300,10 +304,11 @@ def _gauss_newton_map(loss: LossFunction) -> LinearFunction:
     batch = _batch(loss)
 
     def function(vector: Tensor, theta: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        outputs, pushed = jvp(batch.outputs, (theta,), (vector,))  # type: ignore[misc]  # two values without has_aux
-        slope, bent = jvp(grad(batch.loss_of_outputs), (outputs,), (pushed,))  # type: ignore[misc]  # likewise
-        _, pull = vjp(batch.outputs, theta)  # type: ignore[misc]  # likewise
-        return (pull(bent)[0], pushed, bent), pull(slope)[0]
+        with SecondOrderLosses():
+            outputs, pushed = jvp(batch.outputs, (theta,), (vector,))  # type: ignore[misc]  # two values without has_aux
+            slope, bent = jvp(grad(batch.loss_of_outputs), (outputs,), (pushed,))  # type: ignore[misc]  # likewise
+            _, pull = vjp(batch.outputs, theta)  # type: ignore[misc]  # likewise
+            return (pull(bent)[0], pushed, bent), pull(slope)[0]
 
     return function
 

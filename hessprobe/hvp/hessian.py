@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.auto import EXPECTED_MATVECS
+from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, is_final
 from hessprobe.hvp.batch_products import BatchProducts
 from hessprobe.hvp.engines import DoubleBackward, Engine, FiniteDifference, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import GaussNewton
@@ -157,7 +156,9 @@ class Hessian(LinearOperator):
         if self._surrogate is None and not self._alone:
             try:
                 self._surrogate = self._near()
-            except UnsupportedError:
+            except UNSUPPORTED as error:
+                if is_final(error):
+                    raise
                 self._alone = True
         return self._surrogate
 

@@ -32,7 +32,7 @@ from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engines import DoubleBackward, LossFunction, Product, device_clock, fresh_gradient, storage_bytes
 from hessprobe.hvp.known import RECORDINGS, kind_of
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
-from hessprobe.objective.base import BatchLoss
+from hessprobe.objective.base import BatchLoss, SecondOrderLosses
 from hessprobe.vectors import row_dots
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
@@ -241,7 +241,8 @@ def _signature(loss: LossFunction) -> Hashable:
 
 def _hessian_map(loss: LossFunction) -> LinearFunction:
     def function(vector: Tensor, theta: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        gradient, column = jvp(grad(loss), (theta,), (vector,))  # type: ignore[misc]  # two values without has_aux
+        with SecondOrderLosses():
+            gradient, column = jvp(grad(loss), (theta,), (vector,))  # type: ignore[misc]  # two values without has_aux
         return (column,), gradient
 
     return function

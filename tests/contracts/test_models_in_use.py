@@ -1,0 +1,322 @@
+"""Models, inputs and outputs of many kinds: every engine against a dense computation in plain torch, or one sentence.
+
+The Hessian is compared with central differences of gradients that torch makes at the module's own parameters; the
+Gauss-Newton matrix with J^T (d^2 l) J, J by central differences of the outputs. Neither goes through hessprobe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import hessprobe as hp
+from hessprobe.errors import UnsupportedError
+
+F64 = torch.float64
+EXACT = ("double_backward", "forward_over_reverse", "linearized")
+Batches = list[Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model with its data, and what is true of it.
+
+    Attributes:
+        module: the model.
+        loss: as ``EmpiricalRisk`` takes it.
+        batches: likewise.
+        truth: the loss of all data at the module's own parameters, written without hessprobe.
+        outputs: of a batch, as a list of tensors, and the mean loss of such a list; None where there are none.
+        options: of ``EmpiricalRisk``.
+    """
+
+    module: nn.Module
+    loss: Any
+    batches: Batches
+    truth: Callable[[nn.Module], Tensor]
+    outputs: tuple[Callable[[nn.Module, Any], list[Tensor]], Callable[[list[Tensor], Any], Tensor]] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        make: makes it anew.
+        engines: those that can differentiate it; where there is none, finite differences take over.
+        no_outputs: what the refusal of a Gauss-Newton matrix says; "" where there is one.
+    """
+
+    make: Callable[[], Made]
+    engines: Sequence[str] = EXACT
+    no_outputs: str = ""
+
+
+def net(inputs: int = 3, width: int = 4, outputs: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs)).double()
+
+
+def data(*sizes: int) -> Batches:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 3, dtype=F64, generator=generator), torch.randint(3, (n,), generator=generator)) for n in sizes
+    ]
+
+
+class Of(nn.Module):
+    """A module made of parts, parameters and buffers, and of a function of them and the inputs."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            if isinstance(part, nn.Module | nn.Parameter):
+                setattr(self, name, part)
+            else:
+                self.register_buffer(name, part)
+        self._call = forward
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._call(self, *inputs, **named)
+
+
+def parameter(*shape: int, dtype: torch.dtype = F64) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(3)))
+
+
+def plain(
+    module: nn.Module,
+    batches: Batches | None = None,
+    loss: Any = None,
+    *,
+    call: Callable[[nn.Module, Any], Any] = lambda module, x: module(x),
+    leaves: Callable[[Any], list[Tensor]] = lambda outputs: [outputs],
+    of_leaves: Callable[[list[Tensor]], Any] = lambda leaves: leaves[0],
+    same: Batches | None = None,
+    own: Any = None,
+) -> Made:
+    """A mean over the examples of a loss of outputs and targets.
+
+    Args:
+        module: the model.
+        batches: by default two of 6 and 5 examples.
+        loss: a cross-entropy by default.
+        call: the outputs on a batch.
+        leaves: the tensors of the outputs.
+        of_leaves: the outputs from these.
+        same: the data in plain tensors, where ``batches`` are of a special kind.
+        own: the loss of the outputs as they are, where ``loss`` is given something else.
+    """
+    batches = data(6, 5) if batches is None else batches
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    known = same or batches
+    value = own or loss
+    total = sum(len(t) for _, t in known)
+
+    def truth(at: nn.Module) -> Tensor:
+        return sum(len(t) / total * value(call(at, x), t) for x, t in known)
+
+    outputs = (lambda at, x: leaves(call(at, x)), lambda found, t: value(of_leaves(found), t))
+    return Made(module, loss, batches, truth, (outputs[0], outputs[1]))
+
+
+def moves(module: nn.Module) -> tuple[int, Callable[[Tensor], None]]:
+    """Number of real coordinates of the parameters, and what sets the parameters this far from where they are."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    start = [torch.view_as_real(p.detach()).clone() if p.is_complex() else p.detach().clone() for p in parameters]
+
+    def move(aside: Tensor) -> None:
+        pieces = aside.split([each.numel() for each in start])
+        with torch.no_grad():
+            for p, at, piece in zip(parameters, start, pieces, strict=True):
+                moved = at + piece.view_as(at)
+                p.copy_(torch.view_as_complex(moved) if p.is_complex() else moved)
+
+    return sum(each.numel() for each in start), move
+
+
+def slopes(module: nn.Module, value: Tensor) -> Tensor:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([(torch.view_as_real(s) if s.is_complex() else s).flatten() for s in found])
+
+
+def differences(count: int, move: Callable[[Tensor], None], value: Callable[[], Tensor], step: float) -> Tensor:
+    """Central differences of ``value()`` along every coordinate, as columns."""
+    columns = []
+    for unit in torch.eye(count, dtype=F64):
+        sides = []
+        for sign in (1, -1):
+            move(sign * step * unit)
+            sides.append(value().detach())
+        columns.append((sides[0] - sides[1]) / (2 * step))
+    move(torch.zeros(count, dtype=F64))
+    return torch.stack(columns, 1)
+
+
+def dense_hessian(made: Made) -> Tensor:
+    module = made.module.eval()
+    count, move = moves(module)
+    found = differences(count, move, lambda: slopes(module, made.truth(module)), 1e-5)
+    return (found + found.T) / 2
+
+
+def dense_gauss_newton(made: Made) -> Tensor:
+    module = made.module.eval()
+    count, move = moves(module)
+    assert made.outputs is not None
+    outputs, loss = made.outputs
+    total, examples = torch.zeros(count, count, dtype=F64), 0
+    for x, t in made.batches:
+        shapes = [each.shape for each in outputs(module, x)]
+
+        def flat(x: Any = x) -> Tensor:
+            return torch.cat([each.detach().flatten() for each in outputs(module, x)])
+
+        def of_flat(f: Tensor, t: Any = t, shapes: list = shapes) -> Tensor:
+            pieces = f.split([shape.numel() for shape in shapes])
+            return loss([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)], t)
+
+        jacobian = differences(count, move, flat, 1e-6)
+        bend = torch.autograd.functional.hessian(of_flat, flat())
+        total += len(t) * jacobian.T @ bend @ jacobian
+        examples += len(t)
+    return total / examples
+
+
+class Once(torch.autograd.Function):
+    """x^3 whose backward may be differentiated no further."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope * 3 * ctx.saved_tensors[0] ** 2
+
+
+def bags(mode: str) -> Made:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.EmbeddingBag(6, 4, mode=mode), nn.Tanh(), nn.Linear(4, 3)).double()
+    generator = torch.Generator().manual_seed(1)
+    return plain(module, [(torch.randint(6, (n, 5), generator=generator), torch.arange(n) % 3) for n in (6, 4)])
+
+
+def bags_with_offsets() -> Made:
+    torch.manual_seed(0)
+    module = Of(lambda m, i, o: m.l(m.e(i, o).tanh()), e=nn.EmbeddingBag(6, 4, mode="sum"), l=nn.Linear(4, 3)).double()
+    words = torch.randint(6, (16,), generator=torch.Generator().manual_seed(1))
+    batches = [
+        ((words[:9], torch.tensor([0, 2, 5, 6])), torch.arange(4) % 3),
+        ((words[9:], torch.tensor([0, 1, 5])), torch.arange(3) % 3),
+    ]
+    return plain(module, batches, call=lambda m, x: m(*x))
+
+
+def distances() -> Made:
+    return plain(Of(lambda m, x: -torch.cdist(m.n(x), m.c), c=parameter(3, 3), n=net()))
+
+
+def cumulated() -> Made:
+    return plain(Of(lambda m, x: torch.logcumsumexp(m.n(x), 1), n=net()))
+
+
+def mixed_precision(enabled: bool) -> Made:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.n[:2](x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            h = m.n[2](h)  # autocast leaves double precision as it is
+        return h
+
+    return plain(Of(forward, n=net()))
+
+
+def once() -> Made:
+    return plain(Of(lambda m, x: m.n[2](Once.apply(m.n[:2](x))), n=net()))
+
+
+def transformed() -> Made:
+    """Derivatives by the inputs with torch.func, as networks of physics take them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        second = torch.func.vmap(lambda y: torch.func.hessian(lambda q: m.n(q).sum())(y).diagonal())
+        return m.n(x) + second(x)
+
+    return plain(Of(forward, n=net()))
+
+
+def squared_inside() -> Made:
+    """A model that returns its losses."""
+
+    def forward(m: Any, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        return {"a": F.mse_loss(m.n(x), F.one_hot(t, 3).double()), "b": m.n(x).square().mean()}
+
+    module = Of(forward, n=net())
+    batches = [((x, t), t) for x, t in data(6, 5)]
+    return plain(module, batches, lambda o, t: o["a"] + 0.1 * o["b"], call=lambda m, x: m(*x))
+
+
+CASES: dict[str, Case] = {
+    "bags of embeddings": Case(lambda: bags("mean"), (), "differentiate"),
+    "largest of bags of embeddings": Case(lambda: bags("max"), (), "differentiate"),
+    "bags of embeddings with offsets": Case(bags_with_offsets, (), "differentiate"),
+    "distances to centres": Case(distances, (), "differentiate"),
+    "cumulated logarithms": Case(cumulated),
+    "autocast inside forward": Case(lambda: mixed_precision(True)),
+    "autocast switched off inside forward": Case(lambda: mixed_precision(False)),
+    "a part that is differentiable once": Case(once, (), "differentiate"),
+    "a model that runs torch.func": Case(transformed, ("double_backward", "linearized", "forward_over_reverse")),
+    "a model that returns its losses": Case(squared_inside, no_outputs="dict|convex|scalar"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_hessian_is_the_dense_one_by_every_engine_that_differentiates(name: str) -> None:
+    case = CASES[name]
+    made, exact = case.make(), dense_hessian(case.make())
+    risk = hp.EmpiricalRisk(made.module, made.loss, made.batches, **made.options)
+    for engine in ("auto", *EXACT, "finite_difference"):
+        H = hp.Hessian(risk, engine=engine)
+        if engine in EXACT and engine not in case.engines:
+            with pytest.raises(UnsupportedError) as refused:
+                H.to_dense()
+            assert "\n" not in str(refused.value)
+            continue
+        torch.testing.assert_close(H.to_dense(), exact, rtol=1e-6, atol=1e-7)
+        assert engine != "auto" or H.is_exact == bool(case.engines)
+    values = torch.linalg.eigvalsh(exact)
+    truths = {"trace": values.sum(), "lambda-max": values[-1], "frob": values.norm()}
+    slack = 1e-6 * float(values.norm())
+    for measure, truth in truths.items():
+        low, high = hp.measure(measure, risk, seed=0).interval(0.99)
+        assert low - slack <= float(truth) <= high + slack, measure
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_gauss_newton_matrix_is_the_dense_one_or_refused_in_a_sentence(name: str) -> None:
+    case = CASES[name]
+    made = case.make()
+    risk = hp.EmpiricalRisk(made.module, made.loss, made.batches, **made.options)
+    if case.no_outputs:
+        with pytest.raises(UnsupportedError, match=case.no_outputs) as refused:
+            hp.GaussNewton(risk).to_dense()
+        assert "\n" not in str(refused.value)
+        return
+    exact = dense_gauss_newton(case.make())
+    torch.testing.assert_close(hp.GaussNewton(risk).to_dense(), exact, rtol=1e-6, atol=1e-7)
+    low, high = hp.trace(hp.GaussNewton(risk), seed=0).interval(0.99)
+    slack = 1e-6 * float(exact.norm())
+    assert low - slack <= float(exact.trace()) <= high + slack
