@@ -111,7 +111,8 @@ class _Work:
         self.theta = theta.detach().clone().requires_grad_()
         self.pieces = self.layout.split(self.theta.detach())
         self.modules = dict(self.model.module.named_modules())
-        self.owners = _owners(self.model.module, self.layout, self.model.prefix)
+        # The rules square numbers; of complex parameters moduli would have to be.
+        self.owners = {} if self.model.pairs else _owners(self.model.module, self.layout, self.model.prefix)
         self.calls: dict[str, list[Call]] = {}
         self.outputs = self._recorded()
 

@@ -185,6 +185,8 @@ def _assembled(batch: EmpiricalBatch, slopes: dict[str, Tensor], inputs: dict[st
 def _owners(batch: EmpiricalBatch) -> dict[str, nn.Linear] | None:
     """Return the linear layers that own all parameters in theta, by dotted name; None where others own some."""
     owners: dict[str, nn.Linear] = {}
+    if batch.model.pairs:
+        return None  # a layer of complex numbers squares moduli
     shared = [id(p) for _, p in batch.model.module.named_parameters(remove_duplicate=False)]
     for name in batch.model.layout.names:
         path = (batch.model.prefix + name).rpartition(".")[0]

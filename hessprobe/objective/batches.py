@@ -281,6 +281,9 @@ class FunctionalModel:
         prefix: what stands before these names inside ``module``.
         extra: keyword arguments of every call.
         scratch: names of constants that the module writes (counters); every call gets its own copy of them.
+        pairs: names of complex parameters, which theta holds as real and imaginary parts, (..., 2).
+        copied: whether each parameter is a tensor of its own and no view of theta: numbers that are read as pairs
+            (``torch.view_as_complex``) must begin at an even place.
     """
 
     module: nn.Module
@@ -289,6 +292,8 @@ class FunctionalModel:
     prefix: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
     scratch: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    copied: bool = True
 
     def __call__(self, theta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Return the module's outputs at ``theta`` (d,)."""
@@ -306,7 +311,12 @@ class FunctionalModel:
         return tuple(name for name, tensor in self.constants.items() if tensor.is_floating_point() and tensor.dim() > 0)
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        tensors = {**self.constants, **self.layout.split(theta)}
+        chosen = self.layout.split(theta)
+        if self.copied:
+            # A clone would hand the derivatives on as they come, views again.
+            chosen = {name: piece * 1.0 for name, piece in chosen.items()}
+        chosen |= {name: torch.view_as_complex(chosen[name]) for name in self.pairs}
+        tensors = {**self.constants, **chosen}
         tensors |= {name: tensors[name].clone() for name in self.scratch}
         return {self.prefix + name: tensor for name, tensor in tensors.items()}
 
@@ -444,6 +454,7 @@ class EmpiricalBatch(BatchLoss):
         model = self.model
         fixed = [(name, tensor) for name, tensor in model.constants.items() if name not in model.varying]
         names = [*model.layout.slices.items(), model.prefix, model.extra, model.scratch, model.varying]
+        names += [model.pairs, model.copied]
         plain = [str(name) for name in (*names, self.separable, self.reads_parameters)]
         return model.module, self.rule, plain, fixed
 

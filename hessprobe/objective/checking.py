@@ -49,16 +49,17 @@ class Observation:
 
 
 class CallWatch(TorchFunctionMode):
-    """Notes which of torch's functions were called inside that behave otherwise in training.
+    """Notes which of torch's functions were called inside that behave otherwise in training, or need their own memory.
 
     Attributes:
         attention: whether ``scaled_dot_product_attention`` was.
         dropped: how often a dropout function was called with a rate above 0 that it did not apply.
+        pairs: whether ``view_as_complex`` was.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention, self.dropped = False, 0
+        self.attention, self.dropped, self.pairs = False, 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See ``TorchFunctionMode``."""
@@ -68,6 +69,7 @@ class CallWatch(TorchFunctionMode):
             func is F.multi_head_attention_forward and not kwargs.get("need_weights", True)
         ):
             self.attention = True
+        self.pairs |= func is torch.view_as_complex
         if func in _DROPOUTS:
             given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
             self.dropped += not given.get("training", True) and given.get("p", 0.5) > 0

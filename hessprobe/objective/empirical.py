@@ -278,8 +278,10 @@ class EmpiricalRisk(Objective):
         modes.require_pure(self.module)
         chosen = modes.select_parameters(self.module, params)
         modes.require_finite(self.module)
-        self.layout = ParameterLayout.of(chosen)
-        self.theta = self.layout.join(parameter.detach() for parameter in chosen.values()).clone()
+        reals = modes.in_reals(chosen)
+        self.layout = ParameterLayout.of(reals)
+        self.theta = self.layout.join(reals.values()).clone()
+        self._pairs = tuple(name for name, parameter in chosen.items() if parameter.is_complex())
         self.dim, self.dtype, self.device = self.layout.dim, self.theta.dtype, self.theta.device
         self.batchnorm, self.weighting, self.tf32 = batchnorm, weighting, tf32
         self._data, self._loss, self._forward = data, loss, forward
@@ -321,6 +323,7 @@ class EmpiricalRisk(Objective):
         notes = [*self.caveats, *self._noted.sentences(self.module, self.batchnorm)]
         if self.device.type == "cuda" and self.dtype == torch.float32:
             notes.append(f"TF32 {'on' if self.tf32 else 'off'} in float32 products")
+        notes += [f"complex {name} by its real and imaginary parts" for name in self._pairs]
         skipped = sum(size == 0 for size in self._measured.sizes)
         if skipped:
             notes.append(f"{skipped} batches without counted targets left out")
@@ -424,9 +427,10 @@ class EmpiricalRisk(Objective):
         self._buffers = buffers
         constants = {**self._frozen, **buffers}
         if self._forward is not None:
-            return FunctionalModel(ForwardCall(self.module, self._forward), self.layout, constants, prefix="module.")
+            call = ForwardCall(self.module, self._forward)
+            return FunctionalModel(call, self.layout, constants, prefix="module.", pairs=self._pairs)
         extra = tuple(base.extra_arguments(self.module).items())
-        return FunctionalModel(self.module, self.layout, constants, extra=extra)
+        return FunctionalModel(self.module, self.layout, constants, extra=extra, pairs=self._pairs)
 
     def _read(self) -> Iterator[tuple[int, Any]]:
         # Each step is taken in evaluation state by itself, because a generator may be left half-read.
@@ -553,7 +557,7 @@ class EmpiricalRisk(Objective):
             second = term(self.theta)
             checking.require_same(first, second, self.module, lambda: term(self.theta))
         written = checking.written_buffers(self.module, self._buffers, before)
-        self._model = replace(self._model, scratch=written)
+        self._model = replace(self._model, scratch=written, copied=watch.pairs)
         term = next(self.terms())
         self._reads_parameters = checking.read_where_held(term, self.theta, self.module)
         term = next(self.terms())

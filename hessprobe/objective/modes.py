@@ -22,7 +22,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -523,6 +523,8 @@ def _drops(member: nn.Module) -> bool:
 def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
     """Return the chosen trainable parameters by name, in the module's order; a tied parameter comes once.
 
+    Those of one precision: float32 goes with complex64, float64 with complex128.
+
     Args:
         module: owner of the parameters.
         params: None (all that require grad); a glob or a list of globs over dotted names, where ``"*"`` also crosses
@@ -542,6 +544,15 @@ def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Par
         raise ValueError(_nothing(module, params, chosen, named))
     _require_uniform(trainable)
     return trainable
+
+
+def in_reals(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters by name, detached, complex ones (...) as their real and imaginary parts (..., 2).
+
+    L is no analytic function of complex numbers, so that its derivatives are those by the parts.
+    """
+    plain = {name: parameter.detach() for name, parameter in parameters.items()}
+    return {name: torch.view_as_real(each) if each.is_complex() else each for name, each in plain.items()}
 
 
 def require_finite(module: nn.Module) -> None:
@@ -658,11 +669,11 @@ def _require_uniform(chosen: dict[str, nn.Parameter]) -> None:
             raise ValueError(
                 f"parameter {name!r} must hold values; got a {kind} tensor. Load the weights, or run one batch, first."
             )
-        if parameter.dtype != first.dtype or parameter.is_complex():
+        if parameter.dtype.to_real() != first.dtype.to_real():
             raise TypeError(
                 about(
                     "params",
-                    f"must share one real dtype; got {first.dtype} ({first_name!r}) and {parameter.dtype} "
+                    f"must share one precision; got {first.dtype} ({first_name!r}) and {parameter.dtype} "
                     f"({name!r}). Convert with module.float() or module.double(), or choose fewer with params=.",
                 )
             )

@@ -256,6 +256,32 @@ def transformed() -> Made:
     return plain(Of(forward, n=net()))
 
 
+def waves() -> Made:
+    """Pairs of numbers as complex ones, as in a Fourier layer, behind an odd number of other parameters."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        found = torch.fft.rfft(m.n(x) * m.scale) * torch.view_as_complex(m.w)
+        return torch.fft.irfft(found, n=3)
+
+    return plain(Of(forward, scale=parameter(3), w=parameter(2, 2), n=net()))
+
+
+def complex_weights(view: bool) -> Made:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        w = torch.view_as_complex(m.w) if view else m.w
+        return m.l((x.to(torch.complex128) @ w).abs())
+
+    w = parameter(3, 4, 2) if view else parameter(3, 4, dtype=torch.complex128)
+    torch.manual_seed(0)
+    return plain(Of(forward, scale=parameter(1), w=w, l=nn.Linear(4, 3).double()))
+
+
+def complex_layer() -> Made:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3, dtype=torch.complex128)
+    return plain(Of(lambda m, x: m.a(x.to(torch.complex128)).abs(), a=layer))
+
+
 def squared_inside() -> Made:
     """A model that returns its losses."""
 
@@ -277,6 +303,10 @@ CASES: dict[str, Case] = {
     "autocast switched off inside forward": Case(lambda: mixed_precision(False)),
     "a part that is differentiable once": Case(once, (), "differentiate"),
     "a model that runs torch.func": Case(transformed, ("double_backward", "linearized", "forward_over_reverse")),
+    "pairs of parameters viewed as complex": Case(waves),
+    "a matrix of pairs viewed as complex": Case(lambda: complex_weights(view=True)),
+    "complex parameters": Case(lambda: complex_weights(view=False)),
+    "a complex layer": Case(complex_layer),
     "a model that returns its losses": Case(squared_inside, no_outputs="dict|convex|scalar"),
 }
 

@@ -120,3 +120,18 @@ def test_nan_and_inf_are_named() -> None:
     norm.running_var[0] = float("nan")
     with pytest.raises(NonFiniteError, match="buffer 'running_var' must be finite; got 1 nan"):
         EmpiricalRisk(norm, F.mse_loss, [(torch.ones(3, 2), torch.ones(3, 2))])
+
+
+def test_complex_parameters_are_coordinates_by_their_parts() -> None:
+    module = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, bias=False, dtype=torch.complex64))
+    risk = EmpiricalRisk(
+        module, None, [torch.ones(3, 2)], forward=lambda m, x: (m[1](m[0](x).to(torch.complex64)).abs().sum(), len(x))
+    )
+    weight = module[1].weight.detach()
+    assert risk.layout.shapes[-1] == (1, 1, 2)
+    assert risk.theta[-2:].tolist() == [float(weight.real), float(weight.imag)]
+    assert risk.theta.dtype == torch.float32
+    assert "complex 1.weight by its real and imaginary parts" in risk.notes
+    mixed = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, dtype=torch.complex128))
+    with pytest.raises(TypeError, match=r"must share one precision; got torch.float32 .* and torch.complex128"):
+        EmpiricalRisk(mixed, nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 1))])
