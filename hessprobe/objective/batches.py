@@ -454,7 +454,7 @@ class EmpiricalBatch(BatchLoss):
         model = self.model
         fixed = [(name, tensor) for name, tensor in model.constants.items() if name not in model.varying]
         names = [*model.layout.slices.items(), model.prefix, model.extra, model.scratch, model.varying]
-        names += [model.pairs, model.copied]
+        names += [model.pairs, str(model.copied)]
         plain = [str(name) for name in (*names, self.separable, self.reads_parameters)]
         return model.module, self.rule, plain, fixed
 
