@@ -390,6 +390,14 @@ def require_matching(rule: LossRule, outputs: Any, targets: Any) -> None:
         )
 
 
+# The way out for models that compute their losses themselves, from lists of images and of what is in them.
+OWN_LOSSES = "forward=lambda m, b: (sum(m(*b).values()) * len(b[0]), len(b[0]))"
+HOW_A_LIST_IS_PASSED = (
+    " A list of inputs is passed as the model's arguments; one that takes a list, or its targets too, needs forward= "
+    f"instead of loss=, for a detector that returns a dict of losses {OWN_LOSSES}."
+)
+
+
 def mismatch(rule: LossRule, outputs: Any, targets: Any, error: Exception) -> ValueError:
     """Return the error that says, in one sentence, which outputs and targets a loss could not take."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -456,11 +464,31 @@ def _remedy(rule: LossRule, outputs: Any, targets: Any, reason: str) -> str:
     if "missing" in reason and "argument" in reason:
         example = ", as lambda o, t: loss(o[:, 0], t, o[:, 1].exp())" if "GaussianNLL" in rule.name else ""
         return f"{rule.name} takes more than outputs and targets: wrap it in a function of these two{example}."
+    if not isinstance(outputs, Tensor) and "must be Tensor" in reason:
+        return f"The model returns {_parts(outputs)}: choose in the loss, as lambda o, t: loss(o{_place(outputs)}, t)."
     if "has no attribute" in reason:
         return "The loss gets the logits alone of a model that returns several things: use them, or pass forward=."
     if about_dtype(reason):
         return "Convert the targets: class labels to int64 (.long()), others to the dtype of the outputs."
     return "Check the order and shapes in data."
+
+
+def _parts(outputs: Any) -> str:
+    named = outputs.items() if isinstance(outputs, dict) else getattr(outputs, "__dict__", {}).items()
+    if isinstance(outputs, list | tuple):
+        names = getattr(outputs, "_fields", range(len(outputs)))
+        named = zip(names, outputs, strict=True)
+    listed = ", ".join(f"{name}: {_shape(value)}" for name, value in list(named)[:4])
+    return f"several things ({listed})" if listed else f"a {type(outputs).__name__}"
+
+
+def _place(outputs: Any) -> str:
+    """Return how the first tensor of the outputs is asked for."""
+    if isinstance(outputs, dict):
+        return f"[{next(iter(outputs))!r}]" if outputs else "[...]"
+    if isinstance(outputs, list | tuple):
+        return f".{outputs._fields[0]}" if hasattr(outputs, "_fields") else "[0]"
+    return f".{next(iter(getattr(outputs, '__dict__', {})), '...')}"
 
 
 def _is_labels(targets: Any) -> bool:

@@ -144,13 +144,26 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(item)
 
 
-def rows(*trees: Any) -> int:
-    """Return the number of examples: the length of the first tensor that has a leading dimension.
+def listed(targets: Any, inputs: Any = None) -> bool:
+    """Return whether the targets are a list with a dict an example, as of the objects in every image.
+
+    Not so where the inputs are tensors of another length: these are several kinds of targets, each of all examples.
+    """
+    if not isinstance(targets, list | tuple) or not targets or not all(isinstance(item, Mapping) for item in targets):
+        return False
+    beside = [inputs] if isinstance(inputs, Tensor) else list(inputs.values()) if isinstance(inputs, Mapping) else []
+    return all(len(each) == len(targets) for each in beside if isinstance(each, Tensor) and each.ndim > 0)
+
+
+def rows(targets: Any, inputs: Any = None) -> int:
+    """Return the number of examples: that of dicts in a list, else the length of the first tensor that has one.
 
     Raises:
-        DataError: no tensor has one.
+        DataError: no tensor has a leading dimension.
     """
-    for leaf in leaves(trees):
+    if listed(targets, inputs):
+        return len(targets)
+    for leaf in leaves((targets, inputs)):
         if leaf.ndim > 0:
             return len(leaf)
     raise DataError(
@@ -169,8 +182,15 @@ def require_dtype(inputs: Any, dtype: torch.dtype, error: Exception) -> None:
         raise TypeError(f"inputs must have the dtype of the parameters, {dtype}; got {other}. Convert one.") from error
 
 
-def cut(tree: Any, start: int, stop: int, length: int) -> Any:
-    """Return rows ``start .. stop - 1`` of every tensor whose leading dimension is ``length``; others are shared."""
+def cut(tree: Any, start: int, stop: int, length: int, *, lists: bool = False) -> Any:
+    """Return rows ``start .. stop - 1`` of every tensor whose leading dimension is ``length``; others are shared.
+
+    With ``lists`` those of every list of that length instead, what is in it uncut, and of tensors outside lists.
+    """
+    if lists and isinstance(tree, list | tuple):
+        return tree[start:stop] if len(tree) == length else tree
+    if lists and isinstance(tree, Mapping):
+        return {key: cut(value, start, stop, length, lists=True) for key, value in tree.items()}
     return _mapped(tree, lambda leaf: leaf[start:stop] if leaf.ndim > 0 and len(leaf) == length else leaf)
 
 
@@ -233,6 +253,33 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     raise TypeError(
         f"data must yield (inputs, targets) pairs or dicts; got a {got}. "
         "Pass forward=function(module, batch) -> (loss_sum, weight) for batches of another form."
+    )
+
+
+def examples_of(batch: Any) -> int:
+    """Return how many examples a batch of any form seems to hold; 1 where nothing says it."""
+    pair = isinstance(batch, list | tuple) and len(batch) == 2
+    if pair and listed(batch[1], batch[0]):
+        return len(batch[1])
+    return max((len(leaf) for leaf in leaves(batch) if leaf.ndim), default=1)
+
+
+def unlabelled(batch: Mapping[str, Any], key: str | None) -> str:
+    """Return the sentence on a dict batch without labels that a loss on outputs takes.
+
+    Args:
+        batch: the batch.
+        key: that of its labels, None where there is none.
+    """
+    if key is None:
+        keys = ", ".join(map(str, batch))
+        return (
+            f"dict batches must hold labels under one of {', '.join(TARGET_KEYS)}; got the keys {keys}. "
+            "Rename them or pass forward=."
+        )
+    return (
+        f"dict batches must hold labels that are a tensor; got a {type(batch[key]).__name__} under {key!r}. Pass "
+        f"forward=, for a model that returns its loss lambda m, b: (m(**b).loss * len(b[{key!r}]), len(b[{key!r}]))."
     )
 
 
@@ -486,8 +533,13 @@ class EmpiricalBatch(BatchLoss):
                 "This batch cannot be cut: BatchNorm normalises by the statistics of the whole batch. "
                 "Use batchnorm='eval' or 'recalibrate', or pass smaller batches."
             )
-        inputs = cut(self.inputs, start, stop, self.examples)
-        targets = cut(self.targets, start, stop, self.examples)
+        lists = listed(self.targets, self.inputs)
+        targets = cut(self.targets, start, stop, self.examples, lists=lists)
+        if lists and isinstance(self.inputs, list | tuple):
+            # Arguments of the model, each with an entry an example.
+            inputs = tuple(cut(each, start, stop, self.examples, lists=True) for each in self.inputs)
+        else:
+            inputs = cut(self.inputs, start, stop, self.examples, lists=lists)
         size = self.rule.size(targets, stop - start)
         weight = self.weight * size / self.size if self.size else 0.0
         return replace(self, inputs=inputs, targets=targets, examples=stop - start, size=size, weight=weight)

@@ -290,7 +290,7 @@ def fitting(inputs: Any, dtype: torch.dtype, module: nn.Module, run: Callable[[]
         where = failing_module(module, run, type(error))
         raise ValueError(
             f"inputs must fit the model; got {shapes}, and {where} failed: {reason.rstrip('.')}. "
-            f"{_remedy(inputs, dtype, reason)}"
+            f"{_remedy(inputs, dtype, reason)}{base.HOW_A_LIST_IS_PASSED if _is_list(inputs) else ''}"
         ) from error
 
 
@@ -406,6 +406,10 @@ def require_connected(term: BatchLoss, theta: Tensor, layout: ParameterLayout) -
         gradient = _gradient(value, leaf)
     if gradient is not None:
         _require_moved(term, theta, layout, gradient)
+
+
+def _is_list(inputs: Any) -> bool:
+    return isinstance(inputs, list | tuple) and not hasattr(inputs, "_fields")
 
 
 def _remedy(inputs: Any, dtype: torch.dtype, reason: str) -> str:

@@ -482,17 +482,14 @@ class EmpiricalRisk(Objective):
             if not isinstance(batch, Mapping):
                 if rule is None:
                     raise TypeError(
-                        "loss must be given for (inputs, targets) batches; got None. Pass loss= or forward=."
+                        "loss must be given for (inputs, targets) batches; got None. Pass loss= or, for a model that "
+                        f"computes its losses itself from both, {base.OWN_LOSSES}."
                     )
                 return rule, None
             inputs, labels = data_tools.split_batch(data_tools.to_device(batch, self.device))
             key = data_tools.target_key(batch)
             if key is None or not isinstance(labels, Tensor):
-                keys = ", ".join(map(str, batch))
-                raise TypeError(
-                    f"dict batches must hold labels under one of {', '.join(data_tools.TARGET_KEYS)}; got the keys "
-                    f"{keys}. Rename them or pass forward=."
-                )
+                raise TypeError(data_tools.unlabelled(batch, key))
             if rule is None and not labels.is_floating_point() and bool((labels == base.IGNORED).all()):
                 continue
             learn = functools.partial(self._learn_dict, rule, inputs, key, labels)
@@ -516,7 +513,7 @@ class EmpiricalRisk(Objective):
             if self._rule is None:
                 moved = data_tools.to_device(batch, self.device)
                 sizes.append(forward_weight(self._model, self.theta, moved, index))
-                examples.append(max((len(leaf) for leaf in data_tools.leaves(batch) if leaf.ndim), default=1))
+                examples.append(data_tools.examples_of(batch))
                 continue
             inputs, targets = data_tools.split_batch(batch)
             examples.append(data_tools.rows(targets, inputs))

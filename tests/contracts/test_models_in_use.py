@@ -293,6 +293,47 @@ def squared_inside() -> Made:
     return plain(module, batches, lambda o, t: o["a"] + 0.1 * o["b"], call=lambda m, x: m(*x))
 
 
+class Detector(nn.Module):
+    """Takes a list of images of any size and, to return a dict of losses, a list of the objects in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.head = nn.Conv2d(2, 2, 2).double(), nn.Linear(2, 5).double()
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        found = torch.stack([self.head(self.features(image[None]).tanh().mean((2, 3)))[0] for image in images])
+        boxes = torch.stack([each["boxes"].mean(0) for each in targets])
+        labels = torch.stack([each["labels"].double().mean() for each in targets])
+        return {"box": F.smooth_l1_loss(found[:, :4], boxes), "class": F.mse_loss(found[:, 4], labels)}
+
+
+def pictures() -> Batches:
+    """As many channels and, in the first image, objects as another batch has images: none of them is their number."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for count in (3, 2):
+        images = [torch.randn(2, 3 + i, 4, dtype=F64, generator=generator) for i in range(count)]
+        objects = [torch.rand(1 + i, 4, dtype=F64, generator=generator) for i in range(count)]
+        batches.append((images, [{"boxes": each, "labels": torch.arange(len(each))} for each in objects]))
+    return batches
+
+
+def detector() -> Made:
+    batches = [((images, targets), targets) for images, targets in pictures()]
+    return plain(Detector(), batches, lambda o, t: sum(o.values()), call=lambda m, x: m(*x))
+
+
+def detector_by_forward() -> Made:
+    def forward(module: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return sum(module(*batch).values()) * len(batch[0]), len(batch[0])
+
+    def truth(at: nn.Module) -> Tensor:
+        return sum(forward(at, batch)[0] for batch in pictures()) / 5
+
+    return Made(Detector(), None, pictures(), truth, options={"forward": forward})
+
+
 CASES: dict[str, Case] = {
     "bags of embeddings": Case(lambda: bags("mean"), (), "differentiate"),
     "largest of bags of embeddings": Case(lambda: bags("max"), (), "differentiate"),
@@ -307,6 +348,10 @@ CASES: dict[str, Case] = {
     "a matrix of pairs viewed as complex": Case(lambda: complex_weights(view=True)),
     "complex parameters": Case(lambda: complex_weights(view=False)),
     "a complex layer": Case(complex_layer),
+    "a detector": Case(detector, no_outputs="dict|convex|scalar"),
+    "a detector by its own losses": Case(
+        detector_by_forward, ("double_backward", "forward_over_reverse"), "computes its loss inside forward"
+    ),
     "a model that returns its losses": Case(squared_inside, no_outputs="dict|convex|scalar"),
 }
 
@@ -350,3 +395,66 @@ def test_the_gauss_newton_matrix_is_the_dense_one_or_refused_in_a_sentence(name:
     low, high = hp.trace(hp.GaussNewton(risk), seed=0).interval(0.99)
     slack = 1e-6 * float(exact.norm())
     assert low - slack <= float(exact.trace()) <= high + slack
+
+
+def several() -> nn.Module:
+    return Of(lambda m, x: (m.n(x), m.n(x)[:, :1]), n=net())
+
+
+REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, Any, Batches]], str]] = {
+    "a detector without forward=": (
+        lambda: (Detector(), nn.MSELoss(), pictures()),
+        r"inputs must fit the model; got \(2, 3, 4\).*passed as the model's arguments.*forward=lambda m, b: \(sum",
+    ),
+    "a detector without a loss": (lambda: (Detector(), None, pictures()), r"got None.*forward=lambda m, b: \(sum"),
+    "objects of images in a dict": (
+        lambda: (
+            net(),
+            nn.MSELoss(),
+            [
+                {
+                    "pixel_values": torch.ones(2, 3, dtype=F64),
+                    "labels": [{"boxes": torch.ones(1)}, {"boxes": torch.ones(1)}],
+                }
+            ],
+        ),
+        r"got a list under 'labels'\. Pass forward=.*m\(\*\*b\)\.loss \* len\(b\['labels'\]\)",
+    ),
+    "a tuple for a loss of one tensor": (
+        lambda: (several(), nn.CrossEntropyLoss(), data(6)),
+        r"returns several things \(0: \(6, 3\) torch.float64, 1: \(6, 1\) torch.float64\): choose in the loss, as "
+        r"lambda o, t: loss\(o\[0\], t\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_does_not_fit_is_told_the_way_out(name: str) -> None:
+    make, words = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=words) as refused:
+        hp.EmpiricalRisk(*make())
+    assert "\n" not in str(refused.value)
+
+
+def test_the_images_of_a_batch_are_counted_and_cut() -> None:
+    made = detector()
+    risk = hp.EmpiricalRisk(made.module, made.loss, made.batches)
+    assert risk.n_examples == 5
+    (first, _) = risk.terms()
+    parts = [first.slice(0, 1), first.slice(1, 3)]
+    assert [len(part.inputs[0]) for part in parts] == [len(part.targets) for part in parts] == [1, 2]
+    whole = sum(part.weight * part(risk.theta) for part in parts)
+    torch.testing.assert_close(whole, first.weight * first(risk.theta), rtol=1e-12, atol=0)
+    assert detector_by_forward().batches[0][0][0].shape[0] == 2
+    by_forward = detector_by_forward()
+    assert hp.EmpiricalRisk(by_forward.module, None, by_forward.batches, **by_forward.options).n_examples == 5
+
+
+def test_several_targets_of_all_examples_are_not_a_list_of_examples() -> None:
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(n, 3, dtype=F64, generator=generator), [{"a": torch.arange(n) % 3}, {"b": torch.arange(n) % 2}])
+        for n in (6, 4)
+    ]
+    risk = hp.EmpiricalRisk(net(), lambda o, t: F.cross_entropy(o, t[0]["a"]) + o.square().mean(), batches)
+    assert risk.n_examples == 10
