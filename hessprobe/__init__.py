@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hessprobe.hvp.hessian import hvp
     from hessprobe.krylov.eigenpairs import Eigenpairs
     from hessprobe.krylov.eigsh import eigsh, lambda_max
+    from hessprobe.krylov.solve import Solution, solve
     from hessprobe.landscape.compute import landscape
     from hessprobe.landscape.result import Landscape
     from hessprobe.measures.context import MeasureSettings
@@ -52,6 +53,7 @@ _HOMES = {
     "MeasureSettings": "measures",
     "NumericalWarning": "errors",
     "SharpnessTracker": "tracking",
+    "Solution": "krylov",
     "SpectralSketch": "estimators",
     "aslinearoperator": "operators",
     "compare": "comparison",
@@ -65,6 +67,7 @@ _HOMES = {
     "measure": "measures",
     "plot": "report.plotting",
     "save_checkpoint": "training.checkpoint",
+    "solve": "krylov",
     "spectral_density": "estimators",
     "spectral_sketch": "estimators",
     "trace": "estimators",
@@ -88,6 +91,7 @@ __all__ = [
     "MeasureSettings",
     "NumericalWarning",
     "SharpnessTracker",
+    "Solution",
     "SpectralSketch",
     "aslinearoperator",
     "compare",
@@ -104,6 +108,7 @@ __all__ = [
     "optim",
     "plot",
     "save_checkpoint",
+    "solve",
     "spectral_density",
     "spectral_sketch",
     "trace",

@@ -5,6 +5,7 @@ from hessprobe.krylov.eigenpairs import Eigenpairs, Progress
 from hessprobe.krylov.eigsh import eigsh, lambda_max
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
+from hessprobe.krylov.solve import Solution, solve
 
 __all__ = [
     "Eigenpairs",
@@ -12,10 +13,12 @@ __all__ = [
     "LanczosRun",
     "Progress",
     "QuadratureRule",
+    "Solution",
     "SpectrumBounds",
     "eigsh",
     "gauss",
     "gauss_radau",
     "lambda_max",
     "lanczos",
+    "solve",
 ]
