@@ -34,8 +34,9 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-# The (phi, psi, mu) measures and those that are more than a number have other tests.
-MEASURES = Names(NAMES, lambda entry: not entry.number)
+# The (phi, psi, mu) measures and those that are more than a number have other tests; a transformed network has no
+# optimizer whose state would be that of its weights.
+MEASURES = Names(NAMES, lambda entry: not entry.number and "optimizer" not in entry.needs)
 # A log-determinant with damping takes more products than all others together, and no transform leaves it.
 DEFAULT_MEASURES = (*DEFAULT, "adaptive-lambda-max", "adaptive-trace", "adaptive-frob", "pseudo-logdet")
 DEFAULT_STRENGTHS = (2.0, 10.0)

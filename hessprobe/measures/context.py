@@ -26,6 +26,7 @@ from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures.table import TABLE
 from hessprobe.objective.base import Objective
+from hessprobe.objective.preconditioner import Preconditioner
 from hessprobe.operators import Block, LinearOperator
 from hessprobe.vectors import orthonormal_rows
 
@@ -201,6 +202,7 @@ class Context:
         start: left by a neighboring point of the same data; fewer products are needed from there, and the values are
             the same within their errors.
         operator: the operator of these settings, where it is made already.
+        preconditioner: of the optimizer; that of the risk by default.
     """
 
     def __init__(
@@ -211,8 +213,10 @@ class Context:
         report: Report,
         start: Start | None = None,
         operator: LinearOperator | None = None,
+        preconditioner: Preconditioner | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
+        self.preconditioner = preconditioner or risk.preconditioner
         self.names = frozenset(names)
         self.needs = frozenset(need for name in self.names for need in TABLE[name].needs)
         self._work: dict[Callable[[Context], Any], Any] = {}

@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hessprobe import checks, estimators
 from hessprobe.errors import UnsupportedError, about
@@ -25,12 +26,16 @@ from hessprobe.hvp.verification import ProductError
 from hessprobe.measures import distribution
 from hessprobe.measures.context import Context, MeasureSettings, Report, Result, quietly, settings_of
 from hessprobe.measures.table import DENSE_LIMIT, TABLE, function_of
+from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective, require_objective
+from hessprobe.objective.preconditioner import Preconditioner, of_optimizer
 from hessprobe.operators import Congruence, LinearOperator
 from hessprobe.progress import Show, progress_bars
 
 # Told the name of a measure that does not exist here, and why.
 Missing = Callable[[str, UnsupportedError], None]
+# What not every checkpoint has.
+_MAY_BE_MISSING = frozenset({"matrix", "optimizer"})
 
 
 def measure_all(
@@ -41,6 +46,7 @@ def measure_all(
     *,
     operator: Hessian | GaussNewton | FunctionalPart | None = None,
     missing: Missing | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> Iterator[Result]:
     """Yield one result a name, sharing products between them; results come as they are ready, eigenvalues first.
 
@@ -50,8 +56,9 @@ def measure_all(
         settings: how to measure.
         report: told of progress.
         operator: that of these settings, where it is made already.
-        missing: told of a measure that needs the whole matrix and does not exist for this one, and why; None raises
-            the error.
+        missing: told of a measure that needs the whole matrix, or the state of an optimizer, and does not exist for
+            this one, and why; None raises the error.
+        preconditioner: of the optimizer; that of the risk by default.
 
     Raises:
         TypeError: ``risk`` is no objective.
@@ -65,7 +72,8 @@ def measure_all(
         raise ValueError(
             about("k", f"must be at most the number of parameters, {risk.dim}; got {settings.k}. Ask for fewer.")
         )
-    yield from results(Context(risk, settings, names, report, operator=operator), names, missing)
+    context = Context(risk, settings, names, report, operator=operator, preconditioner=preconditioner)
+    yield from results(context, names, missing)
 
 
 def results(context: Context, names: Sequence[str], missing: Missing | None = None) -> Iterator[Result]:
@@ -76,7 +84,7 @@ def results(context: Context, names: Sequence[str], missing: Missing | None = No
         try:
             found = _result(context, name)
         except UnsupportedError as error:
-            if missing is None or "matrix" not in TABLE[name].needs:
+            if missing is None or not _MAY_BE_MISSING & frozenset(TABLE[name].needs):
                 raise
             missing(name, error)
         else:
@@ -84,13 +92,20 @@ def results(context: Context, names: Sequence[str], missing: Missing | None = No
 
 
 @overload
-def measure(name: str, risk: Objective, *, progress: Show = False, **settings: Any) -> Estimate: ...
+def measure(
+    name: str, risk: Objective, *, optimizer: Optimizer | None = None, progress: Show = False, **settings: Any
+) -> Estimate: ...
 @overload
 def measure(
-    name: Sequence[str], risk: Objective, *, progress: Show = False, **settings: Any
+    name: Sequence[str], risk: Objective, *, optimizer: Optimizer | None = None, progress: Show = False, **settings: Any
 ) -> dict[str, Estimate]: ...
 def measure(
-    name: str | Sequence[str], risk: Objective, *, progress: Show = False, **settings: Any
+    name: str | Sequence[str],
+    risk: Objective,
+    *,
+    optimizer: Optimizer | None = None,
+    progress: Show = False,
+    **settings: Any,
 ) -> Estimate | dict[str, Estimate]:
     """Return one registered measure of a risk, or several that share their products.
 
@@ -99,6 +114,8 @@ def measure(
             whose estimates come by name. Each then counts all the products that it rests on, so that shared ones stand
             in more than one.
         risk: the objective.
+        optimizer: that has trained the model of ``risk``, for ``preconditioned-lambda-max``: Adam or AdamW, also inside
+            a sharpness-aware one.
         progress: draw bars: True, False, or ``"auto"`` for on a terminal and in a notebook.
         settings: the fields of ``MeasureSettings``, where each is told in full:
 
@@ -133,14 +150,20 @@ def measure(
         >>> f"{trace:.3f}", float(trace.layers["weight"])
         ('16.000', 14.0)
     """
-    names, made = [name] if isinstance(name, str) else list(name), settings_of("measure", ("progress",), **settings)
-    found = {}
+    names = [name] if isinstance(name, str) else list(name)
+    made = settings_of("measure", ("optimizer", "progress"), **settings)
+    found, P = {}, None
+    if optimizer is not None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(about("optimizer", f"must be a torch.optim.Optimizer; got {type(optimizer).__name__}."))
+        if isinstance(risk, EmpiricalRisk):
+            P = of_optimizer(optimizer, risk.module, risk.layout)
     with progress_bars(progress) as update:
 
         def report(event: Progress) -> None:
             update(event.stage, event.done, event.total, "" if event.value is None else f"{event.value:.4g}")
 
-        for result in measure_all(names, risk, made, report):
+        for result in measure_all(names, risk, made, report, preconditioner=P):
             found[result.measure] = _answered(result)
     return found[name] if isinstance(name, str) else {each: found[each] for each in names}
 
@@ -182,6 +205,8 @@ def _off_by(context: Context, name: str, value: float, found: ProductError) -> f
         return found.trace / context.A.dim
     if name == "effective-rank":
         return _of_effective_rank(found, value, context.A.dim)
+    if "optimizer" in TABLE[name].needs and context.preconditioner is not None:
+        return found.norm * float(context.preconditioner.scale.square().max())
     if "adaptive" in TABLE[name].needs:
         # ||C E C||_F <= max c^2 ||E||_F, and |Tr C E C| <= ||c^2|| ||E||_F.
         squares = context.risk.theta.double().square()
@@ -367,6 +392,31 @@ def adaptive_frob(context: Context) -> Result:
 
 def _adaptive(context: Context) -> Context:
     return context.beside(Congruence(context.A, context.risk.theta.abs()), "adaptive")
+
+
+def preconditioned_lambda_max(context: Context) -> Result:
+    """lambda_1(P^-1/2 A P^-1/2), with the threshold of Adam's step."""
+    P = context.preconditioner
+    if P is None:
+        raise UnsupportedError(
+            "preconditioned-lambda-max needs the state of Adam or AdamW after a step; got none. Pass optimizer= to "
+            "hp.measure or SharpnessTracker, or measure a checkpoint of hessprobe train --base adam."
+        )
+    found = lambda_max(context.shared(_preconditioned))
+    unmoved = int((P.scale == 0).sum())
+    said = f"no threshold of stability: {P.reason}"
+    if P.threshold is not None:
+        side = "below" if found.estimate.value <= P.threshold else "above"
+        said = f"Adam's step is stable up to {P.threshold:.5g} = {P.formula}; the value is {side} it"
+        found.arrays["threshold"] = torch.tensor([P.threshold], dtype=torch.float64)
+    more = (f"{unmoved} parameters that Adam has not moved count as fixed",) if unmoved else ()
+    return replace(found, notes=(said, *more))
+
+
+def _preconditioned(context: Context) -> Context:
+    P = context.preconditioner
+    scale = torch.ones_like(context.risk.theta) if P is None else P.scale
+    return context.beside(Congruence(context.A, scale.to(context.A.device)), "preconditioned")
 
 
 def pseudo_logdet(context: Context) -> Result:

@@ -19,7 +19,19 @@ from typing import Any
 from hessprobe.universal.names import MEANINGS, PAPER
 
 # What the functions of measures ask of a context, where it is computed once for all of them; see ``Context``.
-NEEDS = ("eigenpairs", "both ends", "trace", "norm", "ratio", "sweep", "diagonal", "adaptive", "matrix", "draws")
+NEEDS = (
+    "eigenpairs",
+    "both ends",
+    "trace",
+    "norm",
+    "ratio",
+    "sweep",
+    "diagonal",
+    "adaptive",
+    "matrix",
+    "draws",
+    "optimizer",
+)
 # Settings that not every measure reads; see ``MeasureSettings``.
 OPTIONS = ("rtol", "n_probes", "k", "shift", "radius")
 # Transforms of the parameters that keep the function of a network.
@@ -185,6 +197,7 @@ _APART = Layers("apart", r"block's $\lambda_{\max}$", r"$\lambda_{\max}$")
 _ADAPTIVE_SUM = Layers("sum", "adaptive trace", "adaptive trace")
 _ADAPTIVE_SHARES = Layers("shares", r"share of $\Vert CAC\Vert_F^2$", r"$\Vert CAC\Vert_F^2$")
 _ADAPTIVE_APART = Layers("apart", r"block's adaptive $\lambda_{\max}$", r"adaptive $\lambda_{\max}$")
+_PRECONDITIONED_APART = Layers("apart", r"block's preconditioned $\lambda_{\max}$", r"preconditioned $\lambda_{\max}$")
 
 
 def _own(name: str, function: str, unit: str, meaning: str, reference: str, **more: Any) -> Entry:
@@ -371,6 +384,21 @@ _BUILT_IN = (
         layers=_ADAPTIVE_SHARES,
         sharper=True,
         extensive=True,
+    ),
+    _own(
+        "preconditioned-lambda-max",
+        "preconditioned_lambda_max",
+        "1 / learning rate",
+        "largest eigenvalue of P^-1/2 H P^-1/2, P of Adam's step: stable up to (2 + 2 beta1) / ((1 - beta1) lr)",
+        "Cohen et al. (2022)",
+        words="largest preconditioned eigenvalue",
+        symbol=r"preconditioned $\lambda_{\max}$",
+        short="preconditioned",
+        needs=("optimizer",),
+        options=("rtol",),
+        invariances=("permutation",),
+        layers=_PRECONDITIONED_APART,
+        sharper=True,
     ),
     _own(
         "pseudo-logdet",

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from hessprobe import checks
 from hessprobe.errors import NonFiniteError, UnsupportedError
+from hessprobe.objective.preconditioner import Preconditioner
 from hessprobe.vectors import ParameterLayout
 
 
@@ -110,6 +111,7 @@ class Objective(ABC):
         layout: named tensors inside theta.
         n_terms: number of batches.
         caveats: what a reader of any number measured on it should know, in sentences.
+        preconditioner: of the optimizer that has trained theta, where it is known, see ``objective.preconditioner``.
     """
 
     dim: int
@@ -119,6 +121,7 @@ class Objective(ABC):
     layout: ParameterLayout
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
+    preconditioner: Preconditioner | None = None
 
     def __repr__(self) -> str:
         kind, terms = type(self).__name__, self.n_terms

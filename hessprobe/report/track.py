@@ -96,6 +96,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: row.get(key) for key in ("step", "epoch", "checkpoint", "lr", "loss", "gradient_norm")}
     flat |= {"alignment": alignment.get("first"), "alignment_space": alignment.get("space")}
     flat |= {"threshold": edge["plain"], "threshold_sharpness_aware": edge["sharpness_aware"]}
+    flat |= {"threshold_preconditioned": edge.get("preconditioned")}
     for name, measured in row["measures"].items():
         low, high = measured["interval"]
         flat |= {name: measured["value"], f"{name}_error": Number.of(measured).error, f"{name}_low": low}

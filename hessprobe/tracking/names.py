@@ -7,5 +7,7 @@ TRACKED = Names(NAMES, lambda entry: not entry.number)
 RTOL = 0.05
 # Found at every point: the edge of stability is about it.
 ALWAYS = "lambda-max"
+# What the edge of stability of Adam is about.
+PRECONDITIONED = "preconditioned-lambda-max"
 
-__all__ = ["ALWAYS", "DEFAULT", "RTOL", "TRACKED"]
+__all__ = ["ALWAYS", "DEFAULT", "PRECONDITIONED", "RTOL", "TRACKED"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import UnsupportedError
 from hessprobe.estimators.budget import Progress
 from hessprobe.measures.context import Context, MeasureSettings, Result, Start
 from hessprobe.measures.registry import results
@@ -87,7 +88,8 @@ def measure_point(
     Args:
         risk: the loss as a function of the parameters, at this point.
         settings: how to measure; the same seed for all points, so that they share their probes.
-        names: in ``names.TRACKED``; the largest eigenvalue is always among what is measured.
+        names: in ``names.TRACKED``; the largest eigenvalue is always among what is measured. What needs the state of an
+            optimizer that has not stepped yet is left out of this point.
         step: steps done, >= 0.
         rule: of the optimizer's step, or why there is none.
         start: what the point before has left; fewer products are needed from there.
@@ -109,15 +111,15 @@ def measure_point(
     loss, gradient = float(risk.loss()), risk.gradient()
     norm = float(row_dots(gradient[None], gradient[None]).sqrt())
     context = Context(risk, settings, wanted, report, start)
-    found = tuple(results(context, wanted))
-    k = min(settings.k, risk.dim)
+    found = tuple(results(context, wanted, _left_out(step)))
+    k, P = min(settings.k, risk.dim), risk.preconditioner
     point = Point(
         step=step,
         loss=loss,
         gradient_norm=norm,
         alignment=_alignment(gradient, norm, context.eigenpairs.vectors[:k]),
         results=found,
-        edge=edge(rule, norm),
+        edge=replace(edge(rule, norm), preconditioned=None if P is None else P.threshold),
         lr=lr,
         epoch=epoch,
         scores=dict(scores or {}),
@@ -125,6 +127,15 @@ def measure_point(
         seconds=time.perf_counter() - began,
     )
     return point, context.left
+
+
+def _left_out(step: int) -> Callable[[str, UnsupportedError], None]:
+    def missing(name: str, error: UnsupportedError) -> None:
+        # Before the first step there is no state; later it should be there.
+        if step > 0 or "optimizer" not in TRACKED[name].needs:
+            raise error
+
+    return missing
 
 
 def _alignment(gradient: Tensor, norm: float, vectors: Tensor) -> Alignment | None:

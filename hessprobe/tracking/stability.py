@@ -124,12 +124,14 @@ class Edge:
         sharpness_aware: SAM's own, or None.
         formula: of ``plain``.
         reason: why there is none, or "".
+        preconditioned: of Adam, on P^-1/2 H P^-1/2 (``objective.preconditioner``), or None.
     """
 
     plain: float | None = None
     sharpness_aware: float | None = None
     formula: str = ""
     reason: str = ""
+    preconditioned: float | None = None
 
 
 def edge(rule: StepRule | str, gradient_norm: float) -> Edge:

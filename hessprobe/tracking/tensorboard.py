@@ -44,6 +44,7 @@ def scalars(point: Point) -> dict[str, float]:
     if point.alignment is not None:
         found |= {"alignment": point.alignment.first, f"alignment-top-{point.alignment.k}": point.alignment.space}
     found |= {"edge-of-stability": point.edge.plain, "edge-of-stability-sam": point.edge.sharpness_aware}
+    found |= {"edge-of-stability-preconditioned": point.edge.preconditioned}
     for result in point.results:
         estimate = result.estimate
         found[result.measure] = estimate.value

@@ -19,6 +19,7 @@ from hessprobe.hvp import gauss_newton, hessian
 from hessprobe.measures.context import Start, settings_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.modes import select_parameters, unwrap
+from hessprobe.objective.preconditioner import of_optimizer
 from hessprobe.tracking.names import DEFAULT, RTOL, TRACKED
 from hessprobe.tracking.pace import Pace
 from hessprobe.tracking.point import Point, measure_point
@@ -300,6 +301,8 @@ class SharpnessTracker:
             self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
         )
         self._checked, self.device = True, risk.device
+        if self._optimizer is not None:
+            risk.preconditioner = of_optimizer(self._optimizer, risk.module, risk.layout)
         point, self._start = measure_point(
             risk,
             self.settings,
@@ -362,6 +365,7 @@ def _row(point: Point) -> dict[str, Any]:
     row: dict[str, Any] = {"step": point.step, "lr": point.lr, "loss": point.loss, "gradient_norm": point.gradient_norm}
     row |= {"alignment": math.nan if aligned is None else aligned.first}
     row |= {"threshold": point.edge.plain, "threshold_sharpness_aware": point.edge.sharpness_aware}
+    row |= {"threshold_preconditioned": point.edge.preconditioned}
     for result in point.results:
         row[result.measure] = result.estimate.value
         row[f"{result.measure}_error"] = max(result.estimate.std_error, result.estimate.errors.solver)

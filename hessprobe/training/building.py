@@ -62,6 +62,19 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps: int, examples: int)
     return build(parameters, **{key: value for key, value in own.items() if key in known}, **options)  # type: ignore[no-any-return]  # a class found by name
 
 
+def parameter_names(decay: str, model: nn.Module) -> list[str]:
+    """Return the names of the trainable parameters in the order of the groups of ``build_optimizer``.
+
+    Args:
+        decay: ``Recipe.decay``.
+        model: as it was given to the optimizer.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if decay == "all":
+        return list(named)
+    return sorted(named, key=lambda name: named[name].ndim <= 1)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group."""
     for group in optimizer.param_groups:

@@ -33,10 +33,14 @@ from hessprobe import files
 from hessprobe.errors import CheckpointError, PlainWeightsError, UnsupportedError
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import make_loss
+from hessprobe.objective.preconditioner import Preconditioner, of_state
 from hessprobe.training import models
+from hessprobe.training.building import parameter_names
 from hessprobe.training.datasets import DataSet, batches, load_dataset, resolve_name
 from hessprobe.training.datasets.base import Report
+from hessprobe.training.optimizers import BASES
 from hessprobe.training.recipe import Recipe
+from hessprobe.vectors import ParameterLayout
 
 # torch.save compresses nothing; a file packed by hand may shrink by a few times, weights hardly at all.
 _EXPANSION = 20
@@ -437,7 +441,16 @@ class Checkpoint:
         own = next((each.dtype for each in model.parameters()), inputs.dtype)
         inputs = inputs.to(own) if inputs.is_floating_point() else inputs
         parts = batches(inputs.to(place), labels.to(place), batch_size)
-        return EmpiricalRisk(model, make_loss(self.loss, self.data.layout), parts, params, batchnorm=batchnorm)
+        risk = EmpiricalRisk(model, make_loss(self.loss, self.data.layout), parts, params, batchnorm=batchnorm)
+        risk.preconditioner = self._preconditioner(risk.layout)
+        return risk
+
+    def _preconditioner(self, layout: ParameterLayout) -> Preconditioner | None:
+        state = self.optimizer.get("state")
+        if not isinstance(state, Mapping):
+            return None
+        names = parameter_names(str(self.recipe.get("decay", "all")), self.model)
+        return of_state(state, names, layout, ascent=self.recipe.get("optimizer") not in BASES)
 
 
 def save_checkpoint(

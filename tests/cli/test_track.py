@@ -10,6 +10,7 @@ import torch
 from hessprobe import report
 from hessprobe.cli.app import app
 from hessprobe.measures import measure
+from hessprobe.report.figures import figures_of
 from hessprobe.training import load_checkpoint
 
 QUICK = ("--examples", "60", "--engine", "double-backward")
@@ -225,3 +226,32 @@ def test_wrong_usage(run, sgd, tmp_path, monkeypatch, arguments, message):
     done = run("track", *(str(sgd) if each == "{}" else each for each in arguments))
     assert done.code == 2
     assert f"hessprobe: error: {message}" in done.err
+
+
+def test_a_run_of_adam_has_its_own_edge(run, tmp_path):
+    path, record = tmp_path / "run.pt", tmp_path / "r.json"
+    train(
+        path, "--epochs", "1", "--batch-size", "256", "--optimizer", "adamw", "--lr", "0.002", "--schedule", "constant"
+    )
+    name = "preconditioned-lambda-max"
+    outputs = ("--out", tmp_path / "f.svg", "--json", record, "--csv", tmp_path / "t.csv")
+    done = run("track", path, *QUICK, "-m", name, *outputs)
+    assert done.code == 0, done.err
+    assert "Adam edge: the largest stable preconditioned-lambda-max" in done.out
+    first, last = report.read_record(record)["results"]
+    # Before its first step Adam has no state.
+    assert list(first["measures"]) == ["lambda-max"]
+    assert first["edge"]["preconditioned"] is None
+    decay = load_checkpoint(last["checkpoint"]).recipe["weight_decay"]
+    assert last["edge"]["preconditioned"] == pytest.approx(3.8 / (0.1 * 0.002) * (1 - 0.002 * decay / 2))
+    alone = measure(name, load_checkpoint(last["checkpoint"]).risk(examples=60), engine="double_backward")
+    assert last["measures"][name]["value"] == pytest.approx(alone.value, rel=0.02)
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["threshold_preconditioned"] == ""
+    assert float(rows[1]["threshold_preconditioned"]) == last["edge"]["preconditioned"]
+    (figure,) = figures_of(report.read_record(record))
+    assert [line.get("Adam's threshold") for line in figure.data] == [None, last["edge"]["preconditioned"]]
+    told = run("measure", path, *QUICK, "-m", name)
+    assert told.code == 0, told.err
+    assert "Adam's step is stable up to" in told.out

@@ -14,7 +14,7 @@ from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.measures.table import entry_of
 from hessprobe.models.spec import AS_FOUND, Opening
-from hessprobe.tracking.names import ALWAYS, DEFAULT, RTOL, TRACKED
+from hessprobe.tracking.names import ALWAYS, DEFAULT, PRECONDITIONED, RTOL, TRACKED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -379,12 +379,16 @@ def _columns(rows: Sequence[Mapping[str, Any]], sign: str, *, data: bool) -> dic
     columns = {"step": [str(row["step"]) for row in rows], "epoch": [_text(row["epoch"]) for row in rows]}
     columns |= {"lr": [_text(row["lr"], 3) for row in rows], "loss": [_text(row["loss"], 4) for row in rows]}
     columns["|g|"] = [_text(row["gradient_norm"], 3) for row in rows]
-    for name in rows[0]["measures"]:
-        measured = [Number.of(row["measures"][name]) for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
+    for name in names:
         title = f"{entry_of(name).short} {sign} meas.{f' {sign} data' if data else ''}"
-        columns[title] = [render.both_errors(each, sign, data=data) for each in measured]
+        # What needs the optimizer's state has no value before its first step.
+        known = [Number.of(row["measures"][name]) if name in row["measures"] else None for row in rows]
+        columns[title] = ["" if each is None else render.both_errors(each, sign, data=data) for each in known]
     columns["2/lr"] = [_text(row["edge"]["plain"], 4) for row in rows]
     columns["SAM edge"] = [_text(row["edge"]["sharpness_aware"], 4) for row in rows]
+    if PRECONDITIONED in names:
+        columns["Adam edge"] = [_text(row["edge"].get("preconditioned"), 4) for row in rows]
     columns["align"] = [_text((row["alignment"] or {}).get("first"), 3) for row in rows]
     for split in ("train", "test"):
         columns[split] = [_percent(row["scores"].get(f"{split}_accuracy")) for row in rows]
@@ -412,6 +416,8 @@ def _edge_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if any(row["edge"]["sharpness_aware"] is not None for row in rows):
         notes.append("SAM edge: the same with SAM's ascent step, at the gradient norm of all measured data")
+    if any(row["edge"].get("preconditioned") is not None and PRECONDITIONED in row["measures"] for row in rows):
+        notes.append(f"Adam edge: the largest stable {PRECONDITIONED}, (2 + 2 beta1) / ((1 - beta1) lr)")
     missing: dict[str, int] = {}
     for row in rows:
         if row["edge"]["reason"]:

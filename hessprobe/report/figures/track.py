@@ -40,7 +40,7 @@ def figures_of(record: Mapping[str, Any], folder: Path | None = None) -> list[Dr
             entry(row, key, kind, where)
     steps = floats([row["step"] for row in rows], "results, step,")
     panels = [_eigenvalues(rows, steps)]
-    panels += [_measure(rows, steps, name) for name in rows[0]["measures"] if name != ALWAYS]
+    panels += [_measure(rows, steps, name) for name in _names(rows) if name != ALWAYS]
     panels += [_alignment(rows, steps), _loss(rows, steps)]
     if _scores(rows, "train_accuracy") is not None or _scores(rows, "test_accuracy") is not None:
         panels.append(_accuracy(rows, steps))
@@ -155,6 +155,11 @@ def _ends(values: Floats) -> str:
     return f"{short(float(known[0]))} to {short(float(known[-1]))}" if len(known) else "not known"
 
 
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the measures of a run; one that needs an optimizer's state has no value before the first step."""
+    return list(dict.fromkeys(name for row in rows for name in row["measures"]))
+
+
 def _columns(count: int, width: float) -> int:
     return 1 if width < NARROW or count == 1 else 2
 
@@ -176,6 +181,8 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             low, high = measured["interval"]
             line |= {name: measured["value"], f"{name} low": low, f"{name} high": high}
         line |= {"threshold": row["edge"]["plain"], "SAM's threshold": row["edge"]["sharpness_aware"]}
+        if row["edge"].get("preconditioned") is not None:
+            line["Adam's threshold"] = row["edge"]["preconditioned"]
         line |= {f"alignment {key}": (row.get("alignment") or {}).get(key) for key in ("first", "space")}
         found.append(line | dict(row["scores"]))
     return found
@@ -190,6 +197,9 @@ def _measured(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Floats, Flo
     triples = []
     for index, row in enumerate(rows):
         where = f"results[{index}], measures,"
+        if name not in row["measures"] and "optimizer" in entry_of(name).needs:
+            triples.append((math.nan,) * 3)
+            continue
         triples.append(spread(entry(row["measures"], name, dict, where), f"{where} {name},"))
     values, below, above = np.array(triples, dtype=np.float64).T
     return values, np.stack([below, above])
@@ -266,10 +276,16 @@ def _measure(rows: Sequence[Mapping[str, Any]], steps: Floats, name: str) -> _Pa
     values, reach = _measured(rows, name)
     needs = entry_of(name).needs
     color = GREEN if needs == {"trace"} else PURPLE if needs == {"norm"} else VERMILION
+    edges = [row["edge"].get("preconditioned") if "optimizer" in needs else None for row in rows]
+    line = floats(edges, f"results, edge, {name},")
 
     def draw(axis: Any) -> None:
-        axis.errorbar(steps, values, yerr=reach, color=color, **_style(len(steps)))
-        logarithmic(axis, "y", values)
+        axis.errorbar(steps, values, yerr=reach, color=color, label=entry_of(name).symbol, **_style(len(steps)))
+        if np.isfinite(line).any():
+            axis.plot(steps, line, color=BLACK, ls="--", lw=1.1, label="threshold of Adam", marker="_")
+            _legend(axis)
+        known = np.concatenate([values, line])
+        logarithmic(axis, "y", known[np.isfinite(known)])
         axis.set_ylabel(entry_of(name).symbol)
 
     return draw
@@ -326,8 +342,8 @@ def _scores(rows: Sequence[Mapping[str, Any]], name: str) -> Floats | None:
 def _alt(rows: Sequence[Mapping[str, Any]]) -> str:
     ends = [rows[0], rows[-1]] if len(rows) > 1 else [rows[0]]
     parts = []
-    for name in rows[0]["measures"]:
-        values = [short(row["measures"][name]["value"]) for row in ends]
+    for name in _names(rows):
+        values = [short(row["measures"][name]["value"]) for row in ends if name in row["measures"]]
         parts.append(f"{entry_of(name).words} {' to '.join(values)}")
     above = [
         row["step"]

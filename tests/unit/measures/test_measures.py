@@ -19,6 +19,7 @@ from hessprobe.estimate import Estimate
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.measures import NAMES, MeasureSettings, Progress, Result, context, measure_all
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.preconditioner import Preconditioner
 
 SHIFT = 0.05
 
@@ -47,9 +48,16 @@ TRUTH: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "adaptive-lambda-max": lambda values, psd: values.max(),
     "adaptive-trace": lambda values, psd: values.sum(),
     "adaptive-frob": lambda values, psd: values.norm(),
+    "preconditioned-lambda-max": lambda values, psd: values.max(),
     "pseudo-logdet": lambda values, psd: values[values.abs() > 1e-14 * values.abs().max()].abs().log().sum(),
 }
 OPERATORS = {"hessian": Hessian, "ggn": GaussNewton, "fisher": Fisher}
+
+
+def _scale(risk: EmpiricalRisk) -> Tensor:
+    """P^-1/2 of an optimizer that is not there: any positive numbers, of a wide range."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(risk.dim, generator=generator, dtype=torch.float64).exp()
 
 
 def _measured(risk: EmpiricalRisk, operator: str, **settings: object) -> dict[str, Result]:
@@ -64,6 +72,7 @@ def _measured(risk: EmpiricalRisk, operator: str, **settings: object) -> dict[st
 def measured(request: pytest.FixtureRequest) -> tuple[str, EmpiricalRisk, dict[str, Result], Tensor]:
     operator, _, net = request.param.partition("-")
     risk = nets.mlp((16, 16, 16, 8)).risk() if net == "mlp" else nets.CASES[net]().risk()
+    risk.preconditioner = Preconditioner(_scale(risk), threshold=1.0)
     matrix = OPERATORS[operator](risk).to_dense()
     return operator, risk, _measured(risk, operator, per_layer=True), matrix
 
@@ -78,6 +87,7 @@ def test_agrees_with_the_dense_matrix(
 ) -> None:
     operator, risk, results, matrix = measured
     C = risk.theta.abs() if name.startswith("adaptive") else torch.ones_like(risk.theta)
+    C = _scale(risk) if name.startswith("preconditioned") else C
     values = torch.linalg.eigvalsh(C[:, None] * matrix * C)
     truth = float(TRUTH[name](values, operator != "hessian"))
     estimate = results[name].estimate

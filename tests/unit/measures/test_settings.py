@@ -21,7 +21,7 @@ def test_the_settings_are_at_the_top_level_and_in_the_docstring_of_measure() -> 
 def test_an_unknown_setting_names_the_nearest() -> None:
     data = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))]
     risk = hp.EmpiricalRisk(nn.Linear(3, 2), nn.CrossEntropyLoss(), data)
-    said = r"no argument 'probes'\. Did you mean 'n_probes'\? It takes progress, operator, rtol, n_probes, seed, "
+    said = r"no argument 'probes'\. Did you mean 'n_probes'\? It takes optimizer, progress, operator, rtol, "
     with pytest.raises(TypeError, match=said):
         hp.measure("trace", risk, probes=4)
     with pytest.raises(

@@ -31,11 +31,19 @@ from hessprobe.measures import (
 )
 from hessprobe.measures.table import NEEDS, OPTIONS, entry_of, function_of
 from hessprobe.objective import Quadratic
+from hessprobe.objective.preconditioner import Preconditioner
 from hessprobe.tracking import measure_point
 from hessprobe.tracking.names import TRACKED
 
 ENTRY = measures_added.ENTRY
 EXACT = {"n_probes": 64, "engine": "double_backward"}
+
+
+def _risk(sizes: tuple[int, ...]) -> hp.EmpiricalRisk:
+    """A network with the preconditioner of an optimizer that is not there."""
+    risk = nets.mlp(sizes).risk()
+    risk.preconditioner = Preconditioner(torch.linspace(0.5, 2.0, risk.dim, dtype=torch.float64))
+    return risk
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def test_the_table_is_read_without_torch_and_every_function_is_there() -> None:
 
 
 def test_what_has_layers_says_how_they_add_up() -> None:
-    risk = nets.mlp((5,)).risk()
+    risk = _risk((5,))
     for name, entry in NAMES.items():
         found = hp.measure(name, risk, per_layer=True, **EXACT)
         assert bool(found.layers) == (entry.layers is not None), name
@@ -77,7 +85,7 @@ def test_what_has_layers_says_how_they_add_up() -> None:
 
 
 def test_a_setting_changes_the_numbers_of_the_measures_that_say_so() -> None:
-    risk = nets.mlp((16, 16)).risk()
+    risk = _risk((16, 16))
     plain = {"n_probes": 8, "engine": "double_backward", "seed": 0}
     changed = {"n_probes": 12, "shift": 0.3}
     names = [name for name in NAMES if name != "density"]
@@ -244,7 +252,10 @@ def test_theory_says_nothing_of_a_measure_whose_entry_does_not(added: Entry) -> 
 def _measured(matrix: torch.Tensor, theta: torch.Tensor) -> dict[str, float]:
     """Return every measure of a quadratic with this Hessian at ``theta``, up to rounding."""
     how = {"rtol": 1e-6, "engine": "double_backward", "shift": 0.1, "data_error": False}
-    found = hp.measure(list(NAMES), Quadratic(matrix, theta=theta), **how)
+    quadratic = Quadratic(matrix, theta=theta)
+    # The root of a mean squared gradient is divided by what its parameter is multiplied by, and so is P.
+    quadratic.preconditioner = Preconditioner(theta.sqrt())
+    found = hp.measure(list(NAMES), quadratic, **how)
     return {name: float(estimate) for name, estimate in found.items()}
 
 
