@@ -16,6 +16,7 @@ from hessprobe.cli import meanings
 from hessprobe.cli.process import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
 from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
+from hessprobe.measures.table import GROUPS
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening, parse_pairs
 
 if TYPE_CHECKING:
@@ -160,6 +161,14 @@ ForeignData = Annotated[
     ),
 ]
 PerLayer = Annotated[bool, option("--per-layer", help="Also measure each parameter tensor's part.", panel=_INPUT)]
+PerBatch = Annotated[
+    bool,
+    option("--per-batch", help="Also the largest eigenvalue of every mini-batch, and its distribution.", panel=_INPUT),
+]
+Group = Annotated[
+    str | None,
+    option("--group", metavar="NAME", help=f"Also measure the block of each {', '.join(GROUPS)}.", panel=_INPUT),
+]
 K = Annotated[
     int | None, option("--k", metavar="K", help="Number of eigenvalues at each end; 1 by default.", panel=_NUMBERS)
 ]

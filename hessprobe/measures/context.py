@@ -24,7 +24,8 @@ from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
-from hessprobe.measures.table import TABLE
+from hessprobe.measures.grouping import by_group
+from hessprobe.measures.table import GROUPS, TABLE
 from hessprobe.objective.base import Objective
 from hessprobe.objective.preconditioner import Preconditioner
 from hessprobe.operators import Block, LinearOperator
@@ -48,6 +49,8 @@ class MeasureSettings:
         n_probes: fixed number of probes instead, >= 2, or None.
         seed: integer >= 0.
         per_layer: also one value for every parameter tensor (lambda-max, trace, frob).
+        group: also one value for every ``"module"``, ``"layer"`` or attention ``"head"`` instead, see
+            ``measures.grouping``; None for parameter tensors.
         engine: of the products, see ``hvp.Hessian``.
         memory: bytes that products may keep, or None.
         confidence: level of the intervals.
@@ -56,6 +59,8 @@ class MeasureSettings:
             universal:logdet and universal:det the power of two from twice the Frobenius norm on, where None.
         radius: measure universal:* from losses alone at this radius (and half of it), > 0; by products where None.
         data_error: tell the error that comes from the data being a sample; False saves what that takes.
+        per_batch: also the largest eigenvalue of every batch (lambda-max and those like it), see
+            ``measures.minibatches``.
 
     Raises:
         TypeError, ValueError: a value outside its range.
@@ -79,6 +84,8 @@ class MeasureSettings:
     shift: float | None = None
     radius: float | None = None
     data_error: bool = True
+    group: str | None = None
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         checks.one_of("operator", self.operator, OPERATORS)
@@ -92,8 +99,15 @@ class MeasureSettings:
             checks.real("shift", self.shift, low=0, low_open=True)
         if self.radius is not None:
             checks.real("radius", self.radius, low=0, low_open=True)
+        if self.group is not None:
+            checks.one_of("group", self.group, GROUPINGS)
         if not isinstance(self.data_error, bool):
             raise TypeError(f"data_error must be True or False; got {self.data_error!r}. False leaves it out.")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether parts are measured beside the whole."""
+        return self.per_layer or self.group is not None
 
     @property
     def bracket_rtol(self) -> float:
@@ -238,11 +252,11 @@ class Context:
             self._report(Progress(state.matvecs, None, state.largest, state.largest_residual, stage="eigenvalues"))
 
         which, start = "both" if both else "largest", self._start.eigenvectors
-        pairs = self._bracketed(self.A, which, k, start=start, callback=progress)
+        pairs = self.bracketed(self.A, which, k, start=start, callback=progress)
         self._report(Progress(pairs.matvecs, pairs.matvecs, float(pairs.values[0]), stage="eigenvalues"))
         return pairs
 
-    def _bracketed(self, A: LinearOperator, which: str, k: int = 1, **more: Any) -> krylov.Eigenpairs:
+    def bracketed(self, A: LinearOperator, which: str, k: int = 1, **more: Any) -> krylov.Eigenpairs:
         """Return extreme eigenpairs with brackets of the width and the level that the settings ask for."""
         settings = self.settings
         return krylov.eigsh(
@@ -262,24 +276,30 @@ class Context:
         """lambda_min; of a positive semidefinite operator the run of its own it needs."""
         if not self.A.psd:
             return self.eigenpairs.estimate(-1)
-        pairs = self._bracketed(self.A, "smallest", max_matvecs=_SMALLEST)
+        pairs = self.bracketed(self.A, "smallest", max_matvecs=_SMALLEST)
         estimate = pairs.estimate(0)
         return estimate.with_(support=(0.0, math.inf))
 
     @cached_property
     def layer_eigenvalues(self) -> dict[str, Estimate]:
-        """Largest eigenvalue of each parameter tensor's own block; none exceeds that of the whole (Cauchy)."""
-        blocks, found = self.A.blocks, {}
+        """Largest eigenvalue of the block of each tensor or group; none exceeds that of the whole (Cauchy)."""
+        A, found = self.by_group, {}
+        blocks = A.blocks
         for index, (name, where) in enumerate(blocks.items()):
 
             def progress(state: krylov.Progress, index: int = index) -> None:
                 told = (index, len(blocks), state.largest, state.largest_residual)
                 self._report(Progress(*told, stage="layers' eigenvalues"))
 
-            pairs = self._bracketed(Block(self.A, where), "largest", callback=progress)
+            pairs = self.bracketed(Block(A, where), "largest", callback=progress)
             found[name] = pairs.estimate(0)
         self._report(Progress(len(blocks), len(blocks), stage="layers' eigenvalues"))
         return found
+
+    @cached_property
+    def by_group(self) -> LinearOperator:
+        """A with the groups of the settings as its blocks; parameter tensors where there are none."""
+        return by_group(self.A, self.risk, self.settings.group)
 
     def product_error(self, estimate: Estimate) -> ProductError | None:
         """Return what finite differences are off by in an estimate; None where products are exact.
@@ -314,7 +334,7 @@ class Context:
 
     @property
     def _norm_of_sketch(self) -> bool:
-        return self.takes_whole and not self.settings.per_layer
+        return self.takes_whole and not self.settings.by_layer
 
     @property
     def _directions_wanted(self) -> int:
@@ -390,10 +410,10 @@ class Context:
     def trace(self) -> Estimate:
         """The trace, with its blocks."""
         return estimators.trace(
-            self.A,
+            self.by_group,
             seed=self.settings.seed,
             confidence=self.settings.confidence,
-            per_block=self.settings.per_layer,
+            per_block=self.settings.by_layer,
             data_error=self.settings.data_error,
             callback=self._progress("trace"),
             **self._size(),
@@ -407,9 +427,10 @@ class Context:
         """
         if self._norm_of_sketch:
             return self.sketch.frobenius_norm()
-        found = self.directions if self._has_directions else None
+        # Directions are those of A, whose entries may be in another order.
+        found = self.directions if self._has_directions and self.by_group is self.A else None
         estimate = estimators.frobenius_norm(
-            self.A,
+            self.by_group,
             seed=self.settings.seed,
             confidence=self.settings.confidence,
             deflate=found,
@@ -488,7 +509,7 @@ class Context:
 
     def diagonal(self) -> estimators.DiagonalEstimate:
         """Every diagonal entry: what an exact trace is the sum of, else by probes inside layers if these served it."""
-        known = self.trace.details.get("diagonal")
+        known = self.trace.details.get("diagonal") if self.by_group is self.A else None
         if known is not None:
             return without_error(known, "exact")
         size: dict[str, Any] = {"rtol": self.settings.rtol, "confidence": self.settings.confidence}

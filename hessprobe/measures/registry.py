@@ -23,13 +23,13 @@ from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
-from hessprobe.measures import distribution
+from hessprobe.measures import distribution, minibatches
 from hessprobe.measures.context import Context, MeasureSettings, Report, Result, quietly, settings_of
 from hessprobe.measures.table import DENSE_LIMIT, TABLE, function_of
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.preconditioner import Preconditioner, of_optimizer
-from hessprobe.operators import Congruence, LinearOperator
+from hessprobe.operators import BlockDiagonal, Congruence, LinearOperator
 from hessprobe.progress import Show, progress_bars
 
 # Told the name of a measure that does not exist here, and why.
@@ -131,6 +131,8 @@ def measure(
             shift: damping of logdet and effective-dimension, > 0; None for 1e-3.
             radius: of universal:* from losses alone, > 0; None for products.
             data_error: tell the error that comes from the data being a sample, ``errors.data``; True.
+            group: as ``per_layer``, one value for every ``"module"``, ``"layer"`` or attention ``"head"``; None.
+            per_batch: also the largest eigenvalue of every batch and its distribution, in ``details["arrays"]``; False.
 
     Returns:
         The estimate, or a dict of them in the order of ``name``. ``details`` has ``measure``, ``operator``, ``unit``,
@@ -197,7 +199,7 @@ def _with_product_error(context: Context, name: str, estimate: Estimate) -> Esti
 
 def _off_by(context: Context, name: str, value: float, found: ProductError) -> float:
     """Return what a measure is off by where the products are off by ``found``."""
-    if TABLE[name].of_eigenpairs or name == "frob":
+    if TABLE[name].of_eigenpairs or name in ("frob", "block-frob"):
         return found.norm
     if name == "trace":
         return found.trace
@@ -293,8 +295,14 @@ def _answer(name: str, found: object) -> Result:
 def lambda_max(context: Context) -> Result:
     """lambda_1."""
     pairs = context.eigenpairs
-    layers = context.layer_eigenvalues if context.settings.per_layer else None
-    return Result(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
+    layers = context.layer_eigenvalues if context.settings.by_layer else None
+    found = Result(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
+    if not context.settings.per_batch:
+        return found
+    batches = context.shared(minibatches.per_batch)
+    cost = {"matvecs": pairs.matvecs + batches.matvecs, "seconds": found.estimate.seconds + batches.seconds}
+    arrays = {**found.arrays, **batches.arrays}
+    return replace(found, estimate=found.estimate.with_(**cost), arrays=arrays, notes=(batches.sentence,))
 
 
 def lambda_min(context: Context) -> Result:
@@ -336,6 +344,24 @@ def frob(context: Context) -> Result:
     square = context.frobenius.value**2
     shares = {name: one.scaled(1 / square) for name, one in squares.items()}
     return Result(context.frobenius, layers=shares, notes=("layers: share of the squared norm, ||A[layer, :]||^2",))
+
+
+def block_frob(context: Context) -> Result:
+    """Norm of the block diagonal, sum_g ||A_gg||_F^2 under a root, with the norm of each block."""
+    beside = context.shared(_block_diagonal)
+    squares = _layers(beside, beside.frobenius)
+    return Result(beside.frobenius, layers=squares and {name: _root(one) for name, one in squares.items()})
+
+
+def _block_diagonal(context: Context) -> Context:
+    A = context.by_group
+    return context.beside(BlockDiagonal(A, list(A.blocks.values())), "block diagonal")
+
+
+def _root(square: Estimate) -> Estimate:
+    value = max(square.value, 0.0) ** 0.5
+    slope = 0.5 / value if value else 0.0
+    return square.with_(value=value, errors=ErrorParts(probe=slope * square.errors.probe), support=(0.0, float("inf")))
 
 
 def logdet(context: Context) -> Result:
@@ -410,7 +436,7 @@ def preconditioned_lambda_max(context: Context) -> Result:
         said = f"Adam's step is stable up to {P.threshold:.5g} = {P.formula}; the value is {side} it"
         found.arrays["threshold"] = torch.tensor([P.threshold], dtype=torch.float64)
     more = (f"{unmoved} parameters that Adam has not moved count as fixed",) if unmoved else ()
-    return replace(found, notes=(said, *more))
+    return replace(found, notes=(said, *more, *found.notes))
 
 
 def _preconditioned(context: Context) -> Context:
@@ -444,7 +470,7 @@ _OF_THE_PROBES = ("few-probes", "heavy-tailed")
 
 
 def _layers(context: Context, estimate: Estimate) -> dict[str, Estimate] | None:
-    if not context.settings.per_layer:
+    if not context.settings.by_layer:
         return None
     blocks: dict[str, dict[str, Any]] = estimate.details.get("blocks", {})
     return {

@@ -31,6 +31,7 @@ NEEDS = (
     "matrix",
     "draws",
     "optimizer",
+    "blocks",
 )
 # Settings that not every measure reads; see ``MeasureSettings``.
 OPTIONS = ("rtol", "n_probes", "k", "shift", "radius")
@@ -39,6 +40,8 @@ INVARIANCES = ("permutation", "rescaling")
 # How a number is drawn; layers are drawn wherever there are some.
 # "bar": beside the same number of other matrices; "eigenvalues" and "density": the arrays found with it.
 DRAWN = ("bar", "eigenvalues", "density")
+# Groups of parameters whose diagonal blocks are measured.
+GROUPS = ("module", "layer", "head")
 ADDING = ("sum", "shares", "apart")
 
 UNIVERSAL_PREFIX = "universal:"
@@ -197,6 +200,7 @@ _APART = Layers("apart", r"block's $\lambda_{\max}$", r"$\lambda_{\max}$")
 _ADAPTIVE_SUM = Layers("sum", "adaptive trace", "adaptive trace")
 _ADAPTIVE_SHARES = Layers("shares", r"share of $\Vert CAC\Vert_F^2$", r"$\Vert CAC\Vert_F^2$")
 _ADAPTIVE_APART = Layers("apart", r"block's adaptive $\lambda_{\max}$", r"adaptive $\lambda_{\max}$")
+_BLOCK_NORMS = Layers("apart", r"block's $\Vert A\Vert_F$", r"$\Vert A\Vert_F$")
 _PRECONDITIONED_APART = Layers("apart", r"block's preconditioned $\lambda_{\max}$", r"preconditioned $\lambda_{\max}$")
 
 
@@ -272,6 +276,21 @@ _BUILT_IN = (
         options=_SAMPLES,
         invariances=("permutation",),
         layers=_SHARES,
+        sharper=True,
+        extensive=True,
+    ),
+    _own(
+        "block-frob",
+        "block_frob",
+        "curvature",
+        "Frobenius norm of the block diagonal, by parameter tensor or --group; the rest of frob lies between blocks",
+        "Martens and Grosse (2015)",
+        words="Frobenius norm of the block diagonal",
+        symbol="block Frobenius",
+        needs=("blocks",),
+        options=_SAMPLES,
+        invariances=("permutation",),
+        layers=_BLOCK_NORMS,
         sharper=True,
         extensive=True,
     ),

@@ -1,6 +1,6 @@
 """Symmetric matrices known by their products: the interface, dense and foreign ones, counting, algebra."""
 
-from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Reordered, Shifted
+from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Grouped, Reordered, Shifted
 from hessprobe.operators.base import Block, Combination, LinearOperator, SampledTrace
 from hessprobe.operators.wrapped import Counted, DenseOperator, Tally, WrappedOperator, aslinearoperator, settled
 
@@ -12,6 +12,7 @@ __all__ = [
     "Counted",
     "Deflated",
     "DenseOperator",
+    "Grouped",
     "LinearOperator",
     "Reordered",
     "SampledTrace",

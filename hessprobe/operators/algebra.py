@@ -5,7 +5,7 @@ An operator in other coordinates of the same entries: P^T A P for a permutation 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -345,3 +345,78 @@ class Reordered(LinearOperator):
         """Yield the inner terms, each reordered."""
         for weight, term in self._inner.terms():
             yield weight, Reordered(term, self._order)
+
+
+class Grouped(LinearOperator):
+    """P^T A P with named blocks: A in an order of its entries in which groups of them are contiguous.
+
+    What is known of A stays known: its terms, its surrogate, its diagonal, its sampled trace.
+
+    Args:
+        inner: A.
+        order: (d,) integers, each of 0 .. d-1 once; entry i is that of A at order[i].
+        blocks: contiguous slices of the new order by name.
+
+    Raises:
+        ValueError: see ``Reordered``.
+    """
+
+    def __init__(self, inner: LinearOperator, order: Tensor, blocks: Mapping[str, slice]) -> None:
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        # (P v)_j = v_{inverse[j]} puts entry i where A has it.
+        self._plain, self._order, self._blocks = Reordered(inner, inverse), order.to(inner.device), dict(blocks)
+        self._inner = inner
+        self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
+        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.cheap_forms = inner.cheap_forms
+        self.draws = tuple(Grouped(drawn, order, blocks) for drawn in inner.draws)
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """The groups."""
+        return self._blocks
+
+    @property
+    def surrogate(self) -> LinearOperator | None:
+        """The inner surrogate in the same order."""
+        surrogate = self._inner.surrogate
+        return None if surrogate is None else Grouped(surrogate, self._order, self._blocks)
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        return self._plain.matvecs(V)
+
+    def quadratic_forms(self, V: Tensor) -> Tensor:
+        """Return v^T P^T A P v a row."""
+        return self._plain.quadratic_forms(V)
+
+    def terms(self) -> Iterator[tuple[float, LinearOperator]]:
+        """Yield the inner terms, each in the same order."""
+        for weight, term in self._inner.terms():
+            yield weight, Grouped(term, self._order, self._blocks)
+
+    def grouped(self, count: int) -> LinearOperator:
+        """Return the inner operator by groups of examples, in the same order."""
+        inner = self._inner.grouped(count)
+        return self if inner is self._inner else Grouped(inner, self._order, self._blocks)
+
+    def exact_diagonal(self) -> tuple[Tensor, float] | None:
+        """Return the inner diagonal in the same order."""
+        known = self._inner.exact_diagonal()
+        return None if known is None else (known[0][self._order], known[1])
+
+    def exact_diagonal_cost(self) -> float:
+        """Return that of the inner diagonal."""
+        return self._inner.exact_diagonal_cost()
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the inner operator."""
+        return self._inner.group_traces()
+
+    def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
+        """Return that of the inner operator."""
+        return self._inner.sampled_trace(draws, seed)
+
+    def cost_of(self, work: str) -> float:
+        """Return that of the inner operator."""
+        return self._inner.cost_of(work)

@@ -9,6 +9,7 @@ from hessprobe.cli import drawing, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.measures import NAMES, TABLE, taking
+from hessprobe.measures.table import GROUPS
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class MeasureRequest:
     params: options.Params = None
     batchnorm: options.BatchNorm = None
     per_layer: options.PerLayer = False
+    group: options.Group = None
+    per_batch: options.PerBatch = False
     objective: options.ObjectiveSpec = None
     model: options.ForeignModel = None
     data: options.ForeignData = None
@@ -95,6 +98,8 @@ def check(request: MeasureRequest) -> None:
     for name in request.names:
         options.choice("--measure", name, TABLE)
     options.choice("--operator", request.operator, options.ANY_OPERATOR)
+    if request.group is not None:
+        options.choice("--group", request.group, GROUPS)
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
     options.positive("--shift", request.shift)
@@ -141,8 +146,12 @@ def idle_options(request: MeasureRequest) -> list[str]:
         # Of what nearly all measures read the (phi, psi, mu) ones go without saying.
         readers = taking(option, NAMES if option in _SIZES else TABLE)
         idle[_SIZES.get(option, f"--{option}")] = readers
-    if request.per_layer and not any(TABLE[name].layers for name in wanted):
-        idle["--per-layer"] = tuple(name for name, entry in NAMES.items() if entry.layers)
+    if (request.per_layer or request.group) and not any(TABLE[name].layers for name in wanted):
+        idle["--group" if request.group else "--per-layer"] = tuple(
+            name for name, entry in NAMES.items() if entry.layers
+        )
+    if request.per_batch and not any(name.endswith("lambda-max") for name in wanted):
+        idle["--per-batch"] = tuple(name for name in NAMES if name.endswith("lambda-max"))
     notes = [f"{option} has no effect here; it is for {', '.join(names)}" for option, names in idle.items()]
     if given["n_probes"] and given["rtol"] and wanted & frozenset(taking("n_probes")):
         notes.append("--rtol has no effect here; --probes fixes the size of the sample")
@@ -158,6 +167,8 @@ def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:
         rtol=request.tolerance,
         n_probes=request.probes,
         per_layer=request.per_layer,
+        group=request.group,
+        per_batch=request.per_batch,
         shift=request.shift,
         radius=request.radius,
         **({} if request.k is None else {"k": request.k}),
