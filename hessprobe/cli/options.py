@@ -16,7 +16,7 @@ from hessprobe.cli import meanings
 from hessprobe.cli.process import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
 from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
-from hessprobe.measures.table import GROUPS
+from hessprobe.measures.table import GROUPINGS
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening, parse_pairs
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ PerBatch = Annotated[
 ]
 Group = Annotated[
     str | None,
-    option("--group", metavar="NAME", help=f"Also measure the block of each {', '.join(GROUPS)}.", panel=_INPUT),
+    option("--group", metavar="NAME", help=f"Also measure the block of each {', '.join(GROUPINGS)}.", panel=_INPUT),
 ]
 K = Annotated[
     int | None, option("--k", metavar="K", help="Number of eigenvalues at each end; 1 by default.", panel=_NUMBERS)

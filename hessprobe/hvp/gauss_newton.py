@@ -37,6 +37,7 @@ from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.output_space import MAX_OUTPUTS, agree, loss_hessians, require_convex, sampled_trace, square_roots
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.tracing import LinearFunction
+from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import BatchLoss, Objective, SecondOrderLosses, require_objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import MISFITS, passes_to_cut
@@ -341,6 +342,7 @@ class GaussNewton(LinearOperator):
             ``MemoryBudget`` shared with other operators; half of what is free by default.
         expected_matvecs: about how many products will be asked for; ``"auto"`` spreads the cost of preparing an
             engine over them.
+        wrt: as for ``Hessian``: with respect to inputs or activations in place of the parameters.
 
     Raises:
         ValueError: unknown engine, or ``memory`` not positive.
@@ -375,8 +377,9 @@ class GaussNewton(LinearOperator):
         engine: str = "auto",
         memory: int | MemoryBudget | None = None,
         expected_matvecs: int = EXPECTED_MATVECS,
+        wrt: str | None = None,
     ) -> None:
-        self.risk = require_objective("risk", risk)
+        self.risk = risk = require_objective("risk", risk) if wrt is None else ActivationRisk(risk, wrt)
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_matvecs)
         self._pool = self._source.pool

@@ -6,7 +6,9 @@ One product with the Hessian, for vectors in any form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.verification import COMPARED, ProductError, compare
+from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import LinearOperator
 from hessprobe.vectors import ParameterLayout
@@ -47,6 +50,8 @@ class Hessian(LinearOperator):
             ``MemoryBudget`` shared with other operators; half of what is free by default.
         expected_matvecs: about how many products will be asked for, where it is more than 60: ``"auto"`` then thinks of
             other engines after the first product. Else it takes as many to be left as have been made.
+        wrt: ``"input"`` or the name of a submodule: the Hessian with respect to the inputs, or to what the submodule
+            returns, of all examples stacked, in place of the parameters; see ``objective.activations``.
         surrogate_engine: of the Gauss-Newton matrix that estimators may use beside this one, as ``engine``.
 
     Raises:
@@ -81,8 +86,9 @@ class Hessian(LinearOperator):
         memory: int | MemoryBudget | None = None,
         expected_matvecs: int = EXPECTED_MATVECS,
         surrogate_engine: str = "auto",
+        wrt: str | None = None,
     ) -> None:
-        self.risk = require_objective("risk", risk)
+        self.risk = risk = require_objective("risk", risk) if wrt is None else ActivationRisk(risk, wrt)
         self.dim, self.dtype, self.device, self.n_terms = risk.dim, risk.dtype, risk.device, risk.n_terms
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_matvecs)
         self._surrogate: GaussNewton | None = None
@@ -161,6 +167,31 @@ class Hessian(LinearOperator):
                     raise
                 self._alone = True
         return self._surrogate
+
+    def example_lambda_max(self, *, steps: int = 50, tol: float = 1e-3, seed: int = 0) -> Any:
+        """Return lambda_max(d^2 l_i / d a_i^2) of every example's own loss, for a Hessian made with ``wrt=``.
+
+        N times the largest eigenvalue of each block, N the number of examples: the curvature of the loss along the
+        direction in which this example's input or activation changes it most. See ``krylov.blockwise``.
+
+        Args:
+            steps: most products, >= 1.
+            tol: relative residual to reach, > 0.
+            seed: of the random start, >= 0.
+
+        Raises:
+            TypeError: a Hessian with respect to parameters.
+            ValueError: an argument outside its range, or examples of different sizes or weights.
+            UnsupportedError: examples that see each other.
+        """
+        if not isinstance(self.risk, ActivationRisk):
+            raise TypeError(
+                "example_lambda_max needs a Hessian with respect to inputs or activations. Pass wrt='input'."
+            )
+        count = self.risk.require_alike()
+        # Products lie below the eigenvalues that are made of them.
+        found = import_module("hessprobe.krylov").block_lambda_max(self, count, steps=steps, tol=tol, seed=seed)
+        return replace(found, values=found.values * count, residuals=found.residuals * count)
 
     def _near(self) -> GaussNewton:
         source = self._source

@@ -1,5 +1,6 @@
 """Krylov methods on symmetric operators."""
 
+from hessprobe.krylov.blockwise import BlockEigenvalues, block_lambda_max
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.krylov.eigenpairs import Eigenpairs, Progress
 from hessprobe.krylov.eigsh import eigsh, lambda_max
@@ -8,6 +9,7 @@ from hessprobe.krylov.quadrature import QuadratureRule, gauss, gauss_radau
 from hessprobe.krylov.solve import Solution, solve
 
 __all__ = [
+    "BlockEigenvalues",
     "Eigenpairs",
     "Ends",
     "LanczosRun",
@@ -15,6 +17,7 @@ __all__ = [
     "QuadratureRule",
     "Solution",
     "SpectrumBounds",
+    "block_lambda_max",
     "eigsh",
     "gauss",
     "gauss_radau",

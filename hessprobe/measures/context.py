@@ -25,7 +25,7 @@ from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures.grouping import by_group
-from hessprobe.measures.table import GROUPS, TABLE
+from hessprobe.measures.table import GROUPINGS, TABLE
 from hessprobe.objective.base import Objective
 from hessprobe.objective.preconditioner import Preconditioner
 from hessprobe.operators import Block, LinearOperator

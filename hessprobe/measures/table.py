@@ -41,7 +41,7 @@ INVARIANCES = ("permutation", "rescaling")
 # "bar": beside the same number of other matrices; "eigenvalues" and "density": the arrays found with it.
 DRAWN = ("bar", "eigenvalues", "density")
 # Groups of parameters whose diagonal blocks are measured.
-GROUPS = ("module", "layer", "head")
+GROUPINGS = ("module", "layer", "head")
 ADDING = ("sum", "shares", "apart")
 
 UNIVERSAL_PREFIX = "universal:"

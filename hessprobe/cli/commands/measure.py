@@ -9,7 +9,7 @@ from hessprobe.cli import drawing, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.measures import NAMES, TABLE, taking
-from hessprobe.measures.table import GROUPS
+from hessprobe.measures.table import GROUPINGS
 from hessprobe.models.spec import AS_FOUND, Opening
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def check(request: MeasureRequest) -> None:
         options.choice("--measure", name, TABLE)
     options.choice("--operator", request.operator, options.ANY_OPERATOR)
     if request.group is not None:
-        options.choice("--group", request.group, GROUPS)
+        options.choice("--group", request.group, GROUPINGS)
     options.positive("--rtol", request.rtol, below=1)
     options.positive("--confidence", request.confidence, below=1)
     options.positive("--shift", request.shift)
