@@ -230,7 +230,7 @@ class Context:
         preconditioner: Preconditioner | None = None,
     ) -> None:
         self.risk, self.settings = risk, settings
-        self.preconditioner = preconditioner or risk.preconditioner
+        self._preconditioner = preconditioner
         self.names = frozenset(names)
         self.needs = frozenset(need for name in self.names for need in TABLE[name].needs)
         self._work: dict[Callable[[Context], Any], Any] = {}
@@ -270,6 +270,11 @@ class Context:
             data_error=settings.data_error,
             **more,
         )
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        """Of the optimizer; that of the risk by default."""
+        return self._preconditioner or self.risk.preconditioner
 
     @cached_property
     def smallest(self) -> Estimate:

@@ -111,7 +111,6 @@ class Objective(ABC):
         layout: named tensors inside theta.
         n_terms: number of batches.
         caveats: what a reader of any number measured on it should know, in sentences.
-        preconditioner: of the optimizer that has trained theta, where it is known, see ``objective.preconditioner``.
     """
 
     dim: int
@@ -121,7 +120,21 @@ class Objective(ABC):
     layout: ParameterLayout
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
-    preconditioner: Preconditioner | None = None
+    _preconditioner: Preconditioner | Callable[[], Preconditioner | None] | None = None
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        """Of the optimizer that has trained theta, see ``objective.preconditioner``; None where it is not known.
+
+        Set to a function it is made when it is first asked for.
+        """
+        if callable(self._preconditioner):
+            self._preconditioner = self._preconditioner()
+        return self._preconditioner
+
+    @preconditioner.setter
+    def preconditioner(self, given: Preconditioner | Callable[[], Preconditioner | None] | None) -> None:
+        self._preconditioner = given
 
     def __repr__(self) -> str:
         kind, terms = type(self).__name__, self.n_terms

@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -442,7 +443,7 @@ class Checkpoint:
         inputs = inputs.to(own) if inputs.is_floating_point() else inputs
         parts = batches(inputs.to(place), labels.to(place), batch_size)
         risk = EmpiricalRisk(model, make_loss(self.loss, self.data.layout), parts, params, batchnorm=batchnorm)
-        risk.preconditioner = self._preconditioner(risk.layout)
+        risk.preconditioner = partial(self._preconditioner, risk.layout)
         return risk
 
     def _preconditioner(self, layout: ParameterLayout) -> Preconditioner | None:
