@@ -41,6 +41,7 @@ from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import BatchLoss, Objective, SecondOrderLosses, require_objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import MISFITS, passes_to_cut
+from hessprobe.objective.classes import ClassRisk, shares_of
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout, row_dots
 
@@ -435,6 +436,36 @@ class GaussNewton(LinearOperator):
         gradient = {} if self.gradient_seconds is None else {"gradient": self.gradient_seconds}
         known = {self.name if kind == "products" else kind: least for kind, least in self._pool.seconds.items()}
         return {**gradient, **known, **self._draw_seconds}
+
+    def by_class(self) -> dict[int, LinearOperator]:
+        """Return the part of every class, by label: G = sum_c S_c over the examples of the classes.
+
+        S_c = p_c G_c, p_c the share of class c in the loss and G_c the Gauss-Newton matrix of the mean loss of its
+        examples; positive semidefinite, so that lambda_max(S_c) <= lambda_max(G), and traces add up to that of G. The
+        leading eigenvectors of G are differences between the mean gradients of classes (Papyan 2020), which the parts
+        tell apart.
+
+        Raises:
+            UnsupportedError: targets that are not one integer label an example, or a loss that is not a mean over
+                examples that do not see each other.
+
+        References:
+            Papyan (2020), "Traces of class/cross-class structure pervade deep learning spectra".
+
+        Examples:
+            >>> import torch, hessprobe as hp
+            >>> model = torch.nn.Linear(1, 2).double()
+            >>> data = [(torch.tensor([[1.0], [2.0], [1.0]]).double(), torch.tensor([0, 1, 0]))]
+            >>> G = hp.GaussNewton(hp.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data))
+            >>> parts = G.by_class()
+            >>> torch.allclose(parts[0].to_dense() + parts[1].to_dense(), G.to_dense())
+            True
+        """
+        parts: dict[int, LinearOperator] = {}
+        for share in shares_of(self.risk):
+            own = type(self)(ClassRisk(self.risk, share), memory=self._source.budget)
+            parts[share.label] = own * share.weight
+        return parts
 
     def require_engine(self) -> None:
         """Choose the engine now.

@@ -194,6 +194,11 @@ def cut(tree: Any, start: int, stop: int, length: int, *, lists: bool = False) -
     return _mapped(tree, lambda leaf: leaf[start:stop] if leaf.ndim > 0 and len(leaf) == length else leaf)
 
 
+def picked(tree: Any, rows: Tensor, length: int) -> Any:
+    """Return some rows, by their numbers, of every tensor whose leading dimension is ``length``; others are shared."""
+    return _mapped(tree, lambda leaf: leaf[rows] if leaf.ndim > 0 and len(leaf) == length else leaf)
+
+
 def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
