@@ -74,6 +74,7 @@ class WrappedOperator(LinearOperator):
             tensor where its ``dtype`` is torch's. One that names no dtype is tried once, on zeros.
         dtype, device: of the products to hand out; by default those of ``operator``, else float64 on the CPU.
         psd: claim that it is positive semidefinite.
+        layout: names and shapes of the parameters that its entries are, in their order.
 
     Raises:
         TypeError: no ``shape`` or no ``@``, complex, or a product with neither arrays nor tensors.
@@ -87,6 +88,7 @@ class WrappedOperator(LinearOperator):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         psd: bool = False,
+        layout: ParameterLayout | None = None,
     ) -> None:
         if not (hasattr(operator, "shape") and hasattr(operator, "__matmul__")):
             raise TypeError(
@@ -100,10 +102,21 @@ class WrappedOperator(LinearOperator):
         own = getattr(operator, "device", None)
         self._operator = operator
         self.dim, self.psd = int(shape[0]), psd
+        self._layout = _fitting(layout, self.dim)
         self.device = torch.device(device or (own if isinstance(own, torch.device | str) else "cpu"))
         self.dtype, self._takes_tensors = _manner(operator, self.dim, dtype, self.device)
         self._first: tuple[Tensor, Tensor] | None = None
         self._symmetric = False
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """The parameter tensors of the layout given at construction."""
+        return {} if self._layout is None else self._layout.slices
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """The layout given at construction."""
+        return self._layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         product = _columns(self._operator, V, self._takes_tensors)
@@ -207,14 +220,29 @@ def settled(A: Any) -> LinearOperator:
     return operator
 
 
-def aslinearoperator(A: Any) -> LinearOperator:
+def _fitting(layout: ParameterLayout | None, dim: int) -> ParameterLayout | None:
+    if layout is not None and layout.dim != dim:
+        raise ValueError(
+            about(
+                "layout", f"must have {dim} entries, as the operator has; got {layout.dim}. Use that of its parameters."
+            )
+        )
+    return layout
+
+
+def aslinearoperator(A: Any, *, psd: bool = False, layout: ParameterLayout | None = None) -> LinearOperator:
     """Return ``A`` as a ``LinearOperator``: itself, a dense matrix held, or a foreign operator wrapped.
 
     Args:
-        A: a ``LinearOperator``, a symmetric (d, d) tensor or NumPy array, or anything with ``shape`` and ``@``.
+        A: a ``LinearOperator``, a symmetric (d, d) tensor or NumPy array, or anything with ``shape`` and ``@``, such as
+            SciPy's and curvlinops' (``KFACLinearOperator``, ``EKFACLinearOperator``, ...).
+        psd: claim that it is positive semidefinite, as those two are. A ``LinearOperator`` knows it itself.
+        layout: names and shapes of the parameters that its entries are, ``risk.layout``: for ``block``, and beside a
+            foreign operator for vectors as dicts.
 
     Raises:
-        TypeError, ValueError: see ``DenseOperator`` and ``WrappedOperator``.
+        TypeError, ValueError: a claim about what is a ``LinearOperator`` already; or see ``DenseOperator`` and
+            ``WrappedOperator``.
 
     Examples:
         >>> import numpy as np, hessprobe as hp
@@ -223,12 +251,18 @@ def aslinearoperator(A: Any) -> LinearOperator:
         ((3, 3), array([3., 2., 0.]))
     """
     if isinstance(A, LinearOperator):
+        if psd or layout is not None:
+            raise TypeError(
+                about("A", f"must be no operator of hessprobe for psd= or layout=; got {type(A).__name__}.")
+            )
         return A
     if isinstance(A, np.ndarray):
         A = torch.from_numpy(np.ascontiguousarray(A))
     if isinstance(A, Tensor):
-        return DenseOperator(A if A.is_floating_point() else A.double())
-    return WrappedOperator(A)
+        fitting = _fitting(layout, len(A))
+        blocks = None if fitting is None else fitting.slices
+        return DenseOperator(A if A.is_floating_point() else A.double(), psd=psd, blocks=blocks)
+    return WrappedOperator(A, psd=psd, layout=layout)
 
 
 @dataclass

@@ -98,6 +98,24 @@ def test_foreign_operators_are_given_the_dtype_that_they_want(named: bool) -> No
         assert low - 1e-5 * top <= truth <= high + 1e-5 * top
 
 
+def test_what_is_known_of_a_foreign_operator_is_told_with_it() -> None:
+    matrix = _matrix() @ _matrix()
+    layout = hp.vectors.ParameterLayout(("weight", "bias"), (torch.Size((3, 3)), torch.Size((3,))))
+    for foreign in (_Float32Tensors(matrix), matrix, matrix.numpy()):
+        A = aslinearoperator(foreign, psd=True, layout=layout)
+        assert A.psd
+        part = A.block("bias").to_dense().double()
+        torch.testing.assert_close(part, matrix[9:, 9:], rtol=1e-5, atol=1e-5)
+        assert not aslinearoperator(foreign).psd
+        with pytest.raises(ValueError, match="layout must have 12 entries"):
+            aslinearoperator(foreign, layout=layout.of_names(["weight"]))
+    A = aslinearoperator(_Float32Tensors(matrix), layout=layout)
+    found = A @ {"weight": torch.zeros(3, 3), "bias": torch.ones(3)}
+    torch.testing.assert_close(found["bias"].double(), matrix[9:, 9:].sum(1), rtol=1e-5, atol=1e-4)
+    with pytest.raises(TypeError, match="must be no operator of hessprobe"):
+        aslinearoperator(A, psd=True)
+
+
 def test_the_dtype_of_a_numpy_operator_is_kept() -> None:
     matrix = _matrix().numpy()
     for kind, dtype in ((np.float32, torch.float32), (np.float64, torch.float64)):
