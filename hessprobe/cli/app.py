@@ -29,7 +29,6 @@ app = typer.Typer(
     help="Measure the curvature of trained networks: every number with its error and its cost.",
     epilog="Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -17,7 +17,7 @@ from torch import nn
 from hessprobe import checks
 from hessprobe.cli import code, kinds, process
 from hessprobe.cli.options import Asked
-from hessprobe.cli.process import UsageError, as_usage, say
+from hessprobe.cli.process import UsageError, as_usage, note
 from hessprobe.errors import CheckpointError, HessprobeError
 from hessprobe.models import build, data, fitting, images, pretrained
 from hessprobe.models.files import path_sha256, read_contents
@@ -415,8 +415,8 @@ def _measured(request: Asked) -> dict[str, Any]:
 
 
 def _tell(notes: tuple[str, ...], quiet: bool) -> None:
-    for note in () if quiet else notes:
-        say(f"note: {note}")
+    for each in () if quiet else notes:
+        note(each)
 
 
 def _from_objective(request: Asked, checkpoint: str | None) -> Subject:

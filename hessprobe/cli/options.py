@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from hessprobe.cli import meanings
+from hessprobe.cli import completion, meanings
 from hessprobe.cli.process import UsageError, as_usage
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
-from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL
+from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL, TABLE
 from hessprobe.measures.table import GROUPINGS
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening, parse_pairs
 
@@ -42,9 +42,15 @@ _INPUT, _NUMBERS, _COMPUTE, _OUTPUT = "What is measured", "How well", "How it is
 _FOREIGN = "Files of other libraries"
 
 
-def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> Any:
-    """Return a ``typer.Option`` under a heading of ``--help``."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
+def option(
+    *names: str,
+    help: str,
+    panel: str | None = None,
+    metavar: str | None = None,
+    complete: completion.Complete | None = None,
+) -> Any:
+    """Return a ``typer.Option`` under a heading of ``--help``, whose values the shell may complete."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, autocompletion=complete)
 
 
 Seed = Annotated[int, option("--seed", help="Seed of all randomness, 0 or more.", panel=_NUMBERS)]
@@ -100,12 +106,20 @@ Measures = Annotated[
         "-m",
         metavar="NAME",
         panel=_INPUT,
+        complete=completion.measures_of(TABLE),
         help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(NAMES)}, or a measure "
         f"{', '.join(UNIVERSAL)}. Default: {', '.join(DEFAULT_MEASURES)}.",
     ),
 ]
 Operator = Annotated[
-    str, option("--operator", metavar="NAME", help="Matrix to measure: hessian, ggn or fisher.", panel=_INPUT)
+    str,
+    option(
+        "--operator",
+        metavar="NAME",
+        help="Matrix to measure: hessian, ggn or fisher.",
+        panel=_INPUT,
+        complete=completion.one_of(OPERATORS),
+    ),
 ]
 AnyOperator = Annotated[
     str,
@@ -114,10 +128,18 @@ AnyOperator = Annotated[
         metavar="NAME",
         help="Matrix to measure: hessian, ggn, fisher, or functional, the Hessian less ggn.",
         panel=_INPUT,
+        complete=completion.one_of(ANY_OPERATOR),
     ),
 ]
 Split = Annotated[
-    str | None, option("--split", metavar="NAME", help="Data: train (the default), test or all.", panel=_INPUT)
+    str | None,
+    option(
+        "--split",
+        metavar="NAME",
+        help="Data: train (the default), test or all.",
+        panel=_INPUT,
+        complete=completion.one_of(SPLITS),
+    ),
 ]
 Examples = Annotated[
     int | None, option("--examples", metavar="N", help="Measure on N random examples of the split.", panel=_INPUT)
@@ -219,6 +241,7 @@ Dtype = Annotated[
         metavar="NAME",
         help="float32 or float64; default: that of the weights, at least float32.",
         panel=_COMPUTE,
+        complete=completion.one_of(DTYPES),
     ),
 ]
 Engine = Annotated[

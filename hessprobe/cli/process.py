@@ -304,6 +304,19 @@ Threads = Annotated[
     ),
 ]
 
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No progress and no notes: results, warnings and errors.", rich_help_panel="Output"
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also say what is done, and how long it took, on stderr.", rich_help_panel="Output"
+    ),
+]
+
 # Of the options that commands are given beside their own; False where nothing else is said.
 DEFAULTS: dict[str, Any] = {"threads": "auto"}
 
@@ -332,6 +345,8 @@ class Invocation:
         lent: outputs of a command that runs this one inside itself.
         trust_data: whether a checkpoint may name data outside the package.
         threads: a number, or ``"auto"``.
+        quiet: no progress and no notes.
+        verbose: say what is done.
     """
 
     command: str = ""
@@ -342,6 +357,8 @@ class Invocation:
     lent: frozenset[Path] = frozenset()
     trust_data: bool = False
     threads: str = "auto"
+    quiet: bool = False
+    verbose: bool = False
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
@@ -376,6 +393,8 @@ def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
         "resume": (command in RESUMABLE, Resume),
         "trust_data": ("split" in parameters, TrustData),
         "threads": ("device" in parameters, Threads),
+        "quiet": (True, Quiet),
+        "verbose": (True, Verbose),
     }
     return {name: option for name, (fits, option) in fitting.items() if fits}
 
@@ -598,8 +617,11 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
             try:
                 with as_usage():
                     check_threads(current_invocation().threads)
+                    _require_one(current_invocation())
+                began = time.perf_counter()
                 with joined_ranks(command.__name__, kwargs, NAMES) as mine:
                     cast(Any, command)(*args, **mine)
+                detail(f"{command.__name__} took {time.perf_counter() - began:.1f} s")
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
@@ -666,6 +688,23 @@ def entries(failure: BaseException | None) -> dict[str, Any]:
     if failure is None or isinstance(failure, KeyboardInterrupt):
         return {"flags": () if failure is None else ("interrupted",), "errors": None}
     return {"flags": ("failed",), "errors": (one_line(failure),)}
+
+
+def _require_one(run: Invocation) -> None:
+    if run.quiet and run.verbose:
+        raise ValueError("--quiet must be given without --verbose; got both. Leave one of them out.")
+
+
+def note(message: str) -> None:
+    """Say what a reader may want to know and nobody must, unless ``--quiet`` was given."""
+    if not current_invocation().quiet:
+        say(f"note: {message}")
+
+
+def detail(message: str) -> None:
+    """Say what is done, where ``--verbose`` was given."""
+    if current_invocation().verbose:
+        say(message)
 
 
 def say(message: str) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hessprobe.cli import process
+
 if TYPE_CHECKING:
     from hessprobe.progress import Update
 
@@ -31,7 +33,7 @@ _state = _State()
 @contextmanager
 def starting() -> Iterator[None]:
     """Show one line while the block loads what is needed, which takes seconds; it is gone at the first message."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not process.current_invocation().quiet:
         sys.stderr.write(_STARTING)
         sys.stderr.flush()
         _state.stands = True
@@ -53,10 +55,13 @@ def clear() -> None:
 def progress_bars() -> Iterator[Update]:
     """Yield ``update(stage, done, total, remark)``, which draws one bar a stage that never goes back.
 
-    Off a terminal a line is written once a minute, from the first minute on.
+    Off a terminal a line is written once a minute, from the first minute on. With ``--quiet`` there is nothing.
     """
     from hessprobe import progress
 
+    if process.current_invocation().quiet:
+        yield lambda *_: None
+        return
     if sys.stderr.isatty():
         with progress.progress_bars(True, waiting="starting") as update:
             yield update
@@ -77,6 +82,9 @@ def status_line() -> Iterator[Callable[[str], None]]:
 
     Off a terminal a line is written once a minute, from the first minute on: a long run shows that it goes on.
     """
+    if process.current_invocation().quiet:
+        yield lambda _: None
+        return
     if not sys.stderr.isatty():
         yield _now_and_then(_MINUTE)
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,9 +62,9 @@ def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator
 
     path = path_of(str(record))
     if path.exists() and not run.resume:
-        process.say(f"note: {path}, of a stopped run, is replaced; --resume would have gone on from it")
+        process.note(f"{path}, of a stopped run, is replaced; --resume would have gone on from it")
     if run.resume and not path.exists():
-        process.say(f"note: there is no {path} to go on from; beginning anew")
+        process.note(f"there is no {path} to go on from; beginning anew")
     journal = Journal(path, _identity(run.command, request, facts), resume=run.resume)
     if len(journal):
         process.say(f"going on from {path}: {len(journal)} products are known")
@@ -234,8 +235,10 @@ def carry_out(
         typer.Exit: something ended the work early, and was told.
     """
     check(request)
+    began = time.perf_counter()
     with progress.starting():
         inputs, found = opened(request)
+    _tell_place(time.perf_counter() - began)
     outcome = Outcome(found)
     if facts is None:
         _collect(request, inputs, outcome, collect)
@@ -248,6 +251,16 @@ def carry_out(
     if facts is not None:
         finished(request.json)
     return outcome
+
+
+def _tell_place(seconds: float) -> None:
+    if not process.current_invocation().verbose:
+        return
+    from hessprobe.records.record import environment
+
+    here = environment()
+    versions = ", ".join(f"{name} {here[name]}" for name in ("hessprobe", "torch", "numpy", "scipy"))
+    process.detail(f"{versions}; threads {here['threads']}; opened in {seconds:.1f} s")
 
 
 def _collect(request: Any, inputs: Any, outcome: Outcome[Any], collect: Callable[..., None]) -> None:
@@ -272,11 +285,15 @@ def watched(outcome: Outcome[Any]) -> Iterator[Report]:
     """
     from hessprobe.cli import render
 
+    began = time.perf_counter()
     with progress.progress_bars() as update:
 
         def report(event: Progress, remark: str | None = None) -> None:
             if process.asked():
                 raise KeyboardInterrupt
+            if event.total is not None and event.done >= event.total > 0:
+                value = "" if event.value is None else f", {render.with_error(event.value, event.std_error)}"
+                process.detail(f"{event.stage}: {event.done:g} done{value}, after {time.perf_counter() - began:.1f} s")
             outcome.latest[event.stage] = event
             if remark is None:
                 remark = "" if event.value is None else render.with_error(event.value, event.std_error)

@@ -65,7 +65,8 @@ def _unknown_option(name: str, command: Any, program: str, arguments: Sequence[s
     if owners:
         return f"{name} must stand behind a command; got it before one. Write: {program} {owners[-1]} {name} ..."
     known = _options_of(command)
-    meant = meanings.option(name, known) or _nearest_spelling(name, tuple(known))
+    whole = f"--{name.lstrip('-')}"
+    meant = whole if whole in known else meanings.option(name, known) or _nearest_spelling(name, tuple(known))
     return f"{program} has no option {name}.{f' Did you mean {meant}?' if meant else ' ' + _see(program)}"
 
 

@@ -17,7 +17,7 @@ def trained(tmp_path_factory):
 
     def train(model):
         path = folder / f"{model.split(':')[0]}.pt"
-        arguments = ["train", "--model", model, "--epochs", "1", "--subset", "0.1", "--out", str(path)]
+        arguments = ["train", "--model", model, "--epochs", "1", "--subset", "0.1", "--out", str(path), "--force"]
         with pytest.raises(SystemExit) as left:
             app(arguments, prog_name="hessprobe")
         assert not left.value.code

@@ -30,6 +30,7 @@ def options_of(command):
         ("measure", "--n_probes", "--probes"),
         ("measure", "--samples", "--probes"),
         ("measure", "--top-k", "--k"),
+        ("measure", "-k", "--k"),
         ("measure", "--rho", "--radius"),
         ("measure", "-b", "--batch-size"),
         ("train", "--learning-rate", "--lr"),

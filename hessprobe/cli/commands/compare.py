@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, kinds, options, process, skeleton
+from hessprobe.cli import drawing, kinds, options, process, skeleton, completion
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
@@ -33,6 +33,7 @@ Measures = Annotated[
         "--measure",
         "-m",
         metavar="NAME",
+        autocompletion=completion.measures_of(MEASURES),
         rich_help_panel=_INPUT,
         help="What to measure; repeat it for more, or put commas between. One of "
         f"{', '.join(NAMES)}, or a "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, options, process, skeleton
+from hessprobe.cli import drawing, options, process, skeleton, completion
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.invariance import (
@@ -39,6 +39,7 @@ Measures = Annotated[
         "--measure",
         "-m",
         metavar="NAME",
+        autocompletion=completion.measures_of(MEASURES),
         rich_help_panel=_INPUT,
         help=f"What to measure; repeat it for more, or put commas between. One of {', '.join(MEASURES)}. Default: "
         f"{', '.join(DEFAULT_MEASURES)}; the last up to {DENSE_LIMIT:,} parameters.",

@@ -225,7 +225,7 @@ def check(request: LandscapeRequest) -> None:
     check_source(request)
     options.check_outputs(out=request.figure, interactive=request.interactive, json=request.json, report=request.report)
     for note in idle_options(request):
-        process.say(f"note: {note}")
+        process.note(note)
 
 
 def _refuse_contradictions(request: LandscapeRequest) -> None:

@@ -118,7 +118,7 @@ def check(request: MeasureRequest) -> None:
         )
     options.check_outputs(json=request.json, csv=request.csv, out=request.out, report=request.report)
     for note in idle_options(request):
-        process.say(f"note: {note}")
+        process.note(note)
 
 
 def draws(request: MeasureRequest) -> bool:

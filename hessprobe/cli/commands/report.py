@@ -43,7 +43,7 @@ def report(
 
     page = page_of(sources.gather(paths), context.find_root().command)
     for sentence in left_out(page):
-        process.say(f"note: {sentence}")
+        process.note(sentence)
     html.write(out, page, title)
     _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
 

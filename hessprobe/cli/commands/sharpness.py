@@ -197,7 +197,7 @@ def check(request: SharpnessRequest) -> None:
     drawing.check(request, request.out)
     options.check_outputs(json=request.json, out=request.out, report=request.report)
     for note in idle_options(request):
-        process.say(f"note: {note}")
+        process.note(note)
 
 
 def _refuse_contradictions(request: SharpnessRequest) -> None:

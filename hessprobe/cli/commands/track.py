@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, options, process
+from hessprobe.cli import drawing, options, process, completion
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.measures.table import entry_of
@@ -47,6 +47,7 @@ class TrackRequest:
             "--measure",
             "-m",
             metavar="NAME",
+            autocompletion=completion.measures_of(TRACKED),
             rich_help_panel="What is measured",
             help=f"Beside {ALWAYS}; repeat it for more, or put commas between. One of {', '.join(TRACKED)}. "
             f"Default: {', '.join(DEFAULT)}.",

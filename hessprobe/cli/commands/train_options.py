@@ -6,11 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
+from hessprobe.cli import completion
+
 _WHAT, _OPTIMIZER, _LENGTH, _FILES = "What is trained, on what", "Optimizer", "Length and rates", "Files"
 
 
-def _option(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
+def _option(
+    *names: str, help: str, panel: str, metavar: str | None = None, complete: completion.Complete | None = None
+) -> Any:
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False, autocompletion=complete
+    )
 
 
 Out = Annotated[str, _option("--out", metavar="FILE", help="Where to write the checkpoint.", panel=_FILES)]
@@ -41,6 +47,7 @@ Model = Annotated[
         "--model",
         metavar="NAME[:k=v,..]",
         panel=_WHAT,
+        complete=completion.models,
         help="mlp (the default), cnn, resnet (ResNet-20), resnet18, wide-resnet, vgg, vit or gpt, with arguments.",
     ),
 ]
@@ -73,6 +80,7 @@ Optimizer = Annotated[
         "--optimizer",
         metavar="NAME",
         panel=_OPTIMIZER,
+        complete=completion.optimizers,
         help="sgd (the default), adamw or another of torch.optim, or a sharpness-aware one: sam, gsam, frob-sam, ...",
     ),
 ]
