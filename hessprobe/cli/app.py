@@ -17,6 +17,7 @@ from hessprobe.cli.commands.invariance import invariance
 from hessprobe.cli.commands.landscape import landscape
 from hessprobe.cli.commands.measure import measure
 from hessprobe.cli.commands.plot import plot
+from hessprobe.cli.commands.repeat import repeat_
 from hessprobe.cli.commands.report import report
 from hessprobe.cli.commands.sharpness import sharpness
 from hessprobe.cli.commands.track import track
@@ -64,6 +65,7 @@ app.command()(guarded(validate))
 app.command()(guarded(report))
 app.command()(guarded(demo))
 app.command()(guarded(doctor))
+app.command()(guarded(repeat_))
 
 
 def main(last: bool = False) -> None:

@@ -26,7 +26,7 @@ import pytest
         (
             ["qqq"],
             "hessprobe has no command 'qqq'. Choose one of train, measure, invariance, sharpness, landscape, track, "
-            "compare, plot, info, bench, validate, report, demo, doctor.",
+            "compare, plot, info, bench, validate, report, demo, doctor, repeat.",
         ),
         ([__file__], f"hessprobe has no command {__file__!r}. Write: hessprobe measure {__file__}"),
     ],
