@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hessprobe.cli import process, usage
+from hessprobe.cli import process, settings, usage
 from hessprobe.cli.commands.bench import bench
 from hessprobe.cli.commands.compare import compare
 from hessprobe.cli.commands.demo import demo
@@ -84,13 +84,20 @@ def main(last: bool = False) -> None:
 
 
 def _run() -> int:
+    group = typer.main.get_command(app)
     try:
-        code = app(prog_name="hessprobe", standalone_mode=False)
+        line = settings.merged(sys.argv[1:], group)
+    except process.UsageError as error:
+        process.say(f"error: {error}")
+        return process.WRONG_USAGE
+    try:
+        with process.naming(line.named):
+            code = app(list(line.words), prog_name="hessprobe", standalone_mode=False)
     except usage.ParserError as error:
         if usage.is_help(error):
             typer.echo(str(error))
         else:
-            process.say(f"error: {usage.sentence(error, sys.argv[1:], typer.main.get_command(app))}")
+            process.say(f"error: {line.named(usage.sentence(error, line.words, group))}")
         return process.WRONG_USAGE
     except typer.Abort:
         return process.FAILED

@@ -25,7 +25,6 @@ _OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("arch", "architecture", "network", "net"): ("--model",),
     ("dataset", "data-path", "data-dir"): ("--data",),
     ("criterion", "loss-fn", "loss-function"): ("--loss",),
-    ("config",): ("--recipe",),
     ("bs", "batch", "batchsize", "minibatch", "b"): ("--batch-size",),
     ("bn", "batch-norm"): ("--batchnorm",),
     ("gpu", "gpus", "cuda", "cpu", "accelerator"): ("--device",),

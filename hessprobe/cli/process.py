@@ -317,8 +317,18 @@ Verbose = Annotated[
     ),
 ]
 
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options from a file; those typed count first, then HESSPROBE_* variables.",
+        rich_help_panel="Output",
+    ),
+]
+
 # Of the options that commands are given beside their own; False where nothing else is said.
-DEFAULTS: dict[str, Any] = {"threads": "auto"}
+DEFAULTS: dict[str, Any] = {"threads": "auto", "config": None}
 
 _HEAD = 4096
 # Nothing that is recognised by its content is larger.
@@ -345,6 +355,7 @@ class Invocation:
         lent: outputs of a command that runs this one inside itself.
         trust_data: whether a checkpoint may name data outside the package.
         threads: a number, or ``"auto"``.
+        config: the file of ``--config``; its options stand among those typed by now.
         quiet: no progress and no notes.
         verbose: say what is done.
     """
@@ -357,6 +368,7 @@ class Invocation:
     lent: frozenset[Path] = frozenset()
     trust_data: bool = False
     threads: str = "auto"
+    config: str | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -393,6 +405,7 @@ def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
         "resume": (command in RESUMABLE, Resume),
         "trust_data": ("split" in parameters, TrustData),
         "threads": ("device" in parameters, Threads),
+        "config": (True, Config),
         "quiet": (True, Quiet),
         "verbose": (True, Verbose),
     }
@@ -654,13 +667,27 @@ def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]
     return command
 
 
+# How a message about an option that was not typed names it instead.
+_named: ContextVar[Callable[[str], str]] = ContextVar("named", default=str)  # a function
+
+
+@contextmanager
+def naming(named: Callable[[str], str]) -> Iterator[None]:
+    """Pass what went wrong through ``named`` inside the block before it is said."""
+    token = _named.set(named)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
 def fail(error: Exception, debug: bool) -> None:
     """Say what went wrong and leave with the exit code that fits.
 
     Raises:
         typer.Exit: always.
     """
-    say(f"{rank_prefix()}error: {one_line(error)}")
+    say(f"{rank_prefix()}error: {_named.get()(one_line(error))}")
     if debug:
         traceback.print_exception(error)
     raise typer.Exit(WRONG_USAGE if _is_wrong_usage(error) else FAILED) from None
