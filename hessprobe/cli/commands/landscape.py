@@ -330,12 +330,15 @@ def _span(request: LandscapeRequest) -> float:
 
 def _order(paths: Sequence[str], others: Sequence[Subject]) -> list[str]:
     """Return a note where a trajectory goes back to an earlier step of its run."""
+    from hessprobe.report.figures.planes import run_of
+
     found = [((each.checkpoint or {}).get("metrics") or {}).get("steps") for each in others]
     steps = [int(each) for each in found if each is not None]
     if len(steps) < len(others) or steps[-1] < steps[0]:
         return []
     for i, (step, following) in enumerate(pairwise(steps)):
-        if following < step:
+        # Each run has a line of its own.
+        if following < step and run_of(Path(paths[i]).stem) == run_of(Path(paths[i + 1]).stem):
             return [
                 f"the trajectory goes from {Path(paths[i]).name} (step {step}) back to {Path(paths[i + 1]).name} "
                 f"(step {following}): its line is that of training only where --with is in the order of the steps"

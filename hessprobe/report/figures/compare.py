@@ -179,7 +179,7 @@ def _scatter(record: CompareRecord, gap: str, correlations: Sequence[Correlation
             _cloud(panel, points[row.measure], shown if len(names) <= _NAMED else {})
             said = _tau(row).replace(" (", "\n(") if narrow(figure) else _tau(row)
             panel.set_title(f"{row.measure}\n{said}", loc="left")
-            panel.set_xlabel(_gap(gap))
+            panel.set_xlabel(_shortened(_gap(gap)) if narrow(figure) else _gap(gap))
         for panel in panels.flat[len(points) :]:
             panel.set_visible(False)
         if numbered and len(names) <= _NAMED:
@@ -255,6 +255,11 @@ def _gap(name: str) -> str:
     return GAPS[name].replace(" - ", " \u2212 ")
 
 
+def _shortened(label: str) -> str:
+    """Return the name of a gap that fits below a panel of half a column."""
+    return label.replace("training", "train").replace("accuracy", "acc.")
+
+
 def _points(record: CompareRecord, measure: str, gap: str) -> list[_Point]:
     gaps = {one.label: one.gaps or {} for one in record.checkpoints}
     found = []
@@ -269,7 +274,7 @@ def _cloud(panel: Any, points: Sequence[_Point], shown: Mapping[str, str]) -> No
     """Draw a point a checkpoint with its interval, and beside it what ``shown`` says for its name."""
     for axis, values in (("x", [one.gap for one in points]), ("y", [one.value for one in points])):
         if not logarithmic(panel, axis, values):
-            panel.locator_params(axis=axis, nbins=4)
+            panel.locator_params(axis=axis, nbins=3 if narrow(panel.figure) and axis == "x" else 4)
     for one in points:
         panel.errorbar(one.gap, one.value, yerr=[[one.below], [one.above]], fmt="o", ms=3.5, color=PURPLE)
         if one.checkpoint in shown:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Below this share of the largest eigenvalue the symlog axis is linear: the width of the bulk of a trained network.
 _LINEAR = 1e-3
+# Inches below which the label of three axes side by side does not fit.
+_ROOMY = 6.0
 # What a symlog axis has beyond the outermost point, as a factor.
 _ROOM = 1.6
 # Decades below the largest density that are worth the room, and how far the lowest peak is above the floor.
@@ -60,8 +62,8 @@ def density(row: Mapping[str, Any], where: str) -> Drawn:
         panels[-1].set_ylabel("share below")
         for panel, scale in zip(panels, (*scales, "symlog"), strict=True):
             _axis(panel, scale, zero, nodes, _ends(curves[scale]), 2 if narrow(figure) else 1)
-        if not narrow(figure):
-            # The gray beside it is explained there.
+        if NARROW <= figure.get_figwidth() < _ROOMY:
+            # The gray is explained beside it.
             panels[-1].set_xlabel("eigenvalue")
         for panel in panels[-2:]:
             panel.axvspan(-zero, zero, color=SHADE, lw=0, zorder=0)

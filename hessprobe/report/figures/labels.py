@@ -20,6 +20,8 @@ _TURNS = (0, 8, 2, 14, 6, 10, 4, 12, 1, 15, 7, 9, 3, 13, 5, 11)
 _RINGS = 12
 # In points: from a point to the nearest name, between two rings, kept free around a name, half of a marker.
 _GAP, _STEP, _FREE, _MARKER = 3.5, 5.0, 2.0, 2.5
+# Half of the star of the checkpoint in the middle.
+_STAR = 3.5
 _POINTS_PER_INCH = 72
 
 
@@ -51,7 +53,10 @@ def spread(figure: Figure, color: str) -> None:
         extents = [note.get_window_extent(canvas.get_renderer()) for note in notes]
         sizes = [(each.width / unit, each.height / unit) for each in extents]
         others = [text.get_window_extent(canvas.get_renderer()) for text in panel.texts if not _is_name(text)]
-        boxes = places(points, sizes, _box(panel.get_window_extent(), unit), [_box(each, unit) for each in others])
+        stars = [panel.transData.transform(line.get_xydata()[0]) / unit for line in panel.lines if _is_star(line)]
+        covered = [(x - _STAR, y - _STAR, x + _STAR, y + _STAR) for x, y in stars]
+        taken = [*(_box(each, unit) for each in others), *covered]
+        boxes = places(points, sizes, _box(panel.get_window_extent(), unit), taken)
         for note, point, box in zip(notes, points, boxes, strict=True):
             note.set_position((box[0] - point[0], box[1] - point[1]))
             near = _nearest(box, point)
@@ -62,6 +67,10 @@ def spread(figure: Figure, color: str) -> None:
 
 def _box(extent: Any, unit: float) -> Box:
     return extent.x0 / unit, extent.y0 / unit, extent.x1 / unit, extent.y1 / unit
+
+
+def _is_star(line: Any) -> bool:
+    return bool(line.get_marker() == "*" and len(line.get_xdata()))
 
 
 def _is_name(text: Any) -> bool:

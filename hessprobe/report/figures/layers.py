@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # More bars are not readable on a page; the largest of the first measure are kept.
 _MOST = 80
 # Letters of a name beside its bar at most and at least, inches of one, and those that a panel keeps.
-_LONG, _SHORT, _LETTER, _PANEL = 40, 14, 0.06, 0.8
+_LONG, _SHORT, _LETTER, _PANEL = 40, 14, 0.06, 0.7
+# Inches of a panel, the names counted as one, below which its axis has few ticks.
+_TIGHT = 1.0
 _Bars = dict[str, tuple[float, float, float]]
 
 
@@ -49,7 +51,9 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
             _panel(panel, [values[each] for each in names], color)
             _background(panel, names)
             panel.set_xlabel(_title(name))
-            panel.locator_params(axis="x", nbins=3 if narrow(figure) else 4)
+            # Two numbers have room below a panel of so few inches.
+            tight = figure.get_figwidth() < _TIGHT * (len(found) + 1)
+            panel.locator_params(axis="x", nbins=2 if tight else 3 if narrow(figure) else 4)
         panels[0].set_yticks(range(len(names)), labels=_labels(names, letters))
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         left = len(first) - len(names)

@@ -48,7 +48,7 @@ _LONGEST = 2.5
 _NAMED_NARROW, _NAMED = 5, 9
 _DARK = "#222222"
 # Of paths over the map, told from it and from each other by color and lightness.
-_PATH_COLORS = ("#ff7f4d", "#fefefe", "#f2a7d6", "#8fd3ff")
+_PATH_COLORS = ("#ff7f4d", "#f2a7d6", "#8fd3ff", "#fefefe")
 # What the name of a checkpoint has beyond that of its run.
 _MOMENT = re.compile(r"[-_.]?(?:epoch|step)[-_]?\d+$")
 
@@ -206,8 +206,13 @@ def runs_of(names: Sequence[str]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        found.setdefault(_MOMENT.sub("", name), []).append(index)
+        found.setdefault(run_of(name), []).append(index)
     return found if all(len(each) > 1 for each in found.values()) else {}
+
+
+def run_of(name: str) -> str:
+    """Return the run of a checkpoint: its name without the epoch or step at its end."""
+    return _MOMENT.sub("", name)
 
 
 def _paths(panel: Any, places: Floats, runs: Mapping[str, Sequence[int]]) -> list[Any]:
@@ -225,7 +230,7 @@ def _paths(panel: Any, places: Floats, runs: Mapping[str, Sequence[int]]) -> lis
             if places[at].any():
                 panel.plot(*places[at], marker="o", ms=5, mfc=face, mec=OVER_DARK, mew=0.7, ls="none", zorder=6)
         panel.plot(*places[own[1:-1]].T, marker="o", ms=2.4, mfc=color, mec=OVER_DARK, mew=0.3, ls="none", zorder=6)
-        handles.append(Line2D([], [], color=color, lw=1.4, marker="o", ms=4, mec=OVER_DARK, mew=0.5, label=name))
+        handles.append(Line2D([], [], color=color, lw=1.8, marker="o", ms=4, mec=OVER_DARK, mew=0.5, label=name))
     handles.append(Line2D([], [], marker="o", ms=4, mfc=OVER_LIGHT, mec=OVER_DARK, mew=0.7, ls="none", label="start"))
     return handles
 

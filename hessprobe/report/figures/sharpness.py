@@ -139,7 +139,7 @@ def _data(found: Mapping[str, Mapping[str, Sequence[_Point]]]) -> list[dict[str,
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
     from matplotlib.lines import Line2D
 
-    model = Line2D([], [], color=BLACK, lw=1.0, ls="--", marker="_", label="second order")
+    model = Line2D([], [], color=BLACK, lw=1.0, ls="--", label="second order")
     figure.legend(handles=[*handles, model], loc="outside upper center", ncol=2 if narrow(figure) else 5)
 
 

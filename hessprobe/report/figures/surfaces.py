@@ -58,13 +58,13 @@ def surface(panel: Any, landscape: Landscape, name: str, center: str, camera: tu
         panel.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(3))
-    panel.set_xlabel(_short(landscape, 0), labelpad=-6)
-    panel.set_ylabel(_short(landscape, 1), labelpad=-6)
-    panel.set_zlabel(quantity(name), labelpad=-5)
+    panel.set_xlabel(_short(landscape, 0), labelpad=-3)
+    panel.set_ylabel(_short(landscape, 1), labelpad=-3)
+    panel.set_zlabel(quantity(name), labelpad=-4)
     panel.tick_params(pad=-3)
     elevation, turn = camera or (ELEVATION, free_turn(landscape, height))
     panel.view_init(elev=elevation, azim=turn)
-    panel.set_box_aspect((1, 1, 0.8), zoom=0.95)
+    panel.set_box_aspect((1, 1, 0.8), zoom=0.88)
     return [Line2D([], [], marker="*", ms=8, mfc=VERMILION, mec=OVER_LIGHT, mew=0.6, ls="none", label=center)]
 
 

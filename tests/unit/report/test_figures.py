@@ -6,6 +6,7 @@ import copy
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,6 +133,24 @@ def test_every_layer_has_a_bar_with_its_interval():
     # Modules are told apart by their background: one stripe for the first.
     stripes = [patch for patch in trace.patches if patch.get_zorder() == 0]
     assert [(patch.get_y(), patch.get_height()) for patch in stripes] == [(-0.5, 2.0)]
+
+
+def test_names_of_layers_stay_whole_in_one_column_and_the_numbers_below_apart():
+    names = ("layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias")
+    sizes = dict(zip(names, (0.7, 0.1, 0.2, 0.01), strict=True))
+    layers = {each: layer(value, 0.01) for each, value in sizes.items()}
+    rows = [row(measure, 1.0, layers=layers) for measure in ("lambda-max", "trace", "frob")]
+    found = by_name(figures_of(record("measure", *rows)))["layers-hessian"]
+    figure = require_fit(found, 3.25)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(names)
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        seen = [text for text in panel.get_xticklabels() if low <= text.get_position()[0] <= high]
+        boxes = sorted((text.get_window_extent() for text in seen), key=lambda box: box.x0)
+        assert len(boxes) >= 2
+        # A letter's room between two numbers, so that they are not read as one.
+        assert all(left.x1 + 4 <= right.x0 for left, right in pairwise(boxes))
 
 
 def test_of_many_layers_the_largest_are_drawn_and_counted():

@@ -58,3 +58,20 @@ def test_names_far_from_their_points_have_a_line():
     assert lines[0].get_xdata()[0] == pytest.approx(0.5, abs=0.01)
     # The lines have left the limits where they were.
     assert panel.get_xlim() == pytest.approx((-0.05, 1.05))
+
+
+def test_a_name_does_not_cover_the_star_of_the_checkpoint():
+    def draw(figure):
+        panel = figure.subplots()
+        panel.set(xlim=(-1, 1), ylim=(-1, 1))
+        # A name on the right of the point would lie over the star.
+        panel.plot(0.2, 0.0, marker="*", ms=7, ls="none")
+        name(panel, (0.0, 0.0), "name", fontsize=7)
+        spread(figure, "gray")
+
+    figure = build(draw, (3.0, 3.0))
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    star = panel.transData.transform((0.2, 0.0))
+    box = panel.texts[0].get_window_extent()
+    assert not (box.x0 - 3 < star[0] < box.x1 + 3 and box.y0 - 3 < star[1] < box.y1 + 3)
