@@ -22,6 +22,7 @@ from hessprobe.report.figures.landscape_scale import (
     scale,
 )
 from hessprobe.report.figures.style import (
+    BLACK,
     DIVERGING,
     FILLED,
     MAP,
@@ -152,7 +153,7 @@ def _overlays(panel: Axes, landscape: Landscape, shown: Scale, rho: float | None
         dashed = panel.contour(x, y, model.T, levels=shown.ticks, colors=OVER_DARK, linewidths=0.8, linestyles="dashed")
         if alone:
             _number(panel, landscape, dashed, shown, OVER_DARK, OVER_LIGHT)
-        handles.append(Line2D([], [], color=OVER_DARK, lw=0.8, ls="--", label="second-order model"))
+        handles.append(Line2D([], [], color=BLACK, lw=0.8, ls="--", label="second-order model"))
         if np.nanmax(share) > DEPARTURE:
             masked = np.ma.masked_invalid(share.T)
             panel.contour(x, y, masked, levels=[DEPARTURE], colors=VERMILION, linewidths=1.2)
@@ -173,13 +174,11 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: st
     from matplotlib.lines import Line2D
 
     panel.plot(0, 0, marker="*", ms=7, mfc=OVER_LIGHT, mec=OVER_DARK, mew=0.6, ls="none", zorder=6)
-    handles: list[Any] = [Line2D([], [], marker="*", ms=7, mfc=OVER_LIGHT, mec=OVER_DARK, ls="none", label=center)]
+    handles: list[Any] = [Line2D([], [], marker="*", ms=7, mfc=OVER_LIGHT, mec=BLACK, ls="none", label=center)]
     if landscape.kind == "gradient":
         for (name, place, _), marker, color in zip(landscape.marks, ("^", "D"), (ORANGE, PURPLE), strict=False):
             panel.plot(*place, marker=marker, ms=4.5, mfc=color, mec=OVER_DARK, mew=0.6, ls="none", zorder=7)
-            handles.append(
-                Line2D([], [], marker=marker, ms=4.5, mfc=color, mec=OVER_DARK, ls="none", label=_greek(name))
-            )
+            handles.append(Line2D([], [], marker=marker, ms=4.5, mfc=color, mec=BLACK, ls="none", label=_greek(name)))
         return handles
     if not landscape.marks:
         return handles
@@ -230,8 +229,8 @@ def _paths(panel: Any, places: Floats, runs: Mapping[str, Sequence[int]]) -> lis
             if places[at].any():
                 panel.plot(*places[at], marker="o", ms=5, mfc=face, mec=OVER_DARK, mew=0.7, ls="none", zorder=6)
         panel.plot(*places[own[1:-1]].T, marker="o", ms=2.4, mfc=color, mec=OVER_DARK, mew=0.3, ls="none", zorder=6)
-        handles.append(Line2D([], [], color=color, lw=1.8, marker="o", ms=4, mec=OVER_DARK, mew=0.5, label=name))
-    handles.append(Line2D([], [], marker="o", ms=4, mfc=OVER_LIGHT, mec=OVER_DARK, mew=0.7, ls="none", label="start"))
+        handles.append(Line2D([], [], color=color, lw=1.8, marker="o", ms=4, mec=BLACK, mew=0.5, label=name))
+    handles.append(Line2D([], [], marker="o", ms=4, mfc=OVER_LIGHT, mec=BLACK, mew=0.7, ls="none", label="start"))
     return handles
 
 

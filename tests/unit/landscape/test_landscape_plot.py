@@ -302,3 +302,28 @@ def test_each_run_has_its_path_in_one_plane(width):
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"sgd", "sam", "start"}
     assert planes.runs_of(["sgd", "sgd-epoch-0001", "sam"]) == {}
     assert planes.runs_of(["a.step-3", "a", "b", "b_step9"]) == {"a": [0, 1], "b": [2, 3]}
+
+
+MAPS = {
+    "plane": plane(),
+    "run": pca("a", "b", "c"),
+    "runs": pca("a-epoch-1", "b", "b-epoch-1", center="a"),
+}
+
+
+@pytest.mark.parametrize("found", MAPS.values(), ids=MAPS)
+def test_the_legend_of_a_map_is_seen_on_a_dark_ground(found):
+    from matplotlib.colors import to_rgb
+
+    def light(color):
+        return float(np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722)))
+
+    figure = drawn(found).figure(3.25, "dark")
+    legends = [*figure.legends, *(panel.get_legend() for panel in figure.axes if panel.get_legend())]
+    lines = [each for legend in legends for each in legend.get_lines()]
+    assert len(lines) >= 3
+    for each in lines:
+        if each.get_linestyle() != "None":
+            assert light(each.get_color()) > 0.25, each.get_label()
+        if each.get_marker() not in (None, "None"):
+            assert light(each.get_markeredgecolor()) > 0.25, each.get_label()
