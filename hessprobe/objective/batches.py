@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from hessprobe.errors import DataError, UnsupportedError
 from hessprobe.objective.base import BatchLoss, LossRule, SecondOrderLosses, logits_of
+from hessprobe.objective.outputs import OutputForm
 from hessprobe.vectors import ParameterLayout
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -161,7 +162,7 @@ def rows(targets: Any, inputs: Any = None) -> int:
     Raises:
         DataError: no tensor has a leading dimension.
     """
-    if listed(targets, inputs):
+    if isinstance(targets, list | tuple) and listed(targets, inputs):
         return len(targets)
     for leaf in leaves((targets, inputs)):
         if leaf.ndim > 0:
@@ -425,6 +426,7 @@ class EmpiricalBatch(BatchLoss):
         separable: whether the examples do not see each other, so that the batch may be cut.
         reads_parameters: whether the loss looks at the parameters itself (a penalty on the weights), beside the
             outputs; it is then evaluated while the module holds theta.
+        form: how several outputs become one tensor; the same for all batches of a risk.
     """
 
     model: FunctionalModel
@@ -438,6 +440,7 @@ class EmpiricalBatch(BatchLoss):
     context: Context
     separable: bool = True
     reads_parameters: bool = False
+    form: OutputForm = field(default_factory=OutputForm)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the mean loss, a scalar, at ``theta`` (d,)."""
@@ -455,23 +458,17 @@ class EmpiricalBatch(BatchLoss):
         return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
 
     def outputs(self, theta: Tensor) -> Tensor:
-        """Return the outputs (the logits, where the model returns several things) at ``theta`` (d,).
+        """Return the outputs at ``theta`` (d,): the logits, where there are such, else all as one, see ``OutputForm``.
 
         Raises:
-            UnsupportedError: the outputs are not one tensor.
+            UnsupportedError: the outputs are no floating-point tensors.
         """
         return self.outputs_of(theta, self.inputs)
 
     def outputs_of(self, theta: Tensor, inputs: Any) -> Tensor:
         """Return the outputs at ``theta`` (d,) on other inputs of the same form, e.g. one example under ``vmap``."""
         with self.context():
-            outputs = logits_of(self.model.on(theta, inputs))
-        if not isinstance(outputs, Tensor):
-            raise UnsupportedError(
-                f"The Gauss-Newton matrix needs outputs that are one tensor; the model returns a "
-                f"{type(outputs).__name__}. Measure with operator='hessian', or wrap the model."
-            )
-        return outputs
+            return self.form.join(logits_of(self.model.on(theta, inputs)))
 
     def loss_of_outputs(self, outputs: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of outputs as ``outputs(theta)`` gives them.
@@ -484,7 +481,9 @@ class EmpiricalBatch(BatchLoss):
                 f"The Gauss-Newton matrix needs a loss on the outputs alone; {self.rule.name} also reads the model's "
                 "parameters. Measure with operator='hessian', or leave the penalty out of the loss."
             )
-        return self.rule.mean(outputs, self.targets, self.size)
+        if self.size == 0:
+            return (outputs * 0).sum()
+        return self.rule.mean(self.form.part(outputs), self.targets, self.size)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors of inputs and targets."""
@@ -538,7 +537,7 @@ class EmpiricalBatch(BatchLoss):
                 "This batch cannot be cut: BatchNorm normalises by the statistics of the whole batch. "
                 "Use batchnorm='eval' or 'recalibrate', or pass smaller batches."
             )
-        lists = listed(self.targets, self.inputs)
+        lists = isinstance(self.targets, list | tuple) and listed(self.targets, self.inputs)
         targets = cut(self.targets, start, stop, self.examples, lists=lists)
         if lists and isinstance(self.inputs, list | tuple):
             # Arguments of the model, each with an entry an example.

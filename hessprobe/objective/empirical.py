@@ -38,6 +38,7 @@ from hessprobe.objective.modes import (
     train_modes,
     unreduced,
 )
+from hessprobe.objective.outputs import OutputForm
 from hessprobe.vectors import ParameterLayout
 
 # Batches up to which every one is cut in two and compared; of more, this many.
@@ -228,7 +229,7 @@ class EmpiricalRisk(Objective):
 
     Attributes:
         module: the model without wrappers.
-        theta: (d,) detached copy of the chosen parameters.
+        theta: (d,) detached copy of the chosen parameters, complex ones (...) by their parts (..., 2).
         n_examples: number of examples in all batches.
         n_units: what the loss is divided by (examples or tokens).
         notes: what was changed for the evaluation, in sentences, for records.
@@ -278,7 +279,7 @@ class EmpiricalRisk(Objective):
         modes.require_pure(self.module)
         chosen = modes.select_parameters(self.module, params)
         modes.require_finite(self.module)
-        reals = modes.in_reals(chosen)
+        reals = {n: torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for n, p in chosen.items()}
         self.layout = ParameterLayout.of(reals)
         self.theta = self.layout.join(reals.values()).clone()
         self._pairs = tuple(name for name, parameter in chosen.items() if parameter.is_complex())
@@ -287,6 +288,7 @@ class EmpiricalRisk(Objective):
         self._data, self._loss, self._forward = data, loss, forward
         self._reads_parameters, self._unlike_a_mean, self._kinked = False, "", ""
         self._reading, self._kept = torch.Generator(), KeptBatches(data)
+        self._form = OutputForm()
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._trained = self.module.training
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
@@ -323,7 +325,8 @@ class EmpiricalRisk(Objective):
         notes = [*self.caveats, *self._noted.sentences(self.module, self.batchnorm)]
         if self.device.type == "cuda" and self.dtype == torch.float32:
             notes.append(f"TF32 {'on' if self.tf32 else 'off'} in float32 products")
-        notes += [f"complex {name} by its real and imaginary parts" for name in self._pairs]
+        if self._pairs:
+            notes.append(f"complex {', '.join(self._pairs)} by real and imaginary parts")
         skipped = sum(size == 0 for size in self._measured.sizes)
         if skipped:
             notes.append(f"{skipped} batches without counted targets left out")
@@ -464,6 +467,7 @@ class EmpiricalRisk(Objective):
             targets=targets,
             separable=self._separable,
             reads_parameters=self._reads_parameters,
+            form=self._form,
             **shared,
         )
 

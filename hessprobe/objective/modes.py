@@ -22,7 +22,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -544,15 +544,6 @@ def select_parameters(module: nn.Module, params: Any = None) -> dict[str, nn.Par
         raise ValueError(_nothing(module, params, chosen, named))
     _require_uniform(trainable)
     return trainable
-
-
-def in_reals(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters by name, detached, complex ones (...) as their real and imaginary parts (..., 2).
-
-    L is no analytic function of complex numbers, so that its derivatives are those by the parts.
-    """
-    plain = {name: parameter.detach() for name, parameter in parameters.items()}
-    return {name: torch.view_as_real(each) if each.is_complex() else each for name, each in plain.items()}
 
 
 def require_finite(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -293,6 +293,57 @@ def squared_inside() -> Made:
     return plain(module, batches, lambda o, t: o["a"] + 0.1 * o["b"], call=lambda m, x: m(*x))
 
 
+@dataclass
+class Out:
+    scores: Tensor
+    hidden: Tensor
+    cache: Any = None
+
+
+class Pair(NamedTuple):
+    scores: Tensor
+    hidden: Tensor
+
+
+def several_outputs(kind: Callable[..., Any], get: Callable[[Any, str], Tensor]) -> Made:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = m.n[:2](x)
+        return kind(scores=m.n[2](hidden), hidden=hidden)
+
+    def loss(o: Any, t: Tensor) -> Tensor:
+        return F.cross_entropy(get(o, "scores"), t) + get(o, "hidden").square().mean()
+
+    def leaves(o: Any) -> list[Tensor]:
+        return [get(o, "scores"), get(o, "hidden")]
+
+    of_leaves: Any = lambda found: kind(scores=found[0], hidden=found[1])  # noqa: E731
+    return plain(Of(forward, n=net()), None, loss, leaves=leaves, of_leaves=of_leaves)
+
+
+def two_heads() -> Made:
+    module = Of(lambda m, x: (m.a(x), m.b(x)), a=net(), b=net(3, 2, 2))
+    return plain(
+        module, None, lambda o, t: F.cross_entropy(o[0], t) + F.cross_entropy(o[1], t % 2),
+        leaves=list, of_leaves=tuple,
+    )  # fmt: skip
+
+
+def experts() -> Made:
+    """Two experts, and an auxiliary loss of the whole batch as another output, which bends the loss."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        share = m.gate(x).softmax(1)
+        return share[:, :1] * m.one(x) + share[:, 1:] * m.two(x), (share.mean(0) ** 2).sum(), share.mean(0)
+
+    torch.manual_seed(5)
+    module = Of(forward, gate=nn.Linear(3, 2).double(), one=net(), two=net())
+
+    def loss(o: Any, t: Tensor) -> Tensor:
+        return F.cross_entropy(o[0], t) + 0.5 * o[1].square() + (o[2] - 0.5).square().sum()
+
+    return plain(module, data(6, 6), loss, leaves=list, of_leaves=tuple)
+
+
 class Detector(nn.Module):
     """Takes a list of images of any size and, to return a dict of losses, a list of the objects in each."""
 
@@ -348,11 +399,18 @@ CASES: dict[str, Case] = {
     "a matrix of pairs viewed as complex": Case(lambda: complex_weights(view=True)),
     "complex parameters": Case(lambda: complex_weights(view=False)),
     "a complex layer": Case(complex_layer),
-    "a detector": Case(detector, no_outputs="dict|convex|scalar"),
+    "a dataclass": Case(lambda: several_outputs(Out, getattr)),
+    "a named tuple": Case(lambda: several_outputs(Pair, getattr)),
+    "a dict": Case(lambda: several_outputs(dict, lambda o, name: o[name])),
+    "two heads in a tuple": Case(two_heads),
+    "experts with an auxiliary loss": Case(experts),
+    "a detector": Case(detector, no_outputs="a dict of numbers of the whole batch, its losses"),
     "a detector by its own losses": Case(
         detector_by_forward, ("double_backward", "forward_over_reverse"), "computes its loss inside forward"
     ),
-    "a model that returns its losses": Case(squared_inside, no_outputs="dict|convex|scalar"),
+    "a model that returns its losses": Case(
+        squared_inside, no_outputs="a dict of numbers of the whole batch, its losses"
+    ),
 }
 
 
@@ -458,3 +516,18 @@ def test_several_targets_of_all_examples_are_not_a_list_of_examples() -> None:
     ]
     risk = hp.EmpiricalRisk(net(), lambda o, t: F.cross_entropy(o, t[0]["a"]) + o.square().mean(), batches)
     assert risk.n_examples == 10
+
+
+def test_outputs_that_are_no_numbers_are_named() -> None:
+    module = Of(lambda m, x: {"scores": m.n(x), "best": m.n(x).argmax(1)}, n=net())
+    risk = hp.EmpiricalRisk(module, lambda o, t: F.cross_entropy(o["scores"], t), data(6))
+    with pytest.raises(UnsupportedError, match=r"returns a dict that holds torch.int64\. Wrap the model"):
+        hp.GaussNewton(risk)
+
+
+def test_numbers_of_the_batch_do_not_pass_for_those_of_examples() -> None:
+    # As many groups as examples in the first batch alone.
+    module = Of(lambda m, x: (m.n(x), m.n(x).sum(0)[:3].repeat(2)), n=net())
+    risk = hp.EmpiricalRisk(module, lambda o, t: F.cross_entropy(o[0], t) + o[1].square().sum(), data(6, 5))
+    with pytest.raises(UnsupportedError, match="outputs of one form; their shapes or kinds differ between batches"):
+        hp.GaussNewton(risk).to_dense()

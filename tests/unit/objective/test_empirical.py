@@ -188,7 +188,7 @@ def test_arguments_are_checked() -> None:
         EmpiricalRisk(model, None, batches, forward=lambda m, b: (m(b[0]).sum(), -1))
 
 
-def test_outputs_that_are_not_a_tensor_have_no_gauss_newton() -> None:
+def test_several_outputs_become_one_tensor() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -199,8 +199,10 @@ def test_outputs_that_are_not_a_tensor_have_no_gauss_newton() -> None:
 
     risk = EmpiricalRisk(Pair(), lambda z, y: CE(z[0], y), data())
     assert float(risk.loss()) == pytest.approx(float(EmpiricalRisk(mlp(), CE, data()).loss()), rel=1e-14)
-    with pytest.raises(UnsupportedError, match="outputs that are one tensor; the model returns a tuple"):
-        next(risk.terms()).outputs(risk.theta)
+    term = next(risk.terms())
+    outputs = term.outputs(risk.theta)
+    torch.testing.assert_close(outputs[:, 3:], term.inputs)
+    torch.testing.assert_close(term.loss_of_outputs(outputs), term(risk.theta), rtol=1e-14, atol=0)
 
 
 class Sdpa(nn.Module):

@@ -131,7 +131,7 @@ def test_complex_parameters_are_coordinates_by_their_parts() -> None:
     assert risk.layout.shapes[-1] == (1, 1, 2)
     assert risk.theta[-2:].tolist() == [float(weight.real), float(weight.imag)]
     assert risk.theta.dtype == torch.float32
-    assert "complex 1.weight by its real and imaginary parts" in risk.notes
+    assert "complex 1.weight by real and imaginary parts" in risk.notes
     mixed = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, dtype=torch.complex128))
     with pytest.raises(TypeError, match=r"must share one precision; got torch.float32 .* and torch.complex128"):
         EmpiricalRisk(mixed, nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 1))])
