@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hessprobe import checks
-from hessprobe.cli import code, kinds, process
+from hessprobe.cli import code, options, outputs, process
 from hessprobe.cli.options import Asked
 from hessprobe.cli.process import UsageError, as_usage, note
 from hessprobe.errors import CheckpointError, HessprobeError
@@ -308,7 +308,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 def _open(request: Asked, path: str | None, quiet: bool) -> Checkpoint | Opened:
     if path is not None:
-        kinds.refuse_record(path)
+        options.refuse_record(path)
     own = request.model is None and not (path and Path(path).is_dir())
     spec = None if own else spec_of(request, path)
     if spec is None:
@@ -344,7 +344,7 @@ def _require_trusted_data(checkpoint: Checkpoint) -> Checkpoint:
         UsageError: it names a path or a data set of the network.
     """
     name = checkpoint.data.name
-    if name.partition(":")[0] in _BUILT_IN or process.current_invocation().trust_data:
+    if name.partition(":")[0] in _BUILT_IN or outputs.current_invocation().trust_data:
         return checkpoint
     raise UsageError(
         f"{checkpoint.path} asks for the data {name!r}, which lie outside hessprobe. Pass --trust-data if you made it "

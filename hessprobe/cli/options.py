@@ -1,21 +1,25 @@
 """Options that commands share, and how their values are read. Nothing here imports torch.
 
 What every command that measures a checkpoint is asked in the same words: which network, which data, where.
+
+A record where a checkpoint belongs, a checkpoint where a record does: told by the command that takes it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from hessprobe.cli import completion, meanings
+from hessprobe.cli import completion, meanings, outputs
 from hessprobe.cli.process import UsageError, as_usage
+from hessprobe.errors import CheckpointError
 from hessprobe.looks import NARROWEST, STYLES, WIDEST
-from hessprobe.measures import DEFAULT, NAMES, UNIVERSAL, TABLE
+from hessprobe.measures import DEFAULT, NAMES, TABLE, UNIVERSAL
 from hessprobe.measures.table import GROUPINGS
 from hessprobe.models.spec import LOSSES, NORMALIZATIONS, TASKS, Opening, parse_pairs
 
@@ -391,10 +395,8 @@ def check_numbers(path: Path, columns: Sequence[str]) -> None:
     Raises:
         UsageError: see ``outputs.check``.
     """
-    from hessprobe.cli import process
-
     with as_usage():
-        process.check_target("out", str(path), re.compile(rb"\A" + re.escape(",".join(columns).encode()) + rb"\n"))
+        outputs.check_target("out", str(path), re.compile(rb"\A" + re.escape(",".join(columns).encode()) + rb"\n"))
 
 
 def check_outputs(**paths: str | None) -> None:
@@ -403,8 +405,6 @@ def check_outputs(**paths: str | None) -> None:
     Raises:
         UsageError: see ``outputs.check``; or another output is ``-``, or two are the same file.
     """
-    from hessprobe.cli import process
-
     seen: dict[Path, str] = {}
     for name, path in paths.items():
         if path == "-" and name != "json":
@@ -417,7 +417,7 @@ def check_outputs(**paths: str | None) -> None:
                 )
             seen[place] = name
             try:
-                process.check_target(name, path)
+                outputs.check_target(name, path)
             except ValueError as error:
                 raise UsageError(str(error)) from error
 
@@ -535,3 +535,59 @@ def engine_of(name: str, operator: str = "hessian") -> str:
     engines = (hessian if operator == "hessian" else gauss_newton).ENGINES
     known = tuple(each.replace("_", "-") for each in ("auto", *engines))
     return choice("--engine", name.replace("_", "-"), known).replace("-", "_")
+
+
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+_HEAD = 4096
+_RECORD = re.compile(rb'\A\s*\{\s*"schema":\s*"hessprobe\.')
+_COMMAND = re.compile(rb'"command":\s*"([a-z-]+)"')
+# How files of torch.save begin: a zip archive, or, before torch 1.6, a pickle.
+_WEIGHTS = (b"PK\x03\x04", b"\x80\x02")
+
+
+def require_records(paths: Iterable[str | Path]) -> None:
+    """Refuse files of weights.
+
+    Raises:
+        UsageError: names the command that makes a record of the first one.
+    """
+    for path in map(Path, paths):
+        if path.suffix in _CHECKPOINTS or _head(path).startswith(_WEIGHTS):
+            made = shlex.join(["hessprobe", "measure", str(path), "--json", str(path.with_suffix(".json"))])
+            raise UsageError(f"RECORD must be a record; got the checkpoint {str(path)!r}. Measure it first: {made}")
+
+
+def refuse_record(path: str | Path) -> None:
+    """Refuse a record of this program.
+
+    Raises:
+        UsageError: names the commands that show it.
+    """
+    head = _head(Path(path))
+    if _RECORD.match(head):
+        found = _COMMAND.search(head)
+        of = f" of hessprobe {found[1].decode()}" if found else ""
+        raise UsageError(
+            f"CKPT must be a checkpoint; got the record {str(path)!r}{of}. See it with: "
+            f"{shlex.join(['hessprobe', 'report', str(path)])}"
+        )
+
+
+def require_there(paths: Iterable[str | Path]) -> None:
+    """Refuse a path at which there is nothing, before the first of several is measured.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    for path in paths:
+        if not Path(path).exists():
+            raise CheckpointError(f"{path} does not exist. Check the path.")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except (OSError, ValueError):
+        # Missing or unreadable: whoever reads it says so.
+        return b""

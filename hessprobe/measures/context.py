@@ -304,7 +304,8 @@ class Context:
     @cached_property
     def by_group(self) -> LinearOperator:
         """A with the groups of the settings as its blocks; parameter tensors where there are none."""
-        return by_group(self.A, self.risk, self.settings.group)
+        group = self.settings.group
+        return self.A if group is None else by_group(self.A, self.risk, group)
 
     def product_error(self, estimate: Estimate) -> ProductError | None:
         """Return what finite differences are off by in an estimate; None where products are exact.

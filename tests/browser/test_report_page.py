@@ -13,7 +13,7 @@ from page_records import TRACKED, estimate, everything, invariant, measured, poi
 from PIL import Image
 
 from hessprobe.cli.app import app
-from hessprobe.cli.drawing import page_of
+from hessprobe.cli.skeleton import page_of
 from hessprobe.report import html, sources
 from hessprobe.report.sections.page import Page
 

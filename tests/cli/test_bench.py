@@ -69,7 +69,7 @@ def test_a_failure_keeps_them_too_and_an_interruption_of_the_first_has_none(run,
 def test_a_terminal_shows_case_and_contestant_on_one_line():
     ours, theirs = os.openpty()
     code = (
-        "from hessprobe.cli.progress import status_line\n"
+        "from hessprobe.cli.outputs import status_line\n"
         "with status_line() as say: say('mlp, 1 at once, round 1 of 2: auto'); say('x' * 500)\n"
     )
     subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, env={**os.environ, "COLUMNS": "40"})
@@ -84,7 +84,7 @@ def test_what_is_being_timed_is_said_and_nothing_off_a_terminal(capsys):
     benchmarks.time_products(TINY, vectors=(1,), rounds=1, report=said.append)
     assert "mlp, 1 at once, round 1 of 1: gradient" in said
     assert "mlp, 1 at once, round 1 of 1: linearized" in said
-    from hessprobe.cli.progress import status_line
+    from hessprobe.cli.outputs import status_line
 
     with status_line() as say:
         say("anything")
@@ -92,11 +92,11 @@ def test_what_is_being_timed_is_said_and_nothing_off_a_terminal(capsys):
 
 
 def test_a_pipe_gets_a_line_a_minute_from_the_first_minute_on(capsys, monkeypatch):
-    from hessprobe.cli import progress
+    from hessprobe.cli import outputs
 
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.status_line() as say:
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: now[0])
+    with outputs.status_line() as say:
         for after, text in (
             (0, "1 of 9"),
             (59, "2 of 9"),

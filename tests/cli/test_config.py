@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from hessprobe.cli import settings
+from hessprobe.cli import app as program
 from hessprobe.cli.app import app
 from hessprobe.cli.process import UsageError
 
@@ -22,7 +22,7 @@ def config(tmp_path, monkeypatch):
 
 
 def merged(*words, **variables):
-    return list(settings.merged(words, GROUP, variables).words)
+    return list(program.merged(words, GROUP, variables).words)
 
 
 def test_options_come_from_the_file(config):
@@ -108,5 +108,5 @@ def test_the_record_holds_what_the_file_said(run, config, digits_checkpoint, fak
 
 def test_never_from_a_file_or_a_variable():
     with pytest.raises(UsageError, match="--config must be followed"):
-        settings.merged(["measure", "--config"], GROUP, {})
+        program.merged(["measure", "--config"], GROUP, {})
     assert merged("measure", "a.pt", HESSPROBE_FORCE="1", HESSPROBE_TRUST_DATA="1") == ["measure", "a.pt"]

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from hessprobe import files, report
-from hessprobe.cli import process
+from hessprobe.cli import outputs
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_a_figure_of_plot_does_not_replace_another_file(run, copied):
 def test_outside_a_command_every_output_is_checked_without_inputs(tmp_path):
     record = tmp_path / "r.json"
     record.write_text(json.dumps({"schema": "hessprobe.record/1"}))
-    process.check_target("json", str(record))
+    outputs.check_target("json", str(record))
     with pytest.raises(ValueError, match="--csv must not replace"):
-        process.check_target("csv", str(record))
+        outputs.check_target("csv", str(record))
 
 
 def test_two_runs_on_one_output_refuse_each_other(run, program, digits_checkpoint, tmp_path):

@@ -5,7 +5,7 @@ import sys
 import pytest
 import typer
 
-from hessprobe.cli import process, progress
+from hessprobe.cli import outputs
 from hessprobe.cli.app import app
 
 GROUP = typer.main.get_command(app)
@@ -29,14 +29,14 @@ def test_quiet_takes_no_error_away(run):
 
 
 def test_quiet_takes_progress_away(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_MINUTE", -1.0)
+    monkeypatch.setattr(outputs, "_MINUTE", -1.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with process.invocation("measure", {}, quiet=True):
-        with progress.starting():
+    with outputs.invocation("measure", {}, quiet=True):
+        with outputs.starting():
             pass
-        with progress.progress_bars() as update:
+        with outputs.progress_bars() as update:
             update("trace", 1, 2, "")
-        with progress.status_line() as say:
+        with outputs.status_line() as say:
             say("round 1")
     assert capsys.readouterr().err == ""
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hessprobe.cli import process, skeleton
+from hessprobe.cli import outputs, process, skeleton
 from hessprobe.measures import Progress
 
 
@@ -94,7 +94,7 @@ def carried_out(request, collect, *, facts=None):
         published.append((inputs, outcome))
 
     def run():
-        with process.invocation("measure", {}):
+        with outputs.invocation("measure", {}):
             return skeleton.carry_out(
                 request,
                 check=step("check"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.cli import process
+from hessprobe.cli import outputs, process
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_what_is_no_number_is_refused(run, given):
 
 
 def test_a_stopped_run_is_known_by_the_number_that_was_asked_for():
-    with process.invocation("measure", {}):
+    with outputs.invocation("measure", {}):
         assert process.threads_identity() == "auto"
-    with process.invocation("measure", {}, threads="3"):
+    with outputs.invocation("measure", {}, threads="3"):
         assert process.threads_identity() == 3

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hessprobe import report
-from hessprobe.cli import progress
+from hessprobe.cli import outputs
 from hessprobe.training import load_checkpoint
 from hessprobe.training import loop as loop_module
 from hessprobe.training.recipe import shipped
@@ -274,7 +274,7 @@ def test_wrong_images_are_named(run, tmp_path, broken, message):
 
 
 def test_a_long_run_without_a_terminal_says_where_it_stands(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_MINUTE", -1.0)
+    monkeypatch.setattr(outputs, "_MINUTE", -1.0)
     done = run("train", *SMALL, "--epochs", "2", "--out", tmp_path / "a.pt")
     assert done.code == 0
     lines = done.err.splitlines()

@@ -247,7 +247,7 @@ def opened(request: BenchRequest) -> tuple[torch.device, Rows]:
 
 def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows]) -> None:
     """Time or train as asked, adding rows as they come."""
-    from hessprobe.cli.progress import status_line
+    from hessprobe.cli.outputs import status_line
 
     suites = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}
     with status_line() as report:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, kinds, options, process, skeleton, completion
+from hessprobe.cli import completion, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.comparison.names import DEFAULT_MEASURES, FEWEST, MEASURES
@@ -183,7 +183,7 @@ def check(request: CompareRequest) -> None:
     options.positive("--shift", request.shift)
     options.at_least("--probes", request.probes, 2)
     check_source(request)
-    drawing.check(request, request.out)
+    skeleton.check_drawing(request, request.out)
     options.check_outputs(out=request.out, json=request.json, csv=request.csv, report=request.report)
 
 
@@ -244,7 +244,7 @@ def _expanded(given: str) -> list[str]:
 def opened(request: CompareRequest) -> tuple[Inputs, list[Member]]:
     """Return the checkpoints, of which nothing is known yet, and how to measure them."""
     members = members_of(request)
-    kinds.require_there(member.path for member in members)
+    options.require_there(member.path for member in members)
     return (members, settings_of(request, n_probes=request.probes, shift=request.shift)), members
 
 
@@ -374,7 +374,7 @@ def publish(request: CompareRequest, inputs: Inputs, outcome: Outcome[list[Membe
 
         if request.csv is not None:
             write_comparison_csv(request.csv, found)
-        return drawing.write(request, record, request.out)
+        return skeleton.write_drawing(request, record, request.out)
 
     def show(console: Console) -> None:
         from hessprobe.cli import render

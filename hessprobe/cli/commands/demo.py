@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process
+from hessprobe.cli import options, outputs, process
 
 _OPTIMIZERS = ("sgd", "sam", "frob-sam")
 _MEASURES = ("lambda-max", "trace", "frob", "density")
@@ -138,7 +138,7 @@ def _do(step: Step, place: str, program: Any) -> None:
         return
     typer.echo(f"{place} {line}")
     # A checkpoint that the demonstration itself left may go; another of that name may be anybody's.
-    replaced = step.words[0] == "train" and (process.current_invocation().force or _is_own(step))
+    replaced = step.words[0] == "train" and (outputs.current_invocation().force or _is_own(step))
     try:
         _run((*step.words, *(["--force"] if replaced else [])), program)
     except typer.Exit:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hessprobe.cli import options, process, progress
+from hessprobe.cli import options, outputs, process
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def doctor(
     """
     options.check_outputs(json=json)
 
-    with progress.starting():
+    with outputs.starting():
         from hessprobe import report
         from hessprobe.cli.load import resolve_device
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import kinds, options
+from hessprobe.cli import options
 from hessprobe.cli.skeleton import deliver
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def info(
 def run(ckpt: str, json: str | None) -> None:
     """Print the description of the checkpoint, and write it as a record where asked."""
     options.check_outputs(json=json)
-    kinds.refuse_record(ckpt)
+    options.refuse_record(ckpt)
 
     from hessprobe import report
     from hessprobe.cli import render

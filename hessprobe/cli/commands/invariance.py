@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, options, process, skeleton, completion
+from hessprobe.cli import completion, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.invariance import (
@@ -185,7 +185,7 @@ def check(request: InvarianceRequest) -> None:
         if each == 1:
             raise process.UsageError("--strength must be another number than 1, which changes nothing; got 1.")
     _check_numbers(request)
-    drawing.check(request, request.out)
+    skeleton.check_drawing(request, request.out)
     options.check_outputs(json=request.json, out=request.out, report=request.report)
 
 
@@ -266,7 +266,7 @@ def publish(request: InvarianceRequest, inputs: Inputs, outcome: Outcome[Checked
         if outcome.failure is not None:
             render.print_line(console, outcome.ending)
 
-    deliver(record, request.json, show, lambda: drawing.write(request, record, request.out))
+    deliver(record, request.json, show, lambda: skeleton.write_drawing(request, record, request.out))
 
 
 def _left_out(request: InvarianceRequest, checked: Checked) -> list[str]:

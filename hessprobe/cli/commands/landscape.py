@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hessprobe.cli import drawing, options, process
+from hessprobe.cli import options, process, skeleton
 from hessprobe.cli.options import check_source
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
@@ -229,7 +229,7 @@ def check(request: LandscapeRequest) -> None:
 
 
 def _refuse_contradictions(request: LandscapeRequest) -> None:
-    drawing.check(request, request.figure)
+    skeleton.check_drawing(request, request.figure)
     count = len(request.others)
     if request.directions == "line" and count not in (1, 2):
         raise process.UsageError(
@@ -395,7 +395,7 @@ def _draw(request: LandscapeRequest, found: Landscape, record: dict[str, Any]) -
         from hessprobe.report.figures.landscape import title_of
 
         write_html(found, request.interactive, title=title_of(record))
-    return drawing.write(request, record, request.figure)
+    return skeleton.write_drawing(request, record, request.figure)
 
 
 def _lines(request: LandscapeRequest, outcome: Outcome[Drawn], places: dict[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hessprobe.cli import drawing, options, process, skeleton
+from hessprobe.cli import options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.measures import NAMES, TABLE, taking
@@ -110,7 +110,7 @@ def check(request: MeasureRequest) -> None:
     ):
         options.at_least(option, number, minimum)
     check_source(request)
-    drawing.check(request, request.out)
+    skeleton.check_drawing(request, request.out)
     if request.out is not None and not draws(request):
         raise process.UsageError(
             f"--out must have something to draw; got {', '.join(request.names)}, single numbers. Add --per-layer, "
@@ -221,7 +221,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
     def files() -> list[str]:
         if request.csv is not None:
             write_csv(request.csv, record)
-        return drawing.write(request, record, request.out)
+        return skeleton.write_drawing(request, record, request.out)
 
     def show(console: Console) -> None:
         from hessprobe.cli import render

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import kinds, options, process
+from hessprobe.cli import options, process
 from hessprobe.cli.process import shown
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def plot(
     """
     options.choice("--format", kind, _FORMATS)
     options.figure_look(width, style)
-    kinds.require_records(records)
+    options.require_records(records)
     look = _Look(kind, width, style)
     paths = list(dict.fromkeys(Path(record) for record in records))
     if out is not None:

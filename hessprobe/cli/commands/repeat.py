@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import kinds, options, process, repeat, usage
-from hessprobe.cli.process import NAMES as OUTPUTS
+from hessprobe.cli import options, process, repeat, usage
+from hessprobe.cli.outputs import NAMES as OUTPUTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def repeat_(
     Example: hessprobe repeat digits.json
     """
     del debug  # the wrapper reads it
-    kinds.require_records([record])
+    options.require_records([record])
     if json == "-":
         raise process.UsageError("--json must be a file; got '-'. The comparison goes to stdout.")
     options.check_outputs(json=json)

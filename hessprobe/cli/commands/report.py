@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import kinds, options, process
-from hessprobe.cli.drawing import left_out, page_of
-from hessprobe.cli.skeleton import deliver
+from hessprobe.cli import options, process
+from hessprobe.cli.skeleton import deliver, left_out, page_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +48,7 @@ def report(
 
 
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
-    kinds.require_records(paths)
+    options.require_records(paths)
     options.check_outputs(out=out, json=json)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, options, process, skeleton
+from hessprobe.cli import options, process, skeleton
 from hessprobe.cli.options import check_source, engine_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, print_unfinished, watched
 from hessprobe.models.spec import AS_FOUND, Opening
@@ -194,7 +194,7 @@ def check(request: SharpnessRequest) -> None:
         options.at_least(option, number, minimum)
     _refuse_contradictions(request)
     check_source(request)
-    drawing.check(request, request.out)
+    skeleton.check_drawing(request, request.out)
     options.check_outputs(json=request.json, out=request.out, report=request.report)
     for note in idle_options(request):
         process.note(note)
@@ -298,7 +298,7 @@ def publish(request: SharpnessRequest, inputs: Inputs, outcome: Outcome[Found]) 
         tables.show(known, console)
         print_unfinished(outcome, console)
 
-    deliver(record, request.json, show, lambda: drawing.write(request, record, request.out))
+    deliver(record, request.json, show, lambda: skeleton.write_drawing(request, record, request.out))
 
 
 def _place(request: SharpnessRequest, engine: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import drawing, options, process, completion
+from hessprobe.cli import completion, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.measures.table import entry_of
@@ -198,7 +198,7 @@ def check(request: TrackRequest) -> None:
     options.at_least("--probes", request.probes, 2)
     options.at_least("--k", request.k, 1)
     check_source(request)
-    drawing.check(request, request.figure)
+    skeleton.check_drawing(request, request.figure)
     from hessprobe.models.progress import is_checkpoint_folder
 
     for path in request.run_dir if len(request.run_dir) > 1 else ():
@@ -336,7 +336,7 @@ def publish(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
 
         if request.csv is not None:
             write_track_csv(request.csv, record)
-        return drawing.write(request, record, request.figure) if tracked.rows else []
+        return skeleton.write_drawing(request, record, request.figure) if tracked.rows else []
 
     def show(console: Console) -> None:
         from hessprobe.cli import render

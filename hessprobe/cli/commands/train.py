@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hessprobe.cli import options, process, progress
+from hessprobe.cli import options, outputs, process
 from hessprobe.cli.commands import train_options as given
 from hessprobe.cli.skeleton import declared, deliver
 
@@ -75,7 +75,7 @@ def run(request: TrainRequest) -> None:
     options.at_least("--save-every", request.save_every, 1)
     options.check_outputs(out=request.out, json=request.json)
 
-    with progress.starting():
+    with outputs.starting():
         from hessprobe.cli.load import resolve_device
         from hessprobe.training.run import make_plan
 
@@ -84,12 +84,12 @@ def run(request: TrainRequest) -> None:
             recipe = _recipe(request)
             name, arguments = options.parse_model(recipe.model)
             device = resolve_device(request.device)
-    with process.as_usage(), progress.progress_bars() as update:
+    with process.as_usage(), outputs.progress_bars() as update:
         plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
     if request.resume and _is_done(plan):
         process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
         return
-    if not (process.current_invocation().force or (request.resume and plan.resume_path.exists())):
+    if not (outputs.current_invocation().force or (request.resume and plan.resume_path.exists())):
         _require_own(plan)
     try:
         trained = _train(plan, request.resume, device)
@@ -187,7 +187,7 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
     with process.as_usage():
         begun = read_state(plan) if resume else None
     epochs, remark = plan.recipe.epochs, [""]
-    with progress.progress_bars() as update:
+    with outputs.progress_bars() as update:
         update("training", begun["epoch"] if begun else 0, epochs, "")
 
         def report(epoch: EpochReport) -> None:

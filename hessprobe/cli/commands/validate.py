@@ -133,7 +133,7 @@ def collect(
 ) -> None:
     """Hold one claim after the other against measurement."""
     from hessprobe import validation
-    from hessprobe.cli.progress import status_line
+    from hessprobe.cli.outputs import status_line
 
     with status_line() as report:
         for each in validation.run(chosen, full=request.full, report=report):
@@ -199,7 +199,7 @@ def opened_study(request: ValidateRequest) -> tuple[Settings, Study]:
 
 def count(request: ValidateRequest, settings: Settings, outcome: Outcome[Study]) -> None:  # noqa: ARG001  # as elsewhere
     """Count how often intervals hold the truth, one part after the other."""
-    from hessprobe.cli.progress import progress_bars
+    from hessprobe.cli.outputs import progress_bars
 
     study = outcome.found
     total = len(study.units)
