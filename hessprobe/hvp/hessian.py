@@ -168,7 +168,7 @@ class Hessian(LinearOperator):
                 self._alone = True
         return self._surrogate
 
-    def example_lambda_max(self, *, steps: int = 50, tol: float = 1e-3, seed: int = 0) -> Any:
+    def example_lambda_max(self, *, steps: int = 50, rtol: float = 1e-3, seed: int = 0) -> Any:
         """Return lambda_max(d^2 l_i / d a_i^2) of every example's own loss, for a Hessian made with ``wrt=``.
 
         N times the largest eigenvalue of each block, N the number of examples: the curvature of the loss along the
@@ -176,7 +176,7 @@ class Hessian(LinearOperator):
 
         Args:
             steps: most products, >= 1.
-            tol: relative residual to reach, > 0.
+            rtol: relative residual to reach, > 0.
             seed: of the random start, >= 0.
 
         Raises:
@@ -190,7 +190,7 @@ class Hessian(LinearOperator):
             )
         count = self.risk.require_alike()
         # Products lie below the eigenvalues that are made of them.
-        found = import_module("hessprobe.krylov").block_lambda_max(self, count, steps=steps, tol=tol, seed=seed)
+        found = import_module("hessprobe.krylov").block_lambda_max(self, count, steps=steps, rtol=rtol, seed=seed)
         return replace(found, values=found.values * count, residuals=found.residuals * count)
 
     def _near(self) -> GaussNewton:

@@ -32,18 +32,18 @@ class BlockEigenvalues:
 
 
 def block_lambda_max(
-    A: LinearOperator, count: int, *, steps: int = 50, tol: float = 1e-3, seed: int = 0
+    A: LinearOperator, count: int, *, steps: int = 50, rtol: float = 1e-3, seed: int = 0
 ) -> BlockEigenvalues:
     """Return the largest eigenvalue of each of ``count`` equal diagonal blocks of a block-diagonal operator.
 
     One product with stacked vectors is a product with every block: Lanczos runs in all blocks at once, with full
-    reorthogonalisation in fp64, until every residual is at most tol * |value|, or for ``steps`` steps.
+    reorthogonalisation in fp64, until every residual is at most rtol * |value|, or for ``steps`` steps.
 
     Args:
         A: (d, d), zero outside the blocks.
         count: N >= 1 that divides d.
         steps: most Lanczos steps, >= 1; a block of d / N <= steps rows is solved exactly.
-        tol: relative residual, > 0.
+        rtol: relative residual, > 0.
         seed: of the random start.
 
     Raises:
@@ -51,7 +51,7 @@ def block_lambda_max(
         UnsupportedError: A is not zero outside the blocks: examples see each other.
     """
     steps = min(checks.positive_int("steps", steps), A.dim // checks.positive_int("count", count))
-    tol = checks.real("tol", tol, low=0, low_open=True)
+    rtol = checks.real("rtol", rtol, low=0, low_open=True)
     start = ProbeStream(A.dim, checks.resolve_seed(seed), "gaussian", A.dtype, A.device, "start").probe(0)
     _require_uncoupled(A, start, count)
     v = start.double().view(count, -1)
@@ -73,7 +73,7 @@ def block_lambda_max(
         values, vectors = torch.linalg.eigh(T[:, : step + 1, : step + 1])
         top = values[:, -1]
         residuals = torch.where(alive, beta * vectors[:, -1, -1].abs(), 0.0)
-        if step + 1 == steps or (step + 1 >= _FIRST_LOOK and bool((residuals <= tol * top.abs()).all())):
+        if step + 1 == steps or (step + 1 >= _FIRST_LOOK and bool((residuals <= rtol * top.abs()).all())):
             break
         v = torch.where(alive[:, None], w / torch.where(alive, beta, 1.0)[:, None], 0.0)
         T[:, step, step + 1] = T[:, step + 1, step] = torch.where(alive, beta, 0.0)

@@ -50,7 +50,7 @@ class MeasureSettings:
         seed: integer >= 0.
         per_layer: also one value for every parameter tensor (lambda-max, trace, frob).
         group: also one value for every ``"module"``, ``"layer"`` or attention ``"head"`` instead, see
-            ``measures.grouping``; None for parameter tensors.
+            ``measures.grouping``; None for parameter tensors. It sets ``per_layer``.
         engine: of the products, see ``hvp.Hessian``.
         memory: bytes that products may keep, or None.
         confidence: level of the intervals.
@@ -101,13 +101,9 @@ class MeasureSettings:
             checks.real("radius", self.radius, low=0, low_open=True)
         if self.group is not None:
             checks.one_of("group", self.group, GROUPINGS)
+            object.__setattr__(self, "per_layer", True)
         if not isinstance(self.data_error, bool):
             raise TypeError(f"data_error must be True or False; got {self.data_error!r}. False leaves it out.")
-
-    @property
-    def by_layer(self) -> bool:
-        """Whether parts are measured beside the whole."""
-        return self.per_layer or self.group is not None
 
     @property
     def bracket_rtol(self) -> float:
@@ -241,6 +237,8 @@ class Context:
         if operator is None:
             operator = make_operator(risk, settings, expected, self._start.engines)
         self.A: LinearOperator = operator
+        # A with the groups of the settings as its blocks, else parameter tensors.
+        self.by_group = operator if settings.group is None else by_group(operator, risk, settings.group)
 
     @cached_property
     def eigenpairs(self) -> krylov.Eigenpairs:
@@ -301,12 +299,6 @@ class Context:
         self._report(Progress(len(blocks), len(blocks), stage="layers' eigenvalues"))
         return found
 
-    @cached_property
-    def by_group(self) -> LinearOperator:
-        """A with the groups of the settings as its blocks; parameter tensors where there are none."""
-        group = self.settings.group
-        return self.A if group is None else by_group(self.A, self.risk, group)
-
     def product_error(self, estimate: Estimate) -> ProductError | None:
         """Return what finite differences are off by in an estimate; None where products are exact.
 
@@ -340,7 +332,7 @@ class Context:
 
     @property
     def _norm_of_sketch(self) -> bool:
-        return self.takes_whole and not self.settings.by_layer
+        return self.takes_whole and not self.settings.per_layer
 
     @property
     def _directions_wanted(self) -> int:
@@ -419,7 +411,7 @@ class Context:
             self.by_group,
             seed=self.settings.seed,
             confidence=self.settings.confidence,
-            per_block=self.settings.by_layer,
+            per_block=self.settings.per_layer,
             data_error=self.settings.data_error,
             callback=self._progress("trace"),
             **self._size(),

@@ -26,8 +26,8 @@ _SEPARATE = (
 _OUTPUT = ("out", "out_proj", "o_proj", "c_proj", "proj", "out_lin", "o")
 
 
-def by_group(A: LinearOperator, risk: Objective, group: str | None) -> LinearOperator:
-    """Return A with groups of parameters as its blocks, in an order in which each is contiguous; None leaves it.
+def by_group(A: LinearOperator, risk: Objective, group: str) -> LinearOperator:
+    """Return A with groups of parameters as its blocks, in an order in which each is contiguous.
 
     Args:
         A: over the parameters of ``risk``.
@@ -41,7 +41,7 @@ def by_group(A: LinearOperator, risk: Objective, group: str | None) -> LinearOpe
         UnsupportedError: ``"head"`` for a model in which none is recognised.
     """
     # The block diagonal has the groups as its blocks already.
-    if group is None or isinstance(A, BlockDiagonal):
+    if isinstance(A, BlockDiagonal):
         return A
     labels, names = _labels(risk, group)
     order = torch.argsort(labels, stable=True)

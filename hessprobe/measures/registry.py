@@ -295,7 +295,7 @@ def _answer(name: str, found: object) -> Result:
 def lambda_max(context: Context) -> Result:
     """lambda_1."""
     pairs = context.eigenpairs
-    layers = context.layer_eigenvalues if context.settings.by_layer else None
+    layers = context.layer_eigenvalues if context.settings.per_layer else None
     found = Result(pairs.estimate(0), layers=layers, arrays=_spectrum(context))
     if not context.settings.per_batch:
         return found
@@ -470,7 +470,7 @@ _OF_THE_PROBES = ("few-probes", "heavy-tailed")
 
 
 def _layers(context: Context, estimate: Estimate) -> dict[str, Estimate] | None:
-    if not context.settings.by_layer:
+    if not context.settings.per_layer:
         return None
     blocks: dict[str, dict[str, Any]] = estimate.details.get("blocks", {})
     return {

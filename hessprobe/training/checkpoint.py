@@ -443,13 +443,13 @@ class Checkpoint:
         inputs = inputs.to(own) if inputs.is_floating_point() else inputs
         parts = batches(inputs.to(place), labels.to(place), batch_size)
         risk = EmpiricalRisk(model, make_loss(self.loss, self.data.layout), parts, params, batchnorm=batchnorm)
-        risk.preconditioner = partial(self._preconditioner, risk.layout)
+        state = self.optimizer.get("state")
+        # What every state of Adam has, and few others.
+        if isinstance(state, Mapping) and "betas" in (state.get("param_groups") or [{}])[0]:
+            risk.preconditioner = partial(self._preconditioner, state, risk.layout)
         return risk
 
-    def _preconditioner(self, layout: ParameterLayout) -> Preconditioner | None:
-        state = self.optimizer.get("state")
-        if not isinstance(state, Mapping):
-            return None
+    def _preconditioner(self, state: Mapping[str, Any], layout: ParameterLayout) -> Preconditioner | None:
         names = parameter_names(str(self.recipe.get("decay", "all")), self.model)
         return of_state(state, names, layout, ascent=self.recipe.get("optimizer") not in BASES)
 

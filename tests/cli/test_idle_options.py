@@ -17,8 +17,8 @@ from hessprobe.training import load_checkpoint
         (
             ["-m", "lambda-max", "--probes", "9"],
             [
-                "--probes has no effect here; it is for trace, frob, logdet, density, diagonal, effective-rank, "
-                "effective-dimension"
+                "--probes has no effect here; it is for trace, frob, block-frob, logdet, density, diagonal, "
+                "effective-rank, effective-dimension"
             ],
         ),
         (

@@ -105,6 +105,11 @@ ROWS: dict[str, Row] = {
         lambda H, G: H,
         False,
     ),
+    "Grouped": (
+        lambda: operators.Grouped(_hessian(), _order(), {"all": slice(0, len(_order()))}),
+        lambda H, G: H[_order()][:, _order()],
+        False,
+    ),
     "Reordered": (lambda: operators.Reordered(_hessian(), _order()), lambda H, G: _reordered(H), False),
 }
 

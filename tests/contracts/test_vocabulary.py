@@ -119,6 +119,7 @@ def test_what_draws_takes_a_seed() -> None:
 def test_what_is_measured_comes_first_and_the_rest_by_keyword() -> None:
     positional = {
         "eigsh": ["A", "k", "which"],
+        "solve": ["A", "b"],
         "hvp": ["risk", "v"],
         "measure": ["name", "risk"],
         "landscape": ["risk", "others"],

@@ -46,7 +46,7 @@ def test_the_hessian_is_that_of_every_example_over_their_number(place: str) -> N
     assert torch.allclose(H.to_dense(), expected, rtol=0, atol=1e-12)
     assert torch.allclose(H.block("example.3").to_dense() * 10, own[3], rtol=0, atol=1e-11)
     assert torch.allclose(sum(w * t.to_dense() for w, t in H.terms()), expected, rtol=0, atol=1e-12)
-    found = H.example_lambda_max(tol=1e-9)
+    found = H.example_lambda_max(rtol=1e-9)
     exact = torch.stack([torch.linalg.eigvalsh(each)[-1] for each in own])
     assert torch.allclose(found.values, exact, rtol=1e-7, atol=1e-9)
     assert found.matvecs <= len(own[0]) + 1
@@ -126,7 +126,7 @@ def test_blocks_of_every_sign_and_rank_are_solved_together() -> None:
     spectra = [[-3.0, -2.0, -1.0, -0.5], [5.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1e-3, 2e-3, 0.0, -1.0]]
     blocks = [symmetric(torch.tensor(values, dtype=F64), seed) for seed, values in enumerate(spectra)]
     A = DenseOperator(torch.block_diag(*blocks))
-    found = block_lambda_max(A, 4, tol=1e-12)
+    found = block_lambda_max(A, 4, rtol=1e-12)
     assert torch.allclose(found.values, torch.tensor([-0.5, 5.0, 0.0, 2e-3], dtype=F64), rtol=0, atol=1e-12)
     # Stopped early they are lower bounds, each with an eigenvalue within its residual.
     large = DenseOperator(torch.block_diag(*(symmetric(torch.linspace(-1, 1, 40, dtype=F64), s) for s in range(3))))
