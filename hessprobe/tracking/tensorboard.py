@@ -1,4 +1,4 @@
-"""Points as scalars of TensorBoard."""
+"""Points as scalars of TensorBoard, or of another logger."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hessprobe.errors import UnsupportedError
+from hessprobe.tracking.loggers import KINDS, logger_of, open_logger
 from hessprobe.tracking.point import Point
 
 PREFIX = "hessprobe"
@@ -15,19 +16,26 @@ def open_writer(target: Any, purge_step: int | None = None) -> tuple[Any, bool]:
     """Return a writer, and whether it was made here and is to be closed here.
 
     Args:
-        target: a ``SummaryWriter`` (or anything with ``add_scalar(tag, value, step)``), or the folder for a new one.
+        target: a ``SummaryWriter`` (or anything with ``add_scalar(tag, value, step)``), or the folder for a new one; a
+            run of Weights & Biases; ``"wandb:PROJECT"`` or ``"mlflow:EXPERIMENT"``, see ``loggers``.
         purge_step: what earlier files in the folder hold from this step on is no longer shown.
 
     Raises:
         TypeError: neither.
-        UnsupportedError: a folder is given and tensorboard is not installed.
+        ValueError: no project or experiment is named.
+        UnsupportedError: what it needs is not installed.
     """
     if callable(getattr(target, "add_scalar", None)):
         return target, False
+    if isinstance(target, str) and target.partition(":")[0] in KINDS and ":" in target:
+        return open_logger(target), True
     if not isinstance(target, (str, Path)):
+        logger = logger_of(target)
+        if logger is not None:
+            return logger, False
         raise TypeError(
             f"writer must be a SummaryWriter or a folder; got {type(target).__name__}. Pass for example "
-            "'runs/sharpness'."
+            "'runs/sharpness', 'wandb:PROJECT' or 'mlflow:EXPERIMENT'."
         )
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -55,5 +63,8 @@ def scalars(point: Point) -> dict[str, float]:
 
 def write_point(writer: Any, point: Point) -> None:
     """Add the numbers of a point to a writer."""
+    if callable(getattr(writer, "log_point", None)):
+        writer.log_point(scalars(point), point.step)
+        return
     for tag, value in scalars(point).items():
         writer.add_scalar(tag, value, point.step)

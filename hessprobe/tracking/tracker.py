@@ -72,7 +72,8 @@ class SharpnessTracker:
         seed: of the probes, >= 0.
         optimizer: for the learning rate and the threshold of stability; None leaves the threshold out, unless ``step``
             is told a rate.
-        writer: a ``SummaryWriter`` of TensorBoard, or the folder for one.
+        writer: a ``SummaryWriter`` of TensorBoard, or the folder for one; a run of Weights & Biases, or
+            ``"wandb:PROJECT"``; ``"mlflow:EXPERIMENT"``, which writes into the active run where there is one.
         engine: of the products, see ``hvp.Hessian``. The default needs no preparation; ``"auto"`` times all of them at
             the first point, which pays where many points follow.
         params: which parameters, as for ``EmpiricalRisk``.
@@ -245,7 +246,7 @@ class SharpnessTracker:
             return
         self.pace.load_state_dict(state["pace"])
         self.points, self._start = points, placed(start, next(iter(chosen.values())).device)
-        if self._owned and self._writer is not None:
+        if self._owned and self._writer is not None and callable(getattr(self._writer, "add_scalar", None)):
             self._writer.close()
             self._writer, _ = open_writer(self._target, points[-1].step + 1 if points else 0)
 
