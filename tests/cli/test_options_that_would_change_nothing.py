@@ -77,8 +77,8 @@ def test_the_numbers_of_a_figure_replace_their_own_alone(run, digits_checkpoint,
 
 def test_a_checkpoint_is_no_record(run, digits_checkpoint):
     done = run("plot", digits_checkpoint)
-    assert (done.code, "codec" in done.err) == (1, False)
-    assert f"{digits_checkpoint} is not a record, which is JSON text. Make one with --json FILE." in done.err
+    assert (done.code, "codec" in done.err) == (2, False)
+    assert f"RECORD must be a record; got the checkpoint {str(digits_checkpoint)!r}. Measure it first: " in done.err
 
 
 def test_a_file_without_its_function_is_no_network_of_ours(run, tmp_path):
