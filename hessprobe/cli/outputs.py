@@ -148,6 +148,8 @@ def invocation(command: str, arguments: Mapping[str, Any], **added: Any) -> Iter
     """
     outer = _current.get()
     lent = outer.lent | frozenset(outer.held)
+    # Commands that run others (demo, repeat) are as quiet as they are asked to be.
+    added = {**added, **{name: True for name in ("quiet", "verbose") if getattr(outer, name)}}
     run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, **added)
     token = _current.set(run)
     try:

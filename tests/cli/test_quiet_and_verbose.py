@@ -53,6 +53,14 @@ def test_verbose_says_what_is_done_and_how_long_it_took(run, digits_checkpoint):
     assert run(*words).err == ""
 
 
+@pytest.mark.parametrize("said", ["quiet", "verbose"])
+def test_what_a_command_runs_inside_is_as_quiet_as_it_is(said):
+    with process.invocation("demo", {}, **{said: True}), process.invocation("measure", {}, **{said: False}):
+        assert getattr(process.current_invocation(), said)
+    with process.invocation("demo", {}), process.invocation("measure", {}):
+        assert not getattr(process.current_invocation(), said)
+
+
 def test_both_are_refused(run):
     done = run("measure", "absent.pt", "-q", "-v")
     assert done.code == 2
