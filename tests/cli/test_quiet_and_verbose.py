@@ -55,10 +55,10 @@ def test_verbose_says_what_is_done_and_how_long_it_took(run, digits_checkpoint):
 
 @pytest.mark.parametrize("said", ["quiet", "verbose"])
 def test_what_a_command_runs_inside_is_as_quiet_as_it_is(said):
-    with process.invocation("demo", {}, **{said: True}), process.invocation("measure", {}, **{said: False}):
-        assert getattr(process.current_invocation(), said)
-    with process.invocation("demo", {}), process.invocation("measure", {}):
-        assert not getattr(process.current_invocation(), said)
+    with outputs.invocation("demo", {}, **{said: True}), outputs.invocation("measure", {}, **{said: False}):
+        assert getattr(outputs.current_invocation(), said)
+    with outputs.invocation("demo", {}), outputs.invocation("measure", {}):
+        assert not getattr(outputs.current_invocation(), said)
 
 
 def test_both_are_refused(run):
