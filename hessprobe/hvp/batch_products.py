@@ -471,7 +471,7 @@ class BatchProducts:
     def _key(self, batch: BatchLoss) -> Hashable:
         """Return what the process knows the fastest engine by, None where the kind of the risk cannot be told."""
         makes = batch.makes()
-        if makes is None:
+        if makes is None or any(tensor.is_nested for tensor in batch.tensors()):
             return None
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in batch.tensors())
         power = self.budget.total.bit_length()

@@ -133,6 +133,8 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
         # Zeros that forward mode has not written out (a model that runs torch.func inside) take no memory.
         if torch._is_zerotensor(tensor):
             continue
+        if tensor.is_nested and tensor.layout == torch.jagged:
+            tensor = tensor.values()
         if tensor.layout == torch.strided:
             yield tensor.untyped_storage()
         elif tensor.layout == torch.sparse_coo:

@@ -199,7 +199,7 @@ def _turned(batch: BatchLoss) -> BatchLoss | None:
     """Return the batch with each example given the targets of the one before, or None where that is not possible."""
     if not isinstance(batch, EmpiricalBatch) or not isinstance(batch.targets, Tensor) or batch.examples < 2:
         return None
-    if not _same_units(batch.rule, batch.targets):
+    if batch.targets.layout != torch.strided or not _same_units(batch.rule, batch.targets):
         return None
     return replace(batch, targets=batch.targets.roll(1, 0))
 

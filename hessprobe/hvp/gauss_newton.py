@@ -240,6 +240,10 @@ def _record_calls(
 # Batches on which the convexity of a loss of unknown make is looked at.
 _LOOKED_AT = 8
 _DRAWS = "output draws"
+_LINEAR = (
+    "the loss is linear in the model's outputs, as NLLLoss is in log-probabilities: its Gauss-Newton matrix is 0 by "
+    "definition; of a likelihood measure the Fisher matrix (operator='fisher')"
+)
 
 
 class JacobianGraph:
@@ -389,8 +393,9 @@ class GaussNewton(LinearOperator):
         self._draws, self._draw_seconds = 0.0, dict[str, float]()
         self._traces: Tensor | None = None
         with self._pool.context():
-            for batch in _sample(risk):
-                require_convex(batch, risk.theta)
+            bends = [require_convex(batch, risk.theta) for batch in _sample(risk)]
+        if not any(bends):
+            self.notes = (_LINEAR,)
 
     def __repr__(self) -> str:
         return f"{self.name}(dim={self.dim}, engine={self.engine_name!r}, risk={self.risk!r})"

@@ -90,8 +90,11 @@ def square_roots(blocks: Tensor) -> Tensor:
     return roots
 
 
-def require_convex(batch: BatchLoss, theta: Tensor) -> None:
+def require_convex(batch: BatchLoss, theta: Tensor) -> float:
     """Check on one batch that the loss is convex in the outputs.
+
+    Returns:
+        The largest curvature that was seen in the outputs, 0 for a loss that is linear in them.
 
     Raises:
         UnsupportedError: it is not, or there are no outputs; says whether one example's loss is not, or only that of
@@ -109,7 +112,7 @@ def require_convex(batch: BatchLoss, theta: Tensor) -> None:
         blocks = loss_hessians(batch, outputs)
         smallest, scale = _extremes(batch, outputs, blocks)
     if smallest >= -1e3 * torch.finfo(outputs.dtype).eps * scale:
-        return
+        return scale
     single = "a likelihood with its variance or scale among the outputs, as GaussianNLLLoss; a focal or a robust loss"
     if blocks is not None:
         why = f"of one example by itself ({single})"

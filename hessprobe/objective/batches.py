@@ -216,6 +216,8 @@ def digest(tree: Any, into: Hash) -> None:
     """Add the content of ``tree`` (keys, dtypes, shapes, values, in order) to a hash."""
     if isinstance(tree, np.ndarray):
         tree = torch.as_tensor(tree)
+    if isinstance(tree, Tensor) and tree.is_nested:
+        tree = list(tree.unbind())
     if isinstance(tree, Tensor):
         into.update(f"{tree.dtype}{tuple(tree.shape)}".encode())
         flat = tree.detach().to_dense() if tree.layout != torch.strided else tree.detach()

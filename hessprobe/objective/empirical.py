@@ -56,7 +56,7 @@ def label_range(targets: Any) -> tuple[float, float]:
     Returns:
         The smallest and the largest label; (0, number of nan) for targets that are no labels.
     """
-    if not isinstance(targets, Tensor) or targets.numel() == 0 or targets.is_complex():
+    if not isinstance(targets, Tensor) or _is_special(targets) or targets.numel() == 0 or targets.is_complex():
         return 0.0, 0.0
     if targets.is_floating_point():
         return 0.0, float(targets.isnan().sum())
@@ -105,16 +105,16 @@ def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
     if not isinstance(term, EmpiricalBatch) or term.rule.known or term.examples < 2 or not term.separable:
         return ""
     middle = _place_to_cut(term.targets, term.examples)
-    parts = term.slice(0, middle), term.slice(middle, term.examples)
-    if not all(part.size > 0 for part in parts):
-        return ""
     try:
+        parts = term.slice(0, middle), term.slice(middle, term.examples)
+        if not all(part.size > 0 for part in parts):
+            return ""
         with torch.no_grad():
             whole, one, other = (float(batch(theta)) for batch in (term, *parts))
     except MISFITS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return ""  # a loss for batches of one size only
+        return ""  # a loss for batches of one size only, or sparse rows, which have no slices
     # A part of ignored targets alone has no loss: 0/0.
     scale = abs(one) + abs(other) if math.isfinite(one + other) else abs(whole)
     mean = (parts[0].size * one + parts[1].size * other) / term.size
@@ -140,13 +140,20 @@ def unlike_a_mean(term: BatchLoss, theta: Tensor) -> str:
     )
 
 
+def _is_special(targets: Tensor) -> bool:
+    """Return whether these are no plain rows of numbers: sparse, or nested."""
+    return targets.is_nested or targets.layout != torch.strided
+
+
 def _place_to_cut(targets: Any, examples: int) -> int:
     """Return where to cut a batch in two: where the parts hold the most different shares of what may be left out.
 
     Halves with equally many ignored targets would have the mean of the whole. No part has less than a quarter.
     """
     middle = examples // 2
-    if not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != examples or targets.numel() == 0:
+    if not isinstance(targets, Tensor) or _is_special(targets):
+        return middle
+    if targets.ndim == 0 or len(targets) != examples or targets.numel() == 0:
         return middle
     if targets.is_floating_point() or targets.is_complex():
         marks = [targets.isnan()]

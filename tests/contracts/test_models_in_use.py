@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 import hessprobe as hp
 from hessprobe.errors import UnsupportedError
+from hessprobe.measures import MeasureSettings, measure_all
 
 F64 = torch.float64
 EXACT = ("double_backward", "forward_over_reverse", "linearized")
@@ -35,6 +36,7 @@ class Made:
         truth: the loss of all data at the module's own parameters, written without hessprobe.
         outputs: of a batch, as a list of tensors, and the mean loss of such a list; None where there are none.
         options: of ``EmpiricalRisk``.
+        same: the data in plain tensors, where ``batches`` are of a special kind.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class Made:
     truth: Callable[[nn.Module], Tensor]
     outputs: tuple[Callable[[nn.Module, Any], list[Tensor]], Callable[[list[Tensor], Any], Tensor]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    same: Batches | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def plain(
         return sum(len(t) / total * value(call(at, x), t) for x, t in known)
 
     outputs = (lambda at, x: leaves(call(at, x)), lambda found, t: value(of_leaves(found), t))
-    return Made(module, loss, batches, truth, (outputs[0], outputs[1]))
+    return Made(module, loss, batches, truth, (outputs[0], outputs[1]), same=same)
 
 
 def moves(module: nn.Module) -> tuple[int, Callable[[Tensor], None]]:
@@ -174,8 +177,9 @@ def dense_gauss_newton(made: Made) -> Tensor:
     count, move = moves(module)
     assert made.outputs is not None
     outputs, loss = made.outputs
+    batches = made.same or made.batches
     total, examples = torch.zeros(count, count, dtype=F64), 0
-    for x, t in made.batches:
+    for x, t in batches:
         shapes = [each.shape for each in outputs(module, x)]
 
         def flat(x: Any = x) -> Tensor:
@@ -293,6 +297,78 @@ def squared_inside() -> Made:
     return plain(module, batches, lambda o, t: o["a"] + 0.1 * o["b"], call=lambda m, x: m(*x))
 
 
+def as_plain(kind: Callable[[Tensor], Tensor]) -> Made:
+    """Sparse inputs beside the same ones written out."""
+    batches = [(x.relu(), t) for x, t in data(6, 5)]
+    return plain(net(), [(kind(x), t) for x, t in batches], same=batches)
+
+
+def sparse_targets() -> Made:
+    batches = [(x, F.one_hot(t, 3).double()) for x, t in data(6, 5)]
+    sparse = [(x, t.to_sparse()) for x, t in batches]
+    return plain(net(), sparse, lambda o, t: (o - t.to_dense()).square().sum(1).mean(), same=batches)
+
+
+def graph(kind: Callable[[Tensor], Tensor]) -> Made:
+    matrix = (torch.rand(5, 5, generator=torch.Generator().manual_seed(2)) > 0.5).double()
+    return plain(Of(lambda m, x: torch.mm(m.matrix, m.n(x)), n=net(), matrix=kind(matrix)), data(5, 5))
+
+
+def sentences() -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(k, 3, dtype=F64, generator=generator) for k in lengths] for lengths in ((2, 4, 3), (1, 5))]
+
+
+def packed() -> Made:
+    torch.manual_seed(0)
+    module = Of(lambda m, x: m.head(m.cell(x)[1][0][0]), cell=nn.LSTM(3, 2), head=nn.Linear(2, 3)).double()
+    batches = [
+        (nn.utils.rnn.pack_sequence(rows, enforce_sorted=False), torch.arange(len(rows)) % 3) for rows in sentences()
+    ]
+    return plain(module, batches)
+
+
+def nested(layout: torch.layout) -> Made:
+    """Rows of different lengths, their mean measured; without padding where the layout keeps them one after another."""
+
+    def forward(m: Any, x: Any) -> Tensor:
+        if not isinstance(x, list) and layout == torch.strided:
+            x = torch.nested.to_padded_tensor(x, 0.0)
+            return (m.n(x) * (x != 0).any(2, keepdim=True)).sum(1)
+        rows = x if isinstance(x, list) else m.n(x.values()).split(x.offsets().diff().tolist())
+        return torch.stack([(m.n(row) if isinstance(x, list) else row).sum(0) for row in rows])
+
+    same = [(rows, torch.arange(len(rows)) % 3) for rows in sentences()]
+    batches = [(torch.nested.nested_tensor(rows, layout=layout), t) for rows, t in same]
+    return plain(Of(forward, n=net()), batches, same=same)
+
+
+def logits() -> Made:
+    class Several(dict):
+        logits = property(lambda self: self["logits"])
+
+    module = Of(lambda m, x: Several(logits=m.n(x), hidden=x), n=net())
+    return plain(module, call=lambda m, x: m(x).logits)
+
+
+def equation_in_forward() -> Made:
+    """The residual of u'' + u = 0, as networks of physics are trained on points alone."""
+
+    def forward(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+        x = x.detach().requires_grad_()
+        u = module(x)
+        first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+        second = torch.autograd.grad(first.sum(), x, create_graph=True)[0]
+        return (second + u).square().sum(), len(x)
+
+    batches = [torch.linspace(0, 1, 6, dtype=F64)[:, None], torch.linspace(1, 2, 5, dtype=F64)[:, None]]
+
+    def truth(at: nn.Module) -> Tensor:
+        return sum(forward(at, x)[0] for x in batches) / 11
+
+    return Made(net(1, 4, 1), None, batches, truth, options={"forward": forward})
+
+
 @dataclass
 class Out:
     scores: Tensor
@@ -399,6 +475,16 @@ CASES: dict[str, Case] = {
     "a matrix of pairs viewed as complex": Case(lambda: complex_weights(view=True)),
     "complex parameters": Case(lambda: complex_weights(view=False)),
     "a complex layer": Case(complex_layer),
+    "sparse inputs": Case(lambda: as_plain(Tensor.to_sparse), ("double_backward",)),
+    "sparse rows": Case(lambda: as_plain(Tensor.to_sparse_csr), ("double_backward",)),
+    "sparse targets": Case(sparse_targets),
+    "a sparse buffer": Case(lambda: graph(Tensor.to_sparse), ("double_backward",)),
+    "a buffer of sparse rows": Case(lambda: graph(Tensor.to_sparse_csr), ("double_backward",)),
+    "packed sequences": Case(packed, ("double_backward",)),
+    "nested rows": Case(lambda: nested(torch.jagged), ("double_backward", "forward_over_reverse")),
+    "nested tensors of old": Case(lambda: nested(torch.strided), ("double_backward",)),
+    "outputs with logits": Case(logits),
+    "an equation's residual": Case(equation_in_forward, ("double_backward",), "computes its loss inside forward"),
     "a dataclass": Case(lambda: several_outputs(Out, getattr)),
     "a named tuple": Case(lambda: several_outputs(Pair, getattr)),
     "a dict": Case(lambda: several_outputs(dict, lambda o, name: o[name])),
@@ -531,3 +617,33 @@ def test_numbers_of_the_batch_do_not_pass_for_those_of_examples() -> None:
     risk = hp.EmpiricalRisk(module, lambda o, t: F.cross_entropy(o[0], t) + o[1].square().sum(), data(6, 5))
     with pytest.raises(UnsupportedError, match="outputs of one form; their shapes or kinds differ between batches"):
         hp.GaussNewton(risk).to_dense()
+
+
+def test_a_loss_that_is_linear_in_its_outputs_says_that_its_gauss_newton_matrix_is_zero() -> None:
+    module = nn.Sequential(*net(), nn.LogSoftmax(1))
+    scores = dense_gauss_newton(plain(net()))
+    for loss in (nn.NLLLoss(), lambda o, t: F.nll_loss(o, t)):
+        G = hp.GaussNewton(hp.EmpiricalRisk(module, loss, data(6, 5)))
+        assert not bool(G.to_dense().any())
+        assert "0 by definition; of a likelihood measure the Fisher matrix (operator='fisher')" in G.notes[0]
+    F_ = hp.Fisher(hp.EmpiricalRisk(module, nn.NLLLoss(), data(6, 5)))
+    torch.testing.assert_close(F_.to_dense(), scores, rtol=1e-6, atol=1e-8)
+    assert "likelihood" in F_.notes[0]
+    assert hp.GaussNewton(hp.EmpiricalRisk(net(), nn.CrossEntropyLoss(), data(6, 5))).notes == ()
+    risk = hp.EmpiricalRisk(module, nn.NLLLoss(), data(6, 5))
+    (result,) = measure_all(["trace"], risk, MeasureSettings(operator="ggn"))
+    assert result.estimate.value == 0
+    assert any("0 by definition" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("outputs", [300, 1000, 5000])
+def test_the_exact_fisher_matrix_has_no_limit_of_outputs(outputs: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(1, outputs, bias=False).double()
+    x, t = torch.ones(2, 1, dtype=F64), torch.tensor([0, 1])
+    matrix = hp.Fisher(hp.EmpiricalRisk(module, nn.CrossEntropyLoss(), [(x, t)]))
+    shares = module(x)[0].detach().softmax(0)
+    v = torch.randn(outputs, dtype=F64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(matrix @ v, shares * (v - shares @ v), rtol=1e-9, atol=1e-12)
+    low, high = hp.trace(matrix, seed=0).interval(0.999)
+    assert low <= float((shares * (1 - shares)).sum()) <= high
