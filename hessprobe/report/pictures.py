@@ -14,6 +14,8 @@ from hessprobe.report.sources import Source
 # Beyond it, two pictures of dots, one a color scheme, are smaller than curves.
 _LARGEST_SVG = 200_000
 _PIXELS_PER_INCH = 96
+# Figures of a track whose panels its whole has, too.
+_PARTS = ("training", "overlap")
 # Inches of a column of the page, so that letters are as large in every picture; wider than the other are rows.
 _COLUMN, _WIDE = 5.0, 6.9
 
@@ -38,7 +40,7 @@ def pictures_of(sources: Sequence[Source]) -> tuple[dict[str, tuple[Picture, ...
     for source in sources:
         try:
             drawn[source.label] = tuple(
-                picture(each, [source], covered=(each.name, source.label) in covered)
+                picture(each, [source], covered=(each.name, source.label) in covered or each.name in _PARTS)
                 for each in figures_of(source.record, source.path.parent)
             )
         except RecordError as error:

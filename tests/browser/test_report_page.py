@@ -367,6 +367,20 @@ def test_the_verdict_is_in_view_on_a_phone(browser, report):
     assert browser.run(scrolled) <= 0
 
 
+@pytest.mark.parametrize("kind", ["measure", "track"])
+def test_numbers_with_two_long_arms_stay_in_a_phone(browser, tmp_path, kind):
+    arms = {"kind": "bracket", "bracket": [0.6337846, 0.6337856], "interval": [0.6337846, 0.6337856],
+            "bracket_confidence": 0.995, "errors": {"probe": 0.0, "data": 0.0055, "solver": 1e-6}}  # fmt: skip
+    row = measured("lambda-max", 0.633785, 0.0, **arms)
+    run = [point(step, 1.0, measures={"lambda-max": row}) for step in (0, 450)]
+    made = {"measure": record("measure", [row]), "track": record("track", run, checkpoint=None, arguments=TRACKED)}
+    html.write(tmp_path / "arms.html", Page(sources.gather(write(tmp_path, one=made[kind]))))
+    browser.open(tmp_path / "arms.html", width=390, height=844)
+    scrolled = "const b = document.querySelector('#verdict .scroll'); return b.scrollWidth - b.clientWidth"
+    assert browser.run(scrolled) <= 0
+    assert "0.0055" in browser.run("return document.querySelector('#verdict table').innerText")
+
+
 def test_the_page_is_short_until_it_is_unfolded(browser, report):
     browser.open(report)
     folded = browser.run("return document.documentElement.scrollHeight")

@@ -9,13 +9,14 @@ from typing import Any
 from hessprobe.comparison.names import FLATTER, SHARPER, UNDECIDED, WITHIN
 from hessprobe.measures.table import entry_of
 from hessprobe.report.document import Cell, Column, Section, Table, Text, section
-from hessprobe.report.sections import invariance, landscape, sharpness, tracking, validation, wording
+from hessprobe.report.sections import invariance, landscape, sharpness, validation, wording
 from hessprobe.report.sections.cells import data_cells, data_columns, interval_cell, interval_name
 from hessprobe.report.sections.page import Page
 from hessprobe.report.sources import Source
-from hessprobe.report.typography import number, pretty
+from hessprobe.report.typography import number, plural, pretty
 
 Row = Mapping[str, Any]
+_Step = tuple[float, Row]
 # Measures whose columns have room on a page; the tables further down have all.
 _MOST = 6
 _HOLDS, _MAY_VANISH = "holds on other data", "may vanish on other data"
@@ -41,8 +42,31 @@ def build(page: Page) -> Section | None:
 def sentences(page: Page) -> Iterator[str]:
     """Yield one sentence a comparison; without any, one a checkpoint with its numbers; without these, what else is."""
     own = tuple(_own(page))
-    others = (module.sentences(page) for module in (tracking, validation, invariance, sharpness, landscape))
+    others = (_runs(page), *(module.sentences(page) for module in (validation, invariance, sharpness, landscape)))
     yield from own or tuple(chain.from_iterable(others))[:_FEW]
+
+
+def _runs(page: Page) -> Iterator[str]:
+    """Yield one sentence a run: where each measure begins and ends, and where it is largest."""
+    for source in page.of("track"):
+        said = [
+            f"{name} from\u00a0{number(first[1]['value'], 3)} to\u00a0{number(last[1]['value'], 3)}"
+            f" (at most {number(largest[1]['value'], 3)}, step\u00a0{largest[0]:,.0f})"
+            for name, (first, largest, last) in _turns(source).items()
+        ]
+        if said:
+            yield f"{source.name} over {plural(len(source.rows), 'checkpoint')}: {', '.join(said)}."
+
+
+def _turns(source: Source) -> dict[str, tuple[_Step, _Step, _Step]]:
+    """Return by measure the first, the largest and the last finite value, each with its step."""
+    found = {}
+    for name in dict.fromkeys(str(name) for row in source.rows for name in row["measures"]):
+        known = [(row["step"] or 0, row["measures"][name]) for row in source.rows if name in row["measures"]]
+        finite = [each for each in known if each[1]["value"] is not None]
+        if finite:
+            found[name] = (finite[0], max(finite, key=lambda each: each[1]["value"]), finite[-1])
+    return found
 
 
 def _own(page: Page) -> Iterator[str]:
@@ -159,23 +183,16 @@ def _is_curve(name: str) -> bool:
 
 def _followed(source: Source) -> Table:
     """Return where each measure of a run begins, is largest, and ends."""
-    names = list(dict.fromkeys(str(name) for row in source.rows for name in row["measures"]))
-    rows = []
-    for name in names:
-        known = [(row["step"], row["measures"][name]) for row in source.rows if name in row["measures"]]
-        finite = [each for each in known if each[1]["value"] is not None]
-        if finite:
-            largest = max(finite, key=lambda each: each[1]["value"])
-            cells = (_at(step, row) for step, row in (finite[0], largest, finite[-1]))
-            rows.append((Cell(name, kind="name"), *cells))
+    rows = [
+        (Cell(name, kind="name"), *(_at(step, row) for step, row in turns)) for name, turns in _turns(source).items()
+    ]
     columns = (Column("measure"), *(Column(name, "number") for name in ("first", "largest", "last")))
     note = _note([row for each in source.rows for row in each["measures"].values()])
     return Table(f"Along training: {source.name}", columns, tuple(rows), (note,), stacks=True)
 
 
-def _at(step: float | None, row: Row) -> Cell:
-    where = "" if step is None else f"step\u00a0{step:,.0f}"
-    parts = [part for part in (where, _data(row)) if part]
+def _at(step: float, row: Row) -> Cell:
+    parts = [part for part in (f"step\u00a0{step:,.0f}", _data(row)) if part]
     return Cell(_whole(wording.with_error(row)), row["value"], "number", note="; ".join(parts))
 
 

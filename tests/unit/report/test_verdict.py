@@ -109,8 +109,11 @@ def test_a_single_checkpoint_has_its_numbers_in_one_sentence(tmp_path):
 def test_a_run_has_its_beginning_its_peak_and_its_end(tmp_path):
     made = record("track", [point(0, 1.5), point(45, 9.0), point(90, 6.0)], checkpoint=None, arguments=TRACKED)
     run = Page(gather(write(tmp_path, a=made)))
-    first, *_ = verdict.sentences(run)
-    assert "goes from 1.5000" in first
+    (sentence,) = verdict.sentences(run)
+    assert sentence.replace("\u00a0", " ").endswith(
+        "run over 3 checkpoints: lambda-max from 1.5 to 6 (at most 9, step 45), trace from 4.5 to 18 (at most 27, "
+        "step 45)."
+    )
     _, table = verdict.build(run).blocks
     assert [column.name for column in table.columns] == ["measure", "first", "largest", "last"]
     cells = [(cell.sort, cell.note) for cell in table.rows[0][1:]]
