@@ -225,12 +225,13 @@ def evaluation(
 ) -> Iterator[None]:
     """Evaluate losses inside; on leaving, also by an exception, everything is bit-identical to what it was.
 
-    Inside: evaluation mode, attention by the math kernel (the fused kernels have no second derivative), no fused
-    transformer path, embeddings with their true gradient (no ``padding_idx``), compiled parts run eagerly, no
-    activation checkpointing, no ambient autocast, TF32 and reduced-precision CPU products off unless ``tf32``.
+    Inside: evaluation mode, attention by the math kernel (the fused kernels have no second derivative), recurrent
+    networks without cuDNN (its kernels have no gradient in evaluation mode), no fused transformer path, embeddings with
+    their true gradient (no ``padding_idx``), compiled parts run eagerly, no activation checkpointing, no ambient
+    autocast, TF32 and reduced-precision CPU products off unless ``tf32``.
     Restored: attributes, modes, buffer and parameter tables of every submodule, the torch (CPU and CUDA), NumPy and
-    Python random states, ``generators``, and the precision, attention and fast-path switches. Of other threads see
-    ``hessprobe.objective.modes``.
+    Python random states, ``generators``, and the precision, attention, cuDNN and fast-path switches. Of other threads
+    see ``hessprobe.objective.modes``.
 
     Args:
         modules: roots whose submodules are touched (the model, and a loss that is a module).
@@ -250,6 +251,7 @@ def evaluation(
         stack.enter_context(owned(modules))
         stack.enter_context(precision(tf32))
         stack.enter_context(_attention())
+        stack.enter_context(_recurrence(members))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(no_checkpointing(on_checkpoint))
         # Nothing has been compiled, be it a function inside forward, before the compiler was imported (2 s).
@@ -305,6 +307,18 @@ def _attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _recurrence(members: Sequence[nn.Module]) -> Iterator[None]:
+    # The recurrent kernels of cuDNN have no gradient in evaluation mode, and never a second derivative.
+    before = torch.backends.cudnn.enabled
+    if any(isinstance(member, nn.RNNBase) for member in members):
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager

@@ -53,6 +53,27 @@ def test_estimates_do_not_depend_on_the_device() -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+def test_recurrent_networks_have_the_hessian_of_the_cpu(kind: type[torch.nn.Module]) -> None:
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = kind(3, 4, batch_first=True), torch.nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    module = Last().double()
+    x, y = torch.randn(5, 6, 3, dtype=torch.float64), torch.arange(5) % 2
+    found = []
+    for device in ("cpu", "cuda"):
+        module.to(device)
+        risk = EmpiricalRisk(module, torch.nn.CrossEntropyLoss(), [(x.to(device), y.to(device))])
+        found.append(hp.Hessian(risk).matvecs(torch.eye(risk.dim, dtype=torch.float64, device=device)).cpu())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+
+
 def test_tf32_is_off_during_products() -> None:
     case = nets.mlp((256,))
     hessian = nets.full_hessian(case.risk())

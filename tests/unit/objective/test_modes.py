@@ -300,6 +300,21 @@ def test_evaluation_restores_after_nesting_of_two_risks_on_one_module() -> None:
     assert model.training
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.Conv1d])
+def test_recurrent_networks_are_evaluated_without_cudnn(kind: type[nn.Module]) -> None:
+    # Their kernels on a GPU have no gradient in evaluation mode; other networks keep cuDNN.
+    seen: list[bool] = []
+    net = nn.Sequential(kind(3, 3, 1))
+    assert torch.backends.cudnn.enabled
+    with evaluation([net], device=CPU):
+        seen.append(torch.backends.cudnn.enabled)
+    assert seen == [kind is nn.Conv1d]
+    assert torch.backends.cudnn.enabled
+    with pytest.raises(KeyError), evaluation([net], device=CPU):
+        raise KeyError
+    assert torch.backends.cudnn.enabled
+
+
 def test_evaluation_turns_the_fast_path_and_modes_off() -> None:
     loss = nn.Sequential(nn.Dropout())
     with evaluation([Net(), loss], device=CPU):
