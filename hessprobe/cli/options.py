@@ -1,8 +1,7 @@
 """Options that commands share, and how their values are read. Nothing here imports torch.
 
-What every command that measures a checkpoint is asked in the same words: which network, which data, where.
-
-A record where a checkpoint belongs, a checkpoint where a record does: told by the command that takes it.
+- what every command that measures a checkpoint is asked in the same words: which network, which data, where;
+- a record where a checkpoint belongs, or a checkpoint where a record does, told by the command that takes it.
 """
 
 from __future__ import annotations

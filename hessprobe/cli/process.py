@@ -8,8 +8,6 @@ A command under ``torchrun``: the ranks share its products out, and one of them 
 Every rank runs the whole command on the same arguments. Those beside the first are silent, and write what they would
 write into a folder of their own that goes with them, so that no code below has to know on which rank it runs.
 
-What a command may write: never over a file that it reads, nor over one that this program did not make.
-
 How many threads a command computes with: what ``--threads`` says, or what a short trial finds the fastest.
 
 On a machine that others keep busy the threads of one operation wait for each other, by spinning, until the last has

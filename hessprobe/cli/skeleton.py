@@ -1,8 +1,7 @@
 """The skeleton of a command: its options declared once, then check, open, collect, publish.
 
-The journal of a command: beside its record while it runs, gone once the record is written whole.
-
-The figures and the page of the record that a command has just made, as ``--out`` and ``--report`` ask for them.
+- its journal: beside its record while it runs, gone once the record is written whole;
+- the figures and the page of the record that it has just made, as ``--out`` and ``--report`` ask for them.
 """
 
 from __future__ import annotations

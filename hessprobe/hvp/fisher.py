@@ -231,7 +231,7 @@ def Fisher(
             form and at the price of a Gauss-Newton product; no labels are drawn. It is the Gauss-Newton matrix for a
             cross-entropy on scores, a squared error, and any other loss whose second derivative in the outputs does
             not depend on the targets; of ``NLLLoss`` on log-probabilities, where the Gauss-Newton matrix is 0, and of
-            ``BCELoss`` on probabilities it is the Fisher matrix of the likelihood, see ``hvp.likelihood``. Class
+            ``BCELoss`` on probabilities it is the Fisher matrix of the likelihood, see ``Fisher``. Class
             weights stay the weights of the examples. ``"empirical"``: r_s is the slope of example s's loss at its own
             target, F the second moment of the per-example gradients: the Fisher matrix only in the limit where the
             model is right. ``"mc"``: the mean over ``n_draws`` random r_s an example with the expectation of

@@ -1,10 +1,9 @@
-"""The products of all batches of an objective, kept while the memory budget lasts and made anew beyond it.
+"""The products of all batches of an objective, within a memory budget, over the ranks of a process group.
 
-Batches shared out over the ranks of a process group, with one all-reduce for a pass over all of them.
-
-How much memory there is, and how much of it products may keep.
-
-An engine within a memory budget: long blocks of probes, and large batches, are taken in pieces.
+- products are kept while the budget lasts and made anew beyond it (``ProductPool``);
+- how much memory there is, and how much of it products may keep (``MemoryBudget``); long blocks of probes and large
+  batches are taken in pieces (``Chunked``);
+- batches are shared out over ranks, with one all-reduce for a pass over all of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What several measures of one operator share: computed when first asked for, and only once.
+"""What a measurement is asked for, what it hands back, and what several measures of one operator share.
 
-What a measurement is asked for, and what it hands back.
+Shared work is computed when first asked for, and only once.
 """
 
 from __future__ import annotations

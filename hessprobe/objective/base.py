@@ -1,10 +1,8 @@
-"""The interface of a loss on a flat parameter vector that is a weighted sum over batches.
+"""A loss on a flat parameter vector that is a weighted sum over batches: the interface, and what losses are made of.
 
-Losses whose torch kernels lack a forward derivative of their gradient, written out of operations that have one.
-
-What a batch loss is an average of, so that batches of different sizes add up to one mean.
-
-The loss that a model computes itself (transformers), recognised from its value so that it can be re-weighted.
+- what a batch loss is an average of, so that batches of different sizes add up to one mean (``LossRule``);
+- the loss that a model computes itself (transformers), recognised from its value so that it can be re-weighted;
+- losses whose torch kernels lack a forward derivative of their gradient, written out of operations that have one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Nested batches: moving, counting rows, cutting, and hashing; and the check that data can be read again.
+"""Batches of data, and the mean loss over one of them as a function of the flat parameters.
 
-The mean loss over one batch of data as a function of the flat parameters.
-
-Tensors that are referred to, not copied, and must stay as they are.
+- nested batches: moving, counting rows, cutting, hashing, and the check that data can be read again;
+- ``EmpiricalBatch``, the loss of one of them;
+- tensors that are referred to, not copied, and must stay as they are.
 """
 
 from __future__ import annotations

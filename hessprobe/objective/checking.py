@@ -1,10 +1,8 @@
-"""What is asked of a risk once, on its first batch: that it can be evaluated, and that its loss and gradient agree.
+"""What is asked of a risk once, on its first batch: that it can be evaluated, and that loss and gradient agree.
 
-Models and data that are spread over ranks: what one rank holds is not what is to be measured.
-
-Which module is to blame: for a loss that differs between two calls, or that is not finite.
-
-Batches cut into groups of examples, so that a few large batches still say how much the data decide.
+- models and data that are spread over ranks: what one rank holds is not what is to be measured;
+- which module is to blame for a loss that differs between two calls, or that is not finite;
+- batches cut into groups of examples, so that a few large batches still say how much the data decide.
 """
 
 from __future__ import annotations

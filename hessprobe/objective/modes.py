@@ -1,17 +1,13 @@
-"""The state of the process while a loss is evaluated, and its exact return afterwards.
+"""The state of module and process while a loss is evaluated, its exact return, and what of it a record tells.
 
-Activation checkpointing switched off while a loss is evaluated with other parameters than the module's own.
-
-``torch.utils.checkpoint`` runs a part of the model a second time, during backward. By then the parameters that the
-loss was evaluated at have left the module, so that the second run uses the module's own: the gradient is missing
-(``use_reentrant=True``), or right only at those. Inside, the part is simply called; values are the same, memory is
-that of a model without checkpointing.
-
-Other threads of the process while a module is measured: nothing of theirs is rewound, nothing wrong is read.
-
-What a risk changed to be measurable, in sentences for records.
-
-Which parameters theta is made of: chosen by glob, regex, predicate, submodule or identity.
+- modes, random states, kernels and precision switches (``evaluation``);
+- activation checkpointing, switched off. ``torch.utils.checkpoint`` runs a part of the model a second time, during
+  backward. By then the parameters that the loss was evaluated at have left the module, so that the second run uses the
+  module's own: the gradient is missing (``use_reentrant=True``), or right only at those. Inside, the part is simply
+  called; values are the same, memory is that of a model without checkpointing;
+- other threads of the process: nothing of theirs is rewound, nothing wrong is read;
+- which parameters theta is made of: chosen by glob, regex, predicate, submodule or identity;
+- what a risk changed to be measurable, in sentences for records.
 """
 
 from __future__ import annotations

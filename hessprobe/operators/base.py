@@ -1,10 +1,8 @@
 """A symmetric matrix that is known by its products: the interface, its algebra, and its principal submatrices.
 
-An operator as a matrix in memory, and as an operator of SciPy.
-
-What may stand beside an operator in ``A @ x`` and ``x @ A``: tensors, NumPy arrays, tensors like the parameters.
-
-A trace that was estimated without products with probes.
+- as a matrix in memory, and as an operator of SciPy;
+- what may stand beside an operator in ``A @ x`` and ``x @ A``: tensors, NumPy arrays, tensors like the parameters;
+- a trace that was estimated without products with probes.
 """
 
 from __future__ import annotations

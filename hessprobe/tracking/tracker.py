@@ -253,7 +253,7 @@ class SharpnessTracker:
     def rows(self) -> list[dict[str, Any]]:
         """Return the points as flat dictionaries, e.g. for ``pandas.DataFrame``.
 
-        ``hessprobe.report.write_track`` writes them as a record that ``hessprobe plot`` draws.
+        ``hessprobe.report.track.write_track`` writes them as a record that ``hessprobe plot`` draws.
         """
         return [_row(point) for point in self.points]
 

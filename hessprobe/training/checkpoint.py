@@ -1,12 +1,9 @@
 """Checkpoints: one file that says what was trained, on what, how, and with what outcome.
 
-State dicts: reading them from files without running code, and fitting them into a model.
-
-Files of ``torch.save`` before anything in them is read: whole, and no larger inside than out.
-
-Stored tensors that can be the weights of a model: plain numbers of its kind, all of them there.
-
-Which data a checkpoint was trained on, so that they can be had again.
+- state dicts: reading them from files without running code, and fitting them into a model;
+- files of ``torch.save`` before anything in them is read: whole, and no larger inside than out;
+- stored tensors that can be the weights of a model: plain numbers of its kind, all of them there;
+- which data a checkpoint was trained on, so that they can be had again.
 """
 
 from __future__ import annotations
