@@ -47,7 +47,8 @@ def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     assert lines[1].split()[:4] == ["step", "epoch", "lr", "loss"]
     assert [line.split()[0] for line in lines[2:5]] == ["0", "6", "12"]
     assert "3 of 3 checkpoints, " in done.out
-    assert lines[-1] == f"wrote {figure}"
+    # The curves, and beside them how far the gradient lies along the leading eigenvectors.
+    assert lines[-2:] == [f"wrote {figure}", f"wrote {tmp_path / 'f-overlap.svg'}"]
     record = report.read_record(record_path)
     rows = record["results"]
     assert [row["step"] for row in rows] == [0, 6, 12]
@@ -250,7 +251,7 @@ def test_a_run_of_adam_has_its_own_edge(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert rows[0]["threshold_preconditioned"] == ""
     assert float(rows[1]["threshold_preconditioned"]) == last["edge"]["preconditioned"]
-    (figure,) = figures_of(report.read_record(record))
+    figure, *_ = figures_of(report.read_record(record))
     assert [line.get("Adam's threshold") for line in figure.data] == [None, last["edge"]["preconditioned"]]
     told = run("measure", path, *QUICK, "-m", name)
     assert told.code == 0, told.err
