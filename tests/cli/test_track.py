@@ -47,8 +47,8 @@ def test_a_run_with_figure_record_and_table(run, sgd, tmp_path):
     assert lines[1].split()[:4] == ["step", "epoch", "lr", "loss"]
     assert [line.split()[0] for line in lines[2:5]] == ["0", "6", "12"]
     assert "3 of 3 checkpoints, " in done.out
-    # The curves, and beside them how far the gradient lies along the leading eigenvectors.
-    assert lines[-2:] == [f"wrote {figure}", f"wrote {tmp_path / 'f-overlap.svg'}"]
+    beside = [tmp_path / f"f-{name}.svg" for name in ("training", "overlap")]
+    assert lines[-3:] == [f"wrote {each}" for each in (figure, *beside)]
     record = report.read_record(record_path)
     rows = record["results"]
     assert [row["step"] for row in rows] == [0, 6, 12]

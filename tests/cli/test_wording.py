@@ -101,7 +101,7 @@ def test_messages_of_the_users_own_file_stay_as_they_are():
 
 
 def test_warnings_speak_in_options(capsys):
-    def command() -> None:
+    def command(debug: bool = False) -> None:
         warnings.simplefilter("always")
         said = about("shift", "must be larger. Use float64 or raise shift.")
         warnings.warn(said, NumericalWarning, stacklevel=1)
