@@ -69,8 +69,8 @@ def eigsh(
         theta <= lambda_max (a theorem)    and    lambda_max <= U (with probability 1 - delta over the start),
 
     is no wider than rtol * max(|theta|, 0.01 * s); U comes from the Lanczos polynomials (``krylov.certificates``) and
-    costs nothing. It needs no gap: about ln(1.6 sqrt(d) / delta) / (2 sqrt(w)) products for a width of w times the spread of
-    the spectrum, whatever the matrix, and few where eigenvalues stand apart. For further pairs see
+    costs nothing. It needs no gap: about ln(1.6 sqrt(d) / delta) / (2 sqrt(w)) products for a width of w times the
+    spread of the spectrum, whatever the matrix, and few where eigenvalues stand apart. For further pairs see
     ``krylov.certificates``. All intervals are in ``Eigenpairs.intervals``.
 
     Eigenvalues below 1 % of the spectral norm s get the absolute precision of one at 1 %; ask a smaller ``tol`` for
