@@ -163,7 +163,7 @@ def test_what_the_results_say() -> None:
 
 def test_a_record_is_drawn_in_one_line(tmp_path: Path) -> None:
     found = hp.measure("trace", _risk(), per_layer=True, n_probes=4)
-    rows = [result_row(Result("trace", "hessian", found, "", layers=found.layers), 0.95)]
+    rows = [result_row(Result(found, layers=found.layers, measure="trace", operator="hessian"), 0.95)]
     record = build_record("measure", rows, arguments={"ckpt": "a.pt"}, seed=0)
     axes = hp.plot(record, "layers", width=3.25)
     assert axes.figure.get_figwidth() == pytest.approx(3.25)

@@ -72,7 +72,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    for module in ("pool", "term"):
+    for module in ("pool", "batch_products"):
         monkeypatch.setattr(f"hessprobe.hvp.{module}.device_clock", made)
     known.ENGINES_TAKEN.clear()
     known.RECORDINGS.clear()

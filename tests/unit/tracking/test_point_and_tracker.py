@@ -234,7 +234,7 @@ def test_a_record_is_drawn_and_read_again(tmp_path):
     assert record["arguments"]["k"] == 2
     from hessprobe.report.figures import figures_of
 
-    (figure,) = figures_of(record)
+    figure, *_ = figures_of(record)
     assert "Along steps 0 to 5, 2 points: largest eigenvalue " in figure.alt
     labels = [text.get_text() for text in figure.figure().axes[0].get_legend().get_texts()]
     assert any(label.startswith("threshold 2/lr") for label in labels)
