@@ -104,6 +104,17 @@ _DIFFERENCES = "finite_difference"
 _UNRECORDED = {"linearized": ("double_backward", "forward_over_reverse")}
 
 
+def _against(after: Engine, before: Engine, batch: BatchLoss, theta: Tensor) -> str:
+    """Return what speaks against going on with another engine, "" for nothing; it may not hold for this risk at all."""
+    try:
+        own, known = after(batch, theta), before(batch, theta)
+    except (MemoryBudgetError, *UNSUPPORTED) as error:
+        if is_final(error):
+            raise
+        return first_line(error)
+    return "" if agree(own, known, theta) else f"its product differs from that of {before.name}"
+
+
 class ByGroups(LinearOperator):
     """The same matrix as ``parent``, and made by it; only ``terms`` are finer.
 
@@ -443,14 +454,13 @@ class BatchProducts:
         if after.name == before.name:
             self._engine = before
         else:
-            own, known = after(batch, theta), before(batch, theta)
-            if pool.agreed(lambda: agree(own, known, theta)):
+            against = pool.agreed(lambda: _against(after, before, batch, theta))
+            if not against:
                 self.pool.clear()
             else:
                 if self.pool.place:
                     value(f"refused-{self.pool.place}", lambda: True)
-                differs = {after.name: f"its product differs from that of {before.name}"}
-                self._engine, self.choice = before, Choice(before, {}, differs)
+                self._engine, self.choice = before, Choice(before, {}, {after.name: against})
         self._remember(batch, at_once_works=True)
 
     def _known_faster(self) -> Engine:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from hessprobe.errors import UnsupportedError
 from hessprobe.hvp import Hessian, batch_products, known
 from hessprobe.hvp.auto import Choice
 from hessprobe.hvp.engines import DoubleBackward, pulled_back
@@ -210,6 +211,28 @@ def test_an_engine_that_disagrees_is_not_taken(clock, race, monkeypatch, dtype, 
     assert len(race) == 1
     assert H.engines[0] == "double_backward"
     assert "linearized: its product differs from that of double_backward" in H.engine_note
+
+
+@pytest.mark.parametrize("kind", [UnsupportedError, RuntimeError])
+def test_what_was_the_fastest_for_another_risk_may_not_hold_for_this_one(clock, race, monkeypatch, kind):
+    # A recording is not taken where its gradient and the own one differ, which at a minimum is rounding.
+    _slowed(monkeypatch, clock, 0.01)
+    first = Hessian(_risk(), expected_matvecs=3000)
+    V = torch.ones(1, first.dim, dtype=first.dtype)
+    for _ in range(3):
+        first.matvecs(V)
+    assert first.engines[0] == "linearized"
+
+    def refused(self, loss, theta):
+        raise kind("The recorded gradient differs from the model's own.")
+
+    monkeypatch.setattr(Linearized, "__call__", refused)
+    second = Hessian(_risk(seed=1), expected_matvecs=3000)
+    found = [second.matvecs(V) for _ in range(3)]
+    torch.testing.assert_close(found[0], Hessian(_risk(seed=1), engine="double_backward").matvecs(V), rtol=0, atol=0)
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert second.engines[0] == "double_backward"
+    assert "linearized: The recorded gradient differs" in second.engine_note
 
 
 def test_a_switch_gives_its_memory_back(clock, race, monkeypatch):

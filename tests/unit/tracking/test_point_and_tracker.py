@@ -230,7 +230,8 @@ def test_a_record_is_drawn_and_read_again(tmp_path):
         tracker.step(step, lr=0.5)
     write_track(tmp_path / "t.json", tracker)
     record = report.read_record(tmp_path / "t.json")
-    assert record == {**track_record(tracker), "created": record["created"]}
+    # The process may have grown in between.
+    assert record == {**track_record(tracker), **{name: record[name] for name in ("created", "peak_memory")}}
     assert record["arguments"]["k"] == 2
     from hessprobe.report.figures import figures_of
 
