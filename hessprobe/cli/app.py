@@ -36,8 +36,8 @@ from hessprobe.cli.process import UsageError, guarded
 
 PREFIX = "HESSPROBE_"
 _FILE = f"{PREFIX}CONFIG"
-# Read elsewhere, with another meaning: the folder of data sets.
-_OTHERS = frozenset({"HESSPROBE_DATA"})
+# Read elsewhere, with another meaning: the folders of data sets and of decoded images.
+_OTHERS = frozenset({"HESSPROBE_DATA", "HESSPROBE_CACHE"})
 # What only the command line may say.
 _NEVER = frozenset({"--help", "--config", "--force", "--trust-data", "--trust-code", "--resume"})
 _YES, _NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
@@ -73,16 +73,18 @@ def merged(words: Sequence[str], group: Any, environment: Mapping[str, str] = os
         environment: variables by name.
 
     Raises:
-        UsageError: the file cannot be read, or has a key or a value that no option has; names file and key.
+        UsageError: the file cannot be read, or has a key or a value that no option has, or a variable names none;
+            names file and key, or the variable.
     """
     path, typed = _without_config(words)
-    if not typed or typed[0] not in group.commands:
+    # What is wrong in a file or a variable must not hide the help that says what is right.
+    if not typed or typed[0] not in group.commands or "--help" in typed:
         return Merged(tuple(typed))
     options = _options_of(group.commands[typed[0]])
     given = {name for name, parameter in options.items() if _is_typed(parameter, typed[1:])}
     path = path or environment.get(_FILE, "")
     entries = {} if not path else _of_file(path, typed[0], group)
-    entries |= _of_environment(environment, options)
+    entries |= _of_environment(environment, options, group)
     more: list[str] = []
     sources: dict[str, str] = {}
     for name in (each for each in options if each in entries and each not in given):
@@ -130,7 +132,7 @@ def _of_file(path: str, command: str, group: Any) -> dict[str, tuple[Any, str]]:
         raise UsageError(f"--config must be a file that can be read; got {path!r} ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {str(error).rstrip('.')}. Write lines such as rtol = 0.05.") from error
-    everywhere = {name for each in group.commands.values() for name in _options_of(each)}
+    everywhere = _everywhere(group)
     found: dict[str, tuple[Any, str]] = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -139,15 +141,26 @@ def _of_file(path: str, command: str, group: Any) -> dict[str, tuple[Any, str]]:
             known = _options_of(group.commands[key])
             for inner, each in value.items():
                 place = f"{inner} in [{key}] of {path}"
-                option = _known(inner, known, place, f"hessprobe {key}")
+                option = _once(_known(inner, known, place, f"hessprobe {key}"), value, place)
                 if key == command:
                     found[option] = (each, place)
         else:
             place = f"{key} in {path}"
-            option = _known(key, everywhere, place, "hessprobe")
+            option = _once(_known(key, everywhere, place, "hessprobe"), content, place)
             # The table of the command says more.
             found = {option: (value, place), **found}
     return found
+
+
+def _everywhere(group: Any) -> set[str]:
+    return {name for each in group.commands.values() for name in _options_of(each)}
+
+
+def _once(option: str, table: Mapping[str, Any], place: str) -> str:
+    name = option.strip("-")
+    if name in table and (other := name.replace("-", "_")) != name and other in table:
+        raise UsageError(f"{place} must be there once; got {name} and {other}. Leave one of them out.")
+    return option
 
 
 def _known(key: str, known: Any, place: str, program: str) -> str:
@@ -155,7 +168,7 @@ def _known(key: str, known: Any, place: str, program: str) -> str:
     if option in known:
         return option
     if option in _NEVER:
-        raise UsageError(f"{place} must be typed; a file cannot say it. Write {option} behind the command.")
+        raise UsageError(_never(option, place, "a file"))
     raise UsageError(f"{place} is no option of {program}.{_nearest(option, known).replace('--', '')}")
 
 
@@ -164,13 +177,31 @@ def _nearest(name: str, known: Any) -> str:
     return f" Did you mean {close[0]}?" if close else " See 'hessprobe COMMAND --help'."
 
 
-def _of_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def _never(option: str, place: str, teller: str) -> str:
+    return f"{place} must be typed; {teller} cannot say it. Write {option} behind the command."
+
+
+def _of_environment(
+    environment: Mapping[str, str], options: Mapping[str, Any], group: Any
+) -> dict[str, tuple[Any, str]]:
+    everywhere = {_variable(option): option for option in _everywhere(group)}
+    never = {_variable(option): option for option in _NEVER}
     found = {}
-    for option in options:
-        name = PREFIX + option.strip("-").replace("-", "_").upper()
-        if name in environment and name not in _OTHERS:
-            found[option] = (environment[name], name)
+    for name in sorted(each for each in environment if each.startswith(PREFIX)):
+        if name in _OTHERS or name == _FILE:
+            continue
+        if name in never:
+            raise UsageError(_never(never[name], name, "a variable"))
+        if name not in everywhere:
+            near = _nearest(name, everywhere.keys() | _OTHERS | {_FILE})
+            raise UsageError(f"{name} is no option of hessprobe.{near} Rename it or unset it.")
+        if everywhere[name] in options:
+            found[everywhere[name]] = (environment[name], name)
     return found
+
+
+def _variable(option: str) -> str:
+    return PREFIX + option.strip("-").replace("-", "_").upper()
 
 
 def _words(option: str, parameter: Any, value: Any, source: str) -> Iterator[str]:

@@ -72,6 +72,8 @@ def test_behind_dashes_nothing_is_an_option():
         ("rtol = [0.1, 0.2]", "rtol in h.toml must be one value; got 2. Take the brackets away."),
         ("rtol = true", "rtol in h.toml must be a text or a number; got True."),
         ("force = true", "force in h.toml must be typed; a file cannot say it. Write --force behind the command."),
+        ("per-layer = true\nper_layer = false", "per-layer in h.toml must be there once; got per-layer and per_layer."),
+        ("[measure]\nper_layer = 1\nper-layer = 0", "per_layer in [measure] of h.toml must be there once; got"),
         ("rtol 0.1", "h.toml is not TOML: "),
         ('rtol = "abc"', "rtol in h.toml must be a number; got 'abc'."),
         ("[measure]\nrtol = 5", "rtol in [measure] of h.toml must be a number in (0, 1); got 5."),
@@ -93,6 +95,24 @@ def test_a_variable_that_is_wrong_is_named(run, monkeypatch):
     assert typed.err.startswith("hessprobe: error: --confidence must be a number in (0, 1); got 9.")
 
 
+def test_a_variable_that_is_no_option_is_named(run, monkeypatch):
+    monkeypatch.setenv("HESSPROBE_RTLO", "0.1")
+    done = run("measure", "absent.pt")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "hessprobe: error: HESSPROBE_RTLO is no option of hessprobe. Did you mean HESSPROBE_RTOL? "
+        "Rename it or unset it.\n"
+    )
+    assert run("measure", "--help").code == 0
+
+
+def test_variables_of_other_commands_and_folders_are_let_be():
+    others = {"HESSPROBE_EPOCHS": "3", "HESSPROBE_CACHE": "/c", "HESSPROBE_DATA": "/d", "OTHER_RTLO": "1"}
+    assert merged("measure", "a.pt", **others) == ["measure", "a.pt"]
+    with pytest.raises(UsageError, match="Did you mean HESSPROBE_DATA"):
+        merged("measure", "a.pt", HESSPROBE_DATTA="/d")
+
+
 def test_a_file_that_is_missing(run):
     assert "--config must be a file that can be read; got 'none.toml'" in run("info", "a", "--config", "none.toml").err
     assert "--config must be followed by a value" in run("info", "a", "--config").err
@@ -109,4 +129,5 @@ def test_the_record_holds_what_the_file_said(run, config, digits_checkpoint, fak
 def test_never_from_a_file_or_a_variable():
     with pytest.raises(UsageError, match="--config must be followed"):
         program.merged(["measure", "--config"], GROUP, {})
-    assert merged("measure", "a.pt", HESSPROBE_FORCE="1", HESSPROBE_TRUST_DATA="1") == ["measure", "a.pt"]
+    with pytest.raises(UsageError, match="HESSPROBE_FORCE must be typed; a variable cannot say it"):
+        merged("measure", "a.pt", HESSPROBE_FORCE="1")

@@ -1,6 +1,6 @@
 """Mutated input of every kind within a fixed budget: documented exit codes, one sentence, nothing written elsewhere.
 
-``HESSPROBE_FUZZ`` sets how many mutants of a kind are tried; each has a seed of its own, which a failure names.
+``FUZZ_MUTANTS`` sets how many mutants of a kind are tried; each has a seed of its own, which a failure names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hessprobe.journal import Journal
 from hessprobe.training import Recipe
 from hessprobe.training.recipe import read_recipe
 
-BUDGET = int(os.environ.get("HESSPROBE_FUZZ", "15"))
+BUDGET = int(os.environ.get("FUZZ_MUTANTS", "15"))
 DOCUMENTED = (0, 1, 2)
 VALUES = (
     None,
