@@ -31,12 +31,20 @@ class DenseOperator(LinearOperator):
         matrix: (d, d), symmetric to rounding, floating point.
         psd: claim that it is positive semidefinite.
         blocks: named slices of its rows.
+        layout: names and shapes of the parameters that its entries are, in their order, in place of ``blocks``.
 
     Raises:
         ValueError: not square, not symmetric, or with nan or infinite entries.
     """
 
-    def __init__(self, matrix: Tensor, *, psd: bool = False, blocks: dict[str, slice] | None = None) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        *,
+        psd: bool = False,
+        blocks: dict[str, slice] | None = None,
+        layout: ParameterLayout | None = None,
+    ) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
             raise ValueError(f"matrix must be square and not empty; got shape {tuple(matrix.shape)}. Pass (d, d).")
         if not bool(torch.isfinite(matrix).all()):
@@ -48,12 +56,18 @@ class DenseOperator(LinearOperator):
         self.matrix = matrix
         self.dim, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
         self.psd = psd
-        self._blocks = dict(blocks or {})
+        self._layout = _fitting(layout, self.dim)
+        self._blocks = dict((layout.slices if layout is not None else blocks) or {})
 
     @property
     def blocks(self) -> dict[str, slice]:
-        """Named slices given at construction."""
+        """Named slices given at construction, or the parameter tensors of the layout."""
         return self._blocks
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """The layout given at construction."""
+        return self._layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return V @ self.matrix
@@ -221,6 +235,8 @@ def settled(A: Any) -> LinearOperator:
 
 
 def _fitting(layout: ParameterLayout | None, dim: int) -> ParameterLayout | None:
+    if layout is not None and not isinstance(layout, ParameterLayout):
+        raise TypeError(about("layout", f"must be a ParameterLayout; got {type(layout).__name__}. Pass risk.layout."))
     if layout is not None and layout.dim != dim:
         raise ValueError(
             about(
@@ -237,11 +253,11 @@ def aslinearoperator(A: Any, *, psd: bool = False, layout: ParameterLayout | Non
         A: a ``LinearOperator``, a symmetric (d, d) tensor or NumPy array, or anything with ``shape`` and ``@``, such as
             SciPy's and curvlinops' (``KFACLinearOperator``, ``EKFACLinearOperator``, ...).
         psd: claim that it is positive semidefinite, as those two are. A ``LinearOperator`` knows it itself.
-        layout: names and shapes of the parameters that its entries are, ``risk.layout``: for ``block``, and beside a
-            foreign operator for vectors as dicts.
+        layout: names and shapes of the parameters that its entries are, ``risk.layout``: for ``block``, and for vectors
+            as dicts.
 
     Raises:
-        TypeError, ValueError: a claim about what is a ``LinearOperator`` already; or see ``DenseOperator`` and
+        TypeError, ValueError: complex entries, or none that are numbers; a claim about what is a ``LinearOperator`` already; or see ``DenseOperator`` and
             ``WrappedOperator``.
 
     Examples:
@@ -257,11 +273,13 @@ def aslinearoperator(A: Any, *, psd: bool = False, layout: ParameterLayout | Non
             )
         return A
     if isinstance(A, np.ndarray):
-        A = torch.from_numpy(np.ascontiguousarray(A))
+        if A.dtype.kind not in "biufc":
+            raise TypeError(about("A", f"must hold numbers; got dtype {A.dtype}. Pass A.astype(float)."))
+        _real(A.dtype.kind == "c", A.dtype)
+        A = torch.from_numpy(np.ascontiguousarray(A if A.dtype in _TORCH else A.astype(np.float64)))
     if isinstance(A, Tensor):
-        fitting = _fitting(layout, len(A))
-        blocks = None if fitting is None else fitting.slices
-        return DenseOperator(A if A.is_floating_point() else A.double(), psd=psd, blocks=blocks)
+        _real(A.is_complex(), A.dtype)
+        return DenseOperator(A if A.is_floating_point() else A.double(), psd=psd, layout=layout)
     return WrappedOperator(A, psd=psd, layout=layout)
 
 

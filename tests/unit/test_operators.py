@@ -220,3 +220,39 @@ def test_what_cannot_be_an_operator(make: object, message: str) -> None:
 def test_not_an_operator_at_all() -> None:
     with pytest.raises(TypeError, match="operator must have shape and @; got str"):
         aslinearoperator("matrix")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint16", ">f8", "f4", "longdouble"])
+def test_arrays_of_any_real_numbers_are_matrices(dtype: str) -> None:
+    A = aslinearoperator(np.diag([1.0, 0.0, 1.0]).astype(dtype))
+    assert A.dtype == (torch.float32 if dtype == "f4" else torch.float64)
+    assert torch.equal(A.matvecs(torch.eye(3, dtype=A.dtype)), torch.diag(torch.tensor([1, 0, 1])).to(A.dtype))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "words"),
+    [
+        (np.diag([1j, 1.0]), TypeError, "must be real; got dtype complex128"),
+        (torch.eye(2, dtype=torch.complex64), TypeError, "must be real; got dtype torch.complex64"),
+        (np.array([["a"]]), TypeError, "A must hold numbers; got dtype <U1. Pass A.astype"),
+        (np.eye(2, dtype=object), TypeError, "A must hold numbers; got dtype object"),
+        (torch.tensor(3.0), ValueError, r"matrix must be square and not empty; got shape \(\)"),
+    ],
+)
+def test_what_is_no_real_matrix_is_refused(matrix: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        aslinearoperator(matrix)
+
+
+def test_a_matrix_with_a_layout_takes_vectors_as_dicts() -> None:
+    layout = hp.vectors.ParameterLayout(("w", "b"), (torch.Size([2, 2]), torch.Size([2])))
+    matrix = symmetric(eigenvalues("indefinite", 6), seed=0)
+    A = aslinearoperator(matrix, layout=layout)
+    v = torch.arange(6.0, dtype=torch.float64)
+    products = A @ layout.unflatten(v)
+    assert torch.allclose(torch.cat([products["w"].reshape(-1), products["b"]]), matrix @ v)
+    assert torch.equal(A.block("w").matvecs(torch.eye(4, dtype=torch.float64)), matrix[:4, :4])
+    with pytest.raises(TypeError, match="layout must be a ParameterLayout; got str. Pass risk.layout"):
+        aslinearoperator(matrix, layout="w")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layout must have 5 entries"):
+        aslinearoperator(np.eye(5), layout=layout)
