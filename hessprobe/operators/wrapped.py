@@ -257,8 +257,8 @@ def aslinearoperator(A: Any, *, psd: bool = False, layout: ParameterLayout | Non
             as dicts.
 
     Raises:
-        TypeError, ValueError: complex entries, or none that are numbers; a claim about what is a ``LinearOperator`` already; or see ``DenseOperator`` and
-            ``WrappedOperator``.
+        TypeError, ValueError: complex entries, or none that are numbers; a claim about what is a ``LinearOperator``
+            already; or see ``DenseOperator`` and ``WrappedOperator``.
 
     Examples:
         >>> import numpy as np, hessprobe as hp
