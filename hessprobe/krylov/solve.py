@@ -145,7 +145,7 @@ def solve(
     method = checks.one_of("method", method, METHODS)
     operator = Counted(settled(A))
     given = operator._operand(b, columns=False)
-    rows = _checked_rows(given.rows, operator)
+    rows, scales = _scaled(_checked_rows(given.rows, operator))
 
     def apply(V: Tensor) -> Tensor:
         products = operator.matvecs(V).add(V, alpha=shift)
@@ -161,6 +161,7 @@ def solve(
     norms = row_dots(rows, rows).sqrt()
     relative = torch.where(norms > 0, residuals / norms.where(norms > 0, torch.ones_like(norms)), residuals).cpu()
     converged = relative <= rtol
+    x, residuals = (x * scales[:, None]).to(x.dtype), residuals * scales
     flags = () if bool(converged.all()) else ("not-converged",)
     if flags:
         warnings.warn(
@@ -198,6 +199,14 @@ def _checked_rows(rows: Tensor, operator: Counted) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise NonFiniteError("b must be finite; got nan or inf. Check the gradient or the vector that it was made of.")
     return rows.to(device=operator.device, dtype=operator.dtype)
+
+
+def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows over powers of two (k,) fp64, and these, so that squares neither vanish nor overflow."""
+    # 2^1000 and 2^-1000 are numbers, what is beyond comes near enough.
+    exponents = torch.frexp(rows.double().abs().amax(1))[1].clamp(-1000, 1000)
+    scales = torch.ldexp(torch.ones(len(rows), dtype=torch.float64, device=rows.device), exponents)
+    return (rows.double() / scales[:, None]).to(rows.dtype), scales
 
 
 def _improved(

@@ -205,3 +205,22 @@ def test_a_matrix_known_to_be_semidefinite_is_never_refused() -> None:
     A = DenseOperator(torch.diag(torch.tensor([1.0, -1e-6], dtype=F64)), psd=True)
     with pytest.warns(NumericalWarning):
         assert not bool(hp.solve(A, torch.ones(2, dtype=F64), max_matvecs=9).converged[0])
+
+
+@pytest.mark.parametrize("method", ["cg", "minres"])
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1.0, 1e200])
+def test_the_size_of_the_right_hand_side_changes_nothing(method: str, scale: float) -> None:
+    A = torch.diag(torch.tensor([2.0, 1.0, 4.0], dtype=F64))
+    b = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=F64)
+    b[:2] *= scale
+    found = hp.solve(hp.aslinearoperator(A, psd=True), b, shift=1.0, rtol=1e-8, method=method)
+    expected = b / torch.tensor([3.0, 2.0, 5.0], dtype=F64)
+    assert bool(found.converged.all())
+    assert bool(((found.x - expected).abs() <= 1e-7 * expected.abs()).all())
+    assert float(found.residuals[0]) <= 1e-8 * 4 * scale
+    assert torch.equal(found.error_bounds, found.residuals)
+
+
+def test_products_of_a_small_gradient_do_not_vanish_in_single_precision() -> None:
+    A, b = 1e-15 * torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([1e-32, 1e-32])
+    assert torch.allclose(hp.solve(A, b, rtol=1e-4).x / 1e-17, torch.tensor([1.0, 0.5]), rtol=1e-3)
