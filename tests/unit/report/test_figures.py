@@ -7,14 +7,17 @@ import math
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from figure_checks import WIDTHS, require_fit
+from figure_checks import WIDTHS, require_fit, written
 from figure_records import arrays, density_row, layer, record, row
 
 from hessprobe.errors import RecordError
+from hessprobe.records.record import read_record
 from hessprobe.report.figures import figures_across, figures_of
+from hessprobe.report.figures.style import GRAY
 
 
 def measured():
@@ -403,6 +406,74 @@ def test_theory_and_data_of_one_claim_have_one_color():
     assert len({first, plain, bound}) == 3
     measured, formula = (line.get_color() for line in claim(("runs", False), ("formula", True)).figure().axes[0].lines)
     assert measured == formula
+
+
+def keys(figure):
+    """Entries of the legend, in rows from above: the text, and the color, dashes and marker of its line."""
+    (legend,) = figure.legends
+    rows = {}
+    for text, line in zip(legend.get_texts(), legend.legend_handles, strict=True):
+        place = round(text.get_window_extent().y0 / 8)
+        rows.setdefault(place, []).append((text.get_text(), line.get_color(), line.get_linestyle(), line.get_marker()))
+    return [row for _, row in sorted(rows.items(), reverse=True)]
+
+
+def test_kinds_and_theory_of_several_quantities_stand_once_in_the_legend():
+    names, kinds = ("trace", "squared norm", "log-determinant"), ("plain", "antithetic")
+    series = [(f"{name}, {kind}{end}", bool(end)) for name in names for kind in kinds for end in ("", ", theory")]
+    figure = require_fit(claim(*series), 3.25)
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert colors == [color for color in dict.fromkeys(colors) for _ in range(4)]
+    drawn = [(line.get_linestyle(), line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines]
+    assert drawn[:4] == [("-", "o", colors[0]), ("--", "None", colors[0]), ("-", "s", "#ffffff"),
+                         ("--", "None", colors[0])]  # fmt: skip
+    first, second = keys(figure)
+    assert first == [(name, color, "-", "None") for name, color in zip(names, colors[::4], strict=True)]
+    assert second == [("plain", GRAY, "-", "o"), ("theory", GRAY, "--", "None"), ("antithetic", GRAY, "-", "s")]
+
+
+def test_a_name_alone_is_the_first_kind_and_sums_have_their_sign():
+    names = ("sum of |l|", "sum of |l|, exact at 0", "sum of 1 - exp(-3l)", "sum of 1 - exp(-3l), exact at 0")
+    figure = require_fit(claim(*((name, False) for name in names), ("lambda_max by moments", False)), 3.25)
+    assert [line.get_marker() for line in figure.axes[0].lines] == ["o", "s", "o", "s", "o"]
+    said = [text for row in keys(figure) for text, *_ in row]
+    assert said == ["\u03a3 |l|", "\u03a3(1 \u2212 exp(\u22123l))", "\u03bb$_{\\mathregular{max}}$ by moments",
+                    "exact at 0"]  # fmt: skip
+
+
+def test_many_points_are_told_apart_by_dashes():
+    names = [f"lam {lam}, rho {rho} of rho*" for lam in (0, 1) for rho in (0.1, 0.5)]
+    lines = [{"label": name, "x": list(range(30)), "y": [1.0] * 30, "dashed": False} for name in names]
+    curve = {"x": "step", "y": "f - f*", "series": lines, "log_x": False, "log_y": False}
+    row = {"claim": "a/b", "statement": "It holds.", "verdict": "holds", "curve": curve}
+    figure = require_fit(figures_of(record("validate", row))[0], 3.25)
+    first, second, third, fourth = figure.axes[0].lines
+    assert [first.is_dashed(), second.is_dashed(), third.is_dashed(), fourth.is_dashed()] == [False, True, False, True]
+    assert (first.get_color(), third.get_color()) == (second.get_color(), fourth.get_color())
+    said = [(text, dashes) for row in keys(figure) for text, _, dashes, _ in row]
+    assert [text for text, _ in said] == ["\u03bb 0", "\u03bb 1", "\u03c1 0.1 of \u03c1*", "\u03c1 0.5 of \u03c1*"]
+    assert [dashes for _, dashes in said] == ["-", "-", "-", "--"]
+    assert figure.axes[0].get_ylabel() == "f \u2212 f*"
+
+
+def test_the_fullest_legends_of_the_committed_claims_have_three_rows_at_most():
+    path = Path(__file__).resolve().parents[3] / "reports" / "validation" / "validation.json"
+    claims = sorted(figures_of(read_record(path)), key=lambda drawn: len({row["series"] for row in drawn.data}))
+    for drawn in claims[-4:]:
+        figure = require_fit(drawn, 3.25)
+        assert 1 <= len(keys(figure)) <= 3, drawn.name
+        assert not any("_" in text.get_text().replace("$_{", "") for text in written(figure)), drawn.name
+
+
+def test_a_long_claim_ends_with_a_clause():
+    clause = (
+        "On a quadratic the minimiser is where it was for as long as the weight is below what the eigenvalue allows"
+    )
+    drawn = claim(("a", False), statement=f"{clause}; beyond it, {'far ' * 30}it goes.")
+    assert drawn.figure(3.25)._suptitle.get_text().replace("\n", " ") == clause
+    assert drawn.figure(6.75)._suptitle.get_text().endswith("it goes.")
+    held = claim(("a", False), statement=f"{'far ' * 9}away (1 + eta rho)^t holds.").figure(3.25)
+    assert held._suptitle.get_text().split("\n")[1] == "(1\u00a0+\u00a0\u03b7\u00a0\u03c1)$^{\\mathregular{t}}$ holds."
 
 
 def seen():
