@@ -1,15 +1,15 @@
 """The process of a command: its streams, what ends it, its threads and ranks, and how failures reach the user.
 
-**Ends.** The streams are there, able to show any text, and out of reach of what a file says. The first Ctrl-C or SIGTERM
-ends the work so that what is known is shown; further ones do not interrupt that output. A failure is one line on stderr
-and an exit code.
+**Ends.** The streams are there, able to show any text, and out of reach of what a file says. The first Ctrl-C or
+SIGTERM ends the work so that what is known is shown; further ones do not interrupt that output. A failure is one line
+on stderr and an exit code.
 
 **Ranks.** Under ``torchrun`` the ranks share the products out, and one of them speaks and writes. Every rank runs the
 whole command on the same arguments. Those beside the first are silent, and write what they would write into a folder of
 their own that goes with them, so that no code below has to know on which rank it runs.
 
-**Threads.** As many as ``--threads`` says, or as a short trial finds the fastest. On a machine that others keep busy the
-threads of one operation wait for each other, by spinning, until the last has been given a core: a product of the digits
+**Threads.** As many as ``--threads`` says, or as a short trial finds the fastest. On a machine that others keep busy
+the threads of one operation wait for each other, by spinning, until the last has been given a core: a product of the digits
 network, 2 to 3 ms of one core, took 15 to 100 ms on two busy ones, and ``train`` 271 s in place of 1.3. An idle machine
 gains from threads where operations are large. Neither is known but by trying. Left out: the load average, which lags by
 a minute and does not say what a large operation gains, and a trial of the network itself, which takes seconds where it
