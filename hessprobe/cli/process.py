@@ -9,11 +9,11 @@ whole command on the same arguments. Those beside the first are silent, and writ
 their own that goes with them, so that no code below has to know on which rank it runs.
 
 **Threads.** As many as ``--threads`` says, or as a short trial finds the fastest. On a machine that others keep busy
-the threads of one operation wait for each other, by spinning, until the last has been given a core: a product of the digits
-network, 2 to 3 ms of one core, took 15 to 100 ms on two busy ones, and ``train`` 271 s in place of 1.3. An idle machine
-gains from threads where operations are large. Neither is known but by trying. Left out: the load average, which lags by
-a minute and does not say what a large operation gains, and a trial of the network itself, which takes seconds where it
-matters most.
+the threads of one operation wait for each other, by spinning, until the last has been given a core: a product of the
+digits network, 2 to 3 ms of one core, took 15 to 100 ms on two busy ones, and ``train`` 271 s in place of 1.3. An idle
+machine gains from threads where operations are large. Neither is known but by trying. Left out: the load average, which
+lags by a minute and does not say what a large operation gains, and a trial of the network itself, which takes seconds
+where it matters most.
 """
 
 from __future__ import annotations
