@@ -254,24 +254,37 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise RecordError(f"{source} is not a record, which is JSON text. Make one with --json FILE.") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{source} is truncated or not JSON ({error}). Write the record again.") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
+    return checked_record(record, str(source))
+
+
+def checked_record(record: Any, where: str) -> dict[str, Any]:
+    """Return what was read as a record after checking that it is one.
+
+    Args:
+        record: as JSON has it.
+        where: it stands, for the message.
+
+    Raises:
+        RecordError: it is none, of a newer or older schema, or lacks an entry.
+    """
+    schema = record.get("schema") if isinstance(record, Mapping) else None
     family, _, version = str(schema).partition("/")
     if family != _FAMILY or not version.isdigit():
-        raise RecordError(f"{source} is not a hessprobe record (schema {schema!r}). Make one with --json FILE.")
+        raise RecordError(f"{where} is not a hessprobe record (schema {schema!r}). Make one with --json FILE.")
     if int(version) > _VERSION:
-        raise RecordError(f"{source} has schema {schema!r}, but this hessprobe reads up to {SCHEMA}. Update hessprobe.")
+        raise RecordError(f"{where} has schema {schema!r}, but this hessprobe reads up to {SCHEMA}. Update hessprobe.")
     if int(version) < _VERSION:
         raise RecordError(
-            f"{source} has schema {schema!r}, which this hessprobe, of {SCHEMA}, no longer reads. Run hessprobe "
+            f"{where} has schema {schema!r}, which this hessprobe, of {SCHEMA}, no longer reads. Run hessprobe "
             f"{record.get('command', '')} again with the options under 'arguments' and --json to convert it."
         )
-    require(record, _RECORD_KEYS, str(source))
+    require(record, _RECORD_KEYS, where)
     for position, row in enumerate(record["results"]):
-        where = f"{source}, results[{position}],"
+        place = f"{where}, results[{position}],"
         if not isinstance(row, dict):
-            raise RecordError(f"{where} is not an object. Write the record again.")
+            raise RecordError(f"{place} is not an object. Write the record again.")
         if record["command"] == "measure":
-            require(row, _ROW_KEYS, where)
+            require(row, _ROW_KEYS, place)
     return dict(record)
 
 

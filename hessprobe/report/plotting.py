@@ -22,7 +22,7 @@ from hessprobe.measures.context import Result
 from hessprobe.measures.distribution import curve, quantiles
 from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord
-from hessprobe.records.record import build_record, read_record, result_row
+from hessprobe.records.record import build_record, checked_record, read_record, result_row
 from hessprobe.report.comparison import difference_of
 from hessprobe.report.figures import Drawn, figures_across, figures_of
 from hessprobe.report.figures.landscape import drawn
@@ -125,10 +125,14 @@ def _all_of(result: object) -> list[Drawn]:
     if isinstance(result, (str, Path)):
         return figures_of(read_record(result), Path(result).parent)
     if isinstance(result, Mapping):
-        return figures_of(result)
+        return figures_of(checked_record(result, "result"))
     if isinstance(result, (list, tuple)):
-        return figures_across([read_record(each) if isinstance(each, (str, Path)) else each for each in result])
+        return figures_across([_record(each, f"result[{i}]") for i, each in enumerate(result)])
     return [_drawn_of(result)]
+
+
+def _record(result: object, where: str) -> dict[str, Any]:
+    return read_record(result) if isinstance(result, (str, Path)) else checked_record(result, where)
 
 
 def _drawn_of(result: object, **options: Any) -> Drawn:

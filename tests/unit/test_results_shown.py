@@ -22,10 +22,11 @@ from torch import nn
 
 import hessprobe as hp
 from hessprobe import display
+from hessprobe.errors import RecordError
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.measures.context import Result
 from hessprobe.progress import progress_bars
-from hessprobe.records.record import build_record, result_row, write_record
+from hessprobe.records.record import SCHEMA, build_record, result_row, write_record
 
 
 @cache
@@ -325,3 +326,16 @@ def test_names_are_reachable_from_the_package() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert next(iter(inspect.signature(hp.landscape).parameters)) == "risk"
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({}, "result is not a hessprobe record"),
+        ([1, 2], r"result\[0\] is not a hessprobe record"),
+        ([{"schema": SCHEMA}], r"result\[0\] lacks the entry"),
+    ],
+)
+def test_what_is_no_record_is_not_drawn(result: object, words: str) -> None:
+    with pytest.raises(RecordError, match=words):
+        hp.plot(result)
