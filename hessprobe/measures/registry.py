@@ -153,6 +153,8 @@ def measure(
         ('16.000', 14.0)
     """
     names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise ValueError(about("measure", f"must name something; got {name!r}. Pass for example 'trace'."))
     made = settings_of("measure", ("optimizer", "progress"), **settings)
     found, P = {}, None
     if optimizer is not None:
@@ -425,8 +427,8 @@ def preconditioned_lambda_max(context: Context) -> Result:
     P = context.preconditioner
     if P is None:
         raise UnsupportedError(
-            "preconditioned-lambda-max needs the state of Adam or AdamW after a step; got none. Pass optimizer= to "
-            "hp.measure or SharpnessTracker, or measure a checkpoint of hessprobe train --base adam."
+            "preconditioned-lambda-max needs the state of Adam or AdamW after a step; got none. Measure a checkpoint "
+            "that holds it, as those of 'hessprobe train --optimizer adamw' do, or pass the optimizer to hp.measure."
         )
     found = lambda_max(context.shared(_preconditioned))
     unmoved = int((P.scale == 0).sum())

@@ -18,6 +18,8 @@ from hessprobe.objective.empirical import EmpiricalRisk
 from hessprobe.vectors import ParameterLayout
 
 INPUT = "input"
+# Names that a message lists.
+_SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +183,8 @@ class ActivationRisk(Objective):
 def _submodule(module: nn.Module, name: str) -> nn.Module:
     known: dict[str, nn.Module] = dict(module.named_modules())
     if not isinstance(name, str) or name not in known or not name:
-        close = checks.nearest(str(name), known)
+        names = [each for each in known if each]
+        listed = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+        close = checks.nearest(str(name), names) or (f" These are {listed}." if names else " This module has none.")
         raise ValueError(about("wrt", f"must be 'input' or the name of a submodule; got {name!r}.{close}"))
     return known[name]

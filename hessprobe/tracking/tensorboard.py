@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hessprobe.errors import UnsupportedError
+from hessprobe.errors import UnsupportedError, about
 from hessprobe.tracking.loggers import KINDS, logger_of, open_logger
 from hessprobe.tracking.point import Point
 
@@ -22,7 +22,7 @@ def open_writer(target: Any, purge_step: int | None = None) -> tuple[Any, bool]:
 
     Raises:
         TypeError: neither.
-        ValueError: no project or experiment is named.
+        ValueError: no folder, project or experiment is named.
         UnsupportedError: what it needs is not installed.
     """
     if callable(getattr(target, "add_scalar", None)):
@@ -37,6 +37,8 @@ def open_writer(target: Any, purge_step: int | None = None) -> tuple[Any, bool]:
             f"writer must be a SummaryWriter or a folder; got {type(target).__name__}. Pass for example "
             "'runs/sharpness', 'wandb:PROJECT' or 'mlflow:EXPERIMENT'."
         )
+    if not str(target).strip():
+        raise ValueError(about("writer", f"must name a folder; got {target!r}. Pass for example 'runs/sharpness'."))
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

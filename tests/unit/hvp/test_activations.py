@@ -99,7 +99,8 @@ class Twice(nn.Module):
         ("idle", UnsupportedError, "got 0 calls"),
         ("turned", UnsupportedError, r"6 examples along its first dimension; got shape \(4, 6\)"),
         ("share", ValueError, "Did you mean 'shared'"),
-        ("", ValueError, "wrt must be 'input' or the name of a submodule"),
+        ("", ValueError, "wrt must be 'input' or the name of a submodule; got ''. These are shared, "),
+        ("xyz", ValueError, "got 'xyz'. These are shared, "),
     ],
 )
 def test_places_without_one_activation_an_example_are_refused(wrt: str, error: type[Exception], words: str) -> None:

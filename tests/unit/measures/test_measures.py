@@ -312,3 +312,8 @@ def test_scaling_the_loss_scales_the_measures() -> None:
         whole, part = hp.measure(name, risk, **settings), hp.measure(name, small, **settings)
         assert part.value == pytest.approx(1e-5 * whole.value, rel=1e-9)
         assert part.errors.probe == pytest.approx(1e-5 * whole.errors.probe, rel=1e-6)
+
+
+def test_a_measure_that_is_not_named_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"measure must name something; got \[\]"):
+        hp.measure([], nets.attention().risk())

@@ -161,3 +161,9 @@ def test_nothing_is_imported_unless_it_is_named() -> None:
     with tracker(run):
         pass
     assert not {"wandb", "mlflow"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("writer", ["", " "])
+def test_a_writer_without_a_name_is_refused(writer: str) -> None:
+    with pytest.raises(ValueError, match="writer must name a folder; got"):
+        open_writer(writer)
