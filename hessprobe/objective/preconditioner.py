@@ -113,6 +113,9 @@ def _of_entries(
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     for name, group, state in entries:
         variance = state.get("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
+        # Adam moves the real and the imaginary part as two parameters, and so does the layout.
+        if isinstance(variance, Tensor) and variance.is_complex():
+            variance = torch.view_as_real(variance)
         if name not in shapes or not isinstance(variance, Tensor) or variance.shape != shapes[name]:
             continue
         steps, (beta_1, beta_2) = float(state["step"]), map(float, group["betas"])

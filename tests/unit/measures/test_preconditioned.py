@@ -261,3 +261,32 @@ def test_before_the_first_step_a_track_leaves_it_out() -> None:
     assert list(point.values) == ["lambda-max"]
     with pytest.raises(UnsupportedError, match="needs the state of Adam"):
         tracker.step(1)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_real_and_imaginary_parts_are_moved_as_two_parameters(amsgrad: bool) -> None:
+    class Moduli(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = torch.linspace(-1, 1, 6, dtype=F64), torch.linspace(2, 1, 6, dtype=F64)
+            self.w = torch.nn.Parameter(torch.complex(*parts).view(3, 2))
+            self.b = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.cdouble() @ self.w).abs() + self.b
+
+    module = Moduli()
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(7, width, dtype=F64, generator=generator) for width in (3, 2))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01, eps=1e-4, amsgrad=amsgrad)
+    for scale in (1.0, 2.0, 0.1):
+        optimizer.zero_grad()
+        (scale * torch.nn.functional.mse_loss(module(x), y)).backward()
+        optimizer.step()
+    risk = hp.EmpiricalRisk(module, torch.nn.MSELoss(), [(x, y)])
+    states = [optimizer.state[p]["max_exp_avg_sq" if amsgrad else "exp_avg_sq"] for p in module.parameters()]
+    v = torch.cat([(torch.view_as_real(s) if s.is_complex() else s).reshape(-1) for s in states])
+    P = (1 - 0.9**3) * ((v / (1 - 0.999**3)).sqrt() + 1e-4)
+    dense = hp.Hessian(risk).to_dense() / P.sqrt() / P.sqrt()[:, None]
+    found = hp.measure("preconditioned-lambda-max", risk, optimizer=optimizer, rtol=1e-6)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-5)
