@@ -19,11 +19,13 @@ _NUMBERED = re.compile(r"^(?:.*?\.)??\d+(?=\.)")
 # What modules call the number of their heads, and the projections to and from them.
 _COUNTS = ("n_heads", "num_heads", "num_attention_heads", "n_head", "heads")
 _FUSED = ("qkv", "in_proj", "c_attn", "query_key_value", "Wqkv")
+# Whose rows go by head first, and by query, key and value within it: GPT-NeoX, BLOOM, Falcon, Megatron.
+_BY_HEAD = "query_key_value"
 _SEPARATE = (
     *("q_proj", "k_proj", "v_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin"),
     *("to_q", "to_k", "to_v", "q", "k", "v"),
 )
-_OUTPUT = ("out", "out_proj", "o_proj", "c_proj", "proj", "out_lin", "o")
+_OUTPUT = ("out", "out_proj", "o_proj", "c_proj", "proj", "out_lin", "o", "dense")
 
 
 def by_group(A: LinearOperator, risk: Objective, group: str) -> LinearOperator:
@@ -131,9 +133,10 @@ def _projections(prefix: str, part: nn.Module, count: int) -> Iterator[tuple[str
         # Keys and values that several queries share belong to no head alone.
         if weight.shape[axis] % (parts * count) or size != widths[0]:
             continue
-        yield f"{dot}{name}.weight", _along(weight, axis, parts, count)
+        turns = 1 if name == _BY_HEAD else parts
+        yield f"{dot}{name}.weight", _along(weight, axis, turns, count)
         if isinstance(bias, Tensor):
-            yield f"{dot}{name}.bias", _along(bias, 0, parts, count)
+            yield f"{dot}{name}.bias", _along(bias, 0, turns, count)
     for name in _OUTPUT if widths else ():
         weight = getattr(children.get(name), "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == 2:

@@ -68,7 +68,20 @@ class Transposed(nn.Module):
         return self.c_proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class ByHead(nn.Module):
+    """Attention of GPT-NeoX and BLOOM: rows of a head together, its query, key and value within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_key_value, self.dense, self.num_heads = nn.Linear(4, 12), nn.Linear(4, 4), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query_key_value(x).unflatten(-1, (2, 6)).transpose(1, 2).split(2, -1)
+        return self.dense(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 ATTENTIONS = {
+    "by-head": ByHead,
     "separate": lambda: Separate(shared=False),
     "packed": Packed,
     "transposed": Transposed,
@@ -99,6 +112,7 @@ def test_the_entries_of_a_head_are_those_that_act_through_it(kind: str) -> None:
     assert len(heads) == 2
     assert sorted(torch.cat(list(groups.values())).tolist()) == list(range(risk.dim))
     output = {"separate": "o_proj.weight", "packed": "attend.out_proj.weight", "transposed": "c_proj.weight"}
+    output["by-head"] = "dense.weight"
     where = risk.layout.slices[output.get(kind, "out.weight")]
     for own, other in (heads, heads[::-1]):
         columns = [int(i) for i in groups[own] if where.start <= i < where.stop]
