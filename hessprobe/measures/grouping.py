@@ -123,6 +123,7 @@ def _projections(prefix: str, part: nn.Module, count: int) -> Iterator[tuple[str
     children = dict(part.named_children())
     rows = [(name, 3) for name in _FUSED if name in children] + [(name, 1) for name in _SEPARATE if name in children]
     widths: list[Any] = []
+    taken = _taken(children)
     for name, parts in rows:
         weight, bias = getattr(children[name], "weight", None), getattr(children[name], "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2:
@@ -132,6 +133,8 @@ def _projections(prefix: str, part: nn.Module, count: int) -> Iterator[tuple[str
         widths = widths or [size]
         # Keys and values that several queries share belong to no head alone.
         if weight.shape[axis] % (parts * count) or size != widths[0]:
+            continue
+        if parts > 1 and taken and size not in taken:
             continue
         turns = 1 if name == _BY_HEAD else parts
         yield f"{dot}{name}.weight", _along(weight, axis, turns, count)
@@ -143,6 +146,16 @@ def _projections(prefix: str, part: nn.Module, count: int) -> Iterator[tuple[str
             axis = 1 - _output_axis(children[name])
             if weight.shape[axis] == widths[0]:
                 yield f"{dot}{name}.weight", _along(weight, axis, 1, count)
+
+
+def _taken(children: dict[str, nn.Module]) -> set[int]:
+    """Return how wide the inputs of the output projections are: as all heads together."""
+    found = {}
+    for name in _OUTPUT:
+        weight = getattr(children.get(name), "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2:
+            found[name] = weight.shape[1 - _output_axis(children[name])]
+    return set(found.values())
 
 
 def _output_axis(part: nn.Module) -> int:

@@ -104,6 +104,24 @@ def _entries(risk: hp.EmpiricalRisk, group: str) -> dict[str, Tensor]:
     return {name: diagonal[0][where].long() for name, where in numbered.blocks.items()}
 
 
+class FusedShared(nn.Module):
+    """Four heads with one key and value in a fused projection: 4 + 1 + 1 times 2 rows, a multiple of 3 times 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.num_heads = nn.Linear(4, 12), nn.Linear(8, 4), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split((8, 2, 2), -1)
+        heads = functional.scaled_dot_product_attention(q.unflatten(-1, (4, 2)).transpose(1, 2), k[:, None], v[:, None])
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+
+def test_a_fused_projection_with_keys_that_heads_share_is_not_cut() -> None:
+    with pytest.raises(UnsupportedError, match="attention whose heads are recognised"):
+        _entries(_risk(FusedShared), "head")
+
+
 @pytest.mark.parametrize("kind", list(ATTENTIONS))
 def test_the_entries_of_a_head_are_those_that_act_through_it(kind: str) -> None:
     risk = _risk(ATTENTIONS[kind])
