@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _LINEAR = 1e-3
 # Inches below which the label of three axes side by side does not fit.
 _ROOMY = 6.0
+# Width of a power of ten and of a 0 below a tick, and the least room between two, in inches.
+_POWER_WIDE, _ZERO_WIDE, _BETWEEN = 0.34, 0.08, 0.08
 # What a symlog axis has beyond the outermost point, as a factor.
 _ROOM = 1.6
 # Decades below the largest density that are worth the room, and how far the lowest peak is above the floor.
@@ -246,11 +248,24 @@ def _axis(panel: Any, scale: str, threshold: float, nodes: Floats, ends: tuple[f
     decades = [10.0**power for power in range(start, stop + 1)]
     sides = [-each for each in reversed(decades) if low <= -each], [each for each in decades if each <= high]
     few = [side[-1 :: -max(1, math.ceil(len(side) / most))][:most] for side in (sides[0][::-1], sides[1])]
-    panel.set_xticks(sorted([*few[0], 0.0, *few[1]]))
+    panel.set_xlim(low, high)
+    # The outermost of each side first.
+    panel.set_xticks(_apart(panel, [0.0, *few[0][:1], *few[1][:1], *few[0][1:], *few[1][1:]]))
     panel.xaxis.set_major_formatter(FuncFormatter(_power))
     panel.minorticks_off()
-    panel.set_xlim(low, high)
     panel.set_xlabel("eigenvalue (gray: linear)")
+
+
+def _apart(panel: Any, ticks: list[float]) -> list[float]:
+    """Return those ticks, in their order, whose numbers have room beside the ones before."""
+    places = panel.transScale.transform([(each, 1.0) for each in (*panel.get_xlim(), *ticks)])[:, 0]
+    inches = panel.get_position().width * panel.figure.get_figwidth() / (places[1] - places[0])
+    kept: list[tuple[float, float, float]] = []
+    for tick, place in zip(ticks, places[2:] * inches, strict=True):
+        half = (_POWER_WIDE if tick else _ZERO_WIDE) / 2
+        if all(abs(place - other) > half + far + _BETWEEN for _, other, far in kept):
+            kept.append((tick, place, half))
+    return sorted(tick for tick, _, _ in kept)
 
 
 def _power(value: float, _: object) -> str:

@@ -25,6 +25,7 @@ from hessprobe.report.figures.style import (
     BLACK,
     DIVERGING,
     FILLED,
+    GRAY,
     MAP,
     ORANGE,
     OVER_DARK,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _BORDER = 0.1
 # Axes of two lengths are drawn to one scale up to this ratio.
 _LONGEST = 2.5
+# Beside a panel that is lower than this times its width there is no room for a long name.
+_FLAT = 0.7
 # Names beside checkpoints, in a figure of one column and in others.
 _NAMED_NARROW, _NAMED = 5, 9
 _DARK = "#222222"
@@ -191,9 +194,7 @@ def _marks(panel: Axes, landscape: Landscape, norm: Normalize | None, center: st
         panel.plot(*places[path].T, color=OVER_LIGHT, lw=0.9, zorder=4)
     _mark_checkpoints(panel, landscape, places, norm, alone)
     label = "fill: loss" if norm is not None else "projected"
-    handles.append(
-        Line2D([], [], marker="o", ms=4, mfc="#35b779", mec=OVER_LIGHT, ls="none", label=f"others ({label})")
-    )
+    handles.append(Line2D([], [], marker="o", ms=4, mfc=GRAY, mec=BLACK, mew=0.5, ls="none", label=f"others ({label})"))
     return handles
 
 
@@ -288,6 +289,7 @@ def _frame(panel: Any, landscape: Landscape, ticks: int) -> None:
     panel.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     panel.set_box_aspect(shape(landscape))
     panel.set_xlabel(axis_label(landscape, 0))
-    panel.set_ylabel(axis_label(landscape, 1))
+    label = axis_label(landscape, 1)
+    panel.set_ylabel(label if shape(landscape) > _FLAT else label.replace(" of variance", ""))
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(ticks))

@@ -304,6 +304,16 @@ def test_each_run_has_its_path_in_one_plane(width):
     assert planes.runs_of(["a.step-3", "a", "b", "b_step9"]) == {"a": [0, 1], "b": [2, 3]}
 
 
+@pytest.mark.parametrize("style", ["paper", "dark"])
+def test_a_low_panel_has_a_short_name_beside_it(style):
+    found = pca("a", "b", "c")
+    labels = tuple(f"principal component {i} ({share} % of variance)" for i, share in ((1, 76.3), (2, 16.9)))
+    low, square = replace(found, labels=labels), replace(found, labels=labels, axes=(found.axes[0], found.axes[0]))
+    panel = require_fit(drawn(low), 3.25, style).axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("PC 1 (76.3 % of variance)", "PC 2 (16.9 %)")
+    assert drawn(square).figure(3.25).axes[0].get_ylabel() == "PC 2 (16.9 % of variance)"
+
+
 MAPS = {
     "plane": plane(),
     "run": pca("a", "b", "c"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,6 +56,24 @@ def test_a_kernel_is_as_wide_everywhere_on_its_axis():
     # The published value for a Gaussian, 2 sqrt(2 ln 2) widths of 2 cells of 480.
     span = np.ptp(symlog(nodes, 0.001))
     assert np.mean(widths) == pytest.approx(2 * math.sqrt(2 * math.log(2)) * 2 * span / 480, rel=0.25)
+
+
+@pytest.mark.parametrize("style", ["paper", "dark"])
+def test_powers_of_ten_stand_apart(style):
+    # Two decades of negative eigenvalues on a short stretch, beside all of the positive ones.
+    made = network_row()
+    nodes = np.sort(np.concatenate([-np.geomspace(1e-4, 0.03, 30), np.geomspace(1e-4, 3.0, 90)]))
+    made["arrays"] |= arrays(nodes=nodes.tolist(), weights=[1 / 120] * 120)
+    for width in WIDTHS:
+        figure = require_fit(figures_of(record("measure", made))[0], width, style)
+        panel = figure.axes[-1]
+        low, high = panel.get_xlim()
+        ticks = [each for each in panel.xaxis.get_major_ticks() if low <= each.get_loc() <= high]
+        assert min(each.get_loc() for each in ticks) < 0
+        assert len(ticks) >= 3
+        boxes = sorted((each.label1.get_window_extent() for each in ticks), key=lambda box: box.x0)
+        # A twentieth of an inch between two at least.
+        assert min(right.x0 - left.x1 for left, right in pairwise(boxes)) > 0.05 * figure.dpi
 
 
 def test_nodes_of_many_eigenvalues_leave_no_holes_between_them_and_single_ones_do():
