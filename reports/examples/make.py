@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 WIDTH, DPI = 3.25, 150
 _TRAIN = "train --model mlp:hidden=32 --data digits --lr 0.05 --epochs 20 --save-every 2 --label-noise 0.1"
 _PLANE = "landscape sgd.pt --examples 500 --size 21"
-_SAVED = "".join(f" --with sgd-epoch-{epoch:04d}.pt" for epoch in range(0, 21, 4))
+_SAVED = "".join(f" --with sgd-epoch-{epoch:04d}.pt" for epoch in range(0, 20, 2))
 _OTHERS = "".join(f" --with sam-epoch-{epoch:04d}.pt" for epoch in range(0, 21, 4))
 _MAPS = " --map error --map grad-norm --map lambda-max --map lambda-min"
 _RADII = "--rho 0.02 --rho 0.05 --rho 0.1 --rho 0.2"
