@@ -24,7 +24,7 @@ from hessprobe.records import typed
 from hessprobe.records.compare import CompareRecord
 from hessprobe.records.record import build_record, checked_record, read_record, result_row
 from hessprobe.report.comparison import difference_of
-from hessprobe.report.figures import Drawn, figures_across, figures_of
+from hessprobe.report.figures import Drawn, classes, figures_across, figures_of
 from hessprobe.report.figures.landscape import drawn
 from hessprobe.report.track import track_record
 from hessprobe.tracking.tracker import SharpnessTracker
@@ -55,7 +55,9 @@ def plot(
     The figure belongs to nobody's state: ``matplotlib.pyplot`` does not know it, and a notebook shows it all the same.
 
     Args:
-        result: a record, its path, several of them to be put side by side, or a result that has a ``plot``.
+        result: a record, its path, several of them to be put side by side, or a result that has a ``plot``; or what was
+            measured of each class of ``GaussNewton.by_class``, ``{"trace": {label: estimate}, "lambda-max": {label:
+            estimate}}``, and ``"whole"``, lambda_max of the matrix itself, where it is known.
         which: name of the figure, or how it begins (``"density"``, ``"layers"``, ``"gap"``); the first by default.
         width: in inches, 2 to 20: 3.25 for one column of a journal, 6.75 for two; None for the figure's own.
         style: ``"paper"``, ``"screen"`` with larger letters, or ``"dark"``.
@@ -125,6 +127,8 @@ def _all_of(result: object) -> list[Drawn]:
     if isinstance(result, (str, Path)):
         return figures_of(read_record(result), Path(result).parent)
     if isinstance(result, Mapping):
+        if _CLASSES & set(result) and "schema" not in result:
+            return [_of_classes(result)]
         return figures_of(checked_record(result, "result"))
     if isinstance(result, (list, tuple)):
         return figures_across([_record(each, f"result[{i}]") for i, each in enumerate(result)])
@@ -154,6 +158,7 @@ def _drawn_of(result: object, **options: Any) -> Drawn:
     raise TypeError(f"result must be one that can be drawn; got {type(result).__name__}. See hessprobe plot.")
 
 
+_CLASSES = {"trace", "lambda-max", "whole"}
 _PAIRS = "pairs must be two or more to be drawn. Ask eigsh for k >= 2"
 _NUMBER = (
     "an estimate must hold layers, several eigenvalues or a density to be drawn, and this one is a single number. "
@@ -186,6 +191,34 @@ def _of_estimate(estimate: Estimate, which: str | None = None) -> Drawn:
         known = ", ".join(figures) or "none"
         raise ValueError(f"which must be a figure that this estimate has ({known}); got {which!r}. {_NUMBER}.")
     return _first([figures[which]] if which is not None else list(figures.values()), _NUMBER)
+
+
+def _of_classes(found: Mapping[str, Any], confidence: float = 0.95) -> Drawn:
+    """Return the figure of ``{"trace": {label: estimate}, "lambda-max": {label: estimate}, "whole": lambda_max}``."""
+    traces, tops = found.get("trace"), found.get("lambda-max")
+    if not isinstance(traces, Mapping) or not isinstance(tops, Mapping) or not set(found) <= _CLASSES:
+        raise TypeError(
+            "result must be a record with its 'command', or estimates by class under 'trace' and 'lambda-max', and "
+            f"that of the whole under 'whole'; got the keys {', '.join(map(str, found)) or 'none'}. "
+            "See hp.GaussNewton(risk).by_class()."
+        )
+    if not traces or traces.keys() != tops.keys():
+        raise ValueError(
+            f"'trace' and 'lambda-max' must hold the same classes, one or more; got {len(traces)} and {len(tops)}. "
+            "Measure both of every part of by_class()."
+        )
+    if not sum(float(each) for each in traces.values()) > 0:
+        raise ValueError(
+            "the traces must have a sum above 0 for shares of it; got none. Measure a matrix that is not 0."
+        )
+    shares, largest = ({label: _reach(each, confidence) for label, each in part.items()} for part in (traces, tops))
+    whole = None if found.get("whole") is None else _reach(found["whole"], confidence)
+    return classes.classes(shares, largest, whole, confidence)
+
+
+def _reach(estimate: Estimate, confidence: float) -> tuple[float, float, float]:
+    low, high = estimate.interval(confidence)
+    return estimate.value, max(estimate.value - low, 0.0), max(high - estimate.value, 0.0)
 
 
 def _spectrum(pairs: Eigenpairs) -> dict[str, torch.Tensor]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+import hessprobe as hp
 from hessprobe.records.record import read_record
-from hessprobe.report.figures import Drawn, figures_across, figures_of
+from hessprobe.report.figures import Drawn, classes, figures_across, figures_of
 
 HERE = Path(__file__).resolve().parent
 WIDTH, DPI = 3.25, 150
@@ -109,6 +110,19 @@ def figures(folder: Path) -> Iterator[tuple[str, Drawn]]:
         yield name, next(each for each in found if each.name.startswith(begin))
     claims = figures_of(read_record(HERE.parent / "validation" / "validation.json"))
     yield "claim", next(each for each in claims if each.name == CLAIM)
+    yield "classes", _classes(folder)
+
+
+def _classes(folder: Path) -> Drawn:
+    G = hp.GaussNewton(hp.load_checkpoint(folder / "sgd.pt").risk())
+    found = {label: (hp.trace(part, rtol=0.05, seed=0), hp.lambda_max(part)) for label, part in G.by_class().items()}
+    spreads = [{label: _reach(pair[which]) for label, pair in found.items()} for which in (0, 1)]
+    return classes.classes(*spreads, _reach(hp.lambda_max(G)), 0.95)
+
+
+def _reach(estimate: hp.Estimate) -> tuple[float, float, float]:
+    low, high = estimate.interval()
+    return estimate.value, estimate.value - low, high - estimate.value
 
 
 def _write(drawn: Drawn, path: Path, style: str) -> None:

@@ -48,7 +48,7 @@ def bars(rows: Sequence[tuple[Mapping[str, Any], str]]) -> Drawn:
         panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
         letters = min(_LONG, max(_SHORT, int((figure.get_figwidth() - _PANEL * len(found)) / _LETTER)))
         for panel, (name, values), color in zip(panels, found.items(), COLORS, strict=False):
-            _panel(panel, [values[each] for each in names], color)
+            bars_of(panel, [values[each] for each in names], color)
             _background(panel, names)
             panel.set_xlabel(_title(name))
             # Two numbers have room below a panel of so few inches.
@@ -107,7 +107,8 @@ def _labels(names: Sequence[str], long: int) -> list[str]:
     return short if len(set(short)) == len(short) else own
 
 
-def _panel(panel: Any, values: Sequence[tuple[float, float, float]], color: str) -> None:
+def bars_of(panel: Any, values: Sequence[tuple[float, float, float]], color: str) -> None:
+    """Draw bars from above with their intervals: value, and how far its interval reaches below and above."""
     place = np.arange(len(values))
     size, below, above = np.array(values).T
     panel.barh(place, size, xerr=np.stack([below, above]), color=color, height=0.7, zorder=2,
