@@ -37,6 +37,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "plain, clean": ({}, 0.0),
 }
 _FIRST = next(iter(SETTINGS))
+# Rules about normalization layers, which the other networks have none of.
+_OF_NORMALIZATION = frozenset({"sam-on"})
 # Those that are made to lower a measure, which is taken in every setting, and those that they are held against.
 FLATTENERS = {"trace-sam": "trace", "frob-sam": "frob", "det-sam": "logdet"}
 _PLAIN = ("sgd", "adamw")
@@ -58,7 +60,8 @@ class TrainedOptimizer:
         train_accuracy: on the training digits, against the labels trained on.
         measures: name -> (value, standard error including the solver's) of the training loss's Hessian.
         failure: why there are no numbers, else empty.
-        others: the same in the other settings, by their names; accuracy nan where the run diverged.
+        others: the same in the other settings that the rule has a place in, by their names; accuracy nan where the run
+            diverged.
         epochs: passes over the data.
     """
 
@@ -143,9 +146,13 @@ def _train_on_one_thread(name: str, seed: int, epochs: int) -> TrainedOptimizer:
 
 def train_and_measure(name: str, seed: int, epochs: int) -> TrainedOptimizer:
     """Return one run in every setting; one that diverges says so instead of failing the comparison."""
-    ends = {setting: _in_setting(setting, name, seed, epochs) for setting in SETTINGS}
+    ends = {setting: _in_setting(setting, name, seed, epochs) for setting in SETTINGS if _has_a_place(name, setting)}
     first = ends.pop(_FIRST)
     return TrainedOptimizer(name, seed, **first, others=ends, epochs=epochs)
+
+
+def _has_a_place(name: str, setting: str) -> bool:
+    return name not in _OF_NORMALIZATION or "norm" in SETTINGS[setting][0]
 
 
 def _in_setting(setting: str, name: str, seed: int, epochs: int) -> dict[str, Any]:
@@ -256,7 +263,9 @@ def settings_table(runs: Sequence[TrainedOptimizer]) -> str:
         cells = []
         for setting in SETTINGS:
             values = _accuracies(runs, name, setting)
-            if any(math.isnan(value) for value in values):
+            if not _has_a_place(name, setting):
+                cells.append("has no normalization layer")
+            elif any(math.isnan(value) for value in values):
                 cells.append(f"diverged ({sum(map(math.isnan, values))} of {len(values)}) !")
             else:
                 cells.append(_mean(values) + (" !" if _is_below(values, base[setting]) else ""))
@@ -287,47 +296,72 @@ def flattening_table(runs: Sequence[TrainedOptimizer]) -> str:
 def recommendation(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float, float, float]]) -> str:
     """Return which three rules to try first, and why, as Markdown; empty where SGD or all rules are missing.
 
-    A rule is eligible that diverges nowhere, is not marked below SGD in any setting, and lies above it on average by
-    more than twice the standard error of the difference. The three are the one with the highest accuracy averaged over
-    the settings; the highest among those that cost at most 1.6 steps of SGD; and the one with the lowest Frobenius norm
-    among those within twice the standard error of the highest accuracy.
+    A rule is eligible that has run everywhere, diverges nowhere, is not marked below SGD in any setting, and lies above
+    it on average by more than twice the standard error of the difference. The three are the one with the highest
+    accuracy averaged over the settings; the highest among those that cost at most 1.6 steps of SGD; and the one with
+    the lowest Frobenius norm among those within twice the standard error of the highest accuracy. Where none lies above
+    SGD, those are eligible that do not lie below it by that much, and the three are the flattest, the flattest among
+    the cheap ones, and the most accurate.
     """
     settings = [setting for setting in SETTINGS if any(_end(run, setting) for run in runs)]
-    gains = {name: _gain(runs, name, settings) for name in dict.fromkeys(run.optimizer for run in runs)}
-    eligible = {
+    names = dict.fromkeys(run.optimizer for run in runs if run.optimizer not in _PLAIN)
+    gains = {name: _gain(runs, name, settings) for name in ("sgd", *names)}
+    sound = {
         name: gain
         for name, gain in gains.items()
-        if gain is not None and name not in _PLAIN and gain[0] > 2 * gain[1] and not _is_marked(runs, name, settings)
+        if name in names and gain is not None and not _is_marked(runs, name, settings)
     }
-    if not eligible:
-        return "" if gains.get("sgd") is None else "No rule lies above SGD by more than its noise in these runs.\n"
+    if gains.get("sgd") is None or not sound:
+        return ""
+    above = {name: gain for name, gain in sound.items() if gain[0] > 2 * gain[1]}
+    level = {name: gain for name, gain in sound.items() if gain[0] > -2 * gain[1]}
+    eligible = above or level
+    cheap = [name for name in eligible if times[name][0] <= _CHEAP]
+    flat = {name: _flatness(runs, name) for name in eligible}
+    chosen: dict[str, str] = {}
 
-    def highest(names: Iterable[str]) -> str:
-        return max(names, key=lambda name: eligible[name][0])
+    def choose(why: str, among: Iterable[str], worth: Callable[[str], float]) -> None:
+        left = [name for name in among if name not in chosen]
+        if left:
+            chosen[max(left, key=worth)] = why
 
-    best = highest(eligible)
-    chosen = {best: "the highest accuracy"}
-    cheap = [name for name in eligible if times[name][0] <= _CHEAP and name not in chosen]
-    if cheap:
-        chosen[highest(cheap)] = "the highest accuracy among those that cost little more than SGD"
-    close = [n for n in eligible if n not in chosen and eligible[best][0] - eligible[n][0] <= 2 * eligible[best][1]]
-    flat = {name: _flatness(runs, name) for name in close}
-    if flat:
-        chosen[min(flat, key=lambda name: flat[name])] = "the flattest among those of like accuracy"
-    lines = ["| try | because it has | test accuracy over SGD, points | Frobenius | time of a step / SGD |"]
+    def accuracy(name: str) -> float:
+        return eligible[name][0]
+
+    def flatness(name: str) -> float:
+        return -flat[name]
+
+    best = max(eligible, key=accuracy)
+    close = [name for name in eligible if accuracy(best) - accuracy(name) <= 2 * eligible[best][1]]
+    if above:
+        choose("the highest accuracy", eligible, accuracy)
+        choose("the highest accuracy among those that cost little more than SGD", cheap, accuracy)
+        choose("the flattest among those of like accuracy", close, flatness)
+    else:
+        choose("the flattest", eligible, flatness)
+        choose("the flattest among those that cost little more than SGD", cheap, flatness)
+        choose("the highest accuracy", eligible, accuracy)
+    lines = (
+        []
+        if above
+        else ["No rule lies above SGD by more than its noise in these runs: what differs is how flat it ends.", ""]
+    )
+    lines.append("| try | because it has | test accuracy over SGD, points | Frobenius | time of a step / SGD |")
     lines.append("|---|---|---:|---:|---:|")
     for name, why in chosen.items():
         gain, error = eligible[name]
-        lines.append(
-            f"| {name} | {why} | {gain:+.1f} ± {error:.1f} | {_flatness(runs, name):.3g} | {times[name][0]:.2f} |"
-        )
-    rules = len([name for name in gains if name not in _PLAIN])
+        lines.append(f"| {name} | {why} | {gain:+.1f} ± {error:.1f} | {flat[name]:.3g} | {times[name][0]:.2f} |")
     where = "one setting" if len(settings) == 1 else f"{len(settings)} settings"
+    what = (
+        "above SGD by more than their noise, and below it nowhere"
+        if above
+        else "not below SGD by more than their noise"
+    )
     lines += [
         "",
-        f"Means over {where} and the seeds, ± the standard error of the difference. Of {rules} rules {len(eligible)} "
-        "were eligible: above SGD by more than their noise, and below it nowhere. The best of so many is favoured by "
-        "chance by about two standard errors: these are where to begin, not winners.",
+        f"Means over {where} and the seeds, ± the standard error of the difference; SGD ends at a Frobenius norm of "
+        f"{_flatness(runs, 'sgd'):.3g}. Of {len(names)} rules {len(eligible)} were eligible: {what}. The best of so "
+        "many is favoured by chance by about two standard errors: these are where to begin, not winners.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -116,11 +116,39 @@ def test_the_three_to_try_first_follow_from_accuracy_cost_and_flatness():
     assert "Means over 2 settings" in text
 
 
+def test_where_none_is_more_accurate_the_three_are_the_flattest_the_cheapest_of_the_flat_and_the_most_accurate():
+    runs = [
+        *drawn("sgd", 0.90, 9.0, spread=0.02),
+        *drawn("xsam", 0.91, 3.0, spread=0.02),
+        *drawn("looksam", 0.895, 5.0, spread=0.02),
+        *drawn("sam-interval", 0.895, 6.0, spread=0.02),
+        *drawn("sam", 0.90, 1.0, spread=0.02),
+        *drawn("asam", 0.70, 0.5, spread=0.02),
+    ]
+    times = dict.fromkeys({run.optimizer for run in runs}, (2.5, 2.4, 2.6))
+    times |= {"looksam": (1.5, 1.4, 1.6), "sam-interval": (1.3, 1.2, 1.4)}
+    text = family.recommendation(runs, times)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:7]]
+    assert text.startswith(
+        "No rule lies above SGD by more than its noise in these runs: what differs is how flat it ends.\n"
+    )
+    assert [row[0] for row in rows] == ["sam", "looksam", "xsam"]
+    assert [row[3] for row in rows] == ["1", "5", "3"]
+    assert "SGD ends at a Frobenius norm of 9. Of 5 rules 4 were eligible: not below SGD" in text
+
+
+def test_a_rule_about_normalization_layers_has_no_place_where_there_are_none():
+    places = [setting for setting in family.SETTINGS if family._has_a_place("sam-on", setting)]
+    assert places == ["LayerNorm, wrong labels", "LayerNorm, clean"]
+    assert all(family._has_a_place("sam", setting) for setting in family.SETTINGS)
+    runs = [*drawn("sgd", 0.9, 1.0), *drawn("sam-on", 0.9, 1.0)]
+    (row,) = (line for line in family.settings_table(runs).splitlines() if line.startswith("| sam-on |"))
+    assert row.count("has no normalization layer") == 2
+
+
 def test_without_runs_that_tell_rules_from_noise_nothing_is_recommended():
     times = dict.fromkeys(("sgd", "sam"), (1.0, 1.0, 1.0))
-    assert family.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.89, 1.0)], times) == (
-        "No rule lies above SGD by more than its noise in these runs.\n"
-    )
+    assert family.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.86, 1.0)], times) == ""
     assert family.recommendation(drawn("sam", 0.9, 1.0), times) == ""
     assert family.recommendation([drawn("sgd", 0.9, 1.0)[0], drawn("sam", 0.95, 1.0)[0]], times) == ""
 
