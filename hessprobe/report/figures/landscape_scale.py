@@ -82,6 +82,6 @@ def axis_label(landscape: Landscape, index: int) -> str:
     label = (
         landscape.labels[index]
         .replace("principal component", "PC")
-        .replace("eigenvector of", r"along $v$, $\lambda$ =")
+        .replace("eigenvector of", rf"along $v_{index + 1}$, $\lambda$ =")
     )
     return f"{label}{unit}"

@@ -314,6 +314,14 @@ def test_a_low_panel_has_a_short_name_beside_it(style):
     assert drawn(square).figure(3.25).axes[0].get_ylabel() == "PC 2 (16.9 % of variance)"
 
 
+def test_each_eigenvector_has_its_number():
+    found = replace(plane(kind="eigen", labels=("eigenvector of 2.374", "eigenvector of 1.825")), lengths=(1.0, 1.0))
+    del found.values["lambda-min"]
+    panel = require_fit(drawn(found), 3.25).axes[0]
+    assert panel.get_xlabel() == r"along $v_1$, $\lambda$ = 2.374"
+    assert panel.get_ylabel() == r"along $v_2$, $\lambda$ = 1.825"
+
+
 MAPS = {
     "plane": plane(),
     "run": pca("a", "b", "c"),
