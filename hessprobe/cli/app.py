@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from hessprobe.cli.commands.validate import validate
 from hessprobe.cli.process import UsageError, guarded
 
 PREFIX = "HESSPROBE_"
+_OURS = re.compile(PREFIX)
 _FILE = f"{PREFIX}CONFIG"
 # Read elsewhere, with another meaning: the folders of data sets and of decoded images.
 _OTHERS = frozenset({"HESSPROBE_DATA", "HESSPROBE_CACHE"})
@@ -184,10 +186,13 @@ def _never(option: str, place: str, teller: str) -> str:
 def _of_environment(
     environment: Mapping[str, str], options: Mapping[str, Any], group: Any
 ) -> dict[str, tuple[Any, str]]:
+    ours = sorted(filter(_OURS.match, environment))
+    if not ours:
+        return {}
     everywhere = {_variable(option): option for option in _everywhere(group)}
     never = {_variable(option): option for option in _NEVER}
     found = {}
-    for name in sorted(each for each in environment if each.startswith(PREFIX)):
+    for name in ours:
         if name in _OTHERS or name == _FILE:
             continue
         if name in never:
