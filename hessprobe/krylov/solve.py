@@ -194,7 +194,11 @@ def _checked_rows(rows: Tensor, operator: Counted) -> Tensor:
     rows = rows.detach()
     if not rows.is_floating_point() or rows.shape[0] == 0:
         raise ValueError(
-            about("b", f"must hold at least one right-hand side of floats; got {tuple(rows.shape)} of {rows.dtype}.")
+            about(
+                "b",
+                f"must hold at least one right-hand side of floats; got {tuple(rows.shape)} of {rows.dtype}. "
+                "Pass for example risk.gradient().",
+            )
         )
     if not bool(torch.isfinite(rows).all()):
         raise NonFiniteError("b must be finite; got nan or inf. Check the gradient or the vector that it was made of.")
