@@ -415,15 +415,15 @@ def _with_options(command: Callable[_Parameters, None], added: Mapping[str, Any]
     if not added:
         return command
     signature = inspect.signature(command, eval_str=True)
-    *others, last = signature.parameters.values()
-    usual = DEFAULTS
+    given = list(signature.parameters.values())
+    others, last = given[:-1], given[-1:]
+    usual, kind = DEFAULTS, last[0].kind if last else inspect.Parameter.KEYWORD_ONLY
     more = [
-        inspect.Parameter(name, last.kind, default=usual.get(name, False), annotation=each)
-        for name, each in added.items()
+        inspect.Parameter(name, kind, default=usual.get(name, False), annotation=each) for name, each in added.items()
     ]
     changed = cast(Any, command)
-    changed.__signature__ = signature.replace(parameters=[*others, *more, last])
-    changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, last)}
+    changed.__signature__ = signature.replace(parameters=[*others, *more, *last])
+    changed.__annotations__ = {each.name: each.annotation for each in (*others, *more, *last)}
     return command
 
 
