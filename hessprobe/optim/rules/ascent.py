@@ -267,7 +267,7 @@ class LESAM(SharpnessAware):
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
-        rho: float | Schedule = 0.5,
+        rho: float | Schedule = 0.2,
         *,
         sigma: float | Schedule = 0.1,
         **engine: Unpack[EngineOptions],

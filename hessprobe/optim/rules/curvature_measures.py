@@ -69,7 +69,7 @@ class FrobSAM(SharpnessAware):
         base_optimizer: torch.optim.Optimizer,
         rho: float | Schedule = 0.05,
         *,
-        lam: float = 0.1,
+        lam: float = 0.05,
         n: int = 4,
         antithetic: bool = False,
         limit: float | None = 1.0,
@@ -150,7 +150,7 @@ class TraceSAM(SharpnessAware):
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
-        rho: float | Schedule = 0.1,
+        rho: float | Schedule = 0.05,
         *,
         lam: float = 1.0,
         n: int = 1,

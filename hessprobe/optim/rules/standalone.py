@@ -53,7 +53,7 @@ class BSAM(SharpnessAware):
         examples: N >= 1, size of the training set.
         lr: >= 0.
         betas: (b1, b2) in [0, 1).
-        prior_precision: >= 0; 25 to 40 in the paper.
+        prior_precision: >= 0; 25 to 40 in the paper, which ends below SGD in short runs without normalization.
         damping: >= 0.
         **engine: see ``SharpnessAware``; ``seed`` is that of z.
 
@@ -85,7 +85,7 @@ class BSAM(SharpnessAware):
         examples: int,
         lr: float = 0.5,
         betas: tuple[float, float] = (0.9, 0.999),
-        prior_precision: float = 25.0,
+        prior_precision: float = 10.0,
         damping: float = 0.1,
         **engine: Unpack[EngineOptions],
     ) -> None:
@@ -456,7 +456,7 @@ class SASSHA(SharpnessAware):
     def __init__(
         self,
         params: ParamsT,
-        rho: float | Schedule = 0.2,
+        rho: float | Schedule = 0.1,
         *,
         lr: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),

@@ -172,7 +172,7 @@ class UniversalSAM(SharpnessAware):
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
-        rho: float | Schedule = 0.1,
+        rho: float | Schedule = 0.05,
         *,
         phi: Callable[[Tensor], Tensor] = identity,
         psi: Callable[[Tensor], Tensor] = identity,

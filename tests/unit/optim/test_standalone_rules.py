@@ -52,7 +52,7 @@ def test_bsam_samples_from_its_posterior():
     assert float(seen[0].std()) == pytest.approx(50**-0.5, rel=0.02)
     assert abs(float(seen[0].mean())) < 4 * 50**-0.5 / math.sqrt(20_000)
     (std,) = optimizer.posterior_std()
-    s = 0.999 + 0.001 * (1.0 + 25.0 / 50 + 0.1)
+    s = 0.999 + 0.001 * (1.0 + 10.0 / 50 + 0.1)
     torch.testing.assert_close(std, torch.full_like(std, (50 * s) ** -0.5), rtol=1e-14, atol=0)
 
 
