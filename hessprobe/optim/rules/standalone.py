@@ -229,6 +229,9 @@ _VECTORS: dict[str, tuple[str, ...]] = {"adagrad-norm": (), "adagrad": ("u", "v"
 class LightSAM(SharpnessAware):
     """LightSAM: both the ascent and the descent of SAM with step sizes that adapt to the gradients seen.
 
+    It learns more slowly than SGD: on the digits 2 to 5 points below it after 6 epochs without normalization layers,
+    level or above after 30.
+
     With s_t = grad L(w) and g_t = grad L(w + e), u_0 = v_0 = eps_root^2, squares and divisions elementwise in the last
     two:
 
@@ -325,6 +328,8 @@ class LightSAM(SharpnessAware):
 
 class SAMSPS(SharpnessAware):
     """SAM with stochastic Polyak step sizes: the loss itself says how far to go.
+
+    It learns more slowly than SGD: on the digits 1 to 2 points below it after 6 epochs, level or above after 30.
 
         e = rho (1 - lam + lam/norm(g)) g,      g_e = grad L(w + e),
         gamma_t = clip((L(w + e) - lower - <g_e, e>)/norm(g_e)^2, 0, gamma_max),      w <- w - gamma_t (g_e + wd w)
