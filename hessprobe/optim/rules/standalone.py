@@ -72,7 +72,7 @@ class BSAM(SharpnessAware):
         ...     return loss
         >>> loss = opt.step(closure)
         >>> w.data
-        tensor([[ 0.8327, -1.9248]])
+        tensor([[ 0.8402, -1.9398]])
     """
 
     vectors = ("moment", "precision")
