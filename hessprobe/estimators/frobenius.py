@@ -720,10 +720,12 @@ def _blocks(
     """Return ||A[block, :]||_F^2 = ||A[block, :] V^T||_F^2 + E ||(A P w)[block]||^2."""
     shares = {}
     for column, (name, where) in enumerate(blocks.items()):
-        value, error = _mean(samples.blocks[:, column])
+        own = samples.blocks[:, column]
+        value, error = _mean(own)
         if deflated is not None:
             value += float(row_dots(deflated.image[:, where], deflated.image[:, where]).sum())
-        shares[name] = {"value": value, "std_error": error}
+        # Of the block alone: pairs of probes tell the norm of the whole better than that of a block.
+        shares[name] = {"value": value, "std_error": error, "df": spread_df(own)}
     return shares
 
 

@@ -266,6 +266,7 @@ def _result(context: Context, name: str) -> Result:
         estimate = _with_product_error(context, name, estimate)
         layers = layers and {key: _with_product_error(context, name, layer) for key, layer in layers.items()}
     estimate = _with_rounding(context, estimate)
+    layers = layers and {key: _with_rounding(context, layer) for key, layer in layers.items()}
     if not context.settings.data_error:
         estimate = estimate.without_data()
         layers = layers and {key: layer.without_data() for key, layer in layers.items()}
@@ -361,9 +362,11 @@ def _block_diagonal(context: Context) -> Context:
 
 
 def _root(square: Estimate) -> Estimate:
+    """Return a norm as the root of its square, with the unequal arms of a norm from few probes."""
     value = max(square.value, 0.0) ** 0.5
     slope = 0.5 / value if value else 0.0
-    return square.with_(value=value, errors=ErrorParts(probe=slope * square.errors.probe), support=(0.0, float("inf")))
+    errors = ErrorParts(probe=slope * square.errors.probe)
+    return square.with_(value=value, errors=errors, known_square=0.0, support=(0.0, float("inf")))
 
 
 def logdet(context: Context) -> Result:
