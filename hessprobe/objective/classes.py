@@ -71,17 +71,16 @@ def shares_of(risk: Objective) -> list[Share]:
     with risk.evaluating(), torch.no_grad():
         for number, batch in enumerate(risk.terms()):
             labels = _labels(batch)
-            losses = []
+            losses, none = [], torch.empty(0, dtype=torch.long, device=labels.device)
             for rows in found.values():
-                rows.append(torch.empty(0, dtype=torch.long, device=labels.device))
+                rows.append(none)
             for label in sorted(set(labels.tolist())):
                 rows = (labels == label).nonzero()[:, 0]
                 part = _part(batch, rows)
                 # Labels that the loss ignores are no class.
                 if part.size == 0:
                     continue
-                empty = torch.empty(0, dtype=torch.long, device=labels.device)
-                found.setdefault(label, [empty] * (number + 1))[-1] = rows
+                found.setdefault(label, [none] * (number + 1))[-1] = rows
                 weights[label] = weights.get(label, 0.0) + part.weight
                 losses.append(part.weight * float(part(risk.theta)))
             whole = batch.weight * float(batch(risk.theta))

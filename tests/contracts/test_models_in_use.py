@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import nets
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import hessprobe as hp
 from hessprobe.errors import UnsupportedError
@@ -196,20 +196,6 @@ def dense_gauss_newton(made: Made) -> Tensor:
     return total / examples
 
 
-class Once(torch.autograd.Function):
-    """x^3 whose backward may be differentiated no further."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return slope * 3 * ctx.saved_tensors[0] ** 2
-
-
 def bags(mode: str) -> Made:
     torch.manual_seed(0)
     module = nn.Sequential(nn.EmbeddingBag(6, 4, mode=mode), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -247,7 +233,7 @@ def mixed_precision(enabled: bool) -> Made:
 
 
 def once() -> Made:
-    return plain(Of(lambda m, x: m.n[2](Once.apply(m.n[:2](x))), n=net()))
+    return plain(Of(lambda m, x: m.n[2](nets.CubeOnce.apply(m.n[:2](x))), n=net()))
 
 
 def transformed() -> Made:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import nets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,20 +112,6 @@ class RightCube(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return slope * 3 * x**2
-
-
-class Once(torch.autograd.Function):
-    """x^3 whose backward may be differentiated no further."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return slope * 3 * ctx.saved_tensors[0] ** 2
 
 
 class OnceLoss(torch.autograd.Function):
@@ -250,7 +237,7 @@ CASES = {
     "a loss between examples": Case(contrastive, truth_of_batches, caveat="others would give another"),
     "weights normalised by a parametrization": Case(normalised, truth_of_normalised, differences=True),
     "weights normalised by a hook": Case(normalised_of_old, truth_of_normalised, differences=True),
-    "a layer that is differentiable once": Case(cubed(Once), truth_of_cube, differences=True),
+    "a layer that is differentiable once": Case(cubed(nets.CubeOnce), truth_of_cube, differences=True),
     "a loss that is differentiable once": Case(
         lambda: (net(), OnceLoss.apply, data(6, 5)), mean_of(F.cross_entropy), differences=True
     ),
