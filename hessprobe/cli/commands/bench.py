@@ -91,7 +91,7 @@ def _steps_table(rows: Sequence[_Row]) -> tuple[str, str]:
 
 
 def _optimizers_table(rows: Sequence[_Row], seeds: int) -> tuple[str, str]:
-    from hessprobe.benchmarks import family
+    from hessprobe.benchmarks import family, ranking
 
     head = (
         f"Digits MLP with LayerNorm, {family.EPOCHS} epochs, batch 32, {family.LABEL_NOISE:.0%} of the training labels "
@@ -104,18 +104,18 @@ def _optimizers_table(rows: Sequence[_Row], seeds: int) -> tuple[str, str]:
     trained = [row for row in rows if row["seed"] is not None]
     runs = [family.TrainedOptimizer(**{name: row[name] for name in names if name in row}) for row in trained]
     times = {row["optimizer"]: (row["time_of_a_step"], *row["time_quartiles"]) for row in rows}
-    table = family.family_table(runs, times)
+    table = ranking.family_table(runs, times)
     for row in rows:
         if row["seed"] is None:
             table += f"| {row['optimizer']} | not finished | | | | {row['time_of_a_step']:.2f} |\n"
     if any(run.others for run in runs):
-        table += "\nTest accuracy in four settings; ! marks a rule that ends below SGD:\n\n" + family.settings_table(
+        table += "\nTest accuracy in four settings; ! marks a rule that ends below SGD:\n\n" + ranking.settings_table(
             runs
         )
-        table += "\nRules that are made to lower a measure:\n\n" + family.flattening_table(runs)
-    first = family.recommendation(runs, times)
+        table += "\nRules that are made to lower a measure:\n\n" + ranking.flattening_table(runs)
+    first = ranking.recommendation(runs, times)
     if first:
-        head += f"## Which to try first\n\n{first}\n{family.flattening_verdict(runs)}\n## All of them\n\n"
+        head += f"## Which to try first\n\n{first}\n{ranking.flattening_verdict(runs)}\n## All of them\n\n"
     return "Every optimizer on noisy digits", head + table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.benchmarks import family, optimizers, ratios
+from hessprobe.benchmarks import family, optimizers, ranking, ratios
 from hessprobe.optim import SAM
 
 
@@ -55,7 +55,7 @@ def test_a_run_that_diverges_is_said_to(monkeypatch):
     monkeypatch.setattr(family, "Recipe", lambda **fields: _RECIPE(**{**fields, "lr": 1e12}))
     run = family.train_and_measure("sgd", seed=0, epochs=1)
     assert "The training loss became nan" in run.failure
-    table = family.family_table([run], {"sgd": (1.0, 1.0, 1.0)})
+    table = ranking.family_table([run], {"sgd": (1.0, 1.0, 1.0)})
     assert "| sgd | diverged (1 of 1) | | | | 1.00 |" in table
 
 
@@ -63,15 +63,15 @@ _RECIPE = family.Recipe
 
 
 def test_means_carry_the_larger_of_the_two_errors():
-    assert family._mean([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
-    assert family._mean([10.0, 10.0], [3.0, 4.0]) == "10.0 ± 2.5"
+    assert ranking._mean([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
+    assert ranking._mean([10.0, 10.0], [3.0, 4.0]) == "10.0 ± 2.5"
 
 
 def test_an_error_that_is_not_known_is_not_zero():
-    assert family._mean([92.857142]) == "92.86 ± n/a"
+    assert ranking._mean([92.857142]) == "92.86 ± n/a"
     # The error of one measured value says nothing of other seeds.
-    assert family._mean([10.0], [0.3]) == "10 ± n/a"
-    assert family._mean([96.978, 96.978, 96.978]) == "96.98 (all 3 equal)"
+    assert ranking._mean([10.0], [0.3]) == "10 ± n/a"
+    assert ranking._mean([96.978, 96.978, 96.978]) == "96.98 (all 3 equal)"
     assert ratios.quartiles([1.5]) == (None, None)
     assert ratios.quartiles([1.0, 1.5, 2.0]) == (1.0, 2.0)
 
@@ -108,7 +108,7 @@ def test_the_three_to_try_first_follow_from_accuracy_cost_and_flatness():
     ]
     times = dict.fromkeys({run.optimizer for run in runs}, (2.5, 2.4, 2.6))
     times |= {"looksam": (1.5, 1.4, 1.6), "sam-interval": (1.3, 1.2, 1.4)}
-    text = family.recommendation(runs, times)
+    text = ranking.recommendation(runs, times)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:5]]
     assert [row[0] for row in rows] == ["xsam", "sam-interval", "friendly-sam"]
     assert rows[0][2:] == ["+5.0 ± 0.1", "3", "2.50"]
@@ -127,7 +127,7 @@ def test_where_none_is_more_accurate_the_three_are_the_flattest_the_cheapest_of_
     ]
     times = dict.fromkeys({run.optimizer for run in runs}, (2.5, 2.4, 2.6))
     times |= {"looksam": (1.5, 1.4, 1.6), "sam-interval": (1.3, 1.2, 1.4)}
-    text = family.recommendation(runs, times)
+    text = ranking.recommendation(runs, times)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:7]]
     assert text.startswith(
         "No rule lies above SGD by more than its noise in these runs: what differs is how flat it ends.\n"
@@ -138,19 +138,19 @@ def test_where_none_is_more_accurate_the_three_are_the_flattest_the_cheapest_of_
 
 
 def test_a_rule_about_normalization_layers_has_no_place_where_there_are_none():
-    places = [setting for setting in family.SETTINGS if family._has_a_place("sam-on", setting)]
+    places = [setting for setting in family.SETTINGS if family.has_a_place("sam-on", setting)]
     assert places == ["LayerNorm, wrong labels", "LayerNorm, clean"]
-    assert all(family._has_a_place("sam", setting) for setting in family.SETTINGS)
+    assert all(family.has_a_place("sam", setting) for setting in family.SETTINGS)
     runs = [*drawn("sgd", 0.9, 1.0), *drawn("sam-on", 0.9, 1.0)]
-    (row,) = (line for line in family.settings_table(runs).splitlines() if line.startswith("| sam-on |"))
+    (row,) = (line for line in ranking.settings_table(runs).splitlines() if line.startswith("| sam-on |"))
     assert row.count("has no normalization layer") == 2
 
 
 def test_without_runs_that_tell_rules_from_noise_nothing_is_recommended():
     times = dict.fromkeys(("sgd", "sam"), (1.0, 1.0, 1.0))
-    assert family.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.86, 1.0)], times) == ""
-    assert family.recommendation(drawn("sam", 0.9, 1.0), times) == ""
-    assert family.recommendation([drawn("sgd", 0.9, 1.0)[0], drawn("sam", 0.95, 1.0)[0]], times) == ""
+    assert ranking.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.86, 1.0)], times) == ""
+    assert ranking.recommendation(drawn("sam", 0.9, 1.0), times) == ""
+    assert ranking.recommendation([drawn("sgd", 0.9, 1.0)[0], drawn("sam", 0.95, 1.0)[0]], times) == ""
 
 
 def test_a_rule_lowers_its_measure_where_the_interval_says_so_at_equal_accuracy():
@@ -160,11 +160,11 @@ def test_a_rule_lowers_its_measure_where_the_interval_says_so_at_equal_accuracy(
         sam = drawn("sam", 0.95, 4.0)
         return [*sam, *drawn("frob-sam", **{"accuracy": 0.95, "frob": 3.9, **changes})]
 
-    assert family.flattening_verdict(runs_of()) == (
+    assert ranking.flattening_verdict(runs_of()) == (
         f"- frob-sam lowers frob below SAM's at equal accuracy in {first}; {other}.\n"
     )
     # Two points of accuracy lost in the second setting, then a measure that is not told from SAM's in either.
-    assert family.flattening_verdict(runs_of(worse_in=0.93)).endswith(f"in {first}.\n")
+    assert ranking.flattening_verdict(runs_of(worse_in=0.93)).endswith(f"in {first}.\n")
     none = "- **frob-sam does not lower frob below SAM's at equal accuracy in any of these settings.**\n"
-    assert family.flattening_verdict(runs_of(frob=3.98, spread=0.01)) == none
-    assert family.flattening_verdict(drawn("sam", 0.95, 4.0)) == ""
+    assert ranking.flattening_verdict(runs_of(frob=3.98, spread=0.01)) == none
+    assert ranking.flattening_verdict(drawn("sam", 0.95, 4.0)) == ""
