@@ -83,8 +83,13 @@ def test_versions_that_are_too_old_or_missing_are_named_with_the_command(monkeyp
             raise metadata.PackageNotFoundError(package)
         return {"torch": "2.8.1+cpu", "numpy": "10.0"}.get(package) or genuine(package)
 
+    # The bounds of the day, which are others from time to time.
+    monkeypatch.setattr(
+        metadata, "requires", lambda package: ["torch>=2.9", "numpy>=2.0", "peft>=0.15; extra == 'dev'"]
+    )
     monkeypatch.setattr(metadata, "version", version)
     found = by_name(doctor.versions())
+    assert "peft" not in found
     assert (found["torch"].state, found["torch"].found) == ("wrong", "2.8.1+cpu, needs 2.9")
     assert found["torch"].mend == "Run pip install -U 'torch>=2.9'."
     assert found["numpy"].state == "ok"
