@@ -41,3 +41,13 @@ def test_every_tool_of_the_documentation_is_pinned():
     }
     needs = PROJECT["optional-dependencies"]["docs"] + PROJECT["optional-dependencies"]["dev"]
     assert {each.partition(">")[0].partition("[")[0].lower() for each in needs} <= pinned
+
+
+def test_every_package_of_the_parity_tests_is_pinned_in_its_version():
+    pinned = set((pages.ROOT / "constraints-peers.txt").read_text(encoding="utf-8").splitlines())
+    table = (pages.ROOT / "tests" / "parity" / "README.md").read_text(encoding="utf-8").partition("|---")[2]
+    named = [row.split("|")[1].split()[:2] for row in table.splitlines() if row.startswith("| ") and row[2] != "|"]
+    assert len(named) == 6
+    # curvlinops is called curvlinops-for-pytorch where packages are kept.
+    for package, version in named:
+        assert {f"{package}=={version}", f"{package}-for-pytorch=={version}"} & pinned, package
