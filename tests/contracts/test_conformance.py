@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessprobe.benchmarks.conformance import CASES, HESSPROBE, QUANTITIES, RULES, Tool, check
+from hessprobe.benchmarks.conformance import CASES, HESSPROBE, QUANTITIES, RULES, Tool, check, problems
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -56,9 +56,20 @@ def test_a_tool_that_touches_the_module_or_the_generator_is_wrong():
         problem.module.train()
         return HESSPROBE.answers["hvp"](problem)
 
+    def freezing(problem):
+        answer = HESSPROBE.answers["hvp"](problem)
+        problem.module.requires_grad_(False)
+        return answer
+
     state = torch.random.get_rng_state()
-    for wrong, words in ((touching, "0.bias was changed"), (drawing, "global generator"), (switching, "the mode of")):
-        verdict = check(BY_NAME["ragged-batches"], Tool("x", "0", {"hvp": wrong}))
+
+    for wrong, words in (
+        (touching, "0.bias was changed"),
+        (drawing, "global generator"),
+        (switching, "the mode of"),
+        (freezing, "requires_grad of"),
+    ):
+        verdict = check(BY_NAME["left-alone"], Tool("x", "0", {"trace": wrong}))
         torch.random.set_rng_state(state)
         assert verdict.status == "wrong"
         assert words in verdict.note
@@ -104,3 +115,15 @@ def test_short_intervals_do_not_cover():
         return middle + 0.7 * (ends - middle)
 
     assert check(BY_NAME["coverage-outliers"], Tool("x", "0", {"trace-intervals": short})).status == "wrong"
+
+
+def test_a_tolerance_that_is_not_kept_is_wrong():
+    def loose(problem):
+        return 1.06 * HESSPROBE.answers["trace-to-tolerance"](problem)
+
+    assert check(BY_NAME["trace-to-tolerance"], Tool("x", "0", {"trace-to-tolerance": loose})).status == "wrong"
+
+
+@pytest.mark.parametrize("name", ["gradient-reversal", "straight-through", "penalty-on-data", "half-detached-backward"])
+def test_what_autograd_says_of_a_loss_whose_gradient_lies_is_wrong(name):
+    assert check(BY_NAME[name], Tool("autograd", "0", {"hvp": problems.hvp})).status == "wrong"

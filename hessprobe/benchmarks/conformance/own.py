@@ -11,7 +11,7 @@ from hessprobe.benchmarks.conformance.case import Problem, Tool
 from hessprobe.estimators import spectral_density, trace
 from hessprobe.hvp import GaussNewton, Hessian
 from hessprobe.krylov import eigsh
-from hessprobe.landscape import Plane, axis, evaluate
+from hessprobe.landscape import Plane, axis, evaluate, random_plane
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.sharpness import worst_direction
 
@@ -49,6 +49,12 @@ def _trace(problem: Problem) -> Tensor:
     return torch.tensor([found.value], dtype=torch.float64)
 
 
+def _trace_to_tolerance(problem: Problem) -> Tensor:
+    A = _hessian(problem)
+    found = [trace(A, rtol=problem.rtol, seed=seed).value for seed in range(problem.runs)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
 def _trace_intervals(problem: Problem) -> Tensor:
     A, count = _hessian(problem), problem.n_probes
     found = [trace(A, n_probes=count, method="hutchinson", seed=seed).interval() for seed in range(problem.runs)]
@@ -70,6 +76,11 @@ def _grid(problem: Problem) -> Tensor:
     return torch.stack([x.flatten(), y.flatten(), values.flatten()], dim=1)
 
 
+def _default_plane(problem: Problem) -> Tensor:
+    risk = _risk(problem)
+    return torch.from_numpy(evaluate(risk, random_plane(risk), (axis(5, -1.0, 1.0),) * 2).values["loss"]).flatten()
+
+
 def _worst(problem: Problem) -> Tensor:
     (found,) = worst_direction(_risk(problem), problem.rho, restarts=3, seed=problem.seed)
     return torch.tensor([found.value], dtype=torch.float64)
@@ -85,9 +96,11 @@ HESSPROBE = Tool(
         "lambda-max": _lambda_max,
         "ends": _ends,
         "trace": _trace,
+        "trace-to-tolerance": _trace_to_tolerance,
         "trace-intervals": _trace_intervals,
         "density": _density,
         "grid": _grid,
+        "default-plane": _default_plane,
         "worst-sharpness": _worst,
     },
 )

@@ -290,6 +290,25 @@ def hvp_by_differences(problem: Problem) -> Tensor:
     return torch.stack(rows)
 
 
+def hvp_by_loss_differences(problem: Problem) -> Tensor:
+    """Return H v from values of the loss alone, in fp64: error about 1e-6. No gradient is asked for anything."""
+    module, batches = _prepared(problem, private=False)
+    parameters, d = _parameters(module), problem.vectors.shape[1]
+    start, eye, h = _flat([p.detach().clone() for p in parameters], parameters), torch.eye(d, dtype=F64), 1e-3
+
+    def value(step: Tensor) -> Tensor:
+        _move(parameters, start + step)
+        return _total(problem, module, batches).detach()
+
+    rows = []
+    for v in problem.vectors.double():
+        u = v / v.norm()
+        mixed = [value(h * (u + e)) - value(h * (u - e)) - value(h * (e - u)) + value(-h * (u + e)) for e in eye]
+        rows.append(v.norm() * torch.stack(mixed) / (4 * h * h))
+    _move(parameters, start)
+    return torch.stack(rows)
+
+
 def ggn(problem: Problem) -> Tensor:
     """Return G v from Jacobians of the outputs and Hessians of the loss, example by example."""
     module, batches = _prepared(problem)
@@ -335,7 +354,7 @@ def worst(problem: Problem) -> Tensor:
 
 
 def on_grid(problem: Problem, points: Tensor) -> Tensor:
-    """Return each loss over what it is at the displacement that its point names, and 1 if (0, 0) is a point, else 0."""
+    """Return 1 + how far a loss is off at most, of what it is where its point says; and 1 if (0, 0) is a point, else 0."""
     module, batches = _prepared(problem, private=True)
     parameters, losses = _parameters(module), []
     start = _flat([p.detach() for p in parameters], parameters)
@@ -343,7 +362,8 @@ def on_grid(problem: Problem, points: Tensor) -> Tensor:
         _move(parameters, start + x * problem.vectors[0] + y * problem.vectors[1])
         losses.append(_total(problem, module, batches).detach())
     center = (points[:, :2] == 0).all(1).any().double()
-    return torch.cat([points[:, 2].double() / torch.stack(losses), center[None]])
+    off = (points[:, 2].double() / torch.stack(losses) - 1).abs().amax()
+    return torch.stack([1 + off, center])
 
 
 def moments_of(_: Problem, density: Tensor) -> Tensor:
@@ -356,6 +376,12 @@ def moments(problem: Problem) -> Tensor:
     """Return the same of the eigenvalues."""
     values = torch.linalg.eigvalsh(hessian(problem))
     return torch.stack([torch.ones((), dtype=F64), values.mean(), values.square().mean()])
+
+
+def within_tolerance(problem: Problem, found: Tensor) -> Tensor:
+    """Return the share of estimates of the trace that are as near as was asked for."""
+    truth = hessian(problem).trace()
+    return ((found - truth).abs() <= problem.rtol * truth.abs()).double().mean()
 
 
 def covered(problem: Problem, intervals: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from hessprobe.benchmarks.conformance import problems
+from hessprobe.benchmarks.conformance import derivatives, problems
 from hessprobe.benchmarks.conformance.case import Case
 
 F64 = torch.float64
@@ -64,6 +64,14 @@ CASES: tuple[Case, ...] = (
         tolerance=1e-7,
     ),
     Case(
+        "tiny-loss-largest",
+        "The same of the largest eigenvalue alone.",
+        partial(problems.classifier, scale=1e-5),
+        "lambda-max",
+        problems.lambda_max,
+        tolerance=1e-4,
+    ),
+    Case(
         "long-vector-differences",
         "Finite differences take a step for the length of the vector.",
         problems.wide,
@@ -95,12 +103,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "dropout",
-        "Dropout that is switched on does not make two products differ, or an error names it.",
+        "Dropout that is switched on does not make two products differ, or an error says that it would.",
         problems.dropout,
         "hvp",
         rule="repeatable",
         tolerance=1e-12,
-        refusal="Dropout",
+        refusal="Dropout|deterministic",
     ),
     Case(
         "default-attention",
@@ -114,8 +122,24 @@ CASES: tuple[Case, ...] = (
         "A plane holds its center, and each value is the loss at the displacement that its axes name.",
         partial(problems.classifier, (8, 3)),
         "grid",
-        lambda _: torch.ones(21, dtype=F64),
+        lambda _: torch.ones(2, dtype=F64),
         reduce=problems.on_grid,
+    ),
+    Case(
+        "landscape-leaves-model",
+        "Drawing a plane with the tool's defaults leaves the model as it was.",
+        partial(problems.classifier, (8, 3)),
+        "default-plane",
+        rule="unchanged",
+    ),
+    Case(
+        "trace-to-tolerance",
+        "Asked for the trace to 5 %, nine of ten runs are within 5 %.",
+        partial(problems.classifier, runs=20, rtol=0.05),
+        "trace-to-tolerance",
+        lambda _: 0.9,
+        "at least",
+        reduce=problems.within_tolerance,
     ),
     Case(
         "coverage-flat",
@@ -231,6 +255,13 @@ CASES: tuple[Case, ...] = (
         problems.hvp,
     ),
     Case(
+        "left-alone",
+        "A trace leaves parameters, buffers, gradients, modes and the global generator as they were.",
+        problems.classifier,
+        "trace",
+        rule="unchanged",
+    ),
+    Case(
         "own-generator",
         "A seed gives one number, whatever the global generator.",
         problems.classifier,
@@ -263,5 +294,75 @@ CASES: tuple[Case, ...] = (
         problems.hvp_by_differences,
         tolerance=1e-5,
         refusal="gradient",
+    ),
+    Case(
+        "half-detached-backward",
+        "A layer with a right backward and a wrong double backward is measured right, or refused.",
+        derivatives.half_detached,
+        "hvp",
+        problems.hvp_by_differences,
+        tolerance=1e-5,
+        refusal="symmetric|gradient",
+    ),
+    Case(
+        "differentiable-once",
+        "A layer without second derivative is measured by differences of gradients, or refused.",
+        derivatives.once,
+        "hvp",
+        problems.hvp_by_differences,
+        tolerance=1e-5,
+        refusal="once_differentiable",
+    ),
+    Case(
+        "weight-norm",
+        "Weights normalized by torch's parametrization are measured right.",
+        derivatives.weight_norm,
+        "hvp",
+        problems.hvp_by_differences,
+        tolerance=1e-5,
+    ),
+    Case(
+        "penalty-on-kept-tensors",
+        "A penalty on a list of parameters made before is part of the curvature, or a refusal names it.",
+        derivatives.penalty_on_kept,
+        "hvp",
+        problems.hvp,
+        refusal="kept as tensors",
+    ),
+    Case(
+        "penalty-on-data",
+        "A penalty that reads .data is part of the loss: its curvature is there, or a refusal says that it has none.",
+        derivatives.penalty_on_data,
+        "hvp",
+        problems.hvp_by_loss_differences,
+        tolerance=1e-3,
+        refusal="no gradient",
+    ),
+    Case(
+        "gradient-reversal",
+        "Where what autograd returns is not the slope of the loss, the loss itself is measured, or this is refused.",
+        derivatives.reversal,
+        "hvp",
+        problems.hvp_by_loss_differences,
+        tolerance=1e-3,
+        refusal="slope",
+    ),
+    Case(
+        "straight-through",
+        "The same for a sign that passes gradients straight through.",
+        derivatives.straight_through,
+        "hvp",
+        problems.hvp_by_loss_differences,
+        tolerance=1e-3,
+        refusal="slope",
+    ),
+    Case(
+        "random-loss",
+        "A loss that draws random numbers does not make two products differ, or an error says so.",
+        derivatives.drawn,
+        "hvp",
+        rule="repeatable",
+        tolerance=1e-12,
+        refusal="same at every call|deterministic",
     ),
 )
