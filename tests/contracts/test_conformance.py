@@ -94,10 +94,10 @@ def test_costs_are_counted():
     def chatty(problem):
         for _ in range(5000):
             torch.ones(1).item()
-        return HESSPROBE.answers["lambda-max"](problem)
+        return HESSPROBE.answers["density"](problem)
 
     assert check(BY_NAME["many-probes"], Tool("x", "0", {"hvp": greedy})).status == "wrong"
-    assert check(BY_NAME["host-syncs"], Tool("x", "0", {"lambda-max": chatty})).status == "wrong"
+    assert check(BY_NAME["host-syncs"], Tool("x", "0", {"density": chatty})).status == "wrong"
 
 
 def test_repeating_is_with_another_state_of_the_global_generator():

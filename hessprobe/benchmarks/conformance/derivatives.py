@@ -69,7 +69,7 @@ class _Applied(nn.Module):
 
 
 def _with_layer(function: Any) -> Problem:
-    return classifier((6, 5), lambda: _Applied(function))
+    return classifier((6, 6), lambda: _Applied(function))
 
 
 def half_detached() -> Problem:
@@ -78,7 +78,7 @@ def half_detached() -> Problem:
 
 
 def once() -> Problem:
-    """A layer that has a gradient and no second derivative."""
+    """A layer that has a gradient and no second derivative: torch takes what lies below it for a constant."""
     return _with_layer(_Once.apply)
 
 
@@ -94,9 +94,9 @@ def straight_through() -> Problem:
 
 def weight_norm() -> Problem:
     """Weights normalized by torch's own parametrization, whose second derivative is not symmetric."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
     module: Any = problem.module
-    torch.nn.utils.parametrizations.weight_norm(module[0])
+    torch.nn.utils.parametrizations.weight_norm(module[0]).eval()
     size = sum(p.numel() for p in module.parameters())
     problem.vectors = torch.randn(3, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     return problem
@@ -104,7 +104,7 @@ def weight_norm() -> Problem:
 
 def penalty_on_kept() -> Problem:
     """A penalty on a list of parameters that was made before."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
     kept = list(problem.module.parameters())
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def penalty_on_kept() -> Problem:
 
 def penalty_on_data() -> Problem:
     """A penalty that reads ``.data``: part of the loss, and of no gradient."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
     module = problem.module
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def penalty_on_data() -> Problem:
 
 def drawn() -> Problem:
     """A loss that mixes examples in a share that it draws anew at every call."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         share = torch.rand(())

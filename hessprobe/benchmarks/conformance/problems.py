@@ -1,5 +1,6 @@
 """Small problems of the cases: networks, losses and data, the same whenever they are built.
 
+Batches are of one size but where this is the case: one defect shall not show in every row.
 Truths by plain torch on the module itself: loops over batches, autograd on its own parameters, dense matrices.
 """
 
@@ -52,7 +53,7 @@ def _examples(*sizes: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def classifier(
-    sizes: tuple[int, ...] = (32, 32, 32, 4),
+    sizes: tuple[int, ...] = (32, 32),
     middle: Callable[[], nn.Module] = nn.Identity,
     *,
     width: int = 5,
@@ -79,7 +80,7 @@ def classifier(
 def regression() -> Problem:
     """A loss that is neither cross-entropy nor a mean of the outputs."""
     module = _drawn(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), seed=3)
-    batches = [(x, x.pow(2).sum(1, keepdim=True)) for x, _ in _examples(9, 9, 5)]
+    batches = [(x, x.pow(2).sum(1, keepdim=True)) for x, _ in _examples(8, 8)]
     return Problem(module, lambda o, t: (o - t).abs().pow(3).mean(), batches, _vectors(module))
 
 
@@ -111,13 +112,13 @@ def tokens(*, attention: bool = False, ignored: int = _IGNORED, hidden: bool = F
     """Sequences whose ends are padding, differently many in each batch; the loss is a mean over the other tokens.
 
     Args:
-        attention: mix tokens by attention.
+        attention: mix tokens by attention, and pad none.
         ignored: label of padding.
         hidden: give the loss as a function that does not show what it ignores.
     """
     module, source = _drawn(lambda: _Tokens(attention), seed=5), _source(6)
     batches = []
-    for lengths in ((6, 2, 1, 5), (3, 3, 6, 1), (1, 2)):
+    for lengths in ((6,) * 4,) * 2 if attention else ((6, 2, 1, 5), (3, 3, 6, 1), (1, 2, 2, 1)):
         targets = torch.randint(5, (len(lengths), 6), generator=source)
         for row, length in zip(targets, lengths, strict=True):
             row[length:] = ignored
@@ -135,24 +136,27 @@ def tokens(*, attention: bool = False, ignored: int = _IGNORED, hidden: bool = F
 
 
 class _Odd(nn.Module):
-    """A weight that two layers share, a frozen layer, and a parameter that nothing uses."""
+    """Two layers, and what is to be odd about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.first, self.frozen, self.second = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-        self.frozen.requires_grad_(False)
-        self.unused = nn.Parameter(torch.ones(2))
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        if kind == "shared":
+            self.second.weight = self.first.weight
+        elif kind == "frozen":
+            self.first.requires_grad_(False)
+        else:
+            self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.second(torch.tanh(self.frozen(torch.tanh(self.first(inputs)))))
+        outputs: Tensor = self.second(torch.tanh(self.first(inputs)))
         return outputs
 
 
-def odd() -> Problem:
-    """Unused, frozen and shared parameters."""
-    module = _drawn(_Odd, seed=4)
-    return Problem(module, F.cross_entropy, _examples(6, 5), _vectors(module))
+def odd(kind: str) -> Problem:
+    """A parameter that nothing uses, a frozen layer, or a weight that two layers share."""
+    module = _drawn(lambda: _Odd(kind), seed=4)
+    return Problem(module, F.cross_entropy, _examples(6, 6), _vectors(module))
 
 
 def _batchnorm() -> nn.Module:
@@ -163,7 +167,7 @@ def _batchnorm() -> nn.Module:
 
 def batchnorm(*, training: bool) -> Problem:
     """BatchNorm with statistics of its own, in either mode."""
-    problem = classifier((8, 8, 3), _batchnorm)
+    problem = classifier((8, 8), _batchnorm)
     problem.module.train(training)
     return problem
 
@@ -214,7 +218,7 @@ def quadratic(values: Tensor, *, minimum: bool = False, **more: Any) -> Problem:
 
 def penalised() -> Problem:
     """A loss that reads the parameters of the model itself."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
     module = problem.module
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -247,7 +251,7 @@ def _fused(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def saved_gradient() -> Problem:
     """A fused loss, which autograd differentiates a second time as if its gradient were linear."""
-    problem = classifier((6, 5))
+    problem = classifier((6, 6))
     problem.loss = _fused
     return problem
 
@@ -354,7 +358,7 @@ def worst(problem: Problem) -> Tensor:
 
 
 def on_grid(problem: Problem, points: Tensor) -> Tensor:
-    """Return 1 + how far a loss is off at most, of what it is where its point says; and 1 if (0, 0) is a point, else 0."""
+    """Return 1 + how far a loss is off at most of what it is at its point; and 1 if (0, 0) is a point, else 0."""
     module, batches = _prepared(problem, private=True)
     parameters, losses = _parameters(module), []
     start = _flat([p.detach() for p in parameters], parameters)
