@@ -34,6 +34,7 @@ QUANTITIES: dict[str, str] = {
     "worst-sharpness": "(1,): max of L(theta + u) - L(theta) over |u| <= problem.rho, with restarts at random points",
 }
 
+_UNITS = {"largest-tensor": " bytes", "host-syncs": " reads"}
 RULES = ("equal", "at least", "at most", "repeatable", "unchanged")
 
 
@@ -181,7 +182,9 @@ def _judged(case: Case, problem: Any, found: Tensor, again: Tensor | None) -> Ve
     if case.rule not in ("equal", "repeatable"):
         number, limit = float(found), float(truth)
         holds = number >= limit if case.rule == "at least" else number <= limit
-        return Verdict("right" if holds else "wrong", number, f"{case.rule} {limit:.4g}")
+        return Verdict(
+            "right" if holds else "wrong", number, f"{case.rule} {limit:.4g}{_UNITS.get(case.counted or '', '')}"
+        )
     if found.shape != truth.shape:
         return Verdict("wrong", note=f"shape {tuple(found.shape)} where {tuple(truth.shape)} was asked")
     off = float((found.double() - truth).norm()) / (float(truth.norm()) or 1.0)

@@ -1,5 +1,7 @@
 """``hessprobe bench``: what products, optimizer steps, trained optimizers and landscapes cost on this machine.
 
+With ``--conformance``, whether this and other packages are right in the cases in which tools are wrong without a word.
+
 The Markdown tables of ``hessprobe bench``, made from the rows of its record, few or all of them.
 """
 
@@ -153,7 +155,7 @@ def _quartiles(row: _Row) -> str:
 
 
 _NAMES = ("mlp", "resnet20", "gpt")
-_SUITES = ("products", "steps", "optimizers", "landscapes")
+_SUITES = ("products", "steps", "optimizers", "landscapes", "conformance")
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -168,9 +170,11 @@ class BenchRequest:
         typer.Option(
             metavar="NAME",
             help="products: Hessian-vector products; steps: SAM steps against other packages; "
-            "optimizers: train and measure every optimizer; landscapes: points of a plane.",
+            "optimizers: train and measure every optimizer; landscapes: points of a plane; "
+            "conformance: the same cases on every tool that is installed.",
         ),
     ] = "products"
+    conformance: Annotated[bool, typer.Option("--conformance", help="Short for --suite conformance.")] = False
     case: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="mlp, resnet20 or gpt; all by default.")
     ] = None
@@ -179,7 +183,7 @@ class BenchRequest:
         list[str] | None, typer.Option("--optimizer", metavar="NAME", help="For optimizers: which; all by default.")
     ] = None
     seeds: Annotated[int, typer.Option("--seeds", help="For optimizers: runs of each.")] = 3
-    jobs: Annotated[int, typer.Option("--jobs", help="For optimizers: runs side by side.")] = 1
+    jobs: Annotated[int, typer.Option("--jobs", help="For optimizers and conformance: processes side by side.")] = 1
     device: options.Device = None
     json: options.Json = None
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")] = (
@@ -189,6 +193,10 @@ class BenchRequest:
         bool, typer.Option("--resume", help="For optimizers: keep the runs that are in the file of --json already.")
     ] = False
     debug: options.Debug = False
+
+    def __post_init__(self) -> None:
+        if self.conformance and self.suite == "products":
+            object.__setattr__(self, "suite", "conformance")
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -206,7 +214,7 @@ class BenchRequest:
 
 @declared(BenchRequest)
 def bench(request: BenchRequest) -> None:
-    """Time Hessian-vector products, optimizer steps or points of landscapes, side by side in one run.
+    """Time Hessian-vector products, optimizer steps or points of landscapes, or hold tools to the same cases.
 
     Example: hessprobe bench --case mlp --rounds 5
     """
@@ -220,6 +228,10 @@ def check(request: BenchRequest) -> None:
         UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
     """
     options.choice("--suite", request.suite, _SUITES)
+    if request.conformance and request.suite != "conformance":
+        raise process.UsageError(
+            f"--conformance is --suite conformance; got --suite {request.suite} as well. Give one of the two."
+        )
     if request.suite == "products":
         for name in request.cases:
             options.choice("--case", name, _NAMES)
@@ -249,7 +261,7 @@ def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
     """Time or train as asked, adding rows as they come."""
     from hessprobe.cli.outputs import status_line
 
-    suites = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes}
+    suites = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes, "conformance": _conformance}
     with status_line() as report:
         if request.suite == "products":
             _products(request, device, outcome.found, report)
@@ -295,13 +307,32 @@ def _write(request: BenchRequest, record: dict[str, Any]) -> None:
 
 def _table(request: BenchRequest, outcome: Outcome[Rows], machine: dict[str, Any]) -> str:
     rows = outcome.found
+    if request.suite == "conformance":
+        from hessprobe.benchmarks.conformance.page import page as conformance_page
+
+        return conformance_page(rows, _machine(machine), incomplete=outcome.failure is not None)
     if request.suite == "products":
         from hessprobe.benchmarks import CASES
 
         timed = {row["case"] for row in rows}
         return products(rows, {name: CASES[name].title for name in request.cases if name in timed}, machine)
     text = page(request.suite, rows, rounds=request.rounds, seeds=request.seeds, incomplete=outcome.failure is not None)
-    return f"{text}\ntorch {machine['torch']}, {machine['threads']} threads, {machine['device']}.\n"
+    return f"{text}\n{_machine(machine)}\n"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return f"torch {machine['torch']}, {machine['threads']} threads, {machine['device']}."
+
+
+def _conformance(request: BenchRequest, rows: Rows, report: Say) -> None:
+    from hessprobe.benchmarks.conformance import compare
+
+    def finished(tool: str, cells: Sequence[compare.Cell]) -> None:
+        rows.extend(cell.row() for cell in cells)
+        report(f"{tool}: {len(cells)} cases")
+
+    cells = compare.compare_tools(limit=compare.LIMIT, jobs=request.jobs, finished=finished)
+    rows[:] = [cell.row() for cell in cells]
 
 
 def _products(request: BenchRequest, device: torch.device, rows: Rows, report: Say) -> None:
