@@ -7,6 +7,20 @@ is the table: adding a case is one row.
 
 from hessprobe.benchmarks.conformance.case import QUANTITIES, RULES, Case, Problem, Tool, Verdict, check
 from hessprobe.benchmarks.conformance.own import HESSPROBE
+from hessprobe.benchmarks.conformance.sam_table import SAM_CASES
 from hessprobe.benchmarks.conformance.table import CASES
+from hessprobe.benchmarks.conformance.training import SAM_QUANTITIES
 
-__all__ = ["CASES", "HESSPROBE", "QUANTITIES", "RULES", "Case", "Problem", "Tool", "Verdict", "check"]
+__all__ = [
+    "CASES",
+    "HESSPROBE",
+    "QUANTITIES",
+    "RULES",
+    "SAM_CASES",
+    "SAM_QUANTITIES",
+    "Case",
+    "Problem",
+    "Tool",
+    "Verdict",
+    "check",
+]

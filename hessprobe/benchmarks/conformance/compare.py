@@ -19,6 +19,8 @@ import torch
 from hessprobe.benchmarks.conformance.case import Case, Tool, Verdict, check
 from hessprobe.benchmarks.conformance.own import HESSPROBE
 from hessprobe.benchmarks.conformance.peers import PEERS
+from hessprobe.benchmarks.conformance.sam_table import SAM_CASES
+from hessprobe.benchmarks.conformance.sam_tools import SAM_TOOLS
 from hessprobe.benchmarks.conformance.table import CASES
 from hessprobe.benchmarks.processes import Outcome, run_apart
 
@@ -44,6 +46,7 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "curvature": Part("Curvature", CASES, {"hessprobe": ("hessprobe", lambda: HESSPROBE), **PEERS}),
+    "optimizers": Part("Sharpness-aware optimizers", SAM_CASES, SAM_TOOLS),
 }
 
 
