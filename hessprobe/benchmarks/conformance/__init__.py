@@ -1,8 +1,9 @@
-"""The same tests on every tool: cases in which curvature tools were seen to give a wrong number without a word.
+"""The same tests on every tool: cases in which curvature and SAM tools were seen to be wrong without a word.
 
 A *case* builds a small problem, asks a tool for one quantity, and compares it with a truth that no tool computed. A
 *tool* is a dictionary from quantities to functions of a problem: an adapter of a few lines for each package. ``CASES``
-is the table: adding a case is one row.
+and ``SAM_CASES`` are the tables: adding a case is one row, adding a package one adapter in ``peers`` or ``sam_tools``.
+``hessprobe bench --conformance`` holds every tool that is installed to every case.
 """
 
 from hessprobe.benchmarks.conformance.case import QUANTITIES, RULES, Case, Problem, Tool, Verdict, check

@@ -179,6 +179,20 @@ def test_the_command_writes_record_and_page(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(record.read_text())["arguments"]["suite"] == "conformance"
 
 
+def test_the_committed_page_is_of_its_record_and_of_the_present_cases():
+    reports = Path(__file__).parents[3] / "reports"
+    record = json.loads((reports / "conformance.json").read_text())
+    rows, machine = record["timings"], record["environment"]
+    said = f"torch {machine['torch']}, {machine['threads']} threads, {machine['device']}."
+    assert (reports / "conformance.md").read_text() == page.page(rows, said)
+    own = {(each["part"], each["case"]): each for each in rows if each["tool"] == "hessprobe"}
+    assert {key: each["must_hold"] for key, each in own.items()} == {
+        (name, case.name): case.must_hold for name, part in compare.PARTS.items() for case in part.cases
+    }
+    assert {each["status"] for each in own.values()} == {"right"}
+    assert all(each["version"] for each in rows)
+
+
 def test_two_suites_are_refused():
     result = CliRunner().invoke(app, ["bench", "--conformance", "--suite", "steps"])
     assert result.exit_code == 2
