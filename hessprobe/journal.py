@@ -40,6 +40,7 @@ class Journal:
         identity: what decides the numbers, as plain values by name; two runs of the same identity are one run.
         resume: go on from the file, where there is one; it is begun anew otherwise.
         largest: bytes after which nothing more is kept.
+        anew: the advice where it is damaged.
 
     Attributes:
         path: the file.
@@ -52,9 +53,15 @@ class Journal:
     """
 
     def __init__(
-        self, path: str | Path, identity: Mapping[str, Any], *, resume: bool = False, largest: int = LARGEST
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        largest: int = LARGEST,
+        anew: str = "Begin anew without --resume; that replaces it.",
     ) -> None:
-        self.path, self.replayed = Path(path), 0
+        self.path, self.replayed, self._anew = Path(path), 0, anew
         self.failure: OSError | None = None
         self._identity, self._largest = json.loads(json.dumps(identity)), largest
         self._values: dict[str, Any] = {}
@@ -71,9 +78,53 @@ class Journal:
         if not self._end:
             self._append({"journal": FORMAT, "identity": self._identity})
 
+    @classmethod
+    def going_on(cls, path: str | Path, identity: Mapping[str, Any]) -> Journal:
+        """Return the journal of a run that goes on without being told to; that of another run is replaced.
+
+        Raises:
+            JournalError: it is of this run and damaged before its last line.
+            OSError: it cannot be opened.
+        """
+        return cls(path, identity, resume=_is_of(Path(path), identity), anew="Remove it to begin anew.")
+
     def __len__(self) -> int:
         """Return how many products it holds."""
         return len(self._products)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._end
+
+    def compact(self) -> None:
+        """Leave out all products but the last: where parts of a run are done, their values are enough.
+
+        The file is replaced by the shorter one in one step, or stays as it is where that cannot be written.
+        """
+        if self.failure is not None or not self._products:
+            return
+        last = next(reversed(self._products))
+        made = self.product(last)
+        self.replayed -= 1
+        place = self.path.with_name(f"{self.path.name}.new")
+        try:
+            shorter = Journal(place, self._identity, largest=self._largest, anew=self._anew)
+        except OSError:
+            return
+        for key, value in self._values.items():
+            shorter.keep_value(key, value)
+        if made is not None:
+            shorter.keep_product(last, made)
+        shorter.close()
+        if shorter.failure is not None:
+            place.unlink(missing_ok=True)
+            return
+        os.replace(place, self.path)
+        self._file.close()
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115  # closed by close
+        self._values, self._products = shorter._values, shorter._products
+        self._end, self._crc = shorter._end, shorter._crc
 
     def product(self, key: str) -> Tensor | None:
         """See ``Ledger``."""
@@ -147,9 +198,7 @@ class Journal:
             if not line.endswith(b"\n") or line[: _DIGITS + 1] != b"%08x " % crc:
                 if begin + len(line) == size and not line.endswith(b"\n"):
                     break
-                raise JournalError(
-                    f"{self.path} is damaged in line {number}. Begin anew without --resume; that replaces it."
-                )
+                raise JournalError(f"{self.path} is damaged in line {number}. {self._anew}")
             self._take(number, json.loads(text), (begin + _DIGITS + 1, len(text)))
             self._end, self._crc = begin + len(line), crc
         os.ftruncate(self._file.fileno(), self._end)
@@ -173,3 +222,16 @@ class Journal:
                     f"{self.path} is the journal of another run: {name} was {then!r} and is {now!r}. "
                     "Give the same command, or begin anew without --resume."
                 )
+
+
+def _is_of(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Return whether the first line of a file is whole, and that of a journal of this run."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return False
+    text = line[_DIGITS + 1 : -1]
+    if line[: _DIGITS + 1] != b"%08x " % zlib.crc32(text) or not line.endswith(b"\n"):
+        return False
+    return bool(json.loads(text) == {"journal": FORMAT, "identity": json.loads(json.dumps(identity))})

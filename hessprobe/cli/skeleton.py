@@ -75,14 +75,43 @@ def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator
     journal = Journal(path, _identity(run.command, request, facts), resume=run.resume)
     if len(journal):
         process.say(f"going on from {path}: {len(journal)} products are known")
+    with _closing(journal), engines.replayed(journal):
+        yield journal
+
+
+@contextmanager
+def kept_by_itself(store: str, about: Mapping[str, Any]) -> Iterator[None]:
+    """Write the products made inside down beside ``store``, and read those of a stopped run first, without being told.
+
+    Once the block has come to its end, what it made is in the store, and the journal goes.
+
+    Args:
+        store: where what is finished is kept.
+        about: what decides the numbers, as plain values by name.
+
+    Raises:
+        JournalError: it is damaged.
+    """
+    from hessprobe.hvp import engines
+    from hessprobe.journal import Journal
+
+    journal = Journal.going_on(path_of(store), {**about, **_machine()})
+    if len(journal):
+        process.detail(f"going on from {journal.path}: {len(journal)} products are known")
+    with _closing(journal), engines.replayed(journal):
+        yield
+        journal.close(done=True)
+
+
+@contextmanager
+def _closing(journal: Journal) -> Iterator[None]:
     try:
-        with engines.replayed(journal):
-            yield journal
+        yield
     finally:
         if journal.failure is not None:
             process.say(
-                f"warning: {path} could not be written on ({journal.failure.strerror}); what came after is lost "
-                "if this run stops"
+                f"warning: {journal.path} could not be written on ({journal.failure.strerror}); what came after is "
+                "lost if this run stops"
             )
         journal.close()
 
@@ -110,15 +139,19 @@ def finished(record: str | None) -> None:
 
 
 def _identity(command: str, request: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-    from hessprobe.records.record import environment
-
     given = {f"--{name.replace('_', '-')}": value for name, value in asdict(request).items()}
     options = {name: value for name, value in given.items() if name.lstrip("-") not in _NOT_IDENTITY}
+    return {"command": command, **options, **facts, **_machine()}
+
+
+def _machine() -> dict[str, Any]:
+    from hessprobe.records.record import environment
+
     here = environment("cpu")
     machine = {name: here[name] for name in ("hessprobe", "torch", "numpy", "scipy", "device_name")}
     # Left open, the number is that of the moment; another one changes the rounding of sums and nothing else.
     machine["threads"] = process.threads_identity()
-    return {"command": command, **options, **facts, **machine}
+    return machine
 
 
 _Found = TypeVar("_Found")

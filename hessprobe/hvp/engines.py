@@ -377,6 +377,26 @@ class _Replay:
         return f"{name}-{self.counts[name]}"
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A ledger of one part of a run, in that of the whole."""
+
+    whole: Ledger
+    name: str
+
+    def product(self, key: str) -> Tensor | None:
+        return self.whole.product(f"{self.name}/{key}")
+
+    def keep_product(self, key: str, value: Tensor) -> None:
+        self.whole.keep_product(f"{self.name}/{key}", value)
+
+    def value(self, key: str) -> Any:
+        return self.whole.value(f"{self.name}/{key}")
+
+    def keep_value(self, key: str, value: Any) -> None:
+        self.whole.keep_value(f"{self.name}/{key}", value)
+
+
 _active: ContextVar[_Replay | None] = ContextVar("replay", default=None)
 
 
@@ -384,6 +404,24 @@ _active: ContextVar[_Replay | None] = ContextVar("replay", default=None)
 def replayed(ledger: Ledger) -> Iterator[None]:
     """Take from ``ledger`` inside the block what it holds, and write down what it lacks."""
     token = _active.set(_Replay(ledger))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Name sources and decisions inside the block by it, from the first on: what came before it may be left out then.
+
+    Args:
+        name: of the part, no other has it.
+    """
+    replay = _active.get()
+    if replay is None:
+        yield
+        return
+    token = _active.set(_Replay(_Named(replay.ledger, name)))
     try:
         yield
     finally:

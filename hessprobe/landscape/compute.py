@@ -15,13 +15,15 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.errors import DataError, HessprobeError
+from hessprobe.hvp import engines
+from hessprobe.journal import Journal
 from hessprobe.landscape import directions, matching
 from hessprobe.landscape import plane as trajectory
 from hessprobe.landscape.axes import axis, covering_axis, share_axis
 from hessprobe.landscape.grid import digest, evaluate
 from hessprobe.landscape.names import DIRECTIONS, MAPS, RHO, SIZE, SPAN
 from hessprobe.landscape.plane import Plane
-from hessprobe.landscape.result import Floats, Landscape, Store
+from hessprobe.landscape.result import FORMAT, Floats, Landscape, Store
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.modes import batchnorms
@@ -29,6 +31,9 @@ from hessprobe.progress import Show, progress_bars
 from hessprobe.vectors import require_same
 
 Report = Callable[[int, int], object]
+
+# A journal of more bytes is rid of the products of finished points.
+_LONG_JOURNAL = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,33 @@ def survey(plan: LandscapePlan, callback: Report | None = None) -> tuple[Landsca
         DataError: checkpoints measured on different data.
         UnsupportedError: neurons that cannot be matched.
     """
-    notes: list[str] = []
     _require_comparable(plan)
-    risk = plan.risk
     key = _key(plan)
-    plane = _stored_plane(plan, key) or _plane(plan, notes)
+    if plan.store is None:
+        return _survey(plan, key, callback)
+    identity = {"landscape": key, "format": FORMAT, "torch": torch.__version__}
+    journal = Journal.going_on(f"{plan.store}.journal", identity)
+
+    def told(done: int, total: int) -> None:
+        if journal.size > _LONG_JOURNAL:
+            journal.compact()
+        if callback is not None:
+            callback(done, total)
+
+    try:
+        with engines.replayed(journal):
+            found = _survey(plan, key, told)
+        journal.close(done=True)
+    finally:
+        journal.close()
+    return found
+
+
+def _survey(plan: LandscapePlan, key: str, callback: Report | None) -> tuple[Landscape, list[str]]:
+    notes: list[str] = []
+    risk = plan.risk
+    with engines.part("plane"):
+        plane = _stored_plane(plan, key) or _plane(plan, notes)
     found = evaluate(
         risk,
         plane,
@@ -168,7 +195,8 @@ def survey(plan: LandscapePlan, callback: Report | None = None) -> tuple[Landsca
         callback=callback,
     )
     if plan.quadratic:
-        found = _with_model(found, risk, plane, notes)
+        with engines.part("model"):
+            found = _with_model(found, risk, plane, notes)
         if batchnorms(risk.module) and risk.batchnorm == "recalibrate":
             notes.append("the second-order model holds BatchNorm's statistics fixed; the points have their own")
     if plan.directions in ("pca", "line"):

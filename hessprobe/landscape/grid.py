@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessprobe.hvp import Hessian
+from hessprobe.hvp import Hessian, engines
 from hessprobe.landscape.plane import Plane
 from hessprobe.landscape.points import Points
 from hessprobe.landscape.result import Floats, Landscape, Store
@@ -27,10 +26,8 @@ from hessprobe.vectors import gram
 
 Report = Callable[[int, int], object]
 
-# Points are handed over about this often, and finished ones written to disk this often (or rarer, where writing is
-# slow: at most this share of the time goes into it).
-_CHUNK_SECONDS, _SAVE_SECONDS, _SAVE_SHARE = 1.0, 10.0, 0.05
-_CHUNK, _HELD_BYTES = 256, 1 << 28
+# How many points are there for the choice of how many a pass takes, and what those of one pass may hold.
+_TRIED, _HELD_BYTES = 16, 1 << 28
 
 
 def evaluate(
@@ -73,12 +70,10 @@ def evaluate(
     _require_axes(plane, grid, risk)
     points = Points(risk, quantities, mode=mode, memory=memory)
     book = _Book(plane, grid, points.quantities, store, key or digest(risk, plane, grid, points.quantities))
-    total, begun = book.done.size, int(book.done.sum())
     try:
-        for finished in _fill(points, plane, grid, book):
-            book.save_sometimes()
+        for _ in _fill(points, plane, grid, book):
             if callback is not None:
-                callback(begun + finished, total)
+                callback(int(book.done.sum()), book.done.size)
     finally:
         book.save()
     slope, bend = second_order(risk, plane) if quadratic else (None, None)
@@ -94,7 +89,7 @@ def evaluate(
         facts={**plane.facts, "points_per_pass": points.width},
         slope=slope,
         bend=bend,
-        evaluated=int(book.done.sum()) - begun,
+        evaluated=book.computed,
     )
 
 
@@ -132,71 +127,85 @@ class _Book:
         self.done: NDArray[np.bool_] = np.zeros(shape, dtype=bool)
         self._axes, self._plane = axes, plane
         self._store = None if path is None else Store(Path(path), key)
-        self._saved, self._spent, self._clean = time.perf_counter(), 0.0, False
+        self._clean, self.computed = False, 0
         known = None if self._store is None else self._store.load()
         if known is not None and known["done"].shape == shape:
             self.done, self._clean = known["done"].astype(bool), True
             self.values = {name: known[f"values.{name}"].astype(np.float64) for name in quantities}
 
-    def enter(self, index: tuple[int, ...], found: dict[str, float]) -> None:
-        for name, value in found.items():
-            self.values[name][index] = value
-        self.done[index], self._clean = True, False
-
-    def save_sometimes(self) -> None:
-        if time.perf_counter() - self._saved > max(_SAVE_SECONDS, self._spent / _SAVE_SHARE):
-            self.save()
+    def take(
+        self,
+        name: str,
+        part: Sequence[tuple[int, ...]],
+        begun: NDArray[np.bool_],
+        compute: Callable[[], dict[str, list[float]]],
+        points: Points,
+    ) -> bool:
+        """Enter what a pass finds, or a stopped run has written down; return False where all of it was ``begun``."""
+        with engines.part(name):
+            known = engines.decided("found")
+            if not known and all(begun[index] for index in part):
+                return False
+            found = engines.value("found", compute)
+            points.keep_start()
+        for position, index in enumerate(part):
+            for quantity, values in found.items():
+                self.values[quantity][index] = values[position]
+            self.done[index], self._clean = True, False
+        self.computed += 0 if known else len(part)
+        return True
 
     def save(self) -> None:
         if self._store is None or self._clean:
             return
-        began = time.perf_counter()
         arrays: dict[str, NDArray[Any]] = {f"values.{name}": values for name, values in self.values.items()}
         arrays |= {f"axes.{index}": values for index, values in enumerate(self._axes)}
         arrays |= {"done": self.done, "rows": self._plane.rows.detach().cpu().numpy()}
         facts = {"kind": self._plane.kind, "labels": list(self._plane.labels), "facts": self._plane.facts}
         self._store.save(arrays, facts)
-        self._saved, self._clean = time.perf_counter(), True
-        self._spent = self._saved - began
+        self._clean = True
 
 
-def _fill(points: Points, plane: Plane, axes: tuple[Floats, ...], book: _Book) -> Iterator[int]:
-    """Compute every point that is not done, the center first, and yield how many have been computed so far."""
-    finished = 0
+def _fill(points: Points, plane: Plane, axes: tuple[Floats, ...], book: _Book) -> Iterator[None]:
+    """Compute every point that is not done, the center first, and yield after each pass.
+
+    Passes hold the same points in a run that goes on as in one that was never stopped, as the last digits of a value
+    depend on those beside it.
+    """
+    begun = book.done.copy()
+    if begun.all():
+        return
     center = tuple(int(np.flatnonzero(values == 0)[0]) for values in axes)
-    if not book.done[center]:
-        book.enter(center, points.at_center())
-        finished += 1
-        yield finished
-    open_points = _snake(book.done)
+    others = [index for index in _snake(begun.shape) if index != center]
+
+    def thetas(part: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [plane.point([float(values[i]) for values, i in zip(axes, index, strict=True)]) for index in part]
+
+    def at_center() -> dict[str, list[float]]:
+        return {name: [value] for name, value in points.at_center().items()}
+
+    if book.take("center", [center], begun, at_center, points):
+        yield
     held = max(int(_HELD_BYTES // (plane.rows.element_size() * plane.rows.shape[1])), 1)
-    chunk = min(16, held)
-    while open_points:
-        part, open_points = open_points[:chunk], open_points[chunk:]
-        began = time.perf_counter()
-        where = [[float(values[i]) for values, i in zip(axes, index, strict=True)] for index in part]
-        found = points.at([plane.point(at) for at in where])
-        for position, index in enumerate(part):
-            book.enter(index, {name: values[position] for name, values in found.items()})
-        finished += len(part)
-        yield finished
-        each = (time.perf_counter() - began) / len(part)
-        chunk = max(1, min(_CHUNK, held, int(_CHUNK_SECONDS / max(each, 1e-9))))
-        if points.width > 1:
-            chunk = max(points.width, chunk // points.width * points.width)
+    if others and points.width == 0:
+        points.settle(thetas(others[: min(_TRIED, held)]))
+    step = min(max(points.width, 1), held)
+    for start in range(0, len(others), step):
+        part = others[start : start + step]
+
+        def compute(part: Sequence[tuple[int, ...]] = part) -> dict[str, list[float]]:
+            return points.at(thetas(part))
+
+        if book.take(f"from {start}", part, begun, compute, points):
+            yield
 
 
-def _snake(done: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """Return the open points row by row, to and fro, so that each is next to the one before (for warm starts)."""
-    order: list[tuple[int, ...]] = []
-    for row in range(done.shape[0]):
-        if done.ndim == 1:
-            if not done[row]:
-                order.append((row,))
-            continue
-        columns = range(done.shape[1])
-        order += [(row, column) for column in (columns if row % 2 == 0 else reversed(columns)) if not done[row, column]]
-    return order
+def _snake(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return all points row by row, to and fro, so that each is next to the one before (for warm starts)."""
+    if len(shape) == 1:
+        return [(row,) for row in range(shape[0])]
+    columns = range(shape[1])
+    return [(row, column) for row in range(shape[0]) for column in (columns if row % 2 == 0 else reversed(columns))]
 
 
 def second_order(risk: Objective, plane: Plane) -> tuple[Floats, Floats]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from hessprobe import checks
 from hessprobe.errors import HessprobeError, NonFiniteError, NumericalWarning
-from hessprobe.hvp import Hessian
+from hessprobe.hvp import Hessian, engines
 from hessprobe.hvp.pool import budget_bytes
 from hessprobe.krylov import eigsh
 from hessprobe.landscape.names import MAPS
@@ -176,6 +176,7 @@ class Points:
             isinstance(risk, EmpiricalRisk) and risk.batchnorm == "recalibrate" and bool(batchnorms(risk.module))
         )
         self._width = 1 if mode == "loop" or self._single else 0
+        self._slow = False
         self._vectors: Tensor | None = None
         self._merged: list[BatchLoss] | None = None
         if "error" in self.quantities:
@@ -191,8 +192,7 @@ class Points:
         began = time.perf_counter()
         with self.risk.evaluating():
             found = self._one(self.risk.theta, nullcontext())
-        if self.mode == "auto" and time.perf_counter() - began > _WARM * _LONG:
-            self._width = 1
+        self._slow = time.perf_counter() - began > _WARM * _LONG
         return found
 
     def at(self, thetas: Sequence[Tensor]) -> dict[str, list[float]]:
@@ -200,7 +200,7 @@ class Points:
         found: dict[str, list[float]] = {name: [] for name in self.quantities}
         with self.risk.evaluating():
             if self._width == 0:
-                self._width = self._choose(thetas)
+                self._settle(thetas)
             for start in range(0, len(thetas), self._width):
                 part = thetas[start : start + self._width]
                 if self._width > 1:
@@ -218,6 +218,27 @@ class Points:
     def width(self) -> int:
         """Points in one pass; 0 before it has been chosen."""
         return self._width
+
+    def settle(self, thetas: Sequence[Tensor]) -> int:
+        """Return how many points to take a pass, chosen at some of them where it has not been."""
+        if self._width == 0:
+            with self.risk.evaluating():
+                self._settle(thetas)
+        return self._width
+
+    def _settle(self, thetas: Sequence[Tensor]) -> None:
+        # A matter of time, which the last digits depend on.
+        self._width, merges = engines.value("width", lambda: (self._choose(thetas), self._merged is not None))
+        if merges and self._merged is None:
+            self._room(thetas[0])
+
+    def keep_start(self) -> None:
+        """Write down, or read, from what the eigenvectors of the next point are looked for."""
+        if {"lambda-max", "lambda-min"}.isdisjoint(self.quantities):
+            return
+        here = torch.empty(0) if self._vectors is None else self._vectors
+        vectors = engines.product("start", torch.empty(0), lambda: here)
+        self._vectors = vectors.to(self.risk.device) if vectors.numel() else None
 
     def _statistics(self, theta: Tensor) -> AbstractContextManager[None]:
         if self._recalibrates and isinstance(self.risk, EmpiricalRisk):
@@ -290,6 +311,8 @@ class Points:
 
     def _choose(self, thetas: Sequence[Tensor]) -> int:
         """Return how many points to take a pass: what is fastest at the first of them, and fits the memory."""
+        if self._slow and self.mode == "auto":
+            return 1
         room = self._room(thetas[0])
         wide = [width for width in (_TRIAL, _WIDTH) if width <= room] or [room]
         if self.mode == "vmap":

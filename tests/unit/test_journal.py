@@ -154,3 +154,80 @@ def test_what_is_written_down_is_not_made_again(tmp_path):
     assert all(torch.equal(V, torch.full((1, 2), 2.0 * i)) for i, V in enumerate(again))
     run(1)
     assert made[-1] == 0
+
+
+def test_a_shorter_journal_holds_every_value_and_the_last_product(tmp_path):
+    path = tmp_path / "j"
+    journal = filled(path, 5)
+    before = journal.size
+    journal.compact()
+    assert journal.size == path.stat().st_size < before
+    assert [journal.product(f"p{index}") is not None for index in range(5)] == [False] * 4 + [True]
+    assert journal.value("v0") == {"engine": "linearized", "seconds": [0.1, 0]}
+    journal.keep_product("more", torch.ones(3))
+    journal.close()
+    again = Journal(path, IDENTITY, resume=True)
+    assert torch.equal(again.product("p4"), torch.full((2, 3), 1 / 7, dtype=torch.float64))
+    assert torch.equal(again.product("more"), torch.ones(3))
+    assert [again.value(f"v{index}")["seconds"][1] for index in range(5)] == list(range(5))
+    assert [each.name for each in tmp_path.iterdir()] == ["j"]
+
+
+def test_a_journal_that_cannot_be_made_shorter_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "j"
+    journal, write = filled(path, 5), os.pwrite
+
+    def full(descriptor, content, place):
+        if place > 200:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content, place)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    journal.compact()
+    monkeypatch.undo()
+    assert (len(journal), journal.failure) == (5, None)
+    journal.keep_product("more", torch.ones(3))
+    journal.close()
+    assert len(Journal(path, IDENTITY, resume=True)) == 6
+    assert [each.name for each in tmp_path.iterdir()] == ["j"]
+
+
+def test_a_run_that_goes_on_by_itself_reads_its_own_journal_and_replaces_any_other(tmp_path):
+    path = tmp_path / "j"
+    filled(path).close()
+    own = journals.Journal.going_on(path, IDENTITY)
+    assert len(own) == 3
+    own.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"00000000 {}\n", *lines[2:]]))
+    with pytest.raises(JournalError, match=r"j is damaged in line 3\. Remove it to begin anew\."):
+        journals.Journal.going_on(path, IDENTITY)
+    for content in (lines[0][:30], b"", b"a picture", lines[0].replace(b"a", b"b")):
+        path.write_bytes(content)
+        anew = journals.Journal.going_on(path, IDENTITY)
+        assert len(anew) == 0
+        anew.keep_value("a", 1)
+        anew.close()
+    other = journals.Journal.going_on(path, {**IDENTITY, "--seed": 1})
+    assert other.value("a") is None
+    other.close()
+
+
+def test_parts_of_a_run_are_known_whatever_is_left_out_before_them(tmp_path):
+    def run(names):
+        found = {}
+        for name in names:
+            with engines.part(name):
+                source = engines.place("pool")
+                decided = engines.decided("width")
+                width = engines.value("width", lambda name=name: f"of {name}")
+                made = engines.product(source, torch.ones(1, 2), lambda name=name: torch.full((1, 2), float(name)))
+                found[name] = (decided, width, float(made.sum()))
+        return found
+
+    with engines.replayed(Journal(tmp_path / "j", IDENTITY)):
+        assert run("12") == {"1": (False, "of 1", 2.0), "2": (False, "of 2", 4.0)}
+    with engines.replayed(again := Journal(tmp_path / "j", IDENTITY, resume=True)):
+        assert run("23") == {"2": (True, "of 2", 4.0), "3": (False, "of 3", 6.0)}
+    assert (again.replayed, len(again)) == (1, 3)
+    assert run("1") == {"1": (False, "of 1", 2.0)}

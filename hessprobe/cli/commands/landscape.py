@@ -198,7 +198,7 @@ def landscape(request: LandscapeRequest) -> None:
 
 def run(request: LandscapeRequest) -> None:
     """Evaluate and draw as asked; what is finished is kept, also when something ends the work early."""
-    # Finished points are kept beside the figure, so no journal of products is needed.
+    # Finished points are kept beside the figure, and a journal beside them while the work goes on.
     carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
 
 

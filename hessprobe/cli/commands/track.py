@@ -179,7 +179,7 @@ def track(request: TrackRequest) -> None:
 
 def run(request: TrackRequest) -> None:
     """Measure and draw as asked; what is finished is kept, also when something ends the work early."""
-    # Finished checkpoints are kept beside the figure, so no journal of products is needed.
+    # Finished checkpoints are kept beside the figure, with a journal of the one that is under way.
     carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
 
 
@@ -224,7 +224,7 @@ def opened(request: TrackRequest) -> tuple[Inputs, Tracked]:
 
 
 def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) -> None:
-    """Measure one checkpoint after the other; each is on disk when it is done."""
+    """Measure one checkpoint after the other; each is on disk when it is done, and its products as they are made."""
     from hessprobe.measures import Progress
     from hessprobe.tracking.store import Store, point_key
 
@@ -245,8 +245,9 @@ def collect(request: TrackRequest, inputs: Inputs, outcome: Outcome[Tracked]) ->
             row = store.rows.get(key)
             tracked.reused += row is not None
             if row is None:
-                row = worker.measure(snapshot, within)
-                store.add(key, row, worker.start)
+                with skeleton.kept_by_itself(request.store, {"point": key, "after": store.latest}):
+                    row = worker.measure(snapshot, within)
+                    store.add(key, row, worker.start)
             tracked.take(row, snapshot.path)
             report(Progress(done + 1, len(snapshots), stage="checkpoints"))
 
