@@ -213,14 +213,14 @@ class Journal:
 
     def _require_own(self, entry: Mapping[str, Any]) -> None:
         if entry.get("journal") != FORMAT:
-            raise JournalError(f"{self.path} is no journal that this version reads. Begin anew without --resume.")
+            raise JournalError(f"{self.path} is no journal that this version reads. {self._anew}")
         there = entry["identity"]
         for name in dict.fromkeys((*self._identity, *there)):
             now, then = self._identity.get(name), there.get(name)
             if now != then:
                 raise JournalError(
                     f"{self.path} is the journal of another run: {name} was {then!r} and is {now!r}. "
-                    "Give the same command, or begin anew without --resume."
+                    f"Give the same command, or {self._anew[0].lower()}{self._anew[1:]}"
                 )
 
 

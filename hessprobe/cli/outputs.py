@@ -35,7 +35,7 @@ Force = Annotated[
 ]
 
 # Commands whose products are written down beside their record.
-RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance"})
+RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance", "validate"})
 
 Resume = Annotated[
     bool,

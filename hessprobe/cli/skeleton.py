@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # Where the outcome goes, and how it is shown, decides no number.
-_NOT_IDENTITY = frozenset({"json", "csv", "out", "width", "style", "report", "debug"})
+_NOT_IDENTITY = frozenset({"json", "csv", "out", "width", "style", "report", "debug", "markdown", "resume"})
 
 
 def path_of(record: str) -> Path:
@@ -59,8 +59,9 @@ def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator
         JournalError: damaged, or of another run.
     """
     run = outputs.current_invocation()
+    resume = run.resume or getattr(request, "resume", False)
     if record in (None, "-"):
-        if run.resume:
+        if resume:
             raise process.UsageError("--resume needs --json FILE, beside which the journal lies; got none. Name it.")
         yield None
         return
@@ -68,11 +69,11 @@ def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator
     from hessprobe.journal import Journal
 
     path = path_of(str(record))
-    if path.exists() and not run.resume:
+    if path.exists() and not resume:
         process.note(f"{path}, of a stopped run, is replaced; --resume would have gone on from it")
-    if run.resume and not path.exists():
+    if resume and not path.exists():
         process.note(f"there is no {path} to go on from; beginning anew")
-    journal = Journal(path, _identity(run.command, request, facts), resume=run.resume)
+    journal = Journal(path, _identity(run.command, request, facts), resume=resume)
     if len(journal):
         process.say(f"going on from {path}: {len(journal)} products are known")
     with _closing(journal), engines.replayed(journal):
@@ -283,14 +284,20 @@ def carry_out(
     if facts is None:
         _collect(request, inputs, outcome, collect)
     else:
-        with kept(request.json, request, facts(request, inputs)):
+        with kept(_record_of(request), request, facts(request, inputs)):
             _collect(request, inputs, outcome, collect)
     with process.shielded():
         publish(request, inputs, outcome)
     process.leave(outcome.failure, request.debug)
     if facts is not None:
-        finished(request.json)
+        finished(_record_of(request))
     return outcome
+
+
+def _record_of(request: Asked) -> str | None:
+    """Return where the record goes: ``--json``, or where the command writes one by itself."""
+    record: str | None = getattr(request, "record", request.json)
+    return record
 
 
 def _tell_place(seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +217,24 @@ class Outcome:
     def failed(self) -> bool:
         """Whether the claim is not borne out."""
         return self.verdict in ("fails", "error")
+
+    def kept(self) -> dict[str, Any]:
+        """Return what was found as plain values, of which ``again`` makes the same outcome."""
+        found = None if self.finding is None else asdict(self.finding)
+        return {"finding": found, "seconds": self.seconds, "error": self.error}
+
+    @classmethod
+    def again(cls, claim: Claim, kept: Mapping[str, Any]) -> Outcome:
+        """Return the outcome that ``kept`` was called on."""
+        found = kept["finding"]
+        if found is None:
+            return cls(claim, None, kept["seconds"], kept["error"])
+        curve = found["curve"]
+        if curve is not None:
+            lines = [{**line, "x": tuple(line["x"]), "y": tuple(line["y"])} for line in curve["series"]]
+            curve = Curve(**{**curve, "series": tuple(Series(**line) for line in lines)})
+        finding = Finding(tuple(Part(**part) for part in found["parts"]), curve, found["note"])
+        return cls(claim, finding, kept["seconds"], kept["error"])
 
     def row(self) -> dict[str, Any]:
         """Return the outcome for a record; the headline numbers are those of the worst comparison."""

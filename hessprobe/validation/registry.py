@@ -10,12 +10,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 
 from hessprobe.checks import nearest
 from hessprobe.errors import NumericalWarning
+from hessprobe.hvp import engines
 from hessprobe.validation.claim import Claim, Finding, Outcome
 
 FAMILIES = (
@@ -96,7 +99,7 @@ def examine(claim: Claim, *, full: bool = False) -> Outcome:
 def run(
     chosen: Iterable[Claim], *, full: bool = False, report: Callable[[str], None] | None = None
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each claim as it comes.
+    """Yield the outcome of each claim as it comes, or as it came in the run that is gone through again.
 
     Args:
         chosen: which, see ``select``.
@@ -107,5 +110,11 @@ def run(
     for claim in chosen:
         if report is not None:
             report(claim.name)
-        yield examine(claim, full=full)
+        with engines.part(claim.name):
+            kept = engines.value("outcome", partial(_kept, claim, full))
+        yield Outcome.again(claim, kept)
     torch.set_rng_state(state)
+
+
+def _kept(claim: Claim, full: bool) -> dict[str, Any]:
+    return examine(claim, full=full).kept()

@@ -149,3 +149,35 @@ def test_what_ends_the_other_suites_keeps_what_they_timed(run, stopped, tmp_path
     else:
         assert (done.code, record["flags"]) == (1, ["failed"])
         assert done.err == "hessprobe: error: --rounds must be fewer; got 2.\n"
+
+
+class Killed(BaseException):
+    """As abrupt as a process can end that goes on to test what it left."""
+
+
+def test_what_was_timed_before_a_kill_is_not_timed_again_and_no_product_is_written_down(run, monkeypatch, tmp_path):
+    from hessprobe import benchmarks
+    from hessprobe.benchmarks.products import Timing
+    from hessprobe.hvp import engines
+
+    timed, ends = [], [True]
+
+    def time_products(case, **_):
+        timed.append(case.name)
+        assert engines.place("pool") == ""
+        if case.name == "resnet20" and ends[0]:
+            raise Killed
+        return [Timing(case.name, "auto", 1, 2.0, 1.9, 2.1, 1.0, 0.5, 1, 0.1, 0.0)]
+
+    monkeypatch.setattr(benchmarks, "time_products", time_products)
+    words = ("bench", "--case", "mlp", "--case", "resnet20", "--json", tmp_path / "b.json")
+    with pytest.raises(Killed):
+        run(*words)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json.journal"]
+    ends[0] = False
+    refused = run(*words, "--rounds", "3", "--resume")
+    assert (refused.code, "--rounds was 9 and is 3" in refused.err) == (1, True)
+    assert run(*words, "--resume").code == 0
+    assert timed == ["mlp", "resnet20", "resnet20"]
+    assert [row["case"] for row in report.read_record(tmp_path / "b.json")["timings"]] == ["mlp", "resnet20"]
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

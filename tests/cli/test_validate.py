@@ -111,3 +111,44 @@ def test_a_failure_keeps_the_claims_that_were_finished(run, chosen, tmp_path, mo
     assert "fake/claim" in done.out
     record = report.read_record(tmp_path / "v.json")
     assert ([row["claim"] for row in record["results"]], record["flags"]) == (["fake/claim"], ["failed"])
+
+
+class Killed(BaseException):
+    """As abrupt as a process can end that goes on to test what it left."""
+
+
+@pytest.mark.parametrize("output", [("--json", "v.json"), ("--out", "v")])
+def test_claims_that_were_finished_are_not_held_against_measurement_again(run, tmp_path, monkeypatch, output):
+    looked, ends = [], [True]
+    curve = Curve("x", "y", (Series.of("s", [1, 2], [3, 4]),), log_x=True)
+
+    def look(name, measured):
+        def check():
+            looked.append(name)
+            if name == "second" and ends[0]:
+                raise Killed
+            return Finding((below("b", 1.0, measured),), curve if name == "first" else None, note=name)
+
+        return Claim(f"fake/{name}", "It holds.", "nobody", check)
+
+    def breaks():
+        looked.append("broken")
+        return 1 / 0
+
+    claims = (look("first", 1.5), Claim("fake/broken", "It breaks.", "nobody", breaks), look("second", 0.5))
+    monkeypatch.setattr(validation, "select", lambda pattern, *, full: claims)
+    words = ("validate", output[0], tmp_path / output[1])
+    record = tmp_path / ("v.json" if output[0] == "--json" else "v/validation.json")
+    with pytest.raises(Killed):
+        run(*words)
+    assert record.with_name(f"{record.name}.journal").exists()
+    ends[0] = False
+    done = run(*words, "--resume")
+    assert (looked, done.code) == (["first", "broken", "second", "second"], 1)
+    assert not record.with_name(f"{record.name}.journal").exists()
+    resumed = report.read_record(record)["results"]
+    assert run(*words).code == 1
+    whole = report.read_record(record)["results"]
+    assert [{**row, "seconds": 0} for row in resumed] == [{**row, "seconds": 0} for row in whole]
+    assert [row["verdict"] for row in whole] == ["fails", "error", "holds"]
+    assert whole[0]["curve"]["log_x"] is True

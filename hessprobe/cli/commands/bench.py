@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -190,7 +191,7 @@ class BenchRequest:
         None
     )
     resume: Annotated[
-        bool, typer.Option("--resume", help="For optimizers: keep the runs that are in the file of --json already.")
+        bool, typer.Option("--resume", help="Go on from what a stopped run of this command left in, or beside, --json.")
     ] = False
     debug: options.Debug = False
 
@@ -218,7 +219,13 @@ def bench(request: BenchRequest) -> None:
 
     Example: hessprobe bench --case mlp --rounds 5
     """
-    carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
+    # Runs of optimizers are kept in the record itself.
+    facts = None if request.suite == "optimizers" else _facts
+    carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
+
+
+def _facts(request: BenchRequest, device: torch.device) -> dict[str, Any]:  # noqa: ARG001  # as elsewhere
+    return {"on": str(device)}
 
 
 def check(request: BenchRequest) -> None:
@@ -335,13 +342,25 @@ def _conformance(request: BenchRequest, rows: Rows, report: Say) -> None:
     rows[:] = [cell.row() for cell in cells]
 
 
+def _once(name: str, time: Callable[[], Sequence[Any]]) -> Rows:
+    """Return the rows of what is timed, or those that a stopped run of this command has written down."""
+    from hessprobe.hvp import engines
+
+    def rows() -> Rows:
+        with engines.unwritten():
+            return [timing.row() for timing in time()]
+
+    found: Rows = engines.value(f"rows of {name}", rows)
+    return found
+
+
 def _products(request: BenchRequest, device: torch.device, rows: Rows, report: Say) -> None:
     from hessprobe import benchmarks
 
     for name in request.cases:
         case = benchmarks.CASES[name]
-        timings = benchmarks.time_products(case, rounds=request.rounds, device=device, report=report)
-        rows += [timing.row() for timing in timings]
+        how: dict[str, Any] = {"rounds": request.rounds, "device": device, "report": report}
+        rows += _once(name, partial(benchmarks.time_products, case, **how))
 
 
 def _steps(request: BenchRequest, rows: Rows, report: Say) -> None:
@@ -349,9 +368,9 @@ def _steps(request: BenchRequest, rows: Rows, report: Say) -> None:
 
     for name in optimizers.SHAPES:
         report(f"parameters {name}")
-        rows += [timing.row() for timing in optimizers.time_shapes(name, rounds=request.rounds)]
+        rows += _once(name, partial(optimizers.time_shapes, name, rounds=request.rounds))
     report(optimizers.NETWORK)
-    rows += [timing.row() for timing in optimizers.time_network(rounds=request.rounds)]
+    rows += _once(optimizers.NETWORK, partial(optimizers.time_network, rounds=request.rounds))
 
 
 def _optimizers(request: BenchRequest, rows: Rows, report: Say) -> None:
@@ -401,5 +420,5 @@ def _known(path: str | None) -> list[Any]:
 def _landscapes(request: BenchRequest, rows: Rows, report: Say) -> None:
     from hessprobe.benchmarks import landscapes
 
-    for case in landscapes.CASES.values():
-        rows += [timing.row() for timing in landscapes.time_planes(case, rounds=request.rounds, report=report)]
+    for name, case in landscapes.CASES.items():
+        rows += _once(name, partial(landscapes.time_planes, case, rounds=request.rounds, report=report))

@@ -57,14 +57,19 @@ class ValidateRequest:
     json: options.Json = None
     debug: options.Debug = False
 
+    @property
+    def record(self) -> str | None:
+        """Where the record of the claims goes, and their journal on the way."""
+        return str(Path(self.out) / "validation.json") if self.json in (None, "-") and self.out else self.json
+
 
 @declared(ValidateRequest)
 def validate(request: ValidateRequest) -> None:
     """Hold the theory against measurement; exit with 1 where a claim fails.
 
-    With --coverage, cells are kept in OUT/coverage.cells.jsonl as they come, so that a run that was interrupted goes on
-    where it stood; at the end stand OUT/coverage.json and OUT/coverage.md. Exit with 1 where a cell covers too little
-    and no flag says so.
+    With --coverage, cells are kept in OUT/coverage.cells.journal as they come, so that a run that was interrupted goes
+    on where it stood; at the end stand OUT/coverage.json and OUT/coverage.md. Exit with 1 where a cell covers too
+    little and no flag says so.
 
     Examples: hessprobe validate wen-ma-li; hessprobe validate --coverage --jobs 2 --out reports/validation
     """
@@ -76,7 +81,7 @@ def validate(request: ValidateRequest) -> None:
         study = carry_out(request, check=check, opened=opened_study, collect=count, publish=publish_study)
         _leave_failed(bool(coverage_failing(study.found)))
     else:
-        claims = carry_out(request, check=check, opened=opened, collect=collect, publish=publish)
+        claims = carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
         _leave_failed(any(outcome.failed for outcome in claims.found))
 
 
@@ -142,6 +147,13 @@ def collect(
                 raise KeyboardInterrupt
 
 
+def facts(request: ValidateRequest, chosen: tuple[validation.Claim, ...]) -> dict[str, Any]:  # noqa: ARG001  # as elsewhere
+    """Return what decides what comes out beside the options: the code."""
+    from hessprobe.validation.coverage.study import fingerprint
+
+    return {"code": fingerprint()}
+
+
 def publish(
     request: ValidateRequest, chosen: tuple[validation.Claim, ...], outcome: Outcome[list[validation.Outcome]]
 ) -> None:
@@ -193,7 +205,7 @@ def opened_study(request: ValidateRequest) -> tuple[Settings, Study]:
     with process.as_usage():
         settings = _settings(request)
         _jobs(request)
-        kept = None if request.out is None else _folder(request.out, request.out) / "coverage.cells.jsonl"
+        kept = None if request.out is None else _folder(request.out, request.out) / "coverage.cells.journal"
         return settings, coverage.Study(settings, kept)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from hessprobe.checks import nearest
 from hessprobe.errors import HessprobeError, NumericalWarning
+from hessprobe.journal import Journal
 from hessprobe.validation.coverage import tally
 from hessprobe.validation.coverage.problem import Answer, Trial
 from hessprobe.validation.coverage.trials import TRIALS, questions, select
@@ -29,6 +30,7 @@ PER_MATRIX = 20
 # Stages draw matrices and probes of their own.
 _STAGE, _RUN = 100_000, 1_000
 _PACKAGE = Path(__file__).parents[2]
+_ANEW = "Remove it to begin anew, or give another folder."
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,14 @@ class Study:
 
     Args:
         settings: what is studied.
-        keep: file of the cells that are done, one unit a line; what it holds already is not made again. None: nothing
-            is kept.
+        keep: journal of the cells that are done, one unit a line; what it holds already is not made again. None:
+            nothing is kept.
 
     Attributes:
         rows: the cells so far.
 
     Raises:
-        ValueError: ``keep`` holds cells of other settings or of other code.
+        JournalError: ``keep`` holds cells of other settings or of other code, or is damaged.
     """
 
     def __init__(self, settings: Settings, keep: Path | None = None) -> None:
@@ -164,8 +166,8 @@ class Study:
         head = asdict(replace(settings, pattern=None, families=None, sizes=None))
         self._head = {**{k: head[k] for k in ("seeds", "confirm", "seed")}, "code": fingerprint()}
         self._done: set[Unit] = set()
-        if keep is not None:
-            self._read(keep)
+        if keep is not None and keep.exists():
+            self._opened().close()
 
     @property
     def code(self) -> str:
@@ -184,14 +186,19 @@ class Study:
             jobs: processes; each uses one thread.
         """
         work = partial(_work, settings=self.settings)
-        if jobs == 1:
-            for unit in self.left:
-                yield self._kept(*work(unit))
-            return
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs, initializer=_begin) as pool:
-            for unit, rows in pool.imap_unordered(work, self.left):
-                yield self._kept(unit, rows)
+        journal = None if self._keep is None else self._opened()
+        try:
+            if jobs == 1:
+                for unit in self.left:
+                    yield self._kept(*work(unit), journal)
+                return
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(jobs, initializer=_begin) as pool:
+                for unit, rows in pool.imap_unordered(work, self.left):
+                    yield self._kept(unit, rows, journal)
+        finally:
+            if journal is not None:
+                journal.close()
 
     def sorted_rows(self) -> list[dict[str, Any]]:
         """Return the cells in the order of the questions, families and sizes, whichever was done first."""
@@ -203,36 +210,28 @@ class Study:
         if self._keep is not None:
             self._keep.unlink(missing_ok=True)
 
-    def _kept(self, unit: Unit, rows: list[dict[str, Any]]) -> Unit:
-        self.rows += rows
-        self._done.add(unit)
-        if self._keep is not None:
-            new = not self._keep.exists()
-            with self._keep.open("a", encoding="utf-8") as file:
-                if new:
-                    file.write(json.dumps(self._head) + "\n")
-                file.write(json.dumps({"unit": asdict(unit), "rows": rows}) + "\n")
+    def _kept(self, unit: Unit, rows: list[dict[str, Any]], journal: Journal | None) -> Unit:
+        self._take(unit, rows)
+        if journal is not None:
+            journal.keep_value(_name(unit), rows)
         return unit
 
-    def _read(self, keep: Path) -> None:
-        if not keep.exists():
-            return
-        head, *lines = keep.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) != self._head:
-            raise ValueError(
-                f"--out must not hold cells of other settings or other code; got {keep}, of {head}. "
-                "Remove that file to begin anew, or give another folder."
-            )
-        wanted = set(self.units)
-        for line in lines:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue  # the last line of a process that was killed while it wrote
-            unit = Unit(**found["unit"])
-            if unit in wanted:
-                self._done.add(unit)
-                self.rows += found["rows"]
+    def _opened(self) -> Journal:
+        """Return the journal, with what it holds taken."""
+        journal = Journal(str(self._keep), self._head, resume=True, anew=_ANEW)
+        for unit in self.left:
+            rows = journal.value(_name(unit))
+            if rows is not None:
+                self._take(unit, rows)
+        return journal
+
+    def _take(self, unit: Unit, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+        self._done.add(unit)
+
+
+def _name(unit: Unit) -> str:
+    return json.dumps(asdict(unit))
 
 
 def _work(unit: Unit, settings: Settings) -> tuple[Unit, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hessprobe.errors import HessprobeError
+from hessprobe.errors import HessprobeError, JournalError
 from hessprobe.validation import coverage
 from hessprobe.validation.coverage import Settings, Study, study, tally
 from hessprobe.validation.coverage.problem import Answer, Problem, Trial
@@ -83,7 +83,9 @@ def test_an_interrupted_study_goes_on_where_it_stood(trials, tmp_path):
         return [{**row, "seconds": 0} for row in made.sorted_rows()]
 
     assert timeless(second) == timeless(whole)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(
+        JournalError, match=r"seeds was 20 and is 40\. Give the same command, or remove it to begin anew"
+    ):
         Study(replace(settings, seeds=40), keep)
     second.finished()
     assert not keep.exists()
@@ -94,8 +96,21 @@ def test_cells_of_other_code_are_not_mixed_in(trials, tmp_path, monkeypatch):
     settings, keep = Settings(families=("flat",), sizes=(8,), seeds=20), tmp_path / "cells"
     list(Study(settings, keep).run())
     monkeypatch.setattr(study, "fingerprint", lambda: "another")
-    with pytest.raises(ValueError, match="other code"):
+    with pytest.raises(JournalError, match=r"another run: code was '\w+' and is 'another'"):
         Study(settings, keep)
+
+
+def test_damaged_cells_are_an_error_that_names_the_line(trials, tmp_path):
+    trials(interval(1))
+    settings, keep = Settings(families=("flat", "pairs"), sizes=(8,), seeds=20), tmp_path / "cells"
+    list(Study(settings, keep).run())
+    lines = keep.read_bytes().splitlines(keepends=True)
+    keep.write_bytes(b"".join([lines[0], lines[1].replace(b"8", b"9"), *lines[2:]]))
+    with pytest.raises(JournalError, match=r"cells is damaged in line 2\. Remove it to begin anew"):
+        Study(settings, keep)
+    # Killed before its first line was whole.
+    keep.write_bytes(lines[0][:20])
+    assert len(Study(settings, keep).left) == len(Study(settings).left)
 
 
 def test_two_processes_make_the_cells_of_one():
