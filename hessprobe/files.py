@@ -126,8 +126,10 @@ def check_output(name: str, path: str | Path) -> Path:
         )
     try:
         descriptor, probe = _temporary(target)
-        os.close(descriptor)
-        os.unlink(probe)
+        try:
+            os.close(descriptor)
+        finally:
+            os.unlink(probe)
     except OSError as error:
         raise ValueError(
             f"{name} must lie in a folder that can be written; got {str(target)!r} ({error.strerror}). "
