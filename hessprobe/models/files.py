@@ -13,6 +13,7 @@ import importlib
 import json
 import pathlib
 import pickle
+import struct
 import types
 import warnings
 import zipfile
@@ -320,8 +321,12 @@ def _read_folder(folder: Path) -> Contents:
 def _refuse_programs(source: Path) -> None:
     if not zipfile.is_zipfile(source):
         return
-    with zipfile.ZipFile(source) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        # Damaged, which reading it says.
+        return
     if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
         raise CheckpointError(
             f"{source} is TorchScript: a program, whose network cannot be differentiated twice here. Load it with "

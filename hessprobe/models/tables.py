@@ -6,7 +6,9 @@ Rows of named values from ``.jsonl``, ``.csv`` and text files, and from data set
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,11 @@ _PAIRS = (
     ("arr_0", "arr_1"),
 )
 _BYTE_MAX = 255.0
+# What NumPy and zipfile raise on bytes that they did not write.
+_DAMAGE = (
+    OSError, ValueError, EOFError, LookupError, AttributeError, TypeError, RuntimeError, MemoryError, SyntaxError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 _CHANNELS = (1, 3, 4)
 
 Array = np.ndarray[Any, Any]
@@ -60,9 +67,10 @@ def load_npz(name: str, path: Path, label: str | None = None) -> Examples:
         DataError: not such a file, arrays that cannot be told apart, of different lengths, or that hold no numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: what NumPy cannot read it leaves open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays: dict[str, Array] = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path} is not a file of NumPy arrays ({error}). Write it with numpy.savez.") from error
     x, y = _pair(arrays, label, path)
     inputs, targets = arrays[x], arrays[y]

@@ -120,8 +120,17 @@ def write(path: str | Path, page: Page, title: str = "Curvature report") -> None
     Raises:
         OSError: the folder cannot be written.
     """
+    save(path, render(page, title))
+
+
+def save(path: str | Path, text: str) -> None:
+    """Write what ``render`` returned, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     # JSON may hold half of a surrogate pair, which no encoding has.
-    content = render(page, title).encode("utf-8", "replace")
+    content = text.encode("utf-8", "replace")
     files.write_atomically(path, lambda stream: stream.write(content))
 
 

@@ -96,6 +96,23 @@ def test_one_bad_record_is_named_and_the_others_are_shown(run, tmp_path, digits_
         assert f"{name}.json" in done.err
 
 
+def test_a_record_that_no_page_can_be_made_of_is_named_and_the_others_are_shown(run, tmp_path, digits_checkpoint, fake):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    assert run("measure", digits_checkpoint, "--per-layer", "--json", good).code == 0
+    text = good.read_text()
+    row = json.loads(text)["results"][0]
+    assert row["layers"]
+    # A key of a layer, which is looked for only where layers are shown.
+    head, layers = text.split('"layers"', 1)
+    bad.write_text(head + '"layers"' + layers.replace('"confidence"', '"confidance"', 1))
+    error = one_sentence(run("report", bad, "--out", tmp_path / "p.html"), 1)
+    assert f"{bad} holds something else than a record does (KeyError: 'confidence'). Write it again." in error
+    assert not (tmp_path / "p.html").exists()
+    done = run("report", tmp_path, "--out", tmp_path / "p.html")
+    assert (done.code, "1 record," in done.out) == (0, True)
+    assert f"note: {bad} holds something else" in done.err
+
+
 def test_what_a_file_says_does_not_reach_the_terminal_raw(run, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema": "\x1b]0;owned\x07\x9b31m\u202e"}))
     error = one_sentence(run("report", tmp_path / "r.json"), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hessprobe.report.sections.page import Page
+    from hessprobe.report.sources import Gathered
+
+# What reading an entry of another type, or one that is not there, raises.
+_STRANGE = (TypeError, LookupError, ValueError, AttributeError, ArithmeticError)
 
 
 def report(
@@ -40,11 +45,46 @@ def report(
 
     from hessprobe.report import html, sources
 
-    page = page_of(sources.gather(paths), context.find_root().command)
+    page, text = _composed(sources.gather(paths), context.find_root().command, title)
     for sentence in left_out(page):
         process.note(sentence)
-    html.write(out, page, title)
+    html.save(out, text)
     _publish({"records": records, "out": out, "title": title, "json": json}, page, json)
+
+
+def _composed(gathered: Gathered, program: Any, title: str) -> tuple[Page, str]:
+    """Return the page and its text; without the records that hold something else there than a record does.
+
+    Raises:
+        RecordError: nothing is left; names the file.
+    """
+    from hessprobe.errors import RecordError
+    from hessprobe.report import html
+
+    try:
+        page = page_of(gathered, program)
+        return page, html.render(page, title)
+    except _STRANGE as error:
+        if len(gathered.sources) == 1:
+            raise RecordError(_strange(gathered.sources[0].path, error)) from error
+        kept, broken = [], list(gathered.broken)
+        for source in gathered.sources:
+            try:
+                _composed(replace(gathered, sources=(source,)), program, title)
+            except RecordError as found:
+                broken.append((source.path, str(found)))
+            else:
+                kept.append(source)
+        if len(kept) == len(gathered.sources):
+            # Each is whole; what they have in common is not.
+            raise
+        if not kept:
+            raise RecordError(broken[-1][1]) from error
+        return _composed(replace(gathered, sources=tuple(kept), broken=tuple(broken)), program, title)
+
+
+def _strange(path: Path, error: Exception) -> str:
+    return f"{path} holds something else than a record does ({type(error).__name__}: {error}). Write it again."
 
 
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
