@@ -23,8 +23,9 @@ from torch import Tensor
 
 from hessprobe import checks
 
-# fp64 copies of low-precision blocks are made this many elements at a time, so that memory stays bounded.
-_CHUNK = 1 << 22
+# fp64 copies of low-precision blocks are made this many elements at a time: on a CPU so few that they stay in cache,
+# and that three of them are little beside one vector of a large model.
+_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,19 @@ def row_dots(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def distance(left: Tensor, right: Tensor) -> float:
+    """Return ||left - right|| of all entries, fp64, without a copy of either: shapes alike, (k, d)."""
+    total = 0.0
+    for columns in _columns(left):
+        total += float((left[:, columns].double() - right[:, columns].double()).square().sum())
+    return math.sqrt(total)
+
+
+def all_finite(rows: Tensor) -> bool:
+    """Return whether no entry of (k, d) is nan or infinite, without a copy of them."""
+    return all(bool(torch.isfinite(rows[:, columns]).all()) for columns in _columns(rows))
+
+
 def gram(left: Tensor, right: Tensor) -> Tensor:
     """Return the fp64 matrix of all dot products: (j, d), (k, d) -> (j, k)."""
     if left.dtype == torch.float64:
@@ -195,7 +209,8 @@ def orthonormal_rows(rows: Tensor) -> Tensor:
 
 
 def _columns(rows: Tensor) -> Iterator[slice]:
-    width = max(_CHUNK // max(rows.shape[0], 1), 1)
+    chunk = _CHUNK if rows.device.type == "cpu" else _DEVICE_CHUNK
+    width = max(chunk // max(rows.shape[0], 1), 1)
     for start in range(0, rows.shape[1], width):
         yield slice(start, min(start + width, rows.shape[1]))
 
@@ -277,9 +292,13 @@ class ProbeStream:
             return self._signs(sources)
         rows = torch.empty(len(sources), self.dim, dtype=self.dtype, device=self.device)
         for row, source in zip(rows, sources, strict=True):
+            if self.law == "gaussian":
+                # A piece at a time: the same numbers, without all of them in fp64.
+                for piece in row.split(_CHUNK):
+                    piece.copy_(torch.from_numpy(source.standard_normal(len(piece))))
+                continue
             normal = torch.from_numpy(source.standard_normal(self.dim))
-            if self.law == "sphere":
-                normal *= math.sqrt(self.dim) / normal.norm()
+            normal *= math.sqrt(self.dim) / normal.norm()
             row.copy_(normal)
         return rows
 

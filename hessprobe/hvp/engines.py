@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ from torch.utils._pytree import tree_leaves
 from hessprobe.errors import UnsupportedError
 from hessprobe.objective.base import BatchLoss, SecondOrderLosses
 from hessprobe.objective.batches import digest
+from hessprobe.vectors import row_dots
 
 LossFunction = Callable[[Tensor], Tensor]
 
@@ -203,10 +205,15 @@ def pulled_back(outputs: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
     return column
 
 
+def leaf_at(theta: Tensor) -> Tensor:
+    """Return ``theta`` as a leaf of a new graph, in the same memory: losses are evaluated at it and leave it alone."""
+    return (theta.clone() if theta.is_inference() else theta.detach()).requires_grad_()
+
+
 def fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:
     """Return the gradient of ``loss`` at ``theta`` (d,), evaluated now; zero where the loss does not depend on it."""
     with torch.enable_grad():
-        leaf = theta.detach().clone().requires_grad_()
+        leaf = leaf_at(theta)
         value = loss(leaf)
         if not value.requires_grad:
             return torch.zeros_like(leaf)
@@ -225,12 +232,30 @@ def by_rows(apply_one: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     """Return a block function that applies ``apply_one`` (d,) -> (d,) to each row; memory does not grow with k."""
 
     def apply(V: Tensor) -> Tensor:
+        if len(V) == 1:
+            return apply_one(V[0])[None]
         result = torch.empty_like(V)
         for row, vector in enumerate(V):
             result[row] = apply_one(vector)
         return result
 
     return apply
+
+
+class _Given(torch.autograd.Function):
+    """A number whose derivative in ``outputs`` is the vector that ``given`` holds when it is asked for.
+
+    Of <outputs, vector> the graph would keep both: of a gradient its values, which no product reads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, given: list[Tensor]) -> Tensor:
+        ctx.given = given
+        return outputs.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:  # scale is 1
+        return ctx.given[0], None
 
 
 class DoubleBackward:
@@ -243,22 +268,33 @@ class DoubleBackward:
 
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product, its graph built here."""
+        given: list[Tensor] = []
         with torch.enable_grad():
-            leaf = theta.detach().clone().requires_grad_()
-            value = loss(leaf)
-            gradient = _gradient(value, leaf)
+            leaf = leaf_at(theta)
+            gradient = _gradient(loss(leaf), leaf)
+            root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
+        nbytes = graph_bytes(gradient, ignore=[theta, leaf])
 
         def apply_one(vector: Tensor) -> Tensor:
-            if not gradient.requires_grad:
+            if root is None:
                 return torch.zeros_like(vector)
-            return pulled_back(gradient, leaf, vector)
+            given[:] = [vector]
+            try:
+                (column,) = torch.autograd.grad(root, leaf, retain_graph=True, materialize_grads=True)
+            finally:
+                given.clear()
+            return column
 
-        return Product(by_rows(apply_one), graph_bytes(gradient, ignore=[theta]))
+        def add(V: Tensor, total: Tensor, weight: float) -> None:
+            for vector, row in zip(V, total, strict=True):
+                row.add_(apply_one(vector), alpha=weight)
+
+        return Product(by_rows(apply_one), nbytes, add=add)
 
     def nodes(self, loss: LossFunction, theta: Tensor) -> int:
         """Return the number of operations in the graph of the gradient, 0 where that is constant."""
         with torch.enable_grad():
-            leaf = theta.detach().clone().requires_grad_()
+            leaf = leaf_at(theta)
             return len(graph_nodes(_gradient(loss(leaf), leaf)))
 
 
@@ -333,16 +369,17 @@ class FiniteDifference:
 
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product; each call costs two gradients."""
-        scale = self._factor * torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + float(theta.double().norm()))
+        length = math.sqrt(row_dots(theta[None], theta[None]))
+        scale = self._factor * torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + length)
 
         def apply_one(vector: Tensor) -> Tensor:
-            length = float(vector.double().norm())
+            length = math.sqrt(row_dots(vector[None], vector[None]))
             if length == 0:
                 return torch.zeros_like(vector)
             step = scale / length
             ahead = fresh_gradient(loss, theta.add(vector, alpha=step))
-            behind = fresh_gradient(loss, theta.add(vector, alpha=-step))
-            return (ahead - behind).div_(2 * step)
+            ahead -= fresh_gradient(loss, theta.add(vector, alpha=-step))
+            return ahead.div_(2 * step)
 
         return Product(by_rows(apply_one), batch_bytes(loss))
 

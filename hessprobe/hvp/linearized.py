@@ -17,6 +17,7 @@ instead of on every activation. Applied while a product is traced; the unused co
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from hessprobe.hvp.engines import DoubleBackward, LossFunction, Product, device_
 from hessprobe.hvp.known import RECORDINGS, kind_of
 from hessprobe.hvp.tracing import LinearFunction, LinearProgram, trace_linear
 from hessprobe.objective.base import BatchLoss, SecondOrderLosses
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import distance, row_dots
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
 
@@ -333,6 +334,6 @@ def _product(program: LinearProgram, residuals: list[Tensor], nbytes: int, block
 
 def _agree(recorded: Tensor, fresh: Tensor) -> bool:
     tolerance = _TOLERANCE.get(fresh.dtype, 1e-3)
-    size = float(fresh.double().norm())
+    size = math.sqrt(row_dots(fresh[None], fresh[None]))
     # A gradient of zero says nothing about the recording.
-    return size > 0 and float((recorded - fresh).double().norm()) <= tolerance * size
+    return size > 0 and distance(recorded[None], fresh[None]) <= tolerance * size

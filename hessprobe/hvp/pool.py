@@ -34,10 +34,11 @@ from hessprobe.hvp.engines import (
     device_clock,
     fresh_gradient,
     graph_bytes,
+    leaf_at,
 )
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.checking import parts_of
-from hessprobe.vectors import row_dots
+from hessprobe.vectors import all_finite, row_dots
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -440,7 +441,7 @@ class ProductPool:
         Raises:
             NonFiniteError: names the batch, and the module or the parameter where it starts.
         """
-        if bool(torch.isfinite(result).all()) or not bool(torch.isfinite(V).all()):
+        if all_finite(result) or not all_finite(V):
             return
         self.risk.require_finite_loss()
         look = "Look" if self.risk.dtype == torch.float64 else "Measure in float64, or look"
@@ -604,8 +605,8 @@ class Chunked:
 def forward_bytes(loss: LossFunction, theta: Tensor) -> int:
     """Return the bytes that one forward pass keeps for a gradient, without data and parameters."""
     data = loss.tensors() if isinstance(loss, BatchLoss) else []
-    leaf = theta.detach().clone().requires_grad_()
     with torch.enable_grad():
+        leaf = leaf_at(theta)
         return graph_bytes(loss(leaf), ignore=[theta, leaf, *data])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engines import LossFunction, Product, fresh_gradient
-from hessprobe.vectors import ProbeStream, row_dots
+from hessprobe.vectors import ProbeStream, all_finite, distance, row_dots
 
 # Asymmetry allowed, relative to the length of a product.
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 3e-2}
@@ -62,13 +62,15 @@ def require_symmetric(product: Product, theta: Tensor) -> None:
     Raises:
         WrongProductError: they differ by more than the rounding of the dtype explains.
     """
-    V = _signs(theta)
-    # One at a time: a block would need more memory than single products do.
-    bent = torch.cat([product(V[:1]), product(V[1:])])
-    if not bool(torch.isfinite(bent).all()):
-        return
-    one, other = (float(form) for form in row_dots(V, bent.flip(0)))
-    scale = float(bent.double().norm())
+    forms, square = [], 0.0
+    for index in range(2):
+        # One at a time: a block would need more memory than single products do.
+        bent = product(_row(theta, index)[None])
+        if not all_finite(bent):
+            return
+        square += float(row_dots(bent, bent))
+        forms.append(float(row_dots(bent, _row(theta, 1 - index)[None])))
+    (other, one), scale = forms, math.sqrt(square)
     if abs(one - other) <= _ASYMMETRY.get(theta.dtype, _COARSE) * scale:
         return
     raise WrongProductError(
@@ -88,9 +90,9 @@ def agree(product: Product, known: Product, theta: Tensor) -> bool:
         known: of the same batch.
         theta: (d,) where.
     """
-    v = _signs(theta)[:1]
-    right, own = known(v).double(), product(v).double()
-    return float((own - right).norm()) <= _SAME.get(theta.dtype, _SAME_COARSE) * float(right.norm())
+    v = _row(theta, 0)[None]
+    right, own = known(v), product(v)
+    return distance(own, right) <= _SAME.get(theta.dtype, _SAME_COARSE) * math.sqrt(row_dots(right, right))
 
 
 def require_own_gradient(loss: LossFunction, theta: Tensor, gradient: Tensor | None = None) -> None:
@@ -114,12 +116,12 @@ def require_own_gradient(loss: LossFunction, theta: Tensor, gradient: Tensor | N
     if theta.dtype in (torch.float16, torch.bfloat16):
         return  # no step is both above rounding and small
     step = _STEPS.get(theta.dtype, 1e-2)
-    V = _signs(theta) * theta
-    found = _cut(loss, theta, V, step, _PARTS, gradient)
+    found = _cut(loss, theta, theta, step, _PARTS, gradient)
     if found is None:
         return
-    if any(_cut(loss, aside, V, step) is None for aside in theta + _ASIDE * step * V):
-        return
+    for index in range(2):
+        if _cut(loss, theta.add(_row(theta, index, theta), alpha=_ASIDE * step), theta, step) is None:
+            return
     told = " and ".join(f"{slope:.6g} (the gradient says {g:.6g})" for slope, g in found)
     raise UnsupportedError(
         f"The gradient of the loss is not its slope on the first batch: along two random directions the loss changes "
@@ -173,7 +175,7 @@ def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blo
     if not wrong:
         return
     step = _STEPS.get(theta.dtype, 1e-2)
-    aside = theta.add(_signs(theta)[1] * v.abs(), alpha=_ASIDE * step)
+    aside = theta.add(_row(theta, 1, v.abs()), alpha=_ASIDE * step)
     if not wrong & _wrong_blocks(None, loss, aside, v, blocks):
         return
     raise WrongProductError(
@@ -213,7 +215,7 @@ def _difference(loss: LossFunction, theta: Tensor, v: Tensor, step: float) -> Te
 
 
 def _direction(theta: Tensor, blocks: Mapping[str, slice]) -> Tensor:
-    v = _signs(theta)[0]
+    v = _row(theta, 0)
     for where in blocks.values():
         v[where] *= theta[where].abs() + theta[where].double().square().mean().sqrt().to(theta) + 1e-3
     return v
@@ -226,34 +228,38 @@ def _float64(theta: Tensor) -> str:
 def _cut(
     loss: LossFunction,
     theta: Tensor,
-    V: Tensor,
+    lengths: Tensor,
     step: float,
     parts: tuple[int, ...] = (),
     known: Tensor | None = None,
 ) -> list[tuple[float, float]] | None:
-    """Return (slope, what the gradient says) along the rows of ``V`` where these differ, else None.
+    """Return (slope, what the gradient says) along signs times ``lengths`` where these differ, else None.
 
     ``parts`` of the step must tell the same as the finer one.
     """
-    gradient = (fresh_gradient(loss, theta) if known is None else known).double()
-    told = V.double() @ gradient
+    gradient = fresh_gradient(loss, theta) if known is None else known
+    rows = (_row(theta, index, lengths)[None] for index in range(2))
+    told = torch.cat([row_dots(row, gradient[None]) for row in rows]).cpu()
     with torch.no_grad():
         level = abs(float(loss(theta)))
-    narrow = _missed(loss, theta, V, told, step / _FINER)
+    narrow = _missed(loss, theta, lengths, told, step / _FINER)
     size = float(narrow.norm())
-    scale = float((theta.double() * gradient).norm()) * 2**0.5
+    along = theta * gradient
+    scale = math.sqrt(2 * float(row_dots(along[None], along[None])))
+    del along
     noise = 20 * torch.finfo(theta.dtype).eps * level * _FINER / step
     if not size > max(_MISSED.get(theta.dtype, 0.01) * scale, noise):
         return None
-    if any(float((_missed(loss, theta, V, told, step / part) - narrow).norm()) >= 0.3 * size for part in parts):
+    if any(float((_missed(loss, theta, lengths, told, step / part) - narrow).norm()) >= 0.3 * size for part in parts):
         return None
     return [(miss + g, g) for miss, g in zip(narrow.tolist(), told.tolist(), strict=True)]
 
 
-def _missed(loss: LossFunction, theta: Tensor, V: Tensor, told: Tensor, step: float) -> Tensor:
-    """Return what the slopes along the rows of ``V`` at a step have beyond what the gradient told, fp64 (k,)."""
+def _missed(loss: LossFunction, theta: Tensor, lengths: Tensor, told: Tensor, step: float) -> Tensor:
+    """Return what the slopes along signs times ``lengths`` have beyond what the gradient told at a step, fp64 (2,)."""
     with torch.no_grad():
-        return torch.tensor([_slope(loss, theta, v, step) for v in V], dtype=torch.float64) - told.cpu()
+        slopes = [_slope(loss, theta, _row(theta, index, lengths), step) for index in range(2)]
+        return torch.tensor(slopes, dtype=torch.float64) - told
 
 
 def _slope(loss: LossFunction, theta: Tensor, vector: Tensor, step: float) -> float:
@@ -261,10 +267,15 @@ def _slope(loss: LossFunction, theta: Tensor, vector: Tensor, step: float) -> fl
     return (ahead - behind) / (2 * step)
 
 
-def _signs(theta: Tensor) -> Tensor:
+def _row(theta: Tensor, index: int, lengths: Tensor | None = None) -> Tensor:
+    """Return the first or the second direction of independent signs (d,), times ``lengths``.
+
+    Made anew when it is asked for: several vectors held at once would be the largest memory of a measurement.
+    """
     generator = torch.Generator().manual_seed(20)
-    signs = torch.randint(2, (2, theta.numel()), generator=generator, dtype=torch.int8)
-    return (2 * signs - 1).to(device=theta.device, dtype=theta.dtype)
+    signs = torch.randint(2, (2, theta.numel()), generator=generator, dtype=torch.int8)[index]
+    row = signs.to(device=theta.device, dtype=theta.dtype).mul_(2).sub_(1)
+    return row if lengths is None else row.mul_(lengths)
 
 
 # Directions of random signs, and of single coordinates.

@@ -104,7 +104,7 @@ def _slowed(monkeypatch, clock, seconds):
             clock.now += seconds * len(V)
             return product.apply(V)
 
-        return replace(product, apply=apply)
+        return replace(product, apply=apply, add=None)
 
     monkeypatch.setattr(DoubleBackward, "__call__", slow)
 
@@ -201,7 +201,7 @@ def test_an_engine_that_disagrees_is_not_taken(clock, race, monkeypatch, dtype, 
 
     def wrong(self, loss, theta):
         product = DoubleBackward()(loss, theta)
-        return replace(product, apply=lambda V: (1 + off) * product.apply(V))
+        return replace(product, apply=lambda V: (1 + off) * product.apply(V), add=None)
 
     monkeypatch.setattr(Linearized, "__call__", wrong)
     H = Hessian(_risk(dtype=dtype), expected_matvecs=3000)
