@@ -202,6 +202,19 @@ def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
     return mixed
 
 
+def combine_(coefficients: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+    """Write linear combinations of rows over the first of them, as ``combine`` makes them: (j, k), (k, d), j <= k.
+
+    Args:
+        coefficients: (j, k).
+        rows: (k, d).
+        dtype: that results are rounded to, where ``rows`` are wider.
+    """
+    for columns in _columns(rows):
+        mixed = coefficients.double() @ rows[:, columns].double()
+        rows[: len(coefficients), columns] = mixed.to(dtype).to(rows.dtype)
+
+
 def orthonormal_rows(rows: Tensor) -> Tensor:
     """Return an orthonormal basis of the span of ``rows`` (k, d) as rows, by fp64 QR; k <= d."""
     basis: Tensor = torch.linalg.qr(rows.double().T, mode="reduced").Q

@@ -35,6 +35,15 @@ probability 1 - delta, where c^2 is the delta-quantile of that law. Then sum_k p
 |p_k| grows beyond its largest zero, l_1 is at most the x > theta_max where the sum reaches 1/c^2. The sum over k
 makes the bound sharper than the last polynomial alone; it costs nothing and holds with the same probability.
 
+A thick restart keeps Ritz vectors y_i with A y_i = theta_i y_i + c_i q and the row q after them. From x y_i(x) =
+theta_i y_i(x) + c_i q(x), for the polynomials behind them,
+
+    y_i(x) = c_i q(x) / (x - theta_i),      b p(x) = [(x - a) - sum_i c_i^2 / (x - theta_i)] q(x),
+
+p that of the row after q. The rows of the present basis are orthonormal as before, so that the sum is over them: the
+y_i, q and those that followed. All these polynomials have real zeros only, which theta_max bounds, and the bound goes
+on improving however small the basis is.
+
 References:
     van Dorsselaer, Hochstenbach, van der Vorst (2001), "Computing probabilistic bounds for extreme eigenvalues of
     symmetric matrices with the Lanczos method" (the bound from the last polynomial).
@@ -43,15 +52,16 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from hessprobe.krylov.restart import ThickRestart
+from hessprobe.krylov.restart import Kept, ThickRestart
 
 _BISECTIONS = 100
 
@@ -82,8 +92,10 @@ def log_start_quantile(dim: int, delta: float, random_part: float = 1.0) -> floa
     return 0.5 * math.log(square) + math.log(random_part / (math.sqrt(1 - random_part**2) + random_part))
 
 
-def log_polynomial_sum(alphas: Sequence[float], betas: Sequence[float], x: float) -> float:
-    """Return log sum_{k=0}^m p_k(x)^2 for x above all Ritz values, -inf for any other x.
+def log_polynomial_sum(
+    alphas: Sequence[float], betas: Sequence[float], x: float, restarts: Mapping[int, Kept] | None = None
+) -> float:
+    """Return log sum_k p_k(x)^2 over the rows of the basis for x above all Ritz values, -inf for any other x.
 
     Works with the pivots t_k = (x - a_k) - b_{k-1}^2 / t_{k-1} of x I - T = L D L^T, which are all positive if and only
     if x > theta_max, and log p_k = sum_{i <= k} log(t_i / b_i): nothing overflows at any degree.
@@ -92,29 +104,47 @@ def log_polynomial_sum(alphas: Sequence[float], betas: Sequence[float], x: float
         alphas: m diagonal entries of T.
         betas: m numbers >= 0: the off-diagonal entries and the norm of the last remainder; 0 gives inf.
         x: where to evaluate.
+        restarts: what was kept at restarts, by the number of entries before each.
     """
-    logs, log_p, pivot, beta = [0.0], 0.0, math.inf, 0.0
-    for alpha, next_beta in zip(alphas, betas, strict=True):
-        pivot = (x - alpha) - beta * (beta / pivot)
+    logs, log_p, taken = [0.0], 0.0, 0.0
+    for index in range(len(alphas) + 1):
+        kept = restarts.get(index) if restarts else None
+        if kept is not None:
+            gaps = [x - value for value in kept.values]
+            if not min(gaps) > 0:
+                return -math.inf
+            shares = [c / gap for c, gap in zip(kept.couplings, gaps, strict=True)]
+            taken = sum(c * share for c, share in zip(kept.couplings, shares, strict=True))
+            logs = [2 * log_p + math.log1p(sum(share * share for share in shares))]
+        if index == len(alphas):
+            break
+        pivot, beta = (x - alphas[index]) - taken, betas[index]
         if not pivot > 0:
             return -math.inf
-        if next_beta == 0:
+        if beta == 0:
             return math.inf
-        log_p += math.log(pivot) - math.log(next_beta)
+        log_p += math.log(pivot) - math.log(beta)
         logs.append(2 * log_p)
-        beta = next_beta
+        taken = beta * (beta / pivot)
     largest = max(logs)
     return largest + math.log(sum(math.exp(value - largest) for value in logs))
 
 
-def upper_bound(alphas: Sequence[float], betas: Sequence[float], largest: float, log_c: float) -> float:
+def upper_bound(
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    largest: float,
+    log_c: float,
+    restarts: Mapping[int, Kept] | None = None,
+) -> float:
     """Return the x > theta_max at which sum_k p_k(x)^2 = 1/c^2; see the head of this file.
 
     Args:
-        alphas: diagonal of T of a run that was never restarted, as in ``log_polynomial_sum``.
-        betas: norms of its remainders, likewise.
+        alphas: diagonal entries, as in ``log_polynomial_sum``.
+        betas: norms of the remainders, likewise.
         largest: theta_max, the largest eigenvalue of T.
         log_c: from ``log_start_quantile``.
+        restarts: as in ``log_polynomial_sum``.
 
     Returns:
         The bound, in the unit of the operator; ``largest`` itself after a breakdown (last beta 0), or where the sum
@@ -124,27 +154,47 @@ def upper_bound(alphas: Sequence[float], betas: Sequence[float], largest: float,
         return largest
     step = max(max(abs(a - largest) for a in alphas), max(betas))
     low, high = largest, largest + step
-    while log_polynomial_sum(alphas, betas, high) < -2 * log_c:
+    while log_polynomial_sum(alphas, betas, high, restarts) < -2 * log_c:
         low, high, step = high, high + 2 * step, 2 * step
     for _ in range(_BISECTIONS):
         middle = low + (high - low) / 2
         if not low < middle < high:
             break
-        if log_polynomial_sum(alphas, betas, middle) < -2 * log_c:
+        if log_polynomial_sum(alphas, betas, middle, restarts) < -2 * log_c:
             low = middle
         else:
             high = middle
     return high
 
 
-def lower_bound(alphas: Sequence[float], betas: Sequence[float], smallest: float, log_c: float) -> float:
+def lower_bound(
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    smallest: float,
+    log_c: float,
+    restarts: Mapping[int, Kept] | None = None,
+) -> float:
     """Return the mirror image of ``upper_bound``: a lower bound on the smallest eigenvalue."""
-    return -upper_bound([-alpha for alpha in alphas], betas, -smallest, log_c)
+    return -upper_bound([-alpha for alpha in alphas], betas, -smallest, log_c, mirrored(restarts or {}))
 
 
-def excludes_above(alphas: Sequence[float], betas: Sequence[float], x: float, log_c: float) -> bool:
+def mirrored(restarts: Mapping[int, Kept]) -> dict[int, Kept]:
+    """Return what the restarts of a run with -A would have kept."""
+    return {
+        index: Kept(tuple(-value for value in kept.values), tuple(-c for c in kept.couplings))
+        for index, kept in restarts.items()
+    }
+
+
+def excludes_above(
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    x: float,
+    log_c: float,
+    restarts: Mapping[int, Kept] | None = None,
+) -> bool:
     """Return whether the run shows, with the probability behind ``log_c``, that no eigenvalue lies above ``x``."""
-    return log_polynomial_sum(alphas, betas, x) >= -2 * log_c
+    return log_polynomial_sum(alphas, betas, x, restarts) >= -2 * log_c
 
 
 class SpectrumBounds(NamedTuple):
@@ -162,7 +212,7 @@ class SpectrumBounds(NamedTuple):
 def bounds_of(engine: ThickRestart, delta: float, random_part: float, *, lower: bool, upper: bool) -> SpectrumBounds:
     """Return bounds on the spectrum of an engine's operator, each with probability 1 - delta.
 
-    From the products made before its first restart. The error of the products, and rounding, are added.
+    The error of the products, and rounding, are added.
 
     Args:
         engine: after at least one product.
@@ -180,11 +230,27 @@ def bounds_of(engine: ThickRestart, delta: float, random_part: float, *, lower: 
         if log_c is None:
             return SpectrumBounds(None, None)
         alphas, betas = engine.alphas, engine.bounding_betas
-        off = betas[:-1]
-        ends = torch.linalg.eigvalsh(torch.from_numpy(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1)))
-        low = lower_bound(alphas, betas, float(ends[0]), log_c) if lower else -math.inf
-        high = upper_bound(alphas, betas, float(ends[-1]), log_c) if upper else math.inf
+        ends = torch.linalg.eigvalsh(torch.from_numpy(_projected(alphas, betas, engine.restarts)))
+        low = lower_bound(alphas, betas, float(ends[0]), log_c, engine.restarts) if lower else -math.inf
+        high = upper_bound(alphas, betas, float(ends[-1]), log_c, engine.restarts) if upper else math.inf
     return SpectrumBounds(low - slack if lower else None, high + slack if upper else None)
+
+
+def _projected(alphas: Sequence[float], betas: Sequence[float], restarts: Mapping[int, Kept]) -> NDArray[np.float64]:
+    """Return A on the rows that the recurrence has made since the last restart, with those kept there."""
+    since = max(restarts, default=0)
+    off = betas[since : len(alphas) - 1]
+    own = np.diag(alphas[since:]) + np.diag(off, 1) + np.diag(off, -1)
+    if not restarts:
+        return own
+    kept = restarts[since]
+    count = len(kept.values)
+    T = np.zeros((count + len(own), count + len(own)))
+    T[range(count), range(count)] = kept.values
+    T[count:, count:] = own
+    if len(own):
+        T[count, :count] = T[:count, count] = kept.couplings
+    return T
 
 
 class Ends(NamedTuple):

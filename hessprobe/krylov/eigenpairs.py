@@ -13,7 +13,10 @@ from hessprobe import checks, display
 from hessprobe.estimate import GROUPS, Batches, ErrorParts, Estimate, Influence, data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import combine, gram, row_dots
+from hessprobe.vectors import combine, combine_, gram
+
+# Entries of which a residual is summed at a time.
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -208,13 +211,16 @@ def refine(A: LinearOperator, rows: Tensor, *, by_terms: bool = True) -> Refined
         products.add_(part, alpha=weight)
         pieces.append(gram(rows, part))
         weights.append(weight)
+        del part, term
     M, G = gram(rows, products), gram(rows, rows)
     root = torch.linalg.cholesky(G)
     inverse = torch.linalg.inv(root)
     values, U = torch.linalg.eigh(inverse @ ((M + M.T) / 2) @ inverse.T)
     mixing = (U.T @ inverse).flip(0)
     values = values.flip(0)
-    vectors, images = combine(mixing, rows), combine(mixing, products)
+    # In place, but not over the rows that were handed in.
+    vectors, images = combine(mixing, rows), products
+    combine_(mixing, images, images.dtype)
     residuals = torch.stack(
         [_residual(image, value, y) for image, value, y in zip(images, values, vectors, strict=True)]
     )
@@ -226,5 +232,7 @@ def refine(A: LinearOperator, rows: Tensor, *, by_terms: bool = True) -> Refined
 
 
 def _residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:
-    rest = (image.double() - value * vector.double())[None]
-    return row_dots(rest, rest)[0].sqrt()
+    total = torch.zeros((), dtype=torch.float64, device=image.device)
+    for own, y in zip(image.split(_PIECE), vector.split(_PIECE), strict=True):  # type: ignore[no-untyped-call]  # untyped in torch
+        total += (own.double() - value * y.double()).square().sum()
+    return total.sqrt()

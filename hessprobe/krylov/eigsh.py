@@ -32,8 +32,12 @@ WHICH = ("both", "largest", "smallest", "magnitude")
 # Share tau of fresh randomness in a warm start, without which no bound holds with a known probability.
 _RANDOM_PART = 0.1
 _EXTRA = 20
-# Entries of a basis that may be held for the sake of the bounds, and its longest for large d.
+# Entries of a basis that may be held for the sake of the bounds, and its longest for large d; rows beside the pairs
+# wanted that it has at least, and that it may be cut to where memory is short.
 _BASIS, _LONGEST = 1 << 26, 512
+_FEW, _FEWEST = 8, 4
+# Products that a run whose basis is full goes on for at least to narrow the intervals.
+_WAITED = 192
 
 # Ritz pairs are looked at once for each of this share of the pairs wanted.
 _LOOKS = 16
@@ -95,9 +99,10 @@ def eigsh(
             ends and rounds.
         verify: for k >= 2, look for further copies of multiple eigenvalues, of which one Krylov space shows only one.
             Costs about as many products again; without it copies can be missed.
-        basis_size: vectors held, d entries each: more converge in fewer products, and bounds stop improving where the
-            basis is full. By default as many as 512 MB of fp64 hold, up to 512, or up to d where the whole matrix is
-            no larger than that; at least 20 more than pairs wanted. Where it grows to d the answer is exact.
+        basis_size: vectors held, d entries each: more converge in fewer products, and bounds improve more slowly once
+            the basis has been full. By default as many as 512 MB of fp64 hold, up to 512, or up to d where the whole
+            matrix is no larger than that; at least 8 more than pairs wanted, or half as many. Where it grows to d the
+            answer is exact.
         data_error: tell the sampling error of the eigenvalues.
         callback: called with a ``Progress`` after each product. What it raises, and KeyboardInterrupt, ends the run.
 
@@ -138,6 +143,7 @@ def eigsh(
     chosen = problem.ranking(ritz.values)[: problem.target]
     done = Complete(pool_of(engine, ritz, chosen), True, SpectrumBounds(None, None))
     exact = engine.exhausted
+    engine.release()
     if problem.verify and k >= 2 and found and not exact:
         done = complete(problem, engine, done.pool)
     taken = problem.ranking(done.pool.values)[: problem.target]
@@ -172,7 +178,7 @@ def _problem(
         hint = f"{target} pairs need a product each to be found and another for their residuals."
         budget = checks.positive_int("max_matvecs", max_matvecs, minimum=2 * target, hint=hint)
     held = min(_BASIS // A.dim, A.dim if A.dim**2 <= _BASIS else _LONGEST)
-    capacity = max(target + max(_EXTRA, target // 2), held)
+    capacity = max(target + max(_FEW, target // 2), held)
     if basis_size is not None:
         hint = "The basis holds the pairs wanted and room to grow."
         capacity = checks.positive_int("basis_size", basis_size, minimum=min(target + 4, A.dim), hint=hint)
@@ -228,7 +234,7 @@ def _checked_start(A: LinearOperator, start: Tensor) -> Tensor:
 def _search(problem: Problem, engine: ThickRestart, random_part: float) -> tuple[Ritz, bool]:
     """Step until the wanted Ritz pairs have converged and the ends are known; return all pairs, and whether they have.
 
-    Once the basis has been restarted the bounds no longer improve, and the pairs alone decide.
+    Bounds improve more slowly once the basis has been restarted, and are not waited for without end (``_late``).
     """
     unseen = 0
     log_c = log_start_quantile(problem.A.dim, problem.delta_an_end, random_part)
@@ -244,12 +250,19 @@ def _search(problem: Problem, engine: ThickRestart, random_part: float) -> tuple
         done = ritz.residuals[wanted] <= problem.enough(ritz.values[wanted], engine)
         problem.report("search", ritz, int(done.sum()))
         converged = len(wanted) == problem.target and bool(done.all())
-        if engine.exhausted or (converged and (not engine.pristine or _ends_known(problem, engine, ritz, log_c))):
+        if engine.exhausted or (converged and (_late(problem, engine) or _ends_known(problem, engine, ritz, log_c))):
             return ritz, True
         if problem.spent:
             return ritz, False
         if engine.full:
             engine.restart(ritz, kept(order, problem.target, engine.capacity))
+
+
+def _late(problem: Problem, engine: ThickRestart) -> bool:
+    """Return whether a restarted run has made so many products that the pairs alone decide when it ends."""
+    if engine.pristine:
+        return False
+    return not engine.restarts or problem.A.matvec_count >= max(2 * min(engine.restarts), _WAITED)
 
 
 def _ends_known(problem: Problem, engine: ThickRestart, ritz: Ritz, log_c: float | None) -> bool:

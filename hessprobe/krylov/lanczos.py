@@ -235,11 +235,20 @@ def orthogonalise(row: Tensor, bases: Sequence[Tensor]) -> tuple[Tensor, list[Te
         Giraud, Langou, Rozloznik, van den Eshof (2005), "Rounding error analysis of the classical Gram-Schmidt
         orthogonalization process".
     """
-    rest = row.to(torch.float64, copy=True)
-    first = _sweep(rest, bases, None)
-    second = _sweep(rest, bases, first)
-    _sweep(rest, bases, second, last=True)
-    return rest.to(row.dtype), [one + two for one, two in zip(first, second, strict=True)]
+    rest = row.clone()
+    return rest, orthogonalise_(rest, bases)
+
+
+def orthogonalise_(row: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
+    """Do as ``orthogonalise`` in the memory of ``row`` (1, d), and return the coefficients.
+
+    Sums are fp64, of pieces of the row. What is left after each pass is rounded to its dtype, an error relative to what
+    is left, as the last rounding would be anyhow.
+    """
+    first = _sweep(row, bases, None)
+    second = _sweep(row, bases, first)
+    _sweep(row, bases, second, last=True)
+    return [one + two for one, two in zip(first, second, strict=True)]
 
 
 def _sweep(
@@ -254,13 +263,15 @@ def _sweep(
     elements = _CPU_CHUNK if rest.device.type == "cpu" else _DEVICE_CHUNK
     width = max(elements // max(sum(len(basis) for basis in bases), 1), 256)
     for start in range(0, rest.shape[1], width):
-        piece = rest[:, start : start + width]
+        piece = rest[:, start : start + width].double()
         blocks = [basis[:, start : start + width].double() for basis in bases]
         if coefficients is not None:
             for factors, block in zip(coefficients, blocks, strict=True):
                 piece.sub_(factors[None] @ block)
+            rest[:, start : start + width] = piece
         if last:
             continue
+        piece = rest[:, start : start + width].double()
         for total, block in zip(totals, blocks, strict=True):
             total.add_(block @ piece[0])
     return totals
@@ -271,6 +282,10 @@ def normalised(row: Tensor) -> Tensor:
     return row / row_dots(row, row).sqrt().to(row.dtype)
 
 
+def _normalise_(row: Tensor) -> None:
+    row.div_(row_dots(row, row).sqrt().to(row.dtype))
+
+
 def random_row(stream: ProbeStream, index: int, bases: Sequence[Tensor] = ()) -> Tensor:
     """Return a unit row (1, d), uniform on the sphere of the orthogonal complement of all ``bases``.
 
@@ -279,8 +294,11 @@ def random_row(stream: ProbeStream, index: int, bases: Sequence[Tensor] = ()) ->
         index: which probe of the stream.
         bases: blocks of orthonormal rows that together span less than the whole space.
     """
-    row = normalised(stream.probe(index)[None])
+    row = stream.probe(index)[None]
+    _normalise_(row)
     # Near full dimension little is left after the projection; projecting the scaled remainder again restores accuracy.
     for _ in range(2):
-        row = normalised(orthogonalise(row, bases)[0])
+        if sum(len(basis) for basis in bases):
+            orthogonalise_(row, bases)
+        _normalise_(row)
     return row

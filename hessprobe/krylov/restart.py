@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
-from hessprobe.krylov.lanczos import orthogonalise, random_row
+from hessprobe.krylov.lanczos import orthogonalise_, random_row
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import ProbeStream, combine, row_dots
+from hessprobe.vectors import ProbeStream, combine, combine_, row_dots
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,19 @@ class Ritz:
     residuals: Floats
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The Ritz vectors that a restart has kept: y_i with A y_i = theta_i y_i + c_i q, q the row that follows them.
+
+    Attributes:
+        values: theta_i.
+        couplings: c_i.
+    """
+
+    values: tuple[float, ...]
+    couplings: tuple[float, ...]
+
+
 @dataclass
 class ThickRestart:
     """A Krylov basis that grows by one product a step and shrinks at restarts to chosen Ritz vectors.
@@ -62,7 +75,8 @@ class ThickRestart:
         scale: largest ||A q|| or |theta| seen, a lower bound on the spectral norm.
         size: rows processed so far, m.
         beta: norm of the last remainder; 0 after a breakdown.
-        alphas, betas: coefficients of the recurrence up to the first restart or breakdown, for ``bounds``.
+        alphas, betas: coefficients of the recurrence up to the first breakdown, for ``certificates``.
+        restarts: what was kept between them, by the number of coefficients before it.
         pristine: no restart yet.
         noise: norm of the error of one product, as measured so far.
 
@@ -80,6 +94,7 @@ class ThickRestart:
     beta: float = 0.0
     alphas: list[float] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
+    restarts: dict[int, Kept] = field(default_factory=dict)
     pristine: bool = True
     noise: float = 0.0
     _deviations: deque[float] = field(default_factory=lambda: deque(maxlen=_DEVIATIONS))
@@ -112,7 +127,7 @@ class ThickRestart:
 
     @property
     def bounding_betas(self) -> list[float]:
-        """The off-diagonal numbers of the run before its first restart, for bounds on the spectrum.
+        """The off-diagonal numbers of the recurrence, for bounds on the spectrum.
 
         A remainder that was taken for rounding is not 0: eigenvectors may hide in it up to the noise of the products.
         """
@@ -155,8 +170,10 @@ class ThickRestart:
         j = self.size
         if not self._has_next:
             self.basis[j] = self._random()
-        product = self.A.matvecs(self.basis[j : j + 1].to(self.A.dtype))
-        rest, (_, coefficients) = orthogonalise(product, (self.locked, self.basis[: j + 1]))
+        # The next row is made in its place: one vector less is alive, and what A hands out stays as it is.
+        rest = self.basis[j + 1 : j + 2]
+        rest.copy_(self.A.matvecs(self.basis[j : j + 1].to(self.A.dtype)))
+        _, coefficients = orthogonalise_(rest, (self.locked, self.basis[: j + 1]))
         numbers = torch.cat([coefficients, row_dots(rest, rest)]).cpu().numpy()
         if not bool(np.isfinite(numbers).all()):
             raise NonFiniteError(
@@ -165,7 +182,9 @@ class ThickRestart:
             )
         self._record(numbers[:-1], math.sqrt(float(numbers[-1])))
         if self.beta > 0:
-            self.basis[j + 1] = (rest / self.beta)[0]
+            rest.div_(self.beta)
+            if self.basis.dtype != self.A.dtype:
+                rest.copy_(rest.to(self.A.dtype))
 
     def _record(self, coefficients: Floats, beta: float) -> None:
         j = self.size
@@ -179,10 +198,15 @@ class ThickRestart:
             beta = 0.0
         self.T[j, j] = alpha
         self.T[j, j + 1] = self.T[j + 1, j] = beta
-        if self.pristine and (not self.betas or self.betas[-1] > 0):
+        if not self._broken:
             self.alphas.append(alpha)
             self.betas.append(beta)
         self.beta, self.size, self._has_next = beta, j + 1, beta > 0
+
+    @property
+    def _broken(self) -> bool:
+        """Whether the rows no longer come from the start alone."""
+        return bool(self.betas) and self.betas[-1] == 0
 
     def ritz(self) -> Ritz:
         """Return the eigenpairs of T."""
@@ -200,15 +224,21 @@ class ThickRestart:
     def restart(self, ritz: Ritz, kept: NDArray[Any]) -> None:
         """Shrink the basis to the kept Ritz vectors and the last remainder; products are never repeated."""
         count = len(kept)
-        rows = self.vectors(ritz, kept)
-        self.basis[:count] = rows
+        mixing = torch.from_numpy(ritz.mixing[:, kept].T.copy()).to(self.basis.device)
+        combine_(mixing, self.basis[: self.size], self.A.dtype)
         self.T[:] = 0.0
         self.T[range(count), range(count)] = ritz.values[kept]
         if self._has_next:
             self.basis[count] = self.basis[self.size]
             coupling = self.beta * ritz.mixing[-1, kept]
+            if not self._broken:
+                self.restarts[len(self.alphas)] = Kept(tuple(ritz.values[kept].tolist()), tuple(coupling.tolist()))
             self.T[:count, count] = self.T[count, :count] = coupling
         self.size, self.pristine = count, False
+
+    def release(self) -> None:
+        """Let go of the basis: no further step, and no vectors; what is known of the spectrum stays."""
+        self.basis = self.basis[:0].clone()
 
     def _random(self) -> Tensor:
         self.next_index += 1

@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessprobe.krylov.certificates import SpectrumBounds, bounds_of, excludes_above, log_start_quantile
+from hessprobe.krylov.certificates import (
+    SpectrumBounds,
+    bounds_of,
+    excludes_above,
+    log_start_quantile,
+    mirrored,
+)
 from hessprobe.krylov.eigenpairs import Progress
 from hessprobe.krylov.restart import Floats, Ritz, ThickRestart
 from hessprobe.operators import Counted
@@ -188,6 +194,7 @@ def complete(problem: Problem, engine: ThickRestart, pool: Pool) -> Complete:
     allowed, delta = max(_PATIENCE, math.ceil(problem.A.matvec_count)), problem.delta_an_end
     while len(pool.values) < problem.A.dim:
         room, delta = problem.A.dim - len(pool.values), delta / 2
+        engine.release()
         next_engine = ThickRestart(
             problem.A, min(problem.capacity, room), engine.stream, engine.next_index, pool.rows, engine.scale
         )
@@ -263,6 +270,7 @@ def excluded(engine: ThickRestart, low: float, high: float, log_c: float | None)
     below, above = low == -math.inf, high == math.inf
     if log_c is not None:
         betas = engine.bounding_betas
-        below = below or excludes_above([-alpha for alpha in engine.alphas], betas, -low, log_c)
-        above = above or excludes_above(engine.alphas, betas, high, log_c)
+        mirror = mirrored(engine.restarts)
+        below = below or excludes_above([-alpha for alpha in engine.alphas], betas, -low, log_c, mirror)
+        above = above or excludes_above(engine.alphas, betas, high, log_c, engine.restarts)
     return below, above

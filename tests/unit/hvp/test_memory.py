@@ -253,3 +253,16 @@ def test_the_first_product_is_checked_within_few_vectors() -> None:
     with _measured() as peak:
         H.matvecs(V)
         assert peak.most < 7 * risk.theta.nbytes, peak.most / risk.theta.nbytes
+
+
+def test_lambda_max_of_a_large_model_holds_a_short_basis() -> None:
+    """In vectors: a basis of ten rows, a product of three, what they are added to, and a little."""
+    from hessprobe.krylov import lambda_max
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 2300), nn.Tanh(), nn.Linear(2300, 2300), nn.Tanh(), nn.Linear(2300, 3))
+    risk = EmpiricalRisk(module, nn.CrossEntropyLoss(), [(torch.randn(2, 4), torch.tensor([0, 2]))])
+    H = Hessian(risk)
+    with _measured() as peak:
+        lambda_max(H, rtol=0.1)
+    assert peak.most < 18.5 * risk.theta.nbytes, peak.most / risk.theta.nbytes

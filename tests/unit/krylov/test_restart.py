@@ -11,9 +11,11 @@ from oracles import SPECTRA, eigenvalues, symmetric
 from torch import Tensor
 
 from hessprobe.errors import NonFiniteError
+from hessprobe.krylov.certificates import log_polynomial_sum, mirrored
+from hessprobe.krylov.eigsh import eigsh
 from hessprobe.krylov.lanczos import orthogonalise, random_row
 from hessprobe.krylov.restart import ThickRestart
-from hessprobe.operators import DenseOperator
+from hessprobe.operators import DenseOperator, LinearOperator
 from hessprobe.vectors import ProbeStream
 
 EYE = torch.eye
@@ -126,3 +128,76 @@ def test_random_rows_are_units_in_the_complement_even_when_one_dimension_is_left
     basis = torch.linalg.qr(stream.block(0, 30).T).Q.T.contiguous()
     row = random_row(stream, 40, (basis[:10], basis[10:29]))
     assert abs(float(row[0] @ basis[29])) == pytest.approx(1.0, abs=1e-13)
+
+
+@pytest.mark.parametrize("steps_after", [0, 1, 3])
+def test_the_polynomials_of_restarted_rows_are_those_of_the_certificate(steps_after: int) -> None:
+    """u . q = p(lambda) (u . v) for every row q = p(A) v and eigenvector u, summed over the rows of the basis."""
+    matrix = symmetric(eigenvalues("flat", 60))
+    values, vectors = torch.linalg.eigh(matrix)
+    engine = engine_for(matrix, 9)
+    start = engine.basis[0].clone()
+    for _ in range(3):
+        while not engine.full:
+            engine.step()
+        engine.restart(engine.ritz(), np.array([0, 1, 8]))
+    for _ in range(steps_after):
+        engine.step()
+    rows, ritz = engine.basis[: engine.size + 1], engine.ritz().values
+    for end, sign in ((-1, 1.0), (0, -1.0)):
+        u, value = vectors[:, end], float(values[end])
+        # Not converged, so that the sum is one of polynomials and not of rounding.
+        assert sign * (value - ritz[0 if end else -1]) > 1e-6
+        found = float((rows @ u).square().sum() / (start @ u) ** 2)
+        alphas, restarts = [sign * a for a in engine.alphas], engine.restarts if end else mirrored(engine.restarts)
+        told = log_polynomial_sum(alphas, engine.betas, sign * value, restarts)
+        assert told == pytest.approx(math.log(found), rel=1e-6)
+    inside = float(ritz[0]) - 1e-9
+    assert log_polynomial_sum(engine.alphas, engine.betas, inside, engine.restarts) == -math.inf
+
+
+def test_a_small_basis_still_narrows_the_bracket() -> None:
+    values = torch.linspace(-0.2, 1.0, 3000, dtype=torch.float64)
+    values[-1] = 1.05
+    few = eigsh(DenseOperator(torch.diag(values)), 1, "largest", basis_size=12, rtol=0.02, seed=1)
+    assert few.method == "thick-restart-lanczos"
+    assert few.flags == ()
+    assert float(few.values[0]) <= 1.05 + 1e-9
+    assert 1.05 <= float(few.intervals.high[0]) <= 1.02 * float(few.values[0])
+
+
+def test_brackets_of_restarted_runs_hold_as_often_as_they_say() -> None:
+    values = torch.cat([torch.linspace(-1, 1, 200, dtype=torch.float64), torch.tensor([1.01], dtype=torch.float64)])
+    A = DenseOperator(torch.diag(values))
+    missed = 0
+    for seed in range(200):
+        pairs = eigsh(A, 1, "largest", basis_size=8, rtol=0.5, tol=0.5, confidence=0.5, seed=seed, data_error=False)
+        missed += not pairs.intervals.low[0] <= 1.01 <= pairs.intervals.high[0]
+    # At most half of them may, and a bound that could not fail would be infinitely wide.
+    assert missed <= 100 + 4 * math.sqrt(50)
+
+
+class Scaled(LinearOperator):
+    """diag(values), whose products are one vector each."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.dim, self.dtype, self.device = len(values), values.dtype, values.device
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        return V * self.values
+
+
+def test_what_an_operator_hands_out_is_left_alone() -> None:
+    class Constant(Scaled):
+        def _matvecs(self, V: Tensor) -> Tensor:
+            return V
+
+    engine = ThickRestart(
+        Constant(torch.ones(30)), 4, ProbeStream(30, 0, "gaussian", torch.float32), 0, torch.empty(0, 30)
+    )
+    engine.begin()
+    first = engine.basis[0].clone()
+    engine.step()
+    assert torch.equal(engine.basis[0], first)
+    assert engine.T[0, 0] == pytest.approx(1.0, rel=1e-6)
