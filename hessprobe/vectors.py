@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,10 +24,59 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
+from hessprobe.errors import MemoryBudgetError
 
 # fp64 copies of low-precision blocks are made this many elements at a time: on a CPU so few that they stay in cache,
 # and that three of them are little beside one vector of a large model.
 _CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 22
+
+
+# Bytes that vectors may take beside the products; None where nobody has set a limit.
+_vectors: ContextVar[int | None] = ContextVar("vectors", default=None)
+
+
+@contextmanager
+def vectors_within(nbytes: int | None) -> Iterator[None]:
+    """Let probe blocks, bases and what is made of them take at most ``nbytes`` at a time inside the block.
+
+    None sets no limit. Whoever holds many vectors asks ``rows_within`` how many fit.
+    """
+    token = _vectors.set(nbytes)
+    try:
+        yield
+    finally:
+        _vectors.reset(token)
+
+
+def room_for_vectors() -> int | None:
+    """Return the bytes that vectors may take here, None without a limit."""
+    return _vectors.get()
+
+
+def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies: float = 1.0) -> int:
+    """Return how many of the ``wanted`` rows of ``dim`` entries fit the memory that vectors may take.
+
+    Args:
+        dim: d.
+        itemsize: bytes of an entry.
+        wanted: rows that would be held without a limit.
+        least: rows without which the work cannot be done.
+        copies: rows alive for each of them while they are worked on.
+
+    Raises:
+        MemoryBudgetError: not even ``least`` fit; the message says what would.
+    """
+    limit = _vectors.get()
+    if limit is None:
+        return wanted
+    fit = int(limit / (copies * dim * itemsize))
+    if fit < least:
+        needed = math.ceil(least * copies * dim * itemsize / 1e6)
+        raise MemoryBudgetError(
+            f"memory must leave {needed} MB to {least} vectors of {dim} entries; got {limit / 1e6:.0f} MB, half of the "
+            f"limit. Give {math.ceil(2.01 * needed - 2 * limit / 1e6)} MB more, or measure fewer parameters (params)."
+        )
+    return min(wanted, fit)
 
 
 @dataclass(frozen=True)
@@ -179,7 +230,10 @@ def distance(left: Tensor, right: Tensor) -> float:
 
 def all_finite(rows: Tensor) -> bool:
     """Return whether no entry of (k, d) is nan or infinite, without a copy of them."""
-    return all(bool(torch.isfinite(rows[:, columns]).all()) for columns in _columns(rows))
+    finite = True
+    for columns in _columns(rows):
+        finite = finite and bool(torch.isfinite(rows[:, columns]).all())
+    return finite
 
 
 def gram(left: Tensor, right: Tensor) -> Tensor:

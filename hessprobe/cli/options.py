@@ -255,7 +255,7 @@ Memory = Annotated[
     option(
         "--memory",
         metavar="SIZE",
-        help="Memory that products may keep, e.g. 2GB; batches are cut to fit.",
+        help="Memory that all of it may take beside network and data, e.g. 2GB; what does not fit is cut.",
         panel=_COMPUTE,
     ),
 ]

@@ -74,10 +74,13 @@ from hessprobe.estimators.xtrace import (
     remainder_squares,
 )
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import LAWS, ProbeStream, fold, gram, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, fold, gram, row_dots, rows_within
 
-# Elements of one group of probes whose pairs are used; it depends on d alone, so that results do not depend on memory.
+# Elements of one group of probes whose pairs are used; it depends on d alone, so that results depend on memory only
+# where it is limited.
 _GROUP = 1 << 26
+# Single-precision rows alive for each probe of a group.
+_ALIVE = 6
 # Probes of a group up to which the products of pairs are kept one by one.
 _KEPT = 2048
 
@@ -150,8 +153,11 @@ class SquareSamples:
 
 
 def group_rows(dim: int) -> int:
-    """Return the number of probes whose pairs are used together: 64 M entries, at least two."""
-    return max(2, _GROUP // dim)
+    """Return the number of probes whose pairs are used together: 64 M entries, at least two.
+
+    Fewer where memory is limited: each has its product, before and after the projection, beside it.
+    """
+    return rows_within(dim, 4, max(2, _GROUP // dim), least=2, copies=_ALIVE)
 
 
 def pair_count(count: int, group: int) -> float:
@@ -224,7 +230,11 @@ def sample_squares(
     for first, stop in blocks_of(count, group_rows(A.dim)):
         probes = _units(A, first, stop) if stream is None else stream.block(start + first, start + stop)
         rows = max(min(told - first, stop - first), 0)
+        if groups:
+            # Those of the last group alone are handed out.
+            groups[-1] = replace(groups[-1], products=groups[-1].products[:0].clone())
         groups.append(_group(A, parts, probes, basis, CoordinateSample.plan(parts, rows, seed, first)))
+        del probes
         if callback is not None:
             callback(_progress(groups, offset, stop, count, exact=stream is None))
     squares = torch.cat([part.squares for part in groups])

@@ -24,7 +24,7 @@ from hessprobe.estimators.xtrace import Deflation, basis_of
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.operators import Counted, Deflated, LinearOperator, settled
-from hessprobe.vectors import LAWS, ProbeStream, combine, gram, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, combine, gram, room_for_vectors, row_dots
 
 Target = Callable[[SpectralSketch], Estimate]
 
@@ -133,7 +133,7 @@ def spectral_sketch(
         parts=parts,
         data_error=data_error and reorthogonalize and parts.n_terms > 1,
         full=reorthogonalize,
-        memory=checks.positive_int("memory", memory),
+        memory=min(checks.positive_int("memory", memory), room_for_vectors() or memory),
         callback=callback,
         lower=None if known is None else checks.real("lower", known),
         may_be_whole=method == "auto" and fits(parts, memory),

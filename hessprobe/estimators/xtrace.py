@@ -59,12 +59,14 @@ from hessprobe import checks
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.law import contrasts, with_prior
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import ProbeStream, combine, gram, orthonormal_rows, row_dots
+from hessprobe.vectors import ProbeStream, combine, gram, orthonormal_rows, room_for_vectors, row_dots
 
 # Elements of one block of probes, and of a table of sampled coordinates.
 _BLOCK = 1 << 23
 _TABLE = 1 << 24
 _COORDINATES = 65536
+# Single-precision rows alive for each probe of a block.
+_ALIVE = 16
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,12 @@ def project(basis: Tensor | None, V: Tensor) -> Tensor:
 
 
 def block_rows(dim: int) -> int:
-    """Return how many probes of ``dim`` entries are multiplied at once: at most 64, and 8 M entries."""
-    return max(1, min(64, _BLOCK // dim))
+    """Return how many probes of ``dim`` entries are multiplied at once: at most 64, and 8 M entries.
+
+    Fewer where memory is limited: each has its product, their fp64 entries and what these are summed from beside it.
+    """
+    rows, room = min(64, _BLOCK // dim), room_for_vectors()
+    return max(1, rows if room is None else min(rows, room // (_ALIVE * 4 * dim)))
 
 
 def basis_of(deflate: Any, A: LinearOperator) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
 from hessprobe.hvp.engines import Engine, LossFunction, Product, device_clock
 from hessprobe.hvp.pool import Chunked
+from hessprobe.vectors import room_for_vectors
 
 # Products over which the cost of building one is spread when engines are compared: a Lanczos run and a few probes.
 EXPECTED_MATVECS = 60
@@ -27,6 +28,10 @@ _HOPELESS = 1.6
 
 # Closer than this, timing cannot tell engines apart, and the one with fewer operations is taken.
 _TIE = 1.1
+
+# Bytes that a limit must leave to products for a recording to be thought of: the modules of the tracer, and values of
+# many small operations that a program holds.
+_RECORDER = 1 << 28
 
 # What an engine meets when a model lacks a derivative rule; anything else is a bug that must surface.
 UNSUPPORTED = (UnsupportedError, RuntimeError, TypeError, IndexError, AssertionError)
@@ -153,6 +158,11 @@ def choose(
     return Choice(best.engine, {c.name: min(c.singles) for c in candidates}, reasons)
 
 
+def no_recorder(budget: int) -> bool:
+    """Return whether memory is limited to less than recording takes by itself, whatever the network."""
+    return room_for_vectors() is not None and budget < _RECORDER
+
+
 def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: dict[str, str]) -> list[_Candidate]:
     """Build and time once what works and fits; say in ``reasons`` why the rest does not.
 
@@ -169,6 +179,9 @@ def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: di
         whole = job.n_terms * min((c.seconds(job) for c in candidates), default=float("inf"))
         if engine.setup_seconds and whole < engine.setup_seconds:
             reasons[name] = f"not worth recording: {candidates[0].name} does the whole job in {whole:.2g} s"
+            continue
+        if engine.setup_seconds and candidates and no_recorder(job.budget):
+            reasons[name] = "not recorded: memory is limited"
             continue
         try:
             candidates.append(_candidate(name, engine, job))

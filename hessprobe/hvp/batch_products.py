@@ -7,6 +7,7 @@ One batch's curvature as an operator of its own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
+from hessprobe.errors import HessprobeError, MemoryBudgetError, NumericalWarning, UnsupportedError
 from hessprobe.hvp import engines, pool
-from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, first_line, is_final
+from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, Choice, choose, first_line, is_final, no_recorder
 from hessprobe.hvp.engines import DoubleBackward, Engine, Product, decided, device_clock, fresh_gradient, value
 from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
-from hessprobe.hvp.pool import Chunked, MemoryBudget, ProductPool, Watch
+from hessprobe.hvp.pool import Chunked, MemoryBudget, ProductPool, Watch, give_back_free
 from hessprobe.hvp.verification import (
     WrongProductError,
     agree,
@@ -233,6 +234,8 @@ _LOOKS, _SHORT = 2, 0.02
 _SAVED = 0.2
 # What the race takes, in products of the first batch: three engines, each built and timed some times.
 _TRIAL = 12
+# How often what a product may take is halved where memory runs out.
+_SHRINKS = 12
 # Room that it needs, in products of a batch that are kept.
 _RACE = 6
 
@@ -278,6 +281,27 @@ class BatchProducts:
         self._verified = False
         self._groups: dict[int, GroupedObjective | None] = {}
         self.pool = ProductPool(risk, self._make, self.budget)
+        self.pool.shrink = self._shrink
+        self._shrunk = 0
+
+    def _shrink(self) -> bool:
+        """Keep nothing and cut batches to half of what the largest product took; False where that was done often."""
+        largest = self.pool.clear()
+        give_back_free()
+        self._shrunk += 1
+        if self._shrunk > _SHRINKS:
+            return False
+        if self._shrunk == 1:
+            warnings.warn(
+                "memory ran out in a product: batches are cut into smaller pieces from here on, which is slower and "
+                "changes no number. Use a smaller --memory or --batch-size to begin so.",
+                NumericalWarning,
+                stacklevel=2,
+            )
+        self.budget.total = max(min(largest or self.budget.total, self.budget.total) // 2, 1)
+        if self._engine is not None:
+            self._engine = Chunked(self._engines[self._engine.name](), self.budget.total)
+        return True
 
     @property
     def chosen(self) -> bool:
@@ -420,6 +444,9 @@ class BatchProducts:
         """Try the other engines where what is left to do pays for it."""
         watch = self.pool.watch
         if watch is None or self._engine is None or self.pool.passes:
+            return
+        if no_recorder(self.budget.total):
+            self.pool.watch = None
             return
         left = max(self.expected_matvecs - watch.rows, watch.rows)
         if self.expected_matvecs <= EXPECTED_MATVECS:

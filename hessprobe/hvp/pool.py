@@ -40,7 +40,7 @@ from hessprobe.hvp.engines import (
 )
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.checking import parts_of
-from hessprobe.vectors import all_finite, row_dots
+from hessprobe.vectors import all_finite, room_for_vectors, row_dots
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -166,6 +166,51 @@ def budget_bytes(memory: int | None, device: torch.device) -> int:
     return int(DEFAULT_SHARE * available_bytes(device) / sharing)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What a limit of memory is shared out to.
+
+    Attributes:
+        products: bytes that products may keep; one in the making may take as much again.
+        vectors: bytes of probe blocks, Krylov bases and deflated directions (``vectors.vectors_within``).
+
+    Either is None without a limit.
+    """
+
+    products: int | None = None
+    vectors: int | None = None
+
+
+# Vectors that a product has alive beside what it keeps, and that a measurement holds at least; bytes that are lost in
+# the gaps of the allocator and to what is made and dropped at once, whatever the network.
+_IN_A_PRODUCT, _AT_LEAST, _LOST = 4, 12, 24 << 20
+
+
+def shares(memory: int | None, dim: int, itemsize: int) -> Shares:
+    """Return how ``memory``, the bytes that a measurement may take in all, is shared out: half to vectors.
+
+    Args:
+        memory: bytes, or None for no limit.
+        dim: entries of a vector.
+        itemsize: bytes of an entry.
+
+    Raises:
+        TypeError, ValueError: ``memory`` is not a positive integer.
+        MemoryBudgetError: so little that a basis of a few vectors and a product do not fit.
+    """
+    if memory is None:
+        return Shares()
+    memory = checks.positive_int("memory", memory, hint="Give a number of bytes.")
+    vector = dim * itemsize
+    usable = memory - _LOST
+    if usable < _AT_LEAST * vector:
+        raise MemoryBudgetError(
+            f"memory must be at least {words(1.01 * (_AT_LEAST * vector + _LOST))} for {dim} parameters; got "
+            f"{words(memory)}. Give as much, or measure fewer parameters (params)."
+        )
+    return Shares((usable - usable // 2 - _IN_A_PRODUCT * vector) // 2, usable // 2)
+
+
 class MemoryBudget:
     """Bytes that products may keep; everybody who is given the same one shares it.
 
@@ -265,6 +310,8 @@ class ProductPool:
         place: what a run that is written down knows the pool by.
         passes: how many passes are under way.
         watch: told of every product, and when one is asked for; None where nobody waits for that.
+        shrink: called where memory is out in the middle of a pass; True where the pass is to be made again, in smaller
+            pieces.
         made: products and forms so far, with all batches; those of one batch count as its share of their number.
         seconds: the least time of either with one vector and all batches; what was never made is not in it.
     """
@@ -283,6 +330,7 @@ class ProductPool:
         self._tried = self._has_forms = False
         self.passes = 0
         self.watch: Watch | None = None
+        self.shrink: Callable[[], bool] | None = None
         self.made = {"products": 0.0, "forms": 0.0}
         self.seconds: dict[str, float] = {}
 
@@ -295,11 +343,12 @@ class ProductPool:
         """Note the time of a pass over all batches with so many vectors; noise only ever adds."""
         self.seconds[kind] = min(self.seconds.get(kind, math.inf), seconds / rows)
 
-    def clear(self) -> None:
-        """Keep nothing of what was made; not while a pass is under way."""
+    def clear(self) -> int:
+        """Keep nothing of what was made, and return the bytes of the largest; not while a pass is under way."""
         kept = [*self._kept, *self._own.values(), *self._parts.values()]
         self.budget.give_back(sum(product.nbytes for _, product in kept))
         self._kept, self._own, self._parts, self._full = [], {}, {}, False
+        return max((product.nbytes for _, product in kept), default=0)
 
     def __iter__(self) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product."""
@@ -412,11 +461,20 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        result = engines.product(self.place, V, lambda: self._sum(V))
+        result = engines.product(self.place, V, lambda: self._sum_that_fits(V))
         self.made["products"] += len(V)
         if self.watch is not None:
             self.watch.rows += len(V)
         return result
+
+    def _sum_that_fits(self, V: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._sum(V)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                # Ranks that went on by themselves would wait for each other.
+                if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
+                    raise
 
     def _sum(self, V: Tensor) -> Tensor:
         shared, began = current(), device_clock(V.device)
@@ -434,7 +492,8 @@ class ProductPool:
             if shared is not None:
                 shared.summed(total)
         self.require_finite(total, V)
-        if V.shape[1] * V.element_size() >= _LARGE and V.device.type == "cpu":
+        large = V.shape[1] * V.element_size() >= _LARGE or room_for_vectors() is not None
+        if large and V.device.type == "cpu":
             give_back_free()
         self.took("products", device_clock(V.device) - began, len(V))
         return total
@@ -468,6 +527,13 @@ class ProductPool:
 # Bytes of a vector from which the blocks that a product has freed go back to the system: the allocator keeps those
 # of up to 32 MB, in whose gaps the next tensors may not fit, a quarter of the peak at 10 million parameters.
 _LARGE = 1 << 25
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation has failed; the allocator of the CPU says so in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 @functools.cache

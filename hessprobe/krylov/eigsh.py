@@ -25,7 +25,7 @@ from hessprobe.krylov.lanczos import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import ProbeStream, combine, orthonormal_rows, row_dots
+from hessprobe.vectors import ProbeStream, combine, orthonormal_rows, row_dots, rows_within
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 
@@ -182,6 +182,8 @@ def _problem(
     if basis_size is not None:
         hint = "The basis holds the pairs wanted and room to grow."
         capacity = checks.positive_int("basis_size", basis_size, minimum=min(target + 4, A.dim), hint=hint)
+    # The rows, the next one, and what is made of the pairs at the end.
+    rows = rows_within(A.dim, A.dtype.itemsize, min(capacity, A.dim) + 1, least=min(target + _FEWEST, A.dim) + 1)
     return Problem(
         A=A,
         k=k,
@@ -191,7 +193,7 @@ def _problem(
         rtol=tolerances[1],
         delta=1 - confidence,
         limit=budget - target,
-        capacity=min(capacity, A.dim),
+        capacity=rows - 1,
         callback=callback,
         verify=verify,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.krylov.lanczos import orthogonalise_, random_row
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import ProbeStream, combine, combine_, row_dots
+from hessprobe.vectors import ProbeStream, combine, combine_, room_for_vectors, row_dots
 
 Floats = NDArray[np.float64]
 
@@ -104,7 +104,9 @@ class ThickRestart:
         rows = self.capacity + 1
         # Every step multiplies by the whole basis in fp64 several times over: converting it each time is dearer than
         # the arithmetic. The entries are those of the operator's dtype either way.
-        wide = rows * self.A.dim <= _WIDE and self.A.dtype == torch.float32
+        room = room_for_vectors()
+        fits = room is None or 8 * rows * self.A.dim <= room
+        wide = rows * self.A.dim <= _WIDE and self.A.dtype == torch.float32 and fits
         dtype = torch.float64 if wide else self.A.dtype
         self.basis = torch.empty(rows, self.A.dim, dtype=dtype, device=self.A.device)
         self.T: Floats = np.zeros((rows, rows))

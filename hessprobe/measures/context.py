@@ -23,6 +23,7 @@ from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.diagonal import without_error
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
+from hessprobe.hvp.pool import shares
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures.grouping import by_group
 from hessprobe.measures.table import GROUPINGS, TABLE
@@ -52,7 +53,7 @@ class MeasureSettings:
         group: also one value for every ``"module"``, ``"layer"`` or attention ``"head"`` instead, see
             ``measures.grouping``; None for parameter tensors. It sets ``per_layer``.
         engine: of the products, see ``hvp.Hessian``.
-        memory: bytes that products may keep, or None.
+        memory: bytes that all of it may take above what the process holds already, or None; see ``hvp.pool.shares``.
         confidence: level of the intervals.
         k: eigenpairs an end that are found together with the extreme ones.
         shift: damping of logdet and effective-dimension, > 0, in units of the eigenvalues; 1e-3 where None. Of
@@ -213,6 +214,12 @@ class Context:
             the same within their errors.
         operator: the operator of these settings, where it is made already.
         preconditioner: of the optimizer; that of the risk by default.
+
+    Attributes:
+        shares: of the limit of memory.
+
+    Raises:
+        MemoryBudgetError: the limit does not hold a few vectors.
     """
 
     def __init__(
@@ -229,6 +236,7 @@ class Context:
         self._preconditioner = preconditioner
         self.names = frozenset(names)
         self.needs = frozenset(need for name in self.names for need in TABLE[name].needs)
+        self.shares = shares(settings.memory, risk.dim, risk.dtype.itemsize)
         self._work: dict[Callable[[Context], Any], Any] = {}
         self._report = report
         self._start = start or Start()
@@ -556,7 +564,7 @@ def make_operator(
     """Return the operator that the settings name; ``engines`` replace the ``"auto"`` of it and of its surrogate."""
     how: dict[str, Any] = {
         "engine": engines[0] if settings.engine == "auto" else settings.engine,
-        "memory": settings.memory,
+        "memory": shares(settings.memory, risk.dim, risk.dtype.itemsize).products,
         "expected_matvecs": expected_matvecs,
     }
     if settings.operator == "hessian":

@@ -31,6 +31,7 @@ from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.preconditioner import Preconditioner, of_optimizer
 from hessprobe.operators import BlockDiagonal, Congruence, LinearOperator
 from hessprobe.progress import Show, progress_bars
+from hessprobe.vectors import vectors_within
 
 # Told the name of a measure that does not exist here, and why.
 Missing = Callable[[str, UnsupportedError], None]
@@ -125,7 +126,7 @@ def measure(
             seed: of the probes, >= 0; 0.
             per_layer: also one value for every parameter tensor, in ``Estimate.layers``; False.
             engine: of the products, see ``Hessian``; ``"auto"``.
-            memory: bytes that products may keep; None for half of what is free.
+            memory: bytes that products, probes and bases may take in all; None for what is fastest.
             confidence: level of the interval, in (0, 1); 0.95.
             k: eigenpairs an end that are found with the extreme ones, >= 1; 1.
             shift: damping of logdet and effective-dimension, > 0; None for 1e-3.
@@ -253,7 +254,8 @@ def _result(context: Context, name: str) -> Result:
         return answers[0].estimate
 
     before = dict(_made(context))
-    estimate, warned = quietly(work)
+    with vectors_within(context.shares.vectors):
+        estimate, warned = quietly(work)
     made = {kind: count - before.get(kind, 0.0) for kind, count in _made(context).items()}
     estimate = estimate.with_(
         gradient_seconds=getattr(context.A, "gradient_seconds", None),

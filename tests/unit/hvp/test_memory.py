@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hessprobe.errors import MemoryBudgetError
+from hessprobe.errors import MemoryBudgetError, NumericalWarning
 from hessprobe.hvp import ENGINES, GaussNewton, Hessian
 from hessprobe.hvp.auto import choose
 from hessprobe.hvp.engines import DoubleBackward, ForwardOverReverse, LossFunction, Product, batch_bytes
@@ -266,3 +266,53 @@ def test_lambda_max_of_a_large_model_holds_a_short_basis() -> None:
     with _measured() as peak:
         lambda_max(H, rtol=0.1)
     assert peak.most < 18.5 * risk.theta.nbytes, peak.most / risk.theta.nbytes
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("gone"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize("engine", ["auto", "double_backward"])
+def test_what_runs_out_of_memory_goes_on_in_smaller_pieces_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, engine: str, error: Exception
+) -> None:
+    risk = nets.mlp((40, 40)).risk()
+    V = torch.randn(2, risk.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    known = Hessian(risk, engine=engine).matvecs(V)
+    make, sizes = DoubleBackward.__call__, []
+
+    def scarce(self: DoubleBackward, loss: Any, theta: Tensor) -> Product:
+        product = make(self, loss, theta)
+        sizes.append(loss.examples)
+
+        def apply(rows: Tensor) -> Tensor:
+            if room[0] < loss.examples:
+                raise error
+            return product.apply(rows)
+
+        return Product(apply, product.nbytes)
+
+    monkeypatch.setattr(DoubleBackward, "__call__", scarce)
+    room = [40]
+    H = Hessian(risk, engine=engine)
+    torch.testing.assert_close(H.matvecs(V), known)
+    assert max(sizes) == 40
+    room[0] = 6
+    with pytest.warns(NumericalWarning, match="memory ran out"):
+        again = H.matvecs(V)
+    torch.testing.assert_close(again, known)
+    sizes.clear()
+    # Warnings are errors here: it is said once.
+    torch.testing.assert_close(H.matvecs(V), known)
+    assert 0 < max(sizes) <= 6
+    room[0] = 0
+    with pytest.raises((type(error), MemoryBudgetError)):
+        H.matvecs(V)
+
+
+def test_other_failures_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    H = Hessian(nets.mlp((8,)).risk(), engine="double_backward")
+    V = torch.ones(1, H.dim, dtype=torch.float64)
+    H.matvecs(V)
+    monkeypatch.setattr(Product, "add_to", lambda *args: (_ for _ in ()).throw(RuntimeError("a shape is wrong")))
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        H.matvecs(V)
