@@ -42,7 +42,9 @@ class Case:
         return EmpiricalRisk(module, self.loss, [(x.to(device), y.to(device)) for x, y in batches])
 
 
-def _images(count: int, shape: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+def images(count: int, shape: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+    """Return what draws a batch of so many noisy images of ten classes."""
+
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         inputs = torch.randn(count, *shape, generator=generator)
         return inputs, torch.randint(10, (count,), generator=generator)
@@ -50,7 +52,9 @@ def _images(count: int, shape: tuple[int, ...]) -> Callable[[torch.Generator], t
     return batch
 
 
-def _tokens(count: int, length: int, vocabulary: int) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+def tokens(count: int, length: int, vocabulary: int) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+    """Return what draws a batch of so many sequences, each token with the next one as its target."""
+
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draw = torch.randint(vocabulary, (count, length + 1), generator=generator)
         return draw[:, :-1].contiguous(), draw[:, 1:].contiguous()
@@ -58,11 +62,13 @@ def _tokens(count: int, length: int, vocabulary: int) -> Callable[[torch.Generat
     return batch
 
 
-def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy over all tokens."""
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
-def _model(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+def model_of(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    """Return what builds a model of the zoo."""
     return lambda: build_model(name, arguments, seed=0)
 
 
@@ -72,17 +78,17 @@ CASES = {
         Case(
             "mlp",
             "MLP 784-512-512-10, batch 256",
-            _model("mlp", in_features=784, hidden=[512, 512]),
-            _images(256, (784,)),
+            model_of("mlp", in_features=784, hidden=[512, 512]),
+            images(256, (784,)),
             F.cross_entropy,
         ),
-        Case("resnet20", "ResNet-20, batch 32", _model("resnet"), _images(32, (3, 32, 32)), F.cross_entropy),
+        Case("resnet20", "ResNet-20, batch 32", model_of("resnet"), images(32, (3, 32, 32)), F.cross_entropy),
         Case(
             "gpt",
             "GPT 4 layers d=128 T=64, batch 16",
-            _model("gpt", vocab_size=65, context=64, layers=4, d_model=128, n_heads=4),
-            _tokens(16, 64, 65),
-            _token_loss,
+            model_of("gpt", vocab_size=65, context=64, layers=4, d_model=128, n_heads=4),
+            tokens(16, 64, 65),
+            token_loss,
         ),
     )
 }

@@ -35,7 +35,7 @@ def page(suite: str, rows: Sequence[_Row], *, rounds: int, seeds: int, incomplet
     """Return title and table of the suite, and a word that it is not all where it is not.
 
     Args:
-        suite: ``"steps"``, ``"optimizers"`` or ``"landscapes"``.
+        suite: ``"steps"``, ``"optimizers"``, ``"landscapes"`` or ``"memory"``.
         rows: of the record.
         rounds: interleaved rounds that the medians are over.
         seeds: runs of every optimizer.
@@ -45,6 +45,7 @@ def page(suite: str, rows: Sequence[_Row], *, rounds: int, seeds: int, incomplet
         "steps": lambda: _steps_table(rows),
         "optimizers": lambda: _optimizers_table(rows, seeds),
         "landscapes": lambda: _landscapes_table(rows, rounds),
+        "memory": lambda: _memory_table(rows),
     }[suite]()
     note = "Not complete: these were finished.\n\n" if incomplete else ""
     return f"# {title}\n\n{note}{table}"
@@ -151,12 +152,39 @@ def _landscapes_table(rows: Sequence[_Row], rounds: int) -> tuple[str, str]:
     return "Time of a loss landscape", "\n".join(lines) + "\n"
 
 
+def _memory_table(rows: Sequence[_Row]) -> tuple[str, str]:
+    from hessprobe.benchmarks.memory import MB, SETTINGS
+
+    lines = [
+        "| network | measure | limit (MB) | peak (MB) | of the limit | vectors | seconds | value |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        title = f"{SETTINGS[row['case']].title}, {row['parameters'] / 1e6:.2f} M parameters"
+        limit = "none" if row["limit"] is None else f"{row['limit'] / MB:.0f}"
+        if row["peak"] is None:
+            lines.append(f"| {title} | {row['measure']} | {limit} | | | | | {row['refused']} |")
+            continue
+        share = "" if row["limit"] is None else f"{row['peak'] / row['limit']:.0%}"
+        low, high = row["interval"]
+        lines.append(
+            f"| {title} | {row['measure']} | {limit} | {row['peak'] / MB:.0f} | {share} | {row['vectors']:.1f} | "
+            f"{row['seconds']:.1f} | {row['value']:.4g} ({low:.4g} to {high:.4g}), {row['products']:.0f} products |"
+        )
+    lines += [
+        "",
+        "Peak of the resident set of a process of its own above its start, when network, data and libraries are there; "
+        "vectors: the same in units of the parameters. Intervals to 10 %. Where a limit is too small, what is said.",
+    ]
+    return "Memory of a measurement", "\n".join(lines) + "\n"
+
+
 def _quartiles(row: _Row) -> str:
     return "n/a" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 _NAMES = ("mlp", "resnet20", "gpt")
-_SUITES = ("products", "steps", "optimizers", "landscapes", "conformance")
+_SUITES = ("products", "steps", "optimizers", "landscapes", "memory", "conformance")
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -171,13 +199,18 @@ class BenchRequest:
         typer.Option(
             metavar="NAME",
             help="products: Hessian-vector products; steps: SAM steps against other packages; "
-            "optimizers: train and measure every optimizer; landscapes: points of a plane; "
-            "conformance: the same cases on every tool that is installed.",
+            "optimizers: train and measure every optimizer; landscapes: points of a plane; memory: what a measurement "
+            "takes, without a limit and with some; conformance: the same cases on every tool that is installed.",
         ),
     ] = "products"
     conformance: Annotated[bool, typer.Option("--conformance", help="Short for --suite conformance.")] = False
     case: Annotated[
-        list[str] | None, typer.Option("--case", metavar="NAME", help="mlp, resnet20 or gpt; all by default.")
+        list[str] | None,
+        typer.Option(
+            "--case",
+            metavar="NAME",
+            help="mlp, resnet20 or gpt; all by default. For memory also digits, gpt-50m and gpt-200m.",
+        ),
     ] = None
     rounds: Annotated[int, typer.Option("--rounds", help="Interleaved rounds.")] = 9
     optimizer: Annotated[
@@ -209,6 +242,8 @@ class BenchRequest:
         """The options that the suite reads, for its record."""
         if self.suite == "products":
             return {"case": list(self.cases), "rounds": self.rounds, "device": self.device}
+        if self.suite == "memory":
+            return {"suite": self.suite, "case": list(self.case or ())}
         names = ("suite", "rounds", "optimizers", "seeds", "jobs", "json", "markdown", "resume")
         return {name: getattr(self, name, self.optimizer or ()) for name in names}
 
@@ -248,6 +283,11 @@ def check(request: BenchRequest) -> None:
         options.at_least("--seeds", request.seeds, 1)
         options.at_least("--jobs", request.jobs, 1)
     options.check_outputs(json=request.json, markdown=request.markdown)
+    if request.suite == "memory":
+        from hessprobe.benchmarks import memory
+
+        for name in request.case or ():
+            options.choice("--case", name, tuple(memory.SETTINGS))
     if request.suite == "optimizers":
         from hessprobe.benchmarks import family
 
@@ -268,7 +308,13 @@ def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
     """Time or train as asked, adding rows as they come."""
     from hessprobe.cli.outputs import status_line
 
-    suites = {"steps": _steps, "optimizers": _optimizers, "landscapes": _landscapes, "conformance": _conformance}
+    suites = {
+        "steps": _steps,
+        "optimizers": _optimizers,
+        "landscapes": _landscapes,
+        "memory": _memory,
+        "conformance": _conformance,
+    }
     with status_line() as report:
         if request.suite == "products":
             _products(request, device, outcome.found, report)
@@ -415,6 +461,12 @@ def _known(path: str | None) -> list[Any]:
     names = {each.name for each in fields(family.TrainedOptimizer)}
     rows = [row for row in report.read_record(str(path))["timings"] if row["seed"] is not None and "epochs" in row]
     return [family.TrainedOptimizer(**{key: row[key] for key in row if key in names}) for row in rows]
+
+
+def _memory(request: BenchRequest, rows: Rows, report: Say) -> None:
+    from hessprobe.benchmarks import memory
+
+    memory.follow(request.case or memory.USUAL, lambda used: rows.append(used.row()), report)
 
 
 def _landscapes(request: BenchRequest, rows: Rows, report: Say) -> None:
