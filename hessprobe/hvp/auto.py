@@ -30,8 +30,8 @@ _HOPELESS = 1.6
 _TIE = 1.1
 
 # Bytes that a limit must leave to products for a recording to be thought of: the modules of the tracer, and values of
-# many small operations that a program holds.
-_RECORDER = 1 << 28
+# many small operations that a program holds; vectors as long as the parameters among them.
+_RECORDER, _RECORDED = 1 << 28, 8
 
 # What an engine meets when a model lacks a derivative rule; anything else is a bug that must surface.
 UNSUPPORTED = (UnsupportedError, RuntimeError, TypeError, IndexError, AssertionError)
@@ -158,9 +158,9 @@ def choose(
     return Choice(best.engine, {c.name: min(c.singles) for c in candidates}, reasons)
 
 
-def no_recorder(budget: int) -> bool:
-    """Return whether memory is limited to less than recording takes by itself, whatever the network."""
-    return room_for_vectors() is not None and budget < _RECORDER
+def no_recorder(budget: int, theta: Tensor) -> bool:
+    """Return whether memory is limited to less than a recording may take, of the network and whatever the network."""
+    return room_for_vectors() is not None and budget < _RECORDER + _RECORDED * theta.nbytes
 
 
 def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: dict[str, str]) -> list[_Candidate]:
@@ -180,7 +180,7 @@ def _prepare(engines: Mapping[str, Callable[[], Engine]], job: _Job, reasons: di
         if engine.setup_seconds and whole < engine.setup_seconds:
             reasons[name] = f"not worth recording: {candidates[0].name} does the whole job in {whole:.2g} s"
             continue
-        if engine.setup_seconds and candidates and no_recorder(job.budget):
+        if engine.setup_seconds and candidates and no_recorder(job.budget, job.theta):
             reasons[name] = "not recorded: memory is limited"
             continue
         try:

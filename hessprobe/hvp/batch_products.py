@@ -445,7 +445,7 @@ class BatchProducts:
         watch = self.pool.watch
         if watch is None or self._engine is None or self.pool.passes:
             return
-        if no_recorder(self.budget.total):
+        if no_recorder(self.budget.total, self._risk.theta):
             self.pool.watch = None
             return
         left = max(self.expected_matvecs - watch.rows, watch.rows)

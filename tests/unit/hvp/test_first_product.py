@@ -12,11 +12,12 @@ from torch import nn
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp import Hessian, batch_products, known
-from hessprobe.hvp.auto import Choice
+from hessprobe.hvp.auto import Choice, no_recorder
 from hessprobe.hvp.engines import DoubleBackward, pulled_back
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.pool import Chunked
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.vectors import vectors_within
 
 _FIRST = """
 import sys, torch, hessprobe as hp
@@ -138,6 +139,21 @@ def test_engines_race_when_what_is_left_pays_for_it(clock, race, monkeypatch):
     for _ in range(40):
         H.matvecs(V)
     assert len(race) == 1
+
+
+def test_nothing_is_recorded_where_memory_is_limited_to_less_than_that_takes(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.25)
+    monkeypatch.setattr(batch_products, "recording_seconds", lambda nodes: 0.1)
+    H = Hessian(_risk())
+    V = torch.randn(1, H.dim, dtype=H.dtype, generator=torch.Generator().manual_seed(0))
+    with vectors_within(1 << 20):
+        assert not no_recorder(1 << 40, H.risk.theta)
+        monkeypatch.setattr(H._source.budget, "total", (1 << 28) + 8 * H.risk.theta.nbytes - 1)
+        for _ in range(40):
+            H.matvecs(V)
+    assert race == []
+    assert H.engines[0] == "double_backward"
+    assert not no_recorder(1, H.risk.theta)
 
 
 def test_a_long_job_that_was_announced_races_after_its_first_product(clock, race, monkeypatch):
