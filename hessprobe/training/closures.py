@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hessprobe.hvp.pool import Ranks
 from hessprobe.optim.engine import SharpnessAware
+from hessprobe.training import sharing
 from hessprobe.training.evaluation import Loss, count_hits, losses_by_example
 
 Shard = tuple[Tensor, Tensor]
@@ -57,6 +60,8 @@ class StepClosures:
         amp: floating type of autocast, or None.
         scaler: the ``GradScaler``, or None.
         in_parts: whether the optimizer is given a list even of one closure, as for a short last batch.
+        ranks: that share the passes out which only add to ``.grad``; the others, whose outputs or graph a rule takes
+            further, are made whole by each. None where this process is alone.
     """
 
     model: nn.Module
@@ -66,6 +71,7 @@ class StepClosures:
     amp: torch.dtype | None = None
     scaler: Any = None
     in_parts: bool = False
+    ranks: Ranks | None = None
     _counted: set[int] = field(default_factory=set)
 
     @property
@@ -93,24 +99,39 @@ class StepClosures:
 
     def backward(self) -> Tensor:
         """Add the gradient of the mean loss over all shards to ``.grad`` and return that loss."""
-        total = None
-        for index, share in enumerate(self.shares):
-            value = self._forward(index)[1]
-            part = value if len(self.shards) == 1 else value * share
-            torch.autograd.backward(part if self.scaler is None else self.scaler.scale(part))
-            total = part.detach() if total is None else total + part.detach()
-        if total is None:
+        if not self.shards:
             raise ValueError("shards must hold at least one part; got none.")
-        return total
+        return self._gradient(range(len(self.shards)), self.shares)
 
     def _backward(self, index: int) -> Callable[[], Tensor]:
         def closure() -> Tensor:
             self.model.zero_grad()
-            value = self._forward(index)[1]
-            torch.autograd.backward(value if self.scaler is None else self.scaler.scale(value))
-            return value
+            return self._gradient([index], [1.0])
 
         return closure
+
+    def _gradient(self, indices: Sequence[int], shares: Sequence[float]) -> Tensor:
+        """Add the gradient of a weighted sum of the shards' losses to ``.grad``, and return that sum."""
+        ranks = self.ranks
+        if ranks is None or min(self.sizes) < ranks.count:
+            total = sum_of(self._pulled(self._forward(i)[1], share) for i, share in zip(indices, shares, strict=True))
+            return total
+        losses, hits, unseen = [], torch.zeros_like(self.tally.hits), set(indices) - self._counted
+        with sharing.SharedStatistics(ranks):
+            for index, share in zip(indices, shares, strict=True):
+                inputs, labels, own = sharing.part_of(ranks, *self.shards[index])
+                outputs, value = self._evaluated(inputs, labels)
+                losses.append(self._pulled(value, share * own))
+                hits += count_hits(outputs.detach(), labels) * (index in unseen)
+        total, counted = sharing.summed(ranks, self.model, [sum_of(losses), hits])
+        self._counted |= unseen
+        self.tally.hits += counted
+        return total
+
+    def _pulled(self, value: Tensor, share: float) -> Tensor:
+        part = value if share == 1 else value * share
+        torch.autograd.backward(part if self.scaler is None else self.scaler.scale(part))
+        return part.detach()
 
     def _per_sample(self, index: int) -> Callable[[Tensor | None], Tensor]:
         inputs, labels = self.shards[index]
@@ -134,14 +155,22 @@ class StepClosures:
 
     def _forward(self, index: int) -> tuple[Tensor, Tensor]:
         inputs, labels = self.shards[index]
-        with self._autocast():
-            outputs = self.model(inputs)
-            value = self.loss(outputs, labels)
+        outputs, value = self._evaluated(inputs, labels)
         if index not in self._counted:
             self._counted.add(index)
             self.tally.hits += count_hits(outputs.detach(), labels)
         return outputs, value
 
+    def _evaluated(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            outputs = self.model(inputs)
+            return outputs, self.loss(outputs, labels)
+
     def _autocast(self) -> torch.autocast:
         device = self.shards[0][1].device.type
         return torch.autocast(device, dtype=self.amp, enabled=self.amp is not None)
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of scalars, of which there is at least one, in order."""
+    return functools.reduce(torch.add, parts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hessprobe.hvp import pool
 from hessprobe.training.datasets import DataSet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,26 +65,33 @@ def assess(model: nn.Module, examples: Examples, loss: Loss, name: str) -> dict[
     """Return ``name_loss`` and ``name_accuracy`` of ``model`` in evaluation mode, and where labels are noisy two more.
 
     These are ``name_clean_accuracy`` (against the right labels) and ``name_noisy_accuracy`` (against the wrong labels
-    of those examples that have one: what was learnt by heart).
+    of those examples that have one: what was learnt by heart). Ranks that share products share the examples.
     """
-    was_training = model.training
+    was_training, ranks = model.training, pool.current()
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    hits, clean, fooled, wrong = 0, 0, 0, 0
+    rows = torch.arange(len(examples), device=examples.labels.device)
+    own = rows if ranks is None else rows.tensor_split(ranks.count)[ranks.rank]
+    # Loss, hits, hits against the right labels, and against the wrong ones, of so many that have one.
+    sums = torch.zeros(5, dtype=torch.float64)
     with torch.no_grad():
-        for rows in torch.split(torch.arange(len(examples), device=examples.labels.device), _BATCH):
-            outputs = model(examples.data.prepare(examples.inputs[rows], examples.layout))
-            labels = examples.labels[rows]
-            total += loss(outputs, labels).double().cpu() * len(rows)
-            hits += int(count_hits(outputs, labels))
-            if examples.clean_labels is not None:
-                right = examples.clean_labels[rows]
-                clean += int(count_hits(outputs, right))
-                fooled += int(count_hits(outputs[right != labels], labels[right != labels]))
-                wrong += int((right != labels).sum())
+        for part in torch.split(own, _BATCH) if len(own) else ():
+            sums += _sums(model, examples, loss, part)
     model.train(was_training)
+    total, hits, clean, fooled, wrong = (sums if ranks is None else ranks.summed(sums)).tolist()
     count = examples.labels.numel()
-    found = {f"{name}_loss": float(total) / len(examples), f"{name}_accuracy": hits / count}
+    found = {f"{name}_loss": total / len(examples), f"{name}_accuracy": hits / count}
     if wrong:
         found |= {f"{name}_clean_accuracy": clean / count, f"{name}_noisy_accuracy": fooled / wrong}
     return found
+
+
+def _sums(model: nn.Module, examples: Examples, loss: Loss, rows: Tensor) -> Tensor:
+    outputs = model(examples.data.prepare(examples.inputs[rows], examples.layout))
+    labels = examples.labels[rows]
+    found = [loss(outputs, labels).double().cpu() * len(rows), count_hits(outputs, labels)]
+    if examples.clean_labels is not None:
+        right = examples.clean_labels[rows]
+        wrong = right != labels
+        found += [count_hits(outputs, right), count_hits(outputs[wrong], labels[wrong]), wrong.sum()]
+    known = [float(each) for each in found]
+    return torch.tensor(known + [0.0] * (5 - len(known)), dtype=torch.float64)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessprobe.errors import NonFiniteError, UnsupportedError, about
+from hessprobe.hvp import pool
 from hessprobe.objective.base import make_loss
 from hessprobe.optim.engine import SharpnessAware
-from hessprobe.training import models
+from hessprobe.training import models, sharing
 from hessprobe.training.building import build_optimizer, set_lr
 from hessprobe.training.closures import StepClosures, Tally
 from hessprobe.training.datasets import DataSet
@@ -229,7 +230,10 @@ def _step(run: Run, inputs: Tensor, labels: Tensor, tally: Tally, step: int) -> 
     parts = max(recipe.accumulate, getattr(optimizer, "shards", 1))
     count = min(parts, len(labels))
     shards = list(zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True))
-    closures = StepClosures(run.model, run.loss, shards, tally, _AMP[recipe.amp], run.scaler, in_parts=parts > 1)
+    ranks = pool.current()
+    if ranks is not None:
+        ranks.note(step, sharing.parts(ranks, len(labels)))
+    closures = StepClosures(run.model, run.loss, shards, tally, _AMP[recipe.amp], run.scaler, parts > 1, ranks)
     if isinstance(optimizer, SharpnessAware):
         value = _sharpness_aware_step(run, optimizer, closures, step)
     else:
