@@ -175,6 +175,21 @@ def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
     return {name: option for name, (fits, option) in fitting.items() if fits}
 
 
+def default_figure(command: str, given: Mapping[str, Any]) -> str | None:
+    """Return where ``command`` draws where ``--out`` was left out; None where it then draws nothing.
+
+    Args:
+        command: its name.
+        given: its arguments.
+    """
+    if command == "landscape" and given.get("interactive") is None:
+        return f"{Path(given.get('ckpt') or 'objective').stem}-{given['directions']}.png"
+    if command == "track":
+        base = Path(given["run_dir"][0])
+        return f"{base.resolve().name if base.is_dir() or not base.suffix else base.stem}-track.png"
+    return None
+
+
 def current_invocation() -> Invocation:
     """Return what is running; one without a name where no command is."""
     return _current.get()

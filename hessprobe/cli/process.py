@@ -24,6 +24,7 @@ import errno
 import functools
 import gc
 import inspect
+import itertools
 import os
 import re
 import shutil
@@ -46,7 +47,16 @@ from typing import Any, ParamSpec, cast
 
 import typer
 
-from hessprobe.cli.outputs import DEFAULTS, NAMES, Invocation, added_options, clear, current_invocation, invocation
+from hessprobe.cli.outputs import (
+    DEFAULTS,
+    NAMES,
+    Invocation,
+    added_options,
+    clear,
+    current_invocation,
+    default_figure,
+    invocation,
+)
 from hessprobe.cli.wording import said_by
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -165,10 +175,13 @@ def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  #
         os._exit(exit_code(INTERRUPTED))
 
 
-# Commands whose time goes into products.
-SHARED = frozenset({"measure", "sharpness", "compare", "track"})
+# Commands whose time goes into products, steps of training or points, which ranks can share.
+SHARED = frozenset({"measure", "sharpness", "compare", "track", "train", "landscape", "invariance"})
 
 _TIMEOUT = timedelta(minutes=30)
+
+# Numbers the groups that this process has joined.
+_joined = itertools.count()
 
 
 def rank_count() -> int:
@@ -205,16 +218,27 @@ def joined_ranks(command: str, arguments: Mapping[str, Any], outputs: frozenset[
         )
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from hessprobe.hvp import pool
 
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    # A store of its own for every command: what an earlier group of the same ranks has left in it would be taken for
+    # news of this one.
+    store, rank, count = next(rendezvous("env://", timeout=_TIMEOUT))
+    store = PrefixStore(f"hessprobe-{next(_joined)}", store)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
     try:
         with ExitStack() as stack:
-            mine = dict(arguments) if speaks() else _aside(arguments, outputs, stack)
+            mine = dict(arguments)
+            if not speaks():
+                if "out" in mine and mine["out"] is None:
+                    mine["out"] = default_figure(command, mine)
+                mine = _aside(mine, outputs, stack)
             # The journal of a stopped run is read by all before one of them goes on writing it.
             dist.barrier()
             stack.enter_context(pool.shared_out(cast(Any, dist.group.WORLD)))
@@ -243,9 +267,10 @@ def _aside(arguments: Mapping[str, Any], outputs: frozenset[str], stack: ExitSta
         path = Path(given)
         mine[name] = str(place / path.name)
         if path.parent.is_dir():
-            # The file itself, its journal, what is kept of a track.
+            # The file itself, its journal, what is kept of a track, the state of a stopped training.
+            names = (path.name, f"{path.stem}-resume{path.suffix}")
             for there in path.parent.iterdir():
-                if there.is_file() and (there.name == path.name or there.name.startswith(f"{path.name}.")):
+                if there.is_file() and (there.name in names or there.name.startswith(f"{path.name}.")):
                     shutil.copyfile(there, place / there.name)
     return mine
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from hessprobe import checks
 from hessprobe.errors import HessprobeError, NonFiniteError, NumericalWarning
 from hessprobe.hvp import Hessian, engines
-from hessprobe.hvp.pool import budget_bytes
+from hessprobe.hvp.pool import Ranks, agreed, budget_bytes, current
 from hessprobe.krylov import eigsh
 from hessprobe.landscape.names import MAPS
 from hessprobe.objective import EmpiricalBatch, modes
@@ -136,6 +136,7 @@ _TRIAL = 16
 _LONG = 0.1
 # The first pass of all may be this much slower than those that follow.
 _WARM = 10
+_EIGENVALUES = frozenset({"lambda-max", "lambda-min"})
 _EIGEN_TOL = 1e-2
 # The vectors of a neighbouring point may belong to other eigenvalues here: none is this share larger.
 _BRACKET = 0.05
@@ -197,10 +198,29 @@ class Points:
 
     def at(self, thetas: Sequence[Tensor]) -> dict[str, list[float]]:
         """Return all quantities at each of ``thetas``, in order; what is not finite comes back as it is."""
-        found: dict[str, list[float]] = {name: [] for name in self.quantities}
+        ranks = self.ranks
         with self.risk.evaluating():
             if self._width == 0:
                 self._settle(thetas)
+            return self._found(thetas) if ranks is None else self._dealt(thetas, ranks)
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Those that deal points out; None where each makes all, and shares the products of their eigenvalues."""
+        return None if _EIGENVALUES.intersection(self.quantities) else current()
+
+    def _dealt(self, thetas: Sequence[Tensor], ranks: Ranks) -> dict[str, list[float]]:
+        """Return the values of all points, of which each rank computes neighbouring ones; one all-reduce."""
+        edges = [round(len(thetas) * rank / ranks.count) for rank in (ranks.rank, ranks.rank + 1)]
+        own = self._found(thetas[slice(*edges)])
+        table = torch.zeros(len(self.quantities), len(thetas), dtype=torch.float64)
+        table[:, slice(*edges)] = torch.tensor([own[name] for name in self.quantities], dtype=torch.float64)
+        ranks.note(0, [getattr(self.risk, "n_examples", 1)] * ranks.count)
+        return dict(zip(self.quantities, ranks.summed(table).tolist(), strict=True))
+
+    def _found(self, thetas: Sequence[Tensor]) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {name: [] for name in self.quantities}
+        with self.risk.evaluating():
             for start in range(0, len(thetas), self._width):
                 part = thetas[start : start + self._width]
                 if self._width > 1:
@@ -228,9 +248,14 @@ class Points:
 
     def _settle(self, thetas: Sequence[Tensor]) -> None:
         # A matter of time, which the last digits depend on.
-        self._width, merges = engines.value("width", lambda: (self._choose(thetas), self._merged is not None))
+        self._width, merges = engines.value("width", lambda: self._chosen(thetas))
         if merges and self._merged is None:
             self._room(thetas[0])
+
+    def _chosen(self, thetas: Sequence[Tensor]) -> tuple[int, bool]:
+        width = self._choose(thetas)
+        # Ranks that took passes of different sizes would wait for each other.
+        return agreed(lambda: (width, self._merged is not None))  # type: ignore[no-any-return]
 
     def keep_start(self) -> None:
         """Write down, or read, from what the eigenvectors of the next point are looked for."""
@@ -286,7 +311,7 @@ class Points:
         return loss.tolist(), rate.tolist()
 
     def _eigenvalues(self, theta: Tensor) -> dict[str, float]:
-        wanted = [name for name in ("lambda-max", "lambda-min") if name in self.quantities]
+        wanted = sorted(_EIGENVALUES.intersection(self.quantities))
         if not wanted:
             return {}
         here = copy.copy(self.risk)

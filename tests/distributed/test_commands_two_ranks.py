@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
@@ -63,7 +66,116 @@ def test_a_wrong_argument_is_said_once(folder: Path):
 
 
 def test_what_shares_nothing_out_is_refused(folder: Path):
-    ended = run(folder, "train", "--data", "digits", "--out", "other.pt", ranks=True)
+    ended = run(folder, "validate", ranks=True)
     assert ended.returncode != 0
-    assert "train must be run by one process; got 2 of torchrun" in ended.stderr
-    assert not (folder / "other.pt").exists()
+    assert "validate must be run by one process; got 2 of torchrun" in ended.stderr
+    assert "compare, invariance, landscape, measure, sharpness, track, train share their work" in ended.stderr
+
+
+# Several commands of one launch, as starting the ranks takes longer than any of them.
+DRIVER = """
+import os, sys
+from hessprobe.cli.app import app
+
+words, commands = [], []
+for word in sys.argv[1:]:
+    if word == "then":
+        commands.append(words)
+        words = []
+    else:
+        words.append(word)
+for words in [*commands, words]:
+    code = app(words, standalone_mode=False)
+    if code:
+        sys.exit(code)
+"""
+
+NET = ("ckpt.pt", "--dtype", "float64", "--examples", "157", "--batch-size", "40")
+TRAIN = ("train", "--model", "cnn:widths=4", "--optimizer", "sam", "--epochs", "1", "--subset", "0.1")
+COMMANDS = {
+    "sharpness": ("sharpness", *NET, "--rho", "0.05"),
+    "line": ("landscape", *NET, "--line", "--size", "5", "--map", "error", "--out", "line.svg"),
+    "eigenvalues": ("landscape", *NET, "--line", "--size", "3", "--map", "lambda-max", "--out", "eigenvalues.svg"),
+    "invariance": ("invariance", *NET, "-m", "trace", "-m", "lambda-max", "--strength", "10", "--probes", "4"),
+    "track": ("track", "run", *NET[1:], "-m", "lambda-max", "-m", "trace"),
+    "train": (*TRAIN, "--out", "cnn.pt"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("trained")
+    words = ("train", "--model", "mlp:hidden=8", "--epochs", "1", "--save-every", "1", "--out", "ckpt.pt")
+    ended = run(made, *words, ranks=False)
+    assert ended.returncode == 0, ended.stderr
+    return made
+
+
+def launch(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+    place = folder / f"ranks{count}"
+    (place / "run").mkdir(parents=True)
+    shutil.copy(folder / "ckpt.pt", place)
+    for path in folder.glob("ckpt-epoch-*.pt"):
+        shutil.copy(path, place / "run")
+    (place / "driver.py").write_text(DRIVER)
+    words = [word for name, each in COMMANDS.items() for word in (*each, "--json", f"{name}.json", "then")][:-1]
+    ranks = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
+    program = (
+        [sys.executable, "-m", *ranks, "driver.py", *words] if count > 1 else [sys.executable, "driver.py", *words]
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(program, cwd=place, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Path) -> dict[str, dict[str, Any]]:
+    ended = launch(trained, 1)
+    assert ended.returncode == 0, ended.stderr
+    return records(trained / "ranks1")
+
+
+def records(place: Path) -> dict[str, dict[str, Any]]:
+    return {name: json.loads((place / f"{name}.json").read_text()) for name in COMMANDS}
+
+
+# What differs from run to run whatever the ranks, and choices by time that change no number beyond rounding.
+CLOCK = {"seconds", "cost", "engine", "points_per_pass", "notes", "gradients", "method"}
+
+
+def same(found: Any, expected: Any, rel: float, where: str = "") -> None:
+    if isinstance(expected, dict):
+        assert set(found) - CLOCK == set(expected) - CLOCK, where
+        for key in set(expected) - CLOCK:
+            same(found[key], expected[key], rel, f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            same(one, other, rel, f"{where}[{index}]")
+    elif isinstance(expected, float):
+        # How many of its errors a difference between equal values is away from zero: rounding over rounding.
+        assert found == pytest.approx(expected, rel=rel, abs=1e-6 if where.endswith(".z") else 1e-12), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_find_what_one_process_does(trained: Path, alone: dict[str, dict[str, Any]], count: int):
+    ended = launch(trained, count)
+    assert ended.returncode == 0, ended.stderr
+    # One of them speaks.
+    assert ended.stdout.count("cnn.pt:") == 1
+    place = trained / f"ranks{count}"
+    for name, record in records(place).items():
+        assert "ranks" not in alone[name]
+        assert record["ranks"]["count"] == len(record["ranks"]["examples"]) == count
+        assert sum(record["ranks"]["examples"]) == (141 if name == "train" else 157), name
+        if name != "train":
+            same(record["results"], alone[name]["results"], 1e-9, name)
+    # The same files, and nothing of the silent ranks.
+    ours, theirs = ({path.name for path in each.iterdir()} for each in (place, trained / "ranks1"))
+    assert ours == theirs
+    # Weights are float32.
+    own, other = (torch.load(each / "cnn.pt", weights_only=True) for each in (place, trained / "ranks1"))
+    for key, tensor in other["state_dict"].items():
+        torch.testing.assert_close(own["state_dict"][key], tensor, rtol=1e-3, atol=1e-5)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hessprobe.cli import options, process, skeleton
+from hessprobe.cli import options, outputs, process, skeleton
 from hessprobe.cli.options import check_source
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.landscape.names import BIASES, DIRECTIONS, MAPS, NORMALIZATIONS, RHO, SIZE, SPAN
@@ -160,10 +160,7 @@ class LandscapeRequest:
     @property
     def figure(self) -> str | None:
         """Where the figure goes: by default beside nothing else that was asked for."""
-        if self.out is not None or self.interactive is not None:
-            return self.out
-        stem = Path(self.ckpt or "objective").stem
-        return f"{stem}-{self.directions}.png"
+        return outputs.default_figure("landscape", vars(self)) if self.out is None else self.out
 
     @property
     def points(self) -> str:

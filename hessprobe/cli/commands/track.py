@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import completion, options, process, skeleton
+from hessprobe.cli import completion, options, outputs, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, arguments_of, carry_out, declared, deliver, watched
 from hessprobe.measures.table import entry_of
@@ -119,9 +119,7 @@ class TrackRequest:
     @property
     def figure(self) -> str:
         """Where the figure goes."""
-        base = Path(self.ckpt)
-        stem = base.resolve().name if base.is_dir() or not base.suffix else base.stem
-        return self.out or f"{stem}-track.png"
+        return self.out or str(outputs.default_figure("track", vars(self)))
 
     @property
     def store(self) -> str:
