@@ -117,6 +117,10 @@ class LostRunsError(HessprobeError):
         self.finished = list(finished)
 
 
+class RanksError(HessprobeError):
+    """Another rank of several has ended or does not answer, so that what they make together cannot be made."""
+
+
 class NumericalWarning(UserWarning):
     """A number that is usable but weaker than asked for; the result carries a flag that says the same.
 

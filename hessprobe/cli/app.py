@@ -229,7 +229,8 @@ def _words(option: str, parameter: Any, value: Any, source: str) -> Iterator[str
 app = typer.Typer(
     name="hessprobe",
     help="Measure the curvature of trained networks: every number with its error and its cost.",
-    epilog="Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted, 143 terminated, "
+    "75 another rank was lost.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -65,6 +65,19 @@ Threads = Annotated[
     ),
 ]
 
+# Commands whose time goes into products, steps of training or points, which ranks can share.
+SHARED = frozenset({"measure", "sharpness", "compare", "track", "train", "landscape", "invariance"})
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="Of several ranks: how long one may be waited for; then all others end with what is known.",
+        rich_help_panel="How it is computed",
+    ),
+]
+
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -89,7 +102,7 @@ Config = Annotated[
 ]
 
 # Of the options that commands are given beside their own; False where nothing else is said.
-DEFAULTS: dict[str, Any] = {"threads": "auto", "config": None}
+DEFAULTS: dict[str, Any] = {"threads": "auto", "config": None, "timeout": 1800.0}
 
 _HEAD = 4096
 # Nothing that is recognised by its content is larger.
@@ -116,6 +129,7 @@ class Invocation:
         lent: outputs of a command that runs this one inside itself.
         trust_data: whether a checkpoint may name data outside the package.
         threads: a number, or ``"auto"``.
+        timeout: seconds that one of several ranks may be waited for.
         config: the file of ``--config``; its options stand among those typed by now.
         quiet: no progress and no notes.
         verbose: say what is done.
@@ -129,6 +143,7 @@ class Invocation:
     lent: frozenset[Path] = frozenset()
     trust_data: bool = False
     threads: str = "auto"
+    timeout: float = 1800.0
     config: str | None = None
     quiet: bool = False
     verbose: bool = False
@@ -168,6 +183,7 @@ def added_options(command: str, parameters: Collection[str]) -> dict[str, Any]:
         "resume": (command in RESUMABLE, Resume),
         "trust_data": ("split" in parameters, TrustData),
         "threads": ("device" in parameters, Threads),
+        "timeout": (command in SHARED, Timeout),
         "config": (True, Config),
         "quiet": (True, Quiet),
         "verbose": (True, Verbose),

@@ -50,6 +50,7 @@ import typer
 from hessprobe.cli.outputs import (
     DEFAULTS,
     NAMES,
+    SHARED,
     Invocation,
     added_options,
     clear,
@@ -175,11 +176,6 @@ def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  #
         os._exit(exit_code(INTERRUPTED))
 
 
-# Commands whose time goes into products, steps of training or points, which ranks can share.
-SHARED = frozenset({"measure", "sharpness", "compare", "track", "train", "landscape", "invariance"})
-
-_TIMEOUT = timedelta(minutes=30)
-
 # Numbers the groups that this process has joined.
 _joined = itertools.count()
 
@@ -222,18 +218,22 @@ def joined_ranks(command: str, arguments: Mapping[str, Any], outputs: frozenset[
     from torch.distributed.rendezvous import rendezvous
 
     from hessprobe.hvp import pool
+    from hessprobe.hvp.answering import Watchman, answered
 
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # A store of its own for every command: what an earlier group of the same ranks has left in it would be taken for
     # news of this one.
-    store, rank, count = next(rendezvous("env://", timeout=_TIMEOUT))
-    store = PrefixStore(f"hessprobe-{next(_joined)}", store)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
+    seconds = current_invocation().timeout
+    with answered(seconds):
+        store, rank, count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store = PrefixStore(f"hessprobe-{next(_joined)}", store)
+        watch = Watchman(store, rank, count, seconds)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, timeout=watch.patience, store=store, rank=rank, world_size=count)
     try:
-        with ExitStack() as stack:
+        with ExitStack() as stack, _watched(watch):
             mine = dict(arguments)
             if not speaks():
                 if "out" in mine and mine["out"] is None:
@@ -241,13 +241,50 @@ def joined_ranks(command: str, arguments: Mapping[str, Any], outputs: frozenset[
                 mine = _aside(mine, outputs, stack)
             # The journal of a stopped run is read by all before one of them goes on writing it.
             dist.barrier()
-            stack.enter_context(pool.shared_out(cast(Any, dist.group.WORLD)))
+            stack.enter_context(pool.shared_out(cast(Any, dist.group.WORLD), watch))
             yield mine
             dist.barrier()
     finally:
         # What outlives the group and speaks through it makes torch abort at the end of the process.
         gc.collect()
         dist.destroy_process_group()
+
+
+# Who says which ranks have ended, while there are several.
+_watchman: ContextVar[Any] = ContextVar("watchman", default=None)
+
+
+@contextmanager
+def _watched(watch: Any) -> Iterator[None]:
+    """Let the other ranks see that this one lives, and ``ended_by`` ask for them, inside the block.
+
+    Raises:
+        RanksError: an operation of all ranks has failed inside, and one of them is lost.
+    """
+    from hessprobe.hvp.answering import answered
+
+    token = _watchman.set(watch)
+    left: list[typer.Exit] = []
+    try:
+        with watch, answered(None, watch):
+            try:
+                yield
+            except typer.Exit as done:
+                left.append(done)  # it is a RuntimeError, and what went wrong has been said
+        if left:
+            raise left[0]
+    finally:
+        _watchman.reset(token)
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse what no rank can keep to.
+
+    Raises:
+        ValueError: below a second, or not finite.
+    """
+    if not 1 <= seconds < float("inf"):
+        raise ValueError(f"--timeout must be a number of seconds, 1 or more; got {seconds:g}. Leave it out for 1800.")
 
 
 def _aside(arguments: Mapping[str, Any], outputs: frozenset[str], stack: ExitStack) -> dict[str, Any]:
@@ -378,6 +415,8 @@ def _fewest(spent: Mapping[int, float]) -> int:
 OK = 0
 FAILED = 1
 WRONG_USAGE = 2
+# EX_TEMPFAIL of sysexits.h: the same command may well succeed when it is started again.
+RANK_LOST = 75
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -415,6 +454,7 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
             try:
                 with as_usage():
                     check_threads(current_invocation().threads)
+                    check_timeout(current_invocation().timeout)
                     _require_one(current_invocation())
                 began = time.perf_counter()
                 with joined_ranks(command.__name__, kwargs, NAMES) as mine:
@@ -422,11 +462,13 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                 detail(f"{command.__name__} took {time.perf_counter() - began:.1f} s")
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
+                if isinstance(lost := ended_by(error), Exception):
+                    fail(lost, debug)
                 say("interrupted")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
-                if asked():
+                if asked() and not _is_lost(error):
                     say("interrupted")
                     raise typer.Exit(INTERRUPTED) from None
                 if not speaks() and _is_wrong_usage(error):
@@ -472,6 +514,11 @@ def fail(error: Exception, debug: bool) -> None:
     Raises:
         typer.Exit: always.
     """
+    if _is_lost(error):
+        # Of the silent ranks too: each of them may be the only one that is left to say it.
+        with redirect_stderr(sys.__stderr__):
+            say(f"{rank_prefix()}error: {one_line(error)}")
+        raise typer.Exit(RANK_LOST) from None
     say(f"{rank_prefix()}error: {_named.get()(one_line(error))}")
     if debug:
         traceback.print_exception(error)
@@ -479,8 +526,15 @@ def fail(error: Exception, debug: bool) -> None:
 
 
 def ended_by(error: BaseException) -> BaseException:
-    """Return what ended the work: the user's wish to leave, also where foreign code made something else of it."""
-    return KeyboardInterrupt() if asked() else error
+    """Return what ended the work: the user's wish to leave, also where foreign code made something else of it.
+
+    A launcher ends all ranks where one has died: then that is what ended it.
+    """
+    if _is_lost(error) or not asked():
+        return error
+    watch = _watchman.get()
+    lost = watch.lost() if watch is not None and _state.first == signal.SIGTERM else None
+    return KeyboardInterrupt() if lost is None else lost
 
 
 def leave(failure: BaseException | None, debug: bool) -> None:
@@ -556,6 +610,12 @@ def _is_wrong_usage(error: Exception) -> bool:
 
     # Nothing is wrong with such a file: options that say whose weights they are were left out.
     return isinstance(error, UsageError | PlainWeightsError)
+
+
+def _is_lost(error: BaseException) -> bool:
+    from hessprobe.errors import RanksError
+
+    return isinstance(error, RanksError)
 
 
 def _is_ours(error: BaseException) -> bool:

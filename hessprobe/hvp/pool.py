@@ -27,6 +27,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError, UnsupportedError
 from hessprobe.hvp import engines
+from hessprobe.hvp.answering import Watchman, answered
 from hessprobe.hvp.engines import (
     DoubleBackward,
     Engine,
@@ -55,12 +56,14 @@ class Ranks:
         rank: of this process, from 0.
         count: how many there are.
         examples: how many of each batch every rank has made products of in the latest pass, by the index of the batch.
+        watch: who knows which ranks are alive; None where nobody does.
     """
 
     group: ProcessGroup
     rank: int
     count: int
     examples: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    watch: Watchman | None = None
 
     @property
     def all(self) -> range:
@@ -81,8 +84,13 @@ class Ranks:
         self.examples[index] = tuple(examples)
 
     def summed(self, part: Tensor) -> Tensor:
-        """Return the sum of every rank's ``part``, the same on all, in place; one all-reduce."""
-        dist.all_reduce(part, group=self.group)
+        """Return the sum of every rank's ``part``, the same on all, in place; one all-reduce.
+
+        Raises:
+            RanksError: another rank has ended or does not answer.
+        """
+        with answered(None, self.watch):
+            dist.all_reduce(part, group=self.group)
         return part
 
     def described(self) -> dict[str, Any]:
@@ -93,7 +101,8 @@ class Ranks:
     def agreed(self, decide: Callable[[], Any]) -> Any:
         """Return what the first rank decides, on all."""
         found = [decide() if self.rank == 0 else None]
-        dist.broadcast_object_list(found, group_src=0, group=self.group)
+        with answered(None, self.watch):
+            dist.broadcast_object_list(found, group_src=0, group=self.group)
         return found[0]
 
 
@@ -101,16 +110,16 @@ _active: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
 
 
 @contextmanager
-def shared_out(group: ProcessGroup) -> Iterator[Ranks]:
+def shared_out(group: ProcessGroup, watch: Watchman | None = None) -> Iterator[Ranks]:
     """Share the batches of every product inside the block out over ``group``.
 
     All its ranks must enter the block with the same model and all of the data, and ask for the same products in the
     same order; each then holds the same results. In a pass over all batches each rank makes the products of its own
     batches, with one all-reduce at the end; of a single batch (a term of the operator) it makes those of its own
     examples, with one all-reduce a batch and block of vectors, where the loss of the batch is the mean of theirs. A
-    rank that fails leaves the others waiting until the timeout of the group.
+    rank that fails leaves the others waiting until the timeout of the group; ``watch`` then says which.
     """
-    ranks = Ranks(group, dist.get_rank(group), dist.get_world_size(group))
+    ranks = Ranks(group, dist.get_rank(group), dist.get_world_size(group), watch=watch)
     token = _active.set(ranks)
     try:
         yield ranks
