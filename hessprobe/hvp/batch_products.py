@@ -240,6 +240,13 @@ _SHRINKS = 12
 _RACE = 6
 
 
+def _budget(risk: Objective, memory: int | None) -> MemoryBudget:
+    """Return the budget of products of ``risk``; what is free is another number on every rank."""
+    if risk.differentiable_once and memory is None:
+        memory = risk.agreed(lambda: pool.budget_bytes(None, risk.device))
+    return MemoryBudget(memory, risk.device)
+
+
 class BatchProducts:
     """The products of a risk's batches with the engine that was asked for, or chosen on the first batch.
 
@@ -270,7 +277,9 @@ class BatchProducts:
     ) -> None:
         checks.one_of("engine", engine, ("auto", *engines))
         self._risk, self._engines = risk, engines
-        self.budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
+        if risk.differentiable_once and engine == "auto" and _DIFFERENCES in engines:
+            engine = _DIFFERENCES
+        self.budget = memory if isinstance(memory, MemoryBudget) else _budget(risk, memory)
         self.expected_matvecs = checks.positive_int("expected_matvecs", expected_matvecs)
         self.choice: Choice | None = None
         self.gradient_seconds: float | None = None
@@ -374,7 +383,9 @@ class BatchProducts:
     def _timed_gradient(self, batch: BatchLoss, theta: Tensor) -> Tensor:
         """Return the gradient of the first batch; what is said to cost so many gradients is in units of its time."""
         times: list[float] = []
-        while not times or (len(times) < _LOOKS and sum(times) < _SHORT):
+        # Ranks that make a gradient together must make as many.
+        looks = 1 if self._risk.differentiable_once else _LOOKS
+        while not times or (len(times) < looks and sum(times) < _SHORT):
             start = device_clock(theta.device)
             gradient = fresh_gradient(batch, theta)
             times.append(device_clock(theta.device) - start)

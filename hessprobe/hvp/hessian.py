@@ -222,8 +222,9 @@ class Hessian(LinearOperator):
         count = self.dim if every_coordinate else COMPARED
         reference = BatchProducts(self.risk, ENGINES, "auto", self._source.budget, count)
         # Whether an exact engine works is known once it has made a product.
-        reference.pool.total(self.risk.theta[None])
-        if not reference.engine.is_exact:
+        if not self.risk.differentiable_once:
+            reference.pool.total(self.risk.theta[None])
+        if self.risk.differentiable_once or not reference.engine.is_exact:
             finer = {_FINITE: lambda: FiniteDifference(0.25)}
             reference = BatchProducts(self.risk, finer, _FINITE, self._source.budget, count)
         return compare(self.matvecs, reference.pool.total, self.risk.theta, seed, every_coordinate=every_coordinate)

@@ -109,6 +109,7 @@ class Objective(ABC):
         layout: named tensors inside theta.
         n_terms: number of batches.
         caveats: what a reader of any number measured on it should know, in sentences.
+        differentiable_once: whether its products can only be differences of gradients.
     """
 
     dim: int
@@ -118,6 +119,7 @@ class Objective(ABC):
     layout: ParameterLayout
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
+    differentiable_once: bool = False
     _preconditioner: Preconditioner | Callable[[], Preconditioner | None] | None = None
 
     @property
@@ -141,6 +143,10 @@ class Objective(ABC):
     @abstractmethod
     def terms(self) -> Iterator[BatchLoss]:
         """Yield the batches, in the same order at every call. Use inside ``evaluating()``."""
+
+    def agreed(self, decide: Callable[[], Any]) -> Any:
+        """Return ``decide()``, which may differ between ranks: of the first, where several evaluate this together."""
+        return decide()
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a context in which losses may be evaluated; on leaving it, everything is as it was before."""

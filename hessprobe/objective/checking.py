@@ -491,7 +491,8 @@ def require_whole_module(module: nn.Module) -> None:
         if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
             raise UnsupportedError(
                 f"module must hold whole parameters; got the distributed tensor {name!r} (fully_shard or tensor "
-                f"parallelism). {_WHOLE}."
+                "parallelism). Measure it as it is with hessprobe.objective.sharded.ShardedRisk(module, loss, data), "
+                f"by differences of gradients; or {_WHOLE[0].lower()}{_WHOLE[1:]}."
             )
 
 
