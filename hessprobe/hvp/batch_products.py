@@ -240,13 +240,6 @@ _SHRINKS = 12
 _RACE = 6
 
 
-def _budget(risk: Objective, memory: int | None) -> MemoryBudget:
-    """Return the budget of products of ``risk``; what is free is another number on every rank."""
-    if risk.differentiable_once and memory is None:
-        memory = risk.agreed(lambda: pool.budget_bytes(None, risk.device))
-    return MemoryBudget(memory, risk.device)
-
-
 class BatchProducts:
     """The products of a risk's batches with the engine that was asked for, or chosen on the first batch.
 
@@ -279,7 +272,7 @@ class BatchProducts:
         self._risk, self._engines = risk, engines
         if risk.differentiable_once and engine == "auto" and _DIFFERENCES in engines:
             engine = _DIFFERENCES
-        self.budget = memory if isinstance(memory, MemoryBudget) else _budget(risk, memory)
+        self.budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device, risk)
         self.expected_matvecs = checks.positive_int("expected_matvecs", expected_matvecs)
         self.choice: Choice | None = None
         self.gradient_seconds: float | None = None
@@ -441,7 +434,7 @@ class BatchProducts:
         def decide() -> list[Any]:
             return list(ENGINES_TAKEN.get(self._key(batch)) or ("", True))
 
-        known, works = value(f"begin-{place}", lambda: pool.agreed(decide)) if place else pool.agreed(decide)
+        known, works = value(f"begin-{place}", lambda: self._agreed(decide)) if place else self._agreed(decide)
         name = _AT_ONCE if works else str(known)
         self._faster = str(known) if name == _AT_ONCE != known else ""
         why = f"{known} was the fastest for a risk of this kind" if known else "not tried: too few products so far"
@@ -464,8 +457,11 @@ class BatchProducts:
             left = watch.rows  # nobody has said how many there will be: as many again
         with self.pool.context():
             batch = next(iter(self._risk.terms()))
-            if self._faster or pool.agreed(lambda: self._pays(batch, watch, left)):
+            if self._faster or self._agreed(lambda: self._pays(batch, watch, left)):
                 self._switch(batch, left)
+
+    def _agreed(self, decide: Callable[[], Any]) -> Any:
+        return pool.agreed(decide, self._risk)
 
     def _pays(self, batch: BatchLoss, watch: Watch, left: int) -> bool:
         """Return whether what another engine may save of so many products is worth a recording and a race."""
@@ -492,7 +488,7 @@ class BatchProducts:
         if after.name == before.name:
             self._engine = before
         else:
-            against = pool.agreed(lambda: _against(after, before, batch, theta))
+            against = self._agreed(lambda: _against(after, before, batch, theta))
             if not against:
                 self.pool.clear()
             else:
@@ -552,7 +548,7 @@ class BatchProducts:
             why = made[0].reasons if reasons is None else reasons
             return {"engine": made[0].engine.name, "seconds": dict(made[0].seconds), "reasons": dict(why)}
 
-        taken = value(key, lambda: pool.agreed(decide)) if self.pool.place else pool.agreed(decide)
+        taken = value(key, lambda: self._agreed(decide)) if self.pool.place else self._agreed(decide)
         self._engine = made[0].engine if made else Chunked(self._engines[taken["engine"]](), budget)
         self.choice = Choice(self._engine, taken["seconds"], taken["reasons"])
         return self._engine

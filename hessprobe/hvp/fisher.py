@@ -83,6 +83,7 @@ class _Likelihood(Objective):
         self._risk = risk
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.theta, self.layout, self.n_terms = risk.theta, risk.layout, risk.n_terms
+        self.group = risk.group
 
     def __repr__(self) -> str:
         return f"likelihood of {self._risk!r}"
@@ -283,7 +284,7 @@ def Fisher(
         )
 
     # One budget for the mean and all draws.
-    memory = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
+    memory = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device, risk)
 
     def metric(of: Objective) -> GaussNewton:
         made = GaussNewton(of, engine=engine, memory=memory, expected_matvecs=expected_matvecs)
@@ -313,6 +314,7 @@ class _FisherObjective(Objective):
         self._risk, self._kind, self._seed, self._draws, self._of = risk, kind, seed, draws, of
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.theta, self.layout, self.n_terms = risk.theta, risk.layout, risk.n_terms
+        self.group = risk.group
 
     def __repr__(self) -> str:
         return f"{self._kind} slopes of {self._risk!r}"

@@ -46,7 +46,7 @@ class FunctionalPart(LinearOperator):
         memory: int | MemoryBudget | None = None,
         expected_matvecs: int = EXPECTED_MATVECS,
     ) -> None:
-        budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device)
+        budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory, risk.device, risk)
         self.hessian = Hessian(risk, engine=engine, memory=budget, expected_matvecs=expected_matvecs)
         self.gauss_newton = GaussNewton(risk, engine=engine, memory=budget, expected_matvecs=expected_matvecs)
         self._difference = Combination([self.hessian, self.gauss_newton], [1.0, -1.0])

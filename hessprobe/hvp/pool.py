@@ -127,15 +127,19 @@ def shared_out(group: ProcessGroup, watch: Watchman | None = None) -> Iterator[R
         _active.reset(token)
 
 
-def current() -> Ranks | None:
-    """Return the ranks that share products here, or None where this process makes them alone."""
+def current(risk: Objective | None = None) -> Ranks | None:
+    """Return the ranks that share products here, of ``risk`` its own; None where this process makes them alone."""
     ranks = _active.get()
+    if risk is not None and risk.group is not None:
+        ranks = Ranks(risk.group, dist.get_rank(risk.group), dist.get_world_size(risk.group))
     return ranks if ranks is not None and ranks.count > 1 else None
 
 
-def agreed(decide: Callable[[], Any]) -> Any:
-    """Return ``decide()``, of the first rank where several share products."""
-    ranks = current()
+def agreed(decide: Callable[[], Any], risk: Objective | None = None) -> Any:
+    """Return ``decide()``, of the first rank where several share products or evaluate ``risk`` together."""
+    if risk is not None and risk.differentiable_once:
+        return risk.agreed(decide)
+    ranks = current(risk)
     return decide() if ranks is None else ranks.agreed(decide)
 
 
@@ -226,13 +230,17 @@ class MemoryBudget:
     Args:
         memory: bytes; the default share of what is free on ``device`` where None.
         device: where the products lie.
+        risk: whose products they are; ranks that make them together agree on the bytes.
 
     Raises:
         TypeError, ValueError: ``memory`` is not a positive integer.
     """
 
-    def __init__(self, memory: int | None, device: torch.device) -> None:
-        self.total = int(engines.value(engines.place("memory"), lambda: agreed(lambda: budget_bytes(memory, device))))
+    def __init__(self, memory: int | None, device: torch.device, risk: Objective | None = None) -> None:
+        def decide() -> int:
+            return int(agreed(lambda: budget_bytes(memory, device), risk))
+
+        self.total = int(engines.value(engines.place("memory"), decide))
         self._taken = 0
 
     @property
@@ -368,7 +376,7 @@ class ProductPool:
             self.passes -= 1
 
     def _pass(self) -> Iterator[tuple[float, Product]]:
-        shared = current()
+        shared = current(self.risk)
         if shared is not None:
             with self.context():
                 yield from self._parts_of(shared)
@@ -486,7 +494,7 @@ class ProductPool:
                     raise
 
     def _sum(self, V: Tensor) -> Tensor:
-        shared, began = current(), device_clock(V.device)
+        shared, began = current(self.risk), device_clock(V.device)
         with self.context():
             if self.watch is not None:
                 self.watch.asked()

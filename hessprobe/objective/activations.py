@@ -98,7 +98,7 @@ class ActivationRisk(Objective):
             raise TypeError(
                 f"risk must be an EmpiricalRisk for curvature with respect to {wrt!r}; got {type(risk).__name__}."
             )
-        self._risk, self.wrt = risk, wrt
+        self._risk, self.wrt, self.group = risk, wrt, risk.group
         self._module = None if wrt == INPUT else _submodule(risk.module, wrt)
         parts: list[Tensor] = []
         self._places: list[tuple[slice, torch.Size]] = []

@@ -109,6 +109,8 @@ class Objective(ABC):
         layout: named tensors inside theta.
         n_terms: number of batches.
         caveats: what a reader of any number measured on it should know, in sentences.
+        group: the process group whose ranks share its products out; None where each makes its own, but inside
+            ``hvp.pool.shared_out``.
         differentiable_once: whether its products can only be differences of gradients.
     """
 
@@ -119,6 +121,7 @@ class Objective(ABC):
     layout: ParameterLayout
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
+    group: Any = None
     differentiable_once: bool = False
     _preconditioner: Preconditioner | Callable[[], Preconditioner | None] | None = None
 

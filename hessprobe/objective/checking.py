@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -496,6 +497,56 @@ def require_whole_module(module: nn.Module) -> None:
             )
 
 
+def whole_data(data: Any, group: Any) -> tuple[Any, Any]:
+    """Return a loader of all examples in the place of one of a rank's share, and the group that shares products.
+
+    Args:
+        data: as for ``EmpiricalRisk``.
+        group: likewise.
+
+    Raises:
+        TypeError: ``group`` is something else.
+    """
+    if isinstance(group, str):
+        if group != "auto":
+            raise TypeError(f"group must be a process group, None or 'auto'; got {group!r}. Pass dist.group.WORLD.")
+        sampler = _distributed_sampler(data)
+        if sampler is None or not dist.is_available() or not dist.is_initialized():
+            return data, None
+        group = dist.group.WORLD if dist.get_world_size() == sampler.num_replicas else None
+    if group is None or _distributed_sampler(data) is None:
+        return data, group
+    size = data.batch_size or getattr(data.batch_sampler, "batch_size", None) or 1
+    extra = {"num_workers": data.num_workers, "persistent_workers": data.persistent_workers}
+    return DataLoader(data.dataset, size, collate_fn=data.collate_fn, pin_memory=data.pin_memory, **extra), group
+
+
+def require_same_on_ranks(group: Any, *tensors: Tensor) -> None:
+    """Refuse a model that is another on some rank of ``group``; nothing is asked where that is None.
+
+    Raises:
+        ValueError: on all ranks; names those that differ from the first.
+    """
+    if group is None:
+        return
+    own = content_hash([tensor.detach() for tensor in tensors])
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, own, group=group)
+    others = [rank for rank, each in enumerate(found) if each != found[0]]
+    if others:
+        raise ValueError(
+            f"module must be the same on all ranks of group; got other weights or buffers than on rank 0 on rank "
+            f"{', '.join(map(str, others))}. Load the same checkpoint on all, or wrap it in DistributedDataParallel."
+        )
+
+
+def _distributed_sampler(data: Any) -> DistributedSampler[Any] | None:
+    """Return the sampler that gives a loader one rank's share; None where there is none."""
+    batch_sampler = getattr(data, "batch_sampler", None) if isinstance(data, DataLoader) else None
+    samplers = (getattr(data, "sampler", None), getattr(batch_sampler, "sampler", None))
+    return next((s for s in samplers if isinstance(s, DistributedSampler) and s.num_replicas > 1), None)
+
+
 def require_whole_data(data: Any) -> None:
     """Refuse a loader that gives this rank its share of the data alone.
 
@@ -503,13 +554,13 @@ def require_whole_data(data: Any) -> None:
         DataError: the risk would be that of the share, another on every rank.
     """
     batch_sampler = getattr(data, "batch_sampler", None) if isinstance(data, DataLoader) else None
-    samplers = (getattr(data, "sampler", None), getattr(batch_sampler, "sampler", None))
-    for sampler in samplers:
-        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
-            raise DataError(
-                f"data must be all of the data; got the share of rank {sampler.rank} of {sampler.num_replicas} "
-                "(DistributedSampler). Pass a DataLoader of the whole set without it."
-            )
+    sampler = _distributed_sampler(data)
+    if sampler is not None:
+        raise DataError(
+            f"data must be all of the data; got the share of rank {sampler.rank} of {sampler.num_replicas} "
+            "(DistributedSampler). Pass a DataLoader of the whole set without it, or group=dist.group.WORLD on all of "
+            "them."
+        )
     for part in (data, batch_sampler, getattr(data, "dataset", None)):
         if type(part).__name__ in _SHARDS and _processes(part) > 1:
             raise DataError(
@@ -535,6 +586,7 @@ class GroupedObjective(Objective):
     def __init__(self, risk: Objective, edges: tuple[tuple[tuple[int, int], ...], ...], passes: float = 0.0) -> None:
         self._risk, self._edges, self.passes = risk, edges, passes
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
+        self.group = risk.group
         self.theta, self.layout, self.caveats = risk.theta, risk.layout, risk.caveats
         self.n_terms = sum(max(len(own), 1) for own in edges)
 

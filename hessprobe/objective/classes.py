@@ -41,6 +41,7 @@ class ClassRisk(Objective):
     def __init__(self, risk: Objective, share: Share) -> None:
         self._risk, self._share = risk, share
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
+        self.group = risk.group
         self.theta, self.layout, self.caveats = risk.theta, risk.layout, risk.caveats
         self.n_terms = sum(len(rows) > 0 for rows in share.rows)
 

@@ -233,6 +233,10 @@ class EmpiricalRisk(Objective):
         check: evaluate the first batch twice and read it twice, and refuse what differs or is not finite; refuse too a
             loss that sums over a batch or leaves out targets unasked, and parameters that move the loss but have no
             gradient. Without it a loss that reads the model's parameters sees them where they are.
+        group: of ``torch.distributed``, whose ranks share the products out; all make this risk, of the same model and
+            all of the data, and ask for the same in the same order. ``"auto"``: the world where ``data`` is a
+            ``DataLoader`` with a ``DistributedSampler`` for as many ranks, and else none. With a group the sampler is
+            taken out, so that the risk is that of all examples, each once, in order.
 
     Attributes:
         module: the model without wrappers.
@@ -276,9 +280,11 @@ class EmpiricalRisk(Objective):
         weighting: str = "auto",
         tf32: bool = False,
         check: bool = True,
+        group: Any = "auto",
     ) -> None:
         _require_arguments(module, loss, forward, batchnorm, weighting)
         data_tools.require_reiterable(data)
+        data, self.group = checking.whole_data(data, group)
         checking.require_whole_data(data)
         self.module = modes.unwrap(module)
         checking.require_whole_module(self.module)
@@ -301,6 +307,7 @@ class EmpiricalRisk(Objective):
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
         self._stamps = {name: tensor._version for name, tensor in self._frozen.items()}
         buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+        checking.require_same_on_ranks(self.group, self.theta, *self._frozen.values(), *buffers.values())
         if batchnorm == "batch":
             buffers = {n: b for n, b in buffers.items() if n.rpartition(".")[2] not in modes.RUNNING}
         self._separable = not modes.uses_batch_statistics(self.module, batchnorm)

@@ -54,6 +54,7 @@ class Subset(Objective):
     def __init__(self, risk: Objective, pieces: list[BatchLoss], examples: int) -> None:
         self._risk, self.examples = risk, examples
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
+        self.group = risk.group
         self.theta, self.layout, self.n_terms = risk.theta, risk.layout, len(pieces)
         self.share = math.fsum(piece.weight for piece in pieces)
         self._pieces = [Piece(piece, piece.weight / self.share) for piece in pieces]

@@ -299,7 +299,13 @@ class SharpnessTracker:
 
     def _measured(self, step: int, rate: float | None, scores: Mapping[str, float]) -> Point:
         risk = EmpiricalRisk(
-            self._model, self._loss, self._data, self._params, batchnorm=self._batchnorm, check=not self._checked
+            self._model,
+            self._loss,
+            self._data,
+            self._params,
+            batchnorm=self._batchnorm,
+            check=not self._checked,
+            group=None,  # one rank measures
         )
         self._checked, self.device = True, risk.device
         if self._optimizer is not None:
