@@ -478,7 +478,7 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        result = engines.product(self.place, V, lambda: self._sum_that_fits(V))
+        result = engines.product(self.place, V, functools.partial(self._sum_that_fits, V))
         self.made["products"] += len(V)
         if self.watch is not None:
             self.watch.rows += len(V)

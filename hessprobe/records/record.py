@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -193,7 +194,8 @@ def peak_memory(device: torch.device | str = "cpu") -> dict[str, int]:
     """Return the largest number of bytes that the process has held so far, and its tensors on a CUDA ``device``.
 
     ``"process"``, its resident set, has Python, torch and the data in it: about 300 MB before anything is computed.
-    Windows does not tell it.
+    Windows does not tell it. ``"above_start"``, what that is above what was held when ``begin_memory`` was called, is
+    there on Linux where it was: libraries that were imported meanwhile are in it.
     """
     found: dict[str, int] = {}
     if sys.platform != "win32":
@@ -202,8 +204,20 @@ def peak_memory(device: torch.device | str = "cpu") -> dict[str, int]:
         # The kernel counts in KiB, that of macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         found = {"process": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    begun = _begun.get()
+    if begun:
+        found["above_start"] = max(_status("VmHWM") - begun, 0)
     place = torch.device(device)
     return found | ({"device": torch.cuda.max_memory_allocated(place)} if place.type == "cuda" else {})
+
+
+# Bytes that the process held when a measurement began; 0 where the system does not tell.
+_begun: ContextVar[int] = ContextVar("begun", default=0)
+
+
+def begin_memory() -> None:
+    """Take what the process holds now for the start of the measurement whose record is made next."""
+    _begun.set(_status("VmRSS"))
 
 
 @dataclass
@@ -241,7 +255,10 @@ def _status(name: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+    for line in lines:
+        if line.startswith(name):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 def to_json(record: Mapping[str, Any]) -> str:

@@ -189,8 +189,10 @@ def facts(request: MeasureRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: A
 def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Result]]) -> None:
     """Measure one after the other, keeping each result as it comes."""
     from hessprobe.measures.registry import measure_all
+    from hessprobe.records.record import begin_memory
 
     subject, settings = inputs
+    begin_memory()
     with watched(outcome) as report:
         for result in measure_all(request.names, subject.risk, settings, report):
             outcome.found.append(result)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextvars
 import io
 import json
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -147,3 +149,20 @@ def test_a_record_tells_the_most_memory_that_the_process_has_held():
     status = Path("/proc/self/status").read_text()
     told = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
     assert abs(found - told) <= 0.1 * told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is held now is read from /proc")
+def test_a_record_tells_what_a_measurement_has_held_beside_what_was_there():
+    def told():
+        return report.build_record("measure", [], arguments={}, seed=0)["peak_memory"]
+
+    def run():
+        assert "above_start" not in told()
+        module.begin_memory()
+        most = told()["process"]
+        # More than the process has ever held, so that the peak is one of these numbers.
+        held = torch.ones(most // 4 + (50 << 20) // 4)
+        del held
+        assert 50 << 20 <= told()["above_start"] <= told()["process"]
+
+    contextvars.Context().run(run)
