@@ -74,7 +74,7 @@ from hessprobe.estimators.xtrace import (
     remainder_squares,
 )
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import LAWS, ProbeStream, fold, gram, row_dots, rows_within
+from hessprobe.vectors import LAWS, ProbeStream, fold, gram, room_for_vectors, row_dots, rows_within
 
 # Elements of one group of probes whose pairs are used; it depends on d alone, so that results depend on memory only
 # where it is limited.
@@ -157,7 +157,8 @@ def group_rows(dim: int) -> int:
 
     Fewer where memory is limited: each has its product, before and after the projection, beside it.
     """
-    return rows_within(dim, 4, max(2, _GROUP // dim), least=2, copies=_ALIVE)
+    rows = max(2, _GROUP // dim)
+    return rows if room_for_vectors() is None else rows_within(dim, 4, rows, least=2, copies=_ALIVE)
 
 
 def pair_count(count: int, group: int) -> float:

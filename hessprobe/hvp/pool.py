@@ -478,20 +478,18 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
-        result = engines.product(self.place, V, functools.partial(self._sum_that_fits, V))
-        self.made["products"] += len(V)
-        if self.watch is not None:
-            self.watch.rows += len(V)
-        return result
-
-    def _sum_that_fits(self, V: Tensor) -> Tensor:
         while True:
             try:
-                return self._sum(V)
+                result = engines.product(self.place, V, functools.partial(self._sum, V))
+                break
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 # Ranks that went on by themselves would wait for each other.
                 if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
                     raise
+        self.made["products"] += len(V)
+        if self.watch is not None:
+            self.watch.rows += len(V)
+        return result
 
     def _sum(self, V: Tensor) -> Tensor:
         shared, began = current(self.risk), device_clock(V.device)
