@@ -100,6 +100,11 @@ _NEW_FILE_MODE = 0o666
 _LONGEST_STEM = 40
 
 
+def real(path: str | Path) -> Path:
+    """Return where a path leads, as ``Path.resolve`` does; of a loop of links that path itself, not an error."""
+    return Path(os.path.realpath(path))
+
+
 def check_output(name: str, path: str | Path) -> Path:
     """Return ``path`` after proving, by making and removing a file, that its folder can be written.
 
@@ -119,7 +124,7 @@ def check_output(name: str, path: str | Path) -> Path:
         raise ValueError(f"{name} must be a file; got the named pipe {str(target)!r}. Write a file, and pass that on.")
     if mode and not stat.S_ISREG(mode) and os.access(target, os.W_OK):
         return target
-    folder = target.resolve().parent if target.is_symlink() else target.parent
+    folder = real(target).parent if target.is_symlink() else target.parent
     if not folder.is_dir():
         raise ValueError(
             f"{name} must lie in an existing folder; got {str(target)!r}. Make the folder {str(folder)!r} first."
@@ -152,12 +157,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         OSError: the folder cannot be written or the disk is full; it names ``path``, which is unchanged.
     """
     # A link keeps pointing at its file, and what is no file (a pipe, a terminal) is written to, never replaced.
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        with target.open("wb") as stream:
-            write(stream)
-        return
+    target = real(path)
     try:
+        if target.exists() and not target.is_file():
+            with target.open("wb") as stream:
+                write(stream)
+            return
         _remove_rests(target)
         _replace(target, write)
     except OSError as error:

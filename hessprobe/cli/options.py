@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from hessprobe import files
 from hessprobe.cli import completion, meanings, outputs
 from hessprobe.cli.process import UsageError, as_usage
 from hessprobe.errors import CheckpointError
@@ -409,7 +410,7 @@ def check_outputs(**paths: str | None) -> None:
         if path == "-" and name != "json":
             raise UsageError(f"--{name} must be a file; got '-'. Only the record (--json) can go to stdout.")
         if path is not None and path != "-":
-            place = Path(path).resolve()
+            place = files.real(path)
             if place in seen:
                 raise UsageError(
                     f"--{name} must be another file than --{seen[place]}; got {path!r} for both. Rename one."

@@ -591,7 +591,7 @@ def one_line(error: BaseException) -> str:
             f"not enough memory: {needed} more was needed. Pass a smaller --batch-size, a --memory below what is free "
             "(products are then made in smaller pieces), or fewer --examples."
         )
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _FULL):
         text = _os_sentence(error)
     else:
         text = " ".join((str(error) if isinstance(error, QuotedError) else said_by(error)).split())
@@ -599,10 +599,15 @@ def one_line(error: BaseException) -> str:
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def _os_sentence(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in _FULL
     mend = "Free some space, or choose another folder" if full else "Check the path and its permissions"
-    return f"{error.filename} cannot be {'written' if full else 'used'}: {error.strerror}. {mend}."
+    # Files are written by name; what has none is where the program prints.
+    where = "standard output" if error.filename is None else error.filename
+    return f"{where} cannot be {'written' if full else 'used'}: {error.strerror}. {mend}."
 
 
 def _is_wrong_usage(error: Exception) -> bool:

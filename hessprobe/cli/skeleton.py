@@ -399,7 +399,7 @@ def print_unfinished(outcome: Outcome[Any], console: Console) -> None:
 
 
 FIGURE_FORMATS = (".png", ".svg", ".pdf")
-_PAGES = (".html", ".htm")
+PAGES = (".html", ".htm")
 
 
 def check_drawing(request: Any, out: str | None) -> None:
@@ -416,8 +416,8 @@ def check_drawing(request: Any, out: str | None) -> None:
     if out is not None and Path(out).suffix.lower() not in FIGURE_FORMATS:
         raise process.UsageError(f"--out must end in {', '.join(FIGURE_FORMATS)}; got {out!r}.")
     page = getattr(request, "report", None)
-    if page is not None and Path(page).suffix.lower() not in _PAGES:
-        raise process.UsageError(f"--report must end in {', '.join(_PAGES)}; got {page!r}.")
+    if page is not None and Path(page).suffix.lower() not in PAGES:
+        raise process.UsageError(f"--report must end in {', '.join(PAGES)}; got {page!r}.")
     if out is None and (request.width is not None or request.style != "paper"):
         process.say("note: --width and --style have no effect here; they are for the figure of --out")
 

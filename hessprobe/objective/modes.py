@@ -577,6 +577,9 @@ def require_finite(module: nn.Module) -> None:
                 )
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
+            if tensor.element_size() == 1:
+                # Nothing is computed in the eight-bit types, not even whether they are finite.
+                tensor = tensor.float()
             nans = int(torch.isnan(tensor).sum())
             infinite = int(torch.isinf(tensor).sum()) if kind == "parameter" else 0
             if nans or infinite:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hessprobe import files
 from hessprobe.errors import RecordError
 from hessprobe.records.record import read_record
 from hessprobe.report.schema import check_results
@@ -95,20 +96,20 @@ def gather(paths: Sequence[Path]) -> Gathered:
     foreign: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            found.setdefault(path.resolve(), _read(path))
+            found.setdefault(files.real(path), _read(path))
             continue
-        files = sorted(file for file in path.rglob("*.json") if not _hidden(file.relative_to(path)))
+        listed = sorted(file for file in path.rglob("*.json") if not _hidden(file.relative_to(path)))
         before = len(found) + len(broken)
-        for file in files:
+        for file in listed:
             if not _claims_to_be_one(file):
                 foreign.append(file)
                 continue
             try:
-                found.setdefault(file.resolve(), _read(file))
+                found.setdefault(files.real(file), _read(file))
             except RecordError as error:
                 broken.append((file, str(error)))
         if not found and len(found) + len(broken) == before:
-            raise RecordError(_without_records(path, files))
+            raise RecordError(_without_records(path, listed))
     sources = [Source(record, path) for path, record in found.items()]
     return Gathered(tuple(_named(sources)), tuple(broken), tuple(foreign))
 
@@ -149,8 +150,8 @@ def _claims_to_be_one(path: Path) -> bool:
     return isinstance(content, dict) and str(content.get("schema")).startswith("hessprobe.")
 
 
-def _without_records(folder: Path, files: Sequence[Path]) -> str:
-    what = f"{len(files)} JSON files, none of them a record" if files else "no JSON file"
+def _without_records(folder: Path, listed: Sequence[Path]) -> str:
+    what = f"{len(listed)} JSON files, none of them a record" if listed else "no JSON file"
     return (
         f"{folder} must hold records; got a folder with {what}. Make one: "
         f"hessprobe measure CKPT --json {folder / 'measure.json'}"

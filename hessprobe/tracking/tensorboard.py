@@ -45,7 +45,16 @@ def open_writer(target: Any, purge_step: int | None = None) -> tuple[Any, bool]:
         raise UnsupportedError(
             "Writing for TensorBoard needs the package tensorboard. Run pip install 'hessprobe[tracking]'."
         ) from error
-    return SummaryWriter(str(target), purge_step=purge_step), True
+    try:
+        return SummaryWriter(str(target), purge_step=purge_step), True
+    except OSError as error:
+        raise ValueError(
+            about(
+                "writer",
+                f"must name a folder that can be made and written; got {str(target)!r} ({error.strerror or error}). "
+                "Choose another.",
+            )
+        ) from error
 
 
 def scalars(point: Point) -> dict[str, float]:

@@ -133,9 +133,8 @@ def test_a_recipe_that_is_nested_or_large_is_one_sentence(run, tmp_path):
 
 
 def process(*words, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "hessprobe", *map(str, words)], cwd=ROOT, capture_output=True, check=False, **options
-    )
+    options = options or {"capture_output": True}
+    return subprocess.run([sys.executable, "-m", "hessprobe", *map(str, words)], cwd=ROOT, check=False, **options)
 
 
 def test_names_that_are_not_utf_8_and_an_ascii_terminal(digits_checkpoint, tmp_path):
@@ -177,3 +176,57 @@ def test_every_figure_is_written_before_the_first_line_is_printed(run, digits_ch
     with pytest.raises(BrokenPipeError):
         plot.plot([str(record), str(copy)])
     assert {path.stem[0] for path in tmp_path.glob("*.png")} == {"s", "t"}
+
+
+def test_a_loop_of_links_is_one_sentence_wherever_it_stands(run, tmp_path, digits_checkpoint):
+    loop, other = tmp_path / "a", tmp_path / "b"
+    loop.symlink_to(other)
+    other.symlink_to(loop)
+    done = one_sentence(run("info", digits_checkpoint, "--json", loop), 2)
+    assert f"--json must be the path of a file; got '{loop}' (Too many levels of symbolic links). Rename it." in done
+    assert f"{loop}" in one_sentence(run("report", loop, "--out", tmp_path / "p.html"), 1)
+    assert f"{loop}" in one_sentence(run("compare", loop, digits_checkpoint), 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_page_is_written_under_the_name_of_a_page(run, tmp_path, digits_checkpoint, fake):
+    record = tmp_path / "r.json"
+    assert run("measure", digits_checkpoint, "--json", record).code == 0
+    for name in ("p.txt", "p", "p.png"):
+        error = one_sentence(run("report", record, "--out", tmp_path / name), 2)
+        assert f"--out must end in .html, .htm; got '{tmp_path / name}'." in error
+    assert run("report", record, "--out", tmp_path / "p.HTM").code == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_said_with_what_could_not_be_written(run, digits_checkpoint, fake):
+    said = "cannot be written: No space left on device. Free some space, or choose another folder."
+    assert f"error: /dev/full {said}" in run("measure", digits_checkpoint, "--json", "/dev/full").err
+    with open("/dev/full", "w") as full:
+        done = process("info", digits_checkpoint, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr.decode()) == (1, f"hessprobe: error: standard output {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("rho = 'abc'\noptimizer = 'sam'", "rho in RECIPE must be"),
+        ("lr = -1", "lr in RECIPE must be a finite number > 0; got -1."),
+        ("optimizer_args = 3", "optimizer_args in RECIPE must be"),
+        ("milestones = 'x'", "milestones in RECIPE must be"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_not_blamed_on_an_option(run, tmp_path, content, words):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(content)
+    error = one_sentence(run("train", "--model", "mlp", "--recipe", recipe, "--out", tmp_path / "a.pt"), 2)
+    assert f"hessprobe: error: {words.replace('RECIPE', str(recipe))}" in error
+
+
+def test_what_is_typed_beside_a_recipe_is_still_called_an_option(run, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("lr = 0.1\n")
+    error = one_sentence(
+        run("train", "--recipe", recipe, "--model", "mlp", "--lr", "-1", "--out", tmp_path / "a.pt"), 2
+    )
+    assert "hessprobe: error: --lr must be" in error

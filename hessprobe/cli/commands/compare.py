@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hessprobe import files
 from hessprobe.cli import completion, options, process, skeleton
 from hessprobe.cli.options import check_source, settings_of
 from hessprobe.cli.skeleton import Outcome, Report, arguments_of, carry_out, declared, deliver, watched
@@ -196,7 +197,7 @@ def members_of(request: CompareRequest) -> list[Member]:
     paths = [path for given in request.ckpts for path in _expanded(given)]
     places: dict[Path, str] = {}
     for path in paths:
-        place = Path(path).resolve()
+        place = files.real(path)
         if place in places:
             raise process.UsageError(
                 f"CKPT must be different files; got {path!r} twice. A checkpoint does not differ from itself."
@@ -210,7 +211,7 @@ def members_of(request: CompareRequest) -> list[Member]:
         )
     first = paths[0]
     if request.baseline is not None:
-        first = places.get(Path(request.baseline).resolve(), "")
+        first = places.get(files.real(request.baseline), "")
         if not first:
             raise process.UsageError(
                 f"--baseline must be one of the checkpoints compared; got {request.baseline!r}. Name it as CKPT too."
@@ -221,7 +222,7 @@ def members_of(request: CompareRequest) -> list[Member]:
 
 def labels(paths: list[str]) -> list[str]:
     """Return the shortest tails of paths, without their endings, that tell all of them apart."""
-    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    parts = [files.real(path).with_suffix("").parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         found = ["/".join(each[-depth:]) for each in parts]
         if len(set(found)) == len(found):

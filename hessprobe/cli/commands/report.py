@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hessprobe.cli import options, process
-from hessprobe.cli.skeleton import deliver, left_out, page_of
+from hessprobe.cli.skeleton import PAGES, deliver, left_out, page_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,6 +90,8 @@ def _strange(path: Path, error: Exception) -> str:
 def _check(paths: Sequence[Path], out: str, json: str | None) -> None:
     options.require_records(paths)
     options.check_outputs(out=out, json=json)
+    if Path(out).suffix.lower() not in PAGES:
+        raise process.UsageError(f"--out must end in {', '.join(PAGES)}; got {out!r}. hessprobe plot writes figures.")
 
 
 def _publish(arguments: dict[str, Any], page: Page, json: str | None) -> None:

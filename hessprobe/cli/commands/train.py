@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_tools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import typer
 from hessprobe.cli import options, outputs, process
 from hessprobe.cli.commands import train_options as given
 from hessprobe.cli.skeleton import declared, deliver
+from hessprobe.errors import ArgumentMessage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,16 +119,31 @@ def _recipe(request: TrainRequest) -> Recipe:
         values = {key: value for key, value in values.items() if key not in others}
     if request.base is not None and request.base != values.get("base", "sgd"):
         values.pop("base_args", None)
+    typed = set(changes)
     for name, texts in (("optimizer", request.optimizer_arg), ("base", request.base_arg)):
         given = dict(_argument(f"--{name}-arg", text) for text in texts or [])
-        changes[f"{name}_args"] = {**values.get(f"{name}_args", {}), **given}
-    recipe = Recipe(**{**values, **changes})
+        typed |= {f"{name}_args"} if given else set()
+        of_recipe = values.get(f"{name}_args", {})
+        # What is no table is refused below, by name.
+        changes[f"{name}_args"] = {**of_recipe, **given} if isinstance(of_recipe, dict) else of_recipe
+    try:
+        recipe = Recipe(**{**values, **changes})
+    except (ValueError, TypeError) as error:
+        raise _of_file(error, str(request.recipe), values.keys() - typed) from error
     if request.momentum is not None and not optimizers.takes(recipe.optimizer, str(recipe.base), "momentum"):
         raise process.UsageError(
             f"--momentum must be left out for {request.optimizer or recipe.optimizer} with base {recipe.base}, which "
             f"has none; got {request.momentum:g}."
         )
     return recipe
+
+
+def _of_file(error: Exception, recipe: str, keys: Collection[str]) -> Exception:
+    """Return an error about a number, which names the recipe in place of an option where that is where it stands."""
+    message = error.args[0] if error.args else None
+    if not isinstance(message, ArgumentMessage) or message.parameter not in keys:
+        return error
+    return process.UsageError(f"{message.parameter} in {recipe} {message.rest}")
 
 
 def _argument(option: str, text: str) -> tuple[str, Any]:

@@ -122,6 +122,26 @@ def test_nan_and_inf_are_named() -> None:
         EmpiricalRisk(norm, F.mse_loss, [(torch.ones(3, 2), torch.ones(3, 2))])
 
 
+class Narrow(nn.Module):
+    """A layer whose other weights are frozen in eight bits, and widened where they are used."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.own = nn.Linear(2, 2)
+        kept = torch.tensor([[first, 1.0], [0.5, -2.0]]).to(torch.float8_e4m3fn)
+        self.kept = nn.Parameter(kept, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own(x) @ self.kept.float()
+
+
+def test_weights_frozen_in_eight_bits_are_looked_at_as_others_are() -> None:
+    data = [(torch.ones(3, 2), torch.ones(3, 2))]
+    assert EmpiricalRisk(Narrow(1.0), F.mse_loss, data).dim == 6
+    with pytest.raises(NonFiniteError, match="parameter 'kept' must be finite; got 1 nan and 0 inf of 4"):
+        EmpiricalRisk(Narrow(float("nan")), F.mse_loss, data)
+
+
 def test_complex_parameters_are_coordinates_by_their_parts() -> None:
     module = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, bias=False, dtype=torch.complex64))
     risk = EmpiricalRisk(

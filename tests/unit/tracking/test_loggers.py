@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -167,3 +168,12 @@ def test_nothing_is_imported_unless_it_is_named() -> None:
 def test_a_writer_without_a_name_is_refused(writer: str) -> None:
     with pytest.raises(ValueError, match="writer must name a folder; got"):
         open_writer(writer)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"writer must name a folder that can be made and written; got '/proc/x' \("):
+        open_writer("/proc/x")
+    with pytest.raises(ValueError, match=r"got '.*file/x' \(Not a directory\)\. Choose another\."):
+        open_writer(tmp_path / "file" / "x")
