@@ -12,10 +12,10 @@ from runs import left_behind, line, results, spread
 CODES = {"term": {0, 143}, "error": {1}, "memory": {1}, "full": {0, 1}}
 # Where it can come; a signal while a file is removed leaves that file until the next run.
 WHERE = {
-    "term": ("product", "pwrite", "fsync", "replace"),
+    "term": ("product", "pwrite", "replace"),
     "error": ("product",),
     "memory": ("product",),
-    "full": ("product", "pwrite", "fsync", "replace", "unlink"),
+    "full": ("product", "pwrite", "replace", "unlink"),
 }
 
 
