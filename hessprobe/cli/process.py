@@ -471,8 +471,6 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
                 if asked() and not _is_lost(error):
                     say("interrupted")
                     raise typer.Exit(INTERRUPTED) from None
-                if not speaks() and _is_wrong_usage(error):
-                    raise typer.Exit(WRONG_USAGE) from None
                 fail(error, debug)
 
     return _with_options(run, added)
@@ -509,20 +507,20 @@ def naming(named: Callable[[str], str]) -> Iterator[None]:
 
 
 def fail(error: Exception, debug: bool) -> None:
-    """Say what went wrong and leave with the exit code that fits.
+    """Say what went wrong and leave with the exit code that fits; wrong usage is said by one rank alone.
 
     Raises:
         typer.Exit: always.
     """
-    if _is_lost(error):
-        # Of the silent ranks too: each of them may be the only one that is left to say it.
-        with redirect_stderr(sys.__stderr__):
-            say(f"{rank_prefix()}error: {one_line(error)}")
-        raise typer.Exit(RANK_LOST) from None
-    say(f"{rank_prefix()}error: {_named.get()(one_line(error))}")
-    if debug:
-        traceback.print_exception(error)
-    raise typer.Exit(WRONG_USAGE if _is_wrong_usage(error) else FAILED) from None
+    code = RANK_LOST if _is_lost(error) else WRONG_USAGE if _is_wrong_usage(error) else FAILED
+    if code == WRONG_USAGE and not speaks():
+        raise typer.Exit(code) from None
+    # Of the silent ranks too: what befell one of them, or that it has lost another, it may be the only one to know.
+    with contextlib.nullcontext() if speaks() else redirect_stderr(sys.__stderr__ or sys.stderr):
+        say(f"{rank_prefix()}error: {_named.get()(one_line(error))}")
+        if debug:
+            traceback.print_exception(error)
+    raise typer.Exit(code) from None
 
 
 def ended_by(error: BaseException) -> BaseException:

@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+
+from hessprobe.cli.outputs import NAMES, default_figure
+from hessprobe.cli.process import _aside
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -58,6 +62,41 @@ def test_two_ranks_measure_what_one_process_does(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["ckpt.pt", "one.csv", "one.json", "two.csv", "two.json"]
 
 
+def test_a_silent_rank_reads_what_is_there_and_writes_aside(tmp_path: Path):
+    for name in ("net.pt", "net-resume.pt", "net.pt.journal", "other.pt"):
+        (tmp_path / name).write_text(name)
+    with ExitStack() as stack:
+        mine = _aside({"out": str(tmp_path / "net.pt"), "json": "-", "seed": 3}, NAMES, stack)
+        place = Path(mine["out"]).parent
+        assert mine == {"out": str(place / "net.pt"), "json": "-", "seed": 3}
+        assert place != tmp_path
+        # The state of a stopped training and a journal are gone on from.
+        assert {path.name: path.read_text() for path in place.iterdir()} == {
+            name: name for name in ("net.pt", "net-resume.pt", "net.pt.journal")
+        }
+    assert not place.exists()
+
+
+def test_figures_without_a_name_have_one(tmp_path: Path):
+    (tmp_path / "run.1").mkdir()
+    named = {
+        ("landscape", "eigen"): default_figure("landscape", {"ckpt": "a/b.pt", "directions": "eigen"}),
+        ("landscape", "html"): default_figure("landscape", {"directions": "eigen", "interactive": "x.html"}),
+        ("landscape", "code"): default_figure("landscape", {"ckpt": None, "directions": "random"}),
+        ("track", "folder"): default_figure("track", {"run_dir": [str(tmp_path / "run.1")]}),
+        ("track", "file"): default_figure("track", {"run_dir": ["a/b.pt", "c.pt"]}),
+        ("measure", ""): default_figure("measure", {"ckpt": "a.pt"}),
+    }
+    assert list(named.values()) == [
+        "b-eigen.png",
+        None,
+        "objective-random.png",
+        "run.1-track.png",
+        "b-track.png",
+        None,
+    ]
+
+
 def test_a_wrong_argument_is_said_once(folder: Path):
     ended = run(folder, "measure", "ckpt.pt", "-m", "trase", ranks=True)
     assert ended.returncode != 0
@@ -93,6 +132,7 @@ for words in [*commands, words]:
 NET = ("ckpt.pt", "--dtype", "float64", "--examples", "157", "--batch-size", "40")
 TRAIN = ("train", "--model", "cnn:widths=4", "--optimizer", "sam", "--epochs", "1", "--subset", "0.1")
 COMMANDS = {
+    "measure": ("measure", *NET, "-m", "lambda-max", "-m", "trace", "-m", "frob", "--probes", "16"),
     "sharpness": ("sharpness", *NET, "--rho", "0.05"),
     "line": ("landscape", *NET, "--line", "--size", "5", "--map", "error", "--out", "line.svg"),
     "eigenvalues": ("landscape", *NET, "--line", "--size", "3", "--map", "lambda-max", "--out", "eigenvalues.svg"),
@@ -178,4 +218,4 @@ def test_ranks_find_what_one_process_does(trained: Path, alone: dict[str, dict[s
     # Weights are float32.
     own, other = (torch.load(each / "cnn.pt", weights_only=True) for each in (place, trained / "ranks1"))
     for key, tensor in other["state_dict"].items():
-        torch.testing.assert_close(own["state_dict"][key], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(own["state_dict"][key], tensor, rtol=1e-4, atol=2e-6)

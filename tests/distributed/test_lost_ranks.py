@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from hessprobe.cli.process import RANK_LOST
+from hessprobe.cli.process import FAILED, RANK_LOST
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -33,16 +33,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def start(folder: Path, count: int) -> list[subprocess.Popen[str]]:
+def start(folder: Path, count: int, last: str = "ckpt.pt") -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [sys.executable, "-m", "hessprobe", *MEASURE, "--timeout", str(TIMEOUT), "--json", "out.json"]
+    measure = [MEASURE] * (count - 1) + [("measure", last, *MEASURE[2:])]
+    program = [sys.executable, "-m", "hessprobe"]
+    further = ["--timeout", str(TIMEOUT), "--json", "out.json"]
     common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            program,
+            [*program, *measure[rank], *further],
             cwd=folder,
             env={**common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -92,6 +94,17 @@ def test_the_others_say_who_is_lost_and_keep_what_is_known(tmp_path, checkpoint,
         digits, _, text = line.rstrip(b"\n").partition(b" ")
         crc = zlib.crc32(text, crc)
         assert digits == b"%08x" % crc
+
+
+def test_a_rank_that_fails_alone_says_why(tmp_path, checkpoint):
+    (tmp_path / "ckpt.pt").write_bytes(checkpoint.read_bytes())
+    (tmp_path / "torn.pt").write_bytes(checkpoint.read_bytes()[:500])
+    first, second = start(tmp_path, 2, "torn.pt")
+    _, why = second.communicate(timeout=90)
+    _, told = first.communicate(timeout=90)
+    assert (first.returncode, second.returncode) == (RANK_LOST, FAILED), (told, why)
+    assert why.count("hessprobe: rank 1: error: torn.pt") == 1
+    assert told.count("error: rank 1 of 2 has ended or hung") == 1
 
 
 def test_a_rank_that_never_comes_is_not_waited_for(tmp_path, checkpoint):
