@@ -5,6 +5,7 @@ from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch, ForwardBatch
 from hessprobe.objective.empirical import EmpiricalRisk
 from hessprobe.objective.modes import select_parameters
+from hessprobe.objective.vocabulary import causal_lm_forward, linear_cross_entropy
 
 __all__ = [
     "BatchLoss",
@@ -16,5 +17,7 @@ __all__ = [
     "Rosenbrock",
     "Saddle",
     "ScaleInvariantProduct",
+    "causal_lm_forward",
+    "linear_cross_entropy",
     "select_parameters",
 ]
