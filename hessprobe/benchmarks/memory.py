@@ -10,7 +10,9 @@ import importlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +21,43 @@ import torch.nn.functional as F
 from hessprobe.benchmarks import cases
 from hessprobe.benchmarks.processes import Outcome, run_apart
 from hessprobe.errors import MemoryBudgetError
-from hessprobe.hvp.pool import give_back_free
+from hessprobe.hvp.pool import give_back_free, status_bytes
 from hessprobe.measures.registry import measure
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.records.record import held_memory
 
 MB = 10**6
 # Modules that torch imports at the first derivative of a derivative, and the first recording: 70 MB, once a process.
 _LIBRARIES = ("torch._dynamo", "torch.fx.experimental.proxy_tensor", "sympy", "scipy.special")
+
+
+@dataclass
+class Held:
+    """What a block has taken above what the process held when it began.
+
+    Attributes:
+        start: bytes held before.
+        peak: the largest number of bytes above them; None where the system does not tell (elsewhere than on Linux).
+    """
+
+    start: int = 0
+    peak: int | None = None
+
+
+@contextmanager
+def held_memory() -> Iterator[Held]:
+    """Follow the resident set of the process through a block, of a CPU: its peak is set back at the beginning.
+
+    What the allocator holds unused is given back first, so that it is not taken for room.
+    """
+    give_back_free()
+    held = Held(status_bytes("VmRSS"))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield held
+        return
+    yield held
+    held.peak = status_bytes("VmHWM") - held.start
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,14 @@ def on_this_machine() -> int:
 DEFAULT_SHARE = 0.5
 
 
+def status_bytes(name: str) -> int:
+    """Return bytes that Linux tells of this process, ``"VmRSS"`` or the peak ``"VmHWM"``; 0 elsewhere."""
+    for line in _lines("/proc/self/status"):
+        if line.startswith(name):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
 def available_bytes(device: torch.device) -> int:
     """Return the bytes that can still be allocated on ``device`` (a CPU: without swapping)."""
     if device.type == "cuda":

@@ -7,10 +7,8 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,7 +204,7 @@ def peak_memory(device: torch.device | str = "cpu") -> dict[str, int]:
         found = {"process": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     begun = _begun.get()
     if begun:
-        found["above_start"] = max(_status("VmHWM") - begun, 0)
+        found["above_start"] = max(pool.status_bytes("VmHWM") - begun, 0)
     place = torch.device(device)
     return found | ({"device": torch.cuda.max_memory_allocated(place)} if place.type == "cuda" else {})
 
@@ -217,48 +215,7 @@ _begun: ContextVar[int] = ContextVar("begun", default=0)
 
 def begin_memory() -> None:
     """Take what the process holds now for the start of the measurement whose record is made next."""
-    _begun.set(_status("VmRSS"))
-
-
-@dataclass
-class Held:
-    """What a block has taken above what the process held when it began.
-
-    Attributes:
-        start: bytes held before.
-        peak: the largest number of bytes above them; None where the system does not tell (elsewhere than on Linux).
-    """
-
-    start: int = 0
-    peak: int | None = None
-
-
-@contextmanager
-def held_memory() -> Iterator[Held]:
-    """Follow the resident set of the process through a block, of a CPU: its peak is set back at the beginning.
-
-    What the allocator holds unused is given back first, so that it is not taken for room.
-    """
-    pool.give_back_free()
-    held = Held(_status("VmRSS"))
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        yield held
-        return
-    yield held
-    held.peak = _status("VmHWM") - held.start
-
-
-def _status(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        if line.startswith(name):
-            return 1024 * int(line.split()[1])
-    return 0
+    _begun.set(pool.status_bytes("VmRSS"))
 
 
 def to_json(record: Mapping[str, Any]) -> str:

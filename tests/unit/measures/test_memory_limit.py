@@ -120,7 +120,7 @@ def test_a_measurement_within_a_limit_gives_the_same_numbers() -> None:
 
 _PROGRAM = """
 import json, sys, torch, torch._dynamo, hessprobe as hp
-from hessprobe.records.record import held_memory
+from hessprobe.benchmarks.memory import held_memory
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Linear(256, 800), torch.nn.Tanh(), torch.nn.Linear(800, 800), torch.nn.Tanh(),
                           torch.nn.Linear(800, 10))
