@@ -5,6 +5,7 @@ Progress is bars or one line where a person is watching, a plain line a minute w
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -224,7 +225,7 @@ def check_target(name: str, path: str, sign: re.Pattern[bytes] | None = None) ->
             writes there, and ``--force`` was not given; or another process is going to write it.
     """
     run = _current.get()
-    if files.real(path) in run.inputs:
+    if Path(os.path.realpath(path)) in run.inputs:
         raise ValueError(f"--{name} must be another file than those that are read; got {path!r} for both. Rename it.")
     target = check_output(f"--{name}", path)
     if not run.force and target.is_file() and not _is_our_output(name, target, run.command, sign):
@@ -236,7 +237,7 @@ def check_target(name: str, path: str, sign: re.Pattern[bytes] | None = None) ->
 
 
 def _keep(run: Invocation, name: str, target: Path) -> None:
-    place = files.real(target)
+    place = Path(os.path.realpath(target))
     # What is no file (/dev/null) can be written by many.
     if not run.command or place in run.lent or place in run.held or (place.exists() and not place.is_file()):
         return
@@ -257,7 +258,7 @@ def _inputs(arguments: Mapping[str, Any]) -> Iterator[Path]:
             # FILE.py:FUNCTION and KIND:FILE name files too.
             for part in {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}:
                 if _is_file(part):
-                    yield files.real(part)
+                    yield Path(os.path.realpath(part))
 
 
 def _is_file(text: str) -> bool:

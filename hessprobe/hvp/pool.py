@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError, UnsupportedError
 from hessprobe.hvp import engines
-from hessprobe.hvp.answering import Watchman, answered
 from hessprobe.hvp.engines import (
     DoubleBackward,
     Engine,
@@ -45,6 +44,8 @@ from hessprobe.vectors import all_finite, room_for_vectors, row_dots
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from hessprobe.hvp.answering import Watchman
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Ranks:
         Raises:
             RanksError: another rank has ended or does not answer.
         """
-        with answered(None, self.watch):
+        with _answered(self.watch):
             dist.all_reduce(part, group=self.group)
         return part
 
@@ -101,12 +102,18 @@ class Ranks:
     def agreed(self, decide: Callable[[], Any]) -> Any:
         """Return what the first rank decides, on all."""
         found = [decide() if self.rank == 0 else None]
-        with answered(None, self.watch):
+        with _answered(self.watch):
             dist.broadcast_object_list(found, group_src=0, group=self.group)
         return found[0]
 
 
 _active: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+
+
+def _answered(watch: Watchman | None) -> AbstractContextManager[Any]:
+    from hessprobe.hvp.answering import answered
+
+    return answered(None, watch)
 
 
 @contextmanager
