@@ -189,7 +189,7 @@ def _fill(points: Points, plane: Plane, axes: tuple[Floats, ...], book: _Book) -
     held = max(int(_HELD_BYTES // (plane.rows.element_size() * plane.rows.shape[1])), 1)
     if others and points.width == 0:
         points.settle(thetas(others[: min(_TRIED, held)]))
-    step = min(max(points.width, 1), held)
+    step = min(max(points.width, 1) * points.hands, held)
     for start in range(0, len(others), step):
         part = others[start : start + step]
 

@@ -209,6 +209,11 @@ class Points:
         """Those that deal points out; None where each makes all, and shares the products of their eigenvalues."""
         return None if _EIGENVALUES.intersection(self.quantities) else current()
 
+    @property
+    def hands(self) -> int:
+        """How many ranks take a pass of points at the same time, 1 where this process is alone."""
+        return 1 if self.ranks is None else self.ranks.count
+
     def _dealt(self, thetas: Sequence[Tensor], ranks: Ranks) -> dict[str, list[float]]:
         """Return the values of all points, of which each rank computes neighbouring ones; one all-reduce."""
         edges = [round(len(thetas) * rank / ranks.count) for rank in (ranks.rank, ranks.rank + 1)]
