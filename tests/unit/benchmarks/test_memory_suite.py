@@ -49,3 +49,18 @@ def test_each_measurement_is_a_row_with_its_peak_or_with_what_is_said(monkeypatc
     assert len(lines) == 2 + 3 + 2
     assert f"| 60 | {tight.peak / memory.MB:.0f} | {tight.peak / tight.limit:.0%} |" in lines[3]
     assert refused.refused in lines[4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_a_large_network_is_asked_for_less_and_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = replace(SMALL, tol=0.05)
+    monkeypatch.setitem(memory.SETTINGS, "digits", setting)
+    used = memory.use("digits", "lambda-max", 60 * memory.MB)
+    monkeypatch.setitem(memory.SETTINGS, "digits", replace(setting, tol=None))
+    closer = memory.use("digits", "lambda-max", None)
+    assert used.value is not None
+    assert used.interval is not None
+    assert closer.value is not None
+    assert used.interval[0] <= closer.value <= used.interval[1] <= 1.31 * used.value
+    assert used.products is not None
+    assert used.products < (closer.products or 0)
