@@ -45,7 +45,7 @@ from hessprobe.estimators.captured_trace import (
     grown_exchange,
     pilot_products,
 )
-from hessprobe.estimators.hutchinson import Plan, hutchinson, hutchpp, pilot
+from hessprobe.estimators.hutchinson import ROUNDING, Plan, hutchinson, hutchpp, pilot
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
 from hessprobe.estimators.xtrace import basis_of
 from hessprobe.operators import Counted, LinearOperator, aslinearoperator
@@ -330,8 +330,26 @@ def _exact(task: Task) -> Estimate:
     return exact.with_(errors=errors, influence=Influence(batches=batches))
 
 
+def _summed(task: Task) -> Estimate | None:
+    """Return the trace as the operator knows it without its diagonal, or None."""
+    known = task.operator.exact_trace() if task.basis is None and task.control is None else None
+    if known is None:
+        return None
+    blocks = {name: {"value": value, "std_error": 0.0, "df": math.inf} for name, value in known.blocks.items()}
+    return Estimate(
+        value=known.value,
+        errors=ErrorParts(solver=ROUNDING * torch.finfo(task.operator.dtype).eps * abs(known.value)),
+        method="exact",
+        kind="exact",
+        details={"blocks": blocks},
+    )
+
+
 def _auto(task: Task) -> Estimate:
     A, asked = task.operator, task.goal
+    summed = _summed(task)
+    if summed is not None:
+        return _because(summed, "the norms of every example's gradients give it exactly")
     known = A.exact_diagonal()
     least = max(asked.n_probes or 0, budget.DEFAULT_PROBES)
     if known is not None or A.dim <= least or (asked.n_probes is None and budget.exact_pays(A.dim, least)):

@@ -96,6 +96,29 @@ def example_squares(
         return None
 
 
+def summed_squares(
+    batch: EmpiricalBatch, theta: Tensor, directions: Iterable[Tensor]
+) -> tuple[Tensor, dict[str, float]] | None:
+    """Return sum_u |J_i^T u_i|^2 over the directions: of every example, fp64 (B,), and of every parameter tensor.
+
+    As ``example_squares``, which see; the tensors add up to the examples.
+    """
+    names: dict[str, float] = {}
+    work = _Work(batch, theta)
+    total = torch.zeros(batch.examples, dtype=torch.float64, device=theta.device)
+    try:
+        ways = work.checked()
+        if ways is None or ways.rest:
+            return None
+        for group in _groups(directions, work.together):
+            total += work.squares(ways, group, names).sum(0)
+        return total, names
+    except _NO_RULE as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return None
+
+
 def _groups(directions: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
     left = iter(directions)
     while group := list(islice(left, size)):
@@ -157,7 +180,7 @@ class _Work:
         direction = _generic(self.outputs)
         if not self.outputs.requires_grad:
             return Ways()
-        (gradient,) = torch.autograd.grad(self.outputs, self.theta, direction, retain_graph=True)
+        (gradient,) = torch.autograd.grad(self._along(direction), self.theta, retain_graph=True)
         wanted = self.layout.split(gradient)
         ruled = {name: uses for name, uses in self.owners.items() if all(self._fits(path) for path, _ in uses)}
         held = {name: path for name in self.owners if (path := self._module_around(name)) is not None}
@@ -233,8 +256,8 @@ class _Work:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def squares(self, ways: Ways, directions: Sequence[Tensor]) -> Tensor:
-        """Return the squares (D, B) for some directions."""
+    def squares(self, ways: Ways, directions: Sequence[Tensor], names: dict[str, float] | None = None) -> Tensor:
+        """Return the squares (D, B) for some directions; those of every parameter are added to ``names``."""
         total = torch.zeros(len(directions), self.examples, dtype=torch.float64, device=self.theta.device)
         paths = [path for uses in ways.rules.values() for path, _ in uses] + list(ways.modules.values())
         slopes = self._slopes(dict.fromkeys(paths), directions)
@@ -243,10 +266,17 @@ class _Work:
             if squares is None:
                 raise UnsupportedError(f"The uses of {name} have no rule together.")
             total += squares
+            if names is not None:
+                names[name] = names.get(name, 0.0) + float(squares.sum())
         for draw, direction in enumerate(directions):
             for path in dict.fromkeys(ways.modules.values()):
-                names = [name for name, own in ways.modules.items() if own == path]
-                total[draw] += self._inside(path, names, slopes[path][0][draw])[0]
+                inside = [name for name, own in ways.modules.items() if own == path]
+                # Together where nobody asks for each: a module is run once more for every call.
+                for held in [inside] if names is None else [[name] for name in inside]:
+                    squares = self._inside(path, held, slopes[path][0][draw])[0]
+                    total[draw] += squares
+                    if names is not None:
+                        names[held[0]] = names.get(held[0], 0.0) + float(squares.sum())
             if ways.rest:
                 total[draw] += self._through_the_model(ways.rest, direction)[0]
         return total
@@ -257,11 +287,16 @@ class _Work:
         if not results:
             return {}
         passes = [
-            torch.autograd.grad(self.outputs, results, direction, retain_graph=True, materialize_grads=True)
+            torch.autograd.grad(self._along(direction), results, retain_graph=True, materialize_grads=True)
             for direction in directions
         ]
         found = ([self._by_examples(slope) for slope in slopes] for slopes in zip(*passes, strict=True))
         return {path: [next(found) for _ in self.calls[path]] for path in paths}
+
+    def _along(self, direction: Tensor) -> Tensor:
+        # As a cotangent of its own it would be checked by what takes a second to import, see ``pulled_back``.
+        with torch.enable_grad():
+            return torch.dot(self.outputs.reshape(-1), direction.reshape(-1).to(self.outputs.dtype))
 
     def _by_examples(self, tensor: Tensor) -> Tensor:
         if len(tensor) == self.examples:

@@ -30,13 +30,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import grad, jvp
 
 from hessprobe import checks
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.hvp.auto import EXPECTED_MATVECS
 from hessprobe.hvp.gauss_newton import GaussNewton
-from hessprobe.hvp.output_space import MAX_OUTPUTS, agree, convex_on, differentiating_twice, loss_hessians, square_roots
+from hessprobe.hvp.output_space import (
+    MAX_OUTPUTS,
+    agree,
+    bending,
+    convex_on,
+    differentiating_twice,
+    loss_hessians,
+    square_roots,
+)
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.objective.base import (
     BatchLoss,
@@ -192,8 +199,7 @@ def _require_natural(batch: BatchLoss, theta: Tensor) -> None:
 def _bend(batch: BatchLoss, outputs: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    bent: Tensor = jvp(grad(batch.loss_of_outputs), (outputs,), (probe,))[1]
-    return bent
+    return bending(batch, outputs)(probe)
 
 
 def _turned(batch: BatchLoss) -> BatchLoss | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,15 @@ from hessprobe.hvp.engines import (
 )
 from hessprobe.hvp.example_norms import Ways
 from hessprobe.hvp.linearized import Linearized
-from hessprobe.hvp.output_space import MAX_OUTPUTS, agree, loss_hessians, require_convex, sampled_trace, square_roots
+from hessprobe.hvp.output_space import (
+    MAX_OUTPUTS,
+    agree,
+    exact_squares,
+    loss_hessians,
+    require_convex,
+    sampled_trace,
+    square_roots,
+)
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.tracing import LinearFunction
 from hessprobe.objective.activations import ActivationRisk
@@ -42,7 +51,7 @@ from hessprobe.objective.base import BatchLoss, Objective, SecondOrderLosses, re
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import MISFITS, passes_to_cut
 from hessprobe.objective.classes import ClassRisk, shares_of
-from hessprobe.operators.base import LinearOperator, SampledTrace
+from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout, row_dots
 
 # Bytes of per-example gradients held at once, within the budget; more gains nothing.
@@ -240,6 +249,8 @@ def _record_calls(
 # Batches on which the convexity of a loss of unknown make is looked at.
 _LOOKED_AT = 8
 _DRAWS = "output draws"
+# Outputs of an example up to which the trace is summed over all of them.
+_SUMMED_OUTPUTS = 64
 _LINEAR = (
     "the loss is linear in the model's outputs, as NLLLoss is in log-probabilities: its Gauss-Newton matrix is 0 by "
     "definition; of a likelihood measure the Fisher matrix (operator='fisher')"
@@ -392,6 +403,8 @@ class GaussNewton(LinearOperator):
         self._ways: list[Ways] = []
         self._draws, self._draw_seconds = 0.0, dict[str, float]()
         self._traces: Tensor | None = None
+        self._exact_trace: ExactTrace | None = None
+        self._has_exact_trace = True
         with self._pool.context():
             bends = [require_convex(batch, risk.theta) for batch in _sample(risk)]
         if not any(bends):
@@ -525,9 +538,47 @@ class GaussNewton(LinearOperator):
             return self._diagonal
         return self._diagonal[0], 0.0
 
+    def exact_trace(self) -> ExactTrace | None:
+        """Return tr G from the norms of every example's gradients, see ``exact_squares``, at C / 3 products.
+
+        None where an example has more than 64 outputs, or there is no such way.
+        """
+        if self._exact_trace is None and self._has_exact_trace:
+            with self._pool.context():
+                self._exact_trace = self._summed()
+            self._has_exact_trace = self._exact_trace is not None
+            return self._exact_trace
+        return None if self._exact_trace is None else replace(self._exact_trace, cost=0.0)
+
+    def _summed(self) -> ExactTrace | None:
+        first = next(iter(self.risk.terms()))
+        with torch.no_grad():
+            outputs = first.outputs(self.risk.theta)
+        if outputs.dim() < 2 or outputs[0].numel() > _SUMMED_OUTPUTS:
+            return None
+        cut = self._source.groups(GROUPS)
+        edges = cut.edges if cut is not None else ((),) * self.risk.n_terms
+        shares, weights, blocks = [], [], dict.fromkeys(self.blocks, 0.0)
+        for batch, groups in zip(self.risk.terms(), edges, strict=True):
+            found = exact_squares(batch, self.risk.theta)
+            if found is None or not isinstance(batch, EmpiricalBatch):
+                return None
+            squares, names = found
+            for name, value in names.items():
+                blocks[name] += batch.weight * value
+            for start, stop in groups or ((0, len(squares)),):
+                shares.append(batch.weight * float(squares[start:stop].sum()))
+                weights.append(batch.slice(start, stop).weight if groups else batch.weight)
+        cost = diagonal_cost(first, self.risk.theta) + (0.0 if cut is None else cut.passes / 6)
+        told = torch.tensor([weights, shares], dtype=torch.float64)
+        return ExactTrace(math.fsum(shares), blocks, told[0], told[1] / told[0], cost)
+
     def group_traces(self) -> tuple[Tensor, Tensor] | None:
-        """Return weights (G,) and traces (G,) of the groups of examples once ``exact_diagonal`` has been made."""
-        return None if self._traces is None else (self._traces[0], self._traces[1])
+        """Return weights (G,) and traces (G,) of groups of examples, once the diagonal or the trace has been made."""
+        if self._traces is None:
+            known = self._exact_trace
+            return None if known is None else (known.weights, known.traces)
+        return self._traces[0], self._traces[1]
 
     def exact_diagonal_cost(self) -> float:
         """Return the cost of ``exact_diagonal``: 0 once it is known, inf where an example has too many outputs."""

@@ -21,7 +21,7 @@ from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.hvp.verification import COMPARED, ProductError, compare
 from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import Objective, require_objective
-from hessprobe.operators.base import LinearOperator
+from hessprobe.operators.base import ExactTrace, LinearOperator
 from hessprobe.vectors import ParameterLayout
 
 ENGINES: dict[str, Callable[[], Engine]] = {
@@ -93,6 +93,7 @@ class Hessian(LinearOperator):
         self._source = BatchProducts(risk, ENGINES, engine, memory, expected_matvecs)
         self._surrogate: GaussNewton | None = None
         self._alone = False
+        self._alike: bool | None = None
         self._surrogate_engine = surrogate_engine
 
     def __repr__(self) -> str:
@@ -167,6 +168,25 @@ class Hessian(LinearOperator):
                     raise
                 self._alone = True
         return self._surrogate
+
+    def exact_trace(self) -> ExactTrace | None:
+        """Return tr H where it is tr G of the Gauss-Newton matrix, see ``trace_is_near``: piecewise linear networks."""
+        if self._alike is None:
+            self._alike = bool(self.is_exact) and self.surrogate is not None and self._is_alike()
+        return self._surrogate.exact_trace() if self._alike and self._surrogate is not None else None
+
+    def _is_alike(self) -> bool:
+        near = self._surrogate
+        if near is None or near.exact_trace() is None:
+            return False
+        from hessprobe.hvp.piecewise import trace_is_near
+
+        with self._source.pool.context():
+            return trace_is_near(self.risk, self, near)
+
+    def group_traces(self) -> tuple[Tensor, Tensor] | None:
+        """Return those of the Gauss-Newton matrix where ``exact_trace`` has found the traces to be the same."""
+        return self._surrogate.group_traces() if self._alike and self._surrogate is not None else None
 
     def example_lambda_max(self, *, steps: int = 50, rtol: float = 1e-3, seed: int = 0) -> Any:
         """Return lambda_max(d^2 l_i / d a_i^2) of every example's own loss, for a Hessian made with ``wrt=``.

@@ -36,10 +36,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.example_norms import Ways, example_squares
+from hessprobe.hvp.engines import pulled_back, require_differentiable
+from hessprobe.hvp.example_norms import Ways, example_squares, summed_squares
 from hessprobe.hvp.verification import runs_custom_functions
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
@@ -64,17 +64,43 @@ def loss_hessians(batch: BatchLoss, outputs: Tensor) -> Tensor | None:
     count = outputs[0].numel()
     directions = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
 
-    def column(direction: Tensor) -> Tensor:
-        tangent = direction.view(outputs.shape[1:]).expand_as(outputs)
-        bent: Tensor = jvp(grad(batch.loss_of_outputs), (outputs,), (tangent,))[1]
-        return bent.reshape(outputs.shape[0], count)
-
-    columns: Tensor = vmap(column)(directions)
-    blocks = columns.permute(1, 2, 0)
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    bent = jvp(grad(batch.loss_of_outputs), (outputs,), (probe,))[1].reshape(outputs.shape[0], count)
+    bend = bending(batch, outputs)
+    columns = [bend(unit.view(outputs.shape[1:]).expand_as(outputs)) for unit in directions]
+    blocks = torch.stack([column.reshape(outputs.shape[0], count) for column in columns], dim=2)
+    probe = _probe(outputs)
+    bent = bend(probe).reshape(outputs.shape[0], count)
     return blocks if agree(torch.einsum("sij,sj->si", blocks, probe.flatten(1)), bent) else None
+
+
+def bending(batch: BatchLoss, outputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the product of d^2 l / df^2 at these outputs with directions of their shape, the gradient's graph kept.
+
+    Differentiated backwards twice: ``torch.func.grad`` loads torch's compiler, most of a second, at its first use.
+    """
+    with torch.enable_grad():
+        point = outputs.detach().clone().requires_grad_()
+        loss = batch.loss_of_outputs(point)
+        # A factor that requires a gradient, or a function that is differentiable once passes for a linear one.
+        one = torch.ones_like(loss, requires_grad=True)
+        (slope,) = (
+            torch.autograd.grad(loss * one, point, create_graph=True, materialize_grads=True)
+            if loss.requires_grad
+            else (torch.zeros_like(outputs),)
+        )
+    try:
+        require_differentiable(slope)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"The loss has no second derivative in the model's outputs: {str(error)[0].lower()}{str(error)[1:]}"
+        ) from error
+
+    def bend(direction: Tensor) -> Tensor:
+        if not slope.requires_grad:
+            return torch.zeros_like(direction)
+        with torch.enable_grad():
+            return pulled_back(slope.reshape(-1), point, direction.reshape(-1))
+
+    return bend
 
 
 def agree(one: Tensor, other: Tensor) -> bool:
@@ -167,7 +193,7 @@ def _require_own_bend(batch: BatchLoss, outputs: Tensor) -> None:
 
     generator = torch.Generator().manual_seed(3)
     v = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    bent = jvp(grad(batch.loss_of_outputs), (outputs,), (v,))[1]
+    bent = bending(batch, outputs)(v)
     step = 1e-4 if outputs.dtype == torch.float64 else 1e-2
     told = (slope(outputs + step * v) - slope(outputs - step * v)) / (2 * step)
     if float((told - bent).norm()) > 0.05 * float(told.norm()):
@@ -186,14 +212,15 @@ def _extremes(batch: BatchLoss, outputs: Tensor, blocks: Tensor | None) -> tuple
     if outputs.numel() <= _WRITTEN_OUT:
         # Examples that see each other: random directions hardly meet the few that a contrastive loss bends down.
         units = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
-        columns = [jvp(grad(batch.loss_of_outputs), (outputs,), (u.view_as(outputs),))[1].flatten() for u in units]
+        bend = bending(batch, outputs)
+        columns = [bend(unit.view_as(outputs)).flatten() for unit in units]
         values = torch.linalg.eigvalsh(torch.stack(columns).double())
         return float(values.min()), float(values.abs().max())
     generator = torch.Generator().manual_seed(0)
-    forms = []
+    forms, bend = [], bending(batch, outputs)
     for _ in range(4):
         direction = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-        bent = jvp(grad(batch.loss_of_outputs), (outputs,), (direction,))[1]
+        bent = bend(direction)
         forms.append(float((bent.double() * direction.double()).sum()))
     return min(forms), max(abs(form) for form in forms)
 
@@ -262,6 +289,30 @@ def sampled_squares(
     return example_squares(batch, theta, directions, ways)
 
 
+def exact_squares(batch: BatchLoss, theta: Tensor) -> tuple[Tensor, dict[str, float]] | None:
+    """Return tr G of every example of one batch, fp64 (B,), and the part of every parameter tensor of their sum.
+
+    sum_c |J_i^T L_i e_c|^2 over the C outputs of an example: C backward passes over the batch, gradients never formed.
+    None where the square root of the loss Hessian is not known, examples see each other, or a parameter is none of a
+    layer or module of its own.
+    """
+    if not isinstance(batch, EmpiricalBatch) or not batch.separable:
+        return None
+    with torch.no_grad():
+        outputs = batch.outputs(theta).detach()
+    root = _root(batch, outputs) if outputs.dim() > 1 else None
+    if root is None or len(outputs) != batch.examples:
+        return None
+    count = outputs[0].numel()
+
+    def column(index: int) -> Tensor:
+        unit = torch.zeros(count, dtype=outputs.dtype, device=outputs.device)
+        unit[index] = 1.0
+        return root(unit.view(outputs.shape[1:]).expand_as(outputs))
+
+    return summed_squares(batch, theta, (column(index) for index in range(count)))
+
+
 def _root(batch: EmpiricalBatch, outputs: Tensor) -> Root | None:
     """Return s -> L s on tensors of the shape of the outputs, checked against the loss; None where L is not known."""
     for dim in dict.fromkeys((1, outputs.dim() - 1)) if outputs.dim() > 1 else ():
@@ -281,9 +332,8 @@ def _root(batch: EmpiricalBatch, outputs: Tensor) -> Root | None:
 
 def _elementwise_root(batch: EmpiricalBatch, outputs: Tensor) -> Root | None:
     """Return the root for a loss that is a sum over outputs, such as a squared error; else None."""
-    bends = jvp(grad(batch.loss_of_outputs), (outputs,), (torch.ones_like(outputs),))[1]
-    probe = _probe(outputs)
-    seen = jvp(grad(batch.loss_of_outputs), (outputs,), (probe,))[1]
+    bend, probe = bending(batch, outputs), _probe(outputs)
+    bends, seen = bend(torch.ones_like(outputs)), bend(probe)
     if not agree(bends * probe, seen) or not bool((bends >= 0).all()):
         return None
     scale = bends.sqrt()
@@ -308,7 +358,7 @@ def _softmax_root(batch: EmpiricalBatch, outputs: Tensor, dim: int) -> Root | No
     flat = torch.zeros_like(outputs)
     ramp = torch.linspace(-1, 1, count, dtype=torch.float64).to(outputs)
     ramp = ramp.view([-1 if axis == dim else 1 for axis in range(outputs.dim())]).expand_as(outputs)
-    bent = jvp(grad(batch.loss_of_outputs), (flat,), (ramp,))[1]
+    bent = bending(batch, flat)(ramp)
     form = (ramp.double() * bent.double()).sum(dim, keepdim=True)
     weights = form / ramp.double().square().mean(dim, keepdim=True)
     if not bool((weights >= 0).all()):
@@ -321,7 +371,7 @@ def _softmax_root(batch: EmpiricalBatch, outputs: Tensor, dim: int) -> Root | No
         return bent
 
     probe = _probe(outputs)
-    seen = jvp(grad(batch.loss_of_outputs), (outputs,), (probe,))[1]
+    seen = bending(batch, outputs)(probe)
     if not agree(bend(probe).to(seen.dtype), seen):
         return None
     scale, root_shares = weights.sqrt(), shares.sqrt()

@@ -584,7 +584,7 @@ class GroupedObjective(Objective):
     """
 
     def __init__(self, risk: Objective, edges: tuple[tuple[tuple[int, int], ...], ...], passes: float = 0.0) -> None:
-        self._risk, self._edges, self.passes = risk, edges, passes
+        self._risk, self.edges, self.passes = risk, edges, passes
         self.dim, self.dtype, self.device = risk.dim, risk.dtype, risk.device
         self.group = risk.group
         self.theta, self.layout, self.caveats = risk.theta, risk.layout, risk.caveats
@@ -600,7 +600,7 @@ class GroupedObjective(Objective):
 
     def terms(self) -> Iterator[BatchLoss]:
         """Yield the groups, in the order of the data."""
-        for batch, edges in zip(self._risk.terms(), self._edges, strict=True):
+        for batch, edges in zip(self._risk.terms(), self.edges, strict=True):
             yield from (batch.slice(start, stop) for start, stop in edges) if edges else (batch,)
 
 

@@ -1,7 +1,7 @@
 """Symmetric matrices known by their products: the interface, dense and foreign ones, counting, algebra."""
 
 from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Grouped, Reordered, Shifted
-from hessprobe.operators.base import Block, Combination, LinearOperator, SampledTrace
+from hessprobe.operators.base import Block, Combination, ExactTrace, LinearOperator, SampledTrace
 from hessprobe.operators.wrapped import Counted, DenseOperator, Tally, WrappedOperator, aslinearoperator, settled
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Counted",
     "Deflated",
     "DenseOperator",
+    "ExactTrace",
     "Grouped",
     "LinearOperator",
     "Reordered",

@@ -174,6 +174,24 @@ class SampledTrace:
     cost: float
 
 
+@dataclass(frozen=True)
+class ExactTrace:
+    """A trace known exactly by other means than the diagonal.
+
+    Attributes:
+        value: the trace.
+        blocks: the part of every block of ``LinearOperator.blocks``.
+        weights, traces: (G,) fp64, of groups of examples: value = sum_g weights[g] traces[g].
+        cost: in products.
+    """
+
+    value: float
+    blocks: dict[str, float]
+    weights: Tensor
+    traces: Tensor
+    cost: float
+
+
 X = TypeVar("X")
 
 
@@ -307,6 +325,10 @@ class LinearOperator(ABC):
     def exact_diagonal_cost(self) -> float:
         """Return what ``exact_diagonal`` is about to cost in products; inf where it is known to give nothing."""
         return 0.0
+
+    def exact_trace(self) -> ExactTrace | None:
+        """Return the exact trace where it is cheap to know without the diagonal; else None."""
+        return None
 
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return tr A from random directions elsewhere than in parameter space; None where there is no such way.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError, about
-from hessprobe.operators.base import LinearOperator, SampledTrace
+from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout
 
 # Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
@@ -356,6 +356,13 @@ class Counted(LinearOperator):
         known = self.inner.exact_diagonal()
         if known is not None:
             self.tally.products += known[1] * self.share
+        return known
+
+    def exact_trace(self) -> ExactTrace | None:
+        """Return the inner exact trace; its cost goes to the tally."""
+        known = self.inner.exact_trace()
+        if known is not None:
+            self.tally.products += known.cost * self.share
         return known
 
     def group_traces(self) -> tuple[Tensor, Tensor] | None:

@@ -1,0 +1,117 @@
+"""Where the Hessian and the Gauss-Newton matrix have one trace: networks that are piecewise linear layer by layer.
+
+With outputs f and loss l, H = G + F, F = sum_i (d l / d f_i) d^2 f_i. Where the outputs are, near theta, linear in the
+parameters of every single layer (linear and convolutional layers, ReLU, pooling, normalisation by stored statistics,
+residual connections), the blocks of d^2 f_i within a layer are 0, so that H and G have the same diagonal and the same
+trace: a theorem, whatever the data and the loss. Nothing of it is assumed: second derivatives inside every layer are
+computed, and must be exactly 0.
+
+References:
+    Botev, Ritter, Barber (2017), "Practical Gauss-Newton optimisation for deep learning" (piecewise linear transfer
+    functions: the blocks of H and of G on the diagonal are equal).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.engines import pulled_back
+from hessprobe.objective.base import Objective
+from hessprobe.objective.batches import EmpiricalBatch
+
+if TYPE_CHECKING:
+    from hessprobe.operators.base import LinearOperator
+
+# Examples of a batch on which every layer is looked at, and what they are divided by: layers cost a pass each.
+_EXAMPLES, _PASSES = 16, 512
+# Forms of both matrices that are compared, in all.
+_COMPARED = 4
+_SAME = {torch.float64: 1e-8}
+
+
+def trace_is_near(risk: Objective, matrix: LinearOperator, near: LinearOperator) -> bool:
+    """Return whether tr H is tr G: outputs linear in every layer's parameters, and G the G of this H.
+
+    Second derivatives of the outputs inside every layer are looked at on some examples of the first and of the last
+    batch. That the loss has the Hessian in the outputs that G was made of is then seen on all data: on every batch,
+    v^T H v must be v^T G v to rounding for a random v inside one layer, each in its turn.
+
+    Args:
+        risk: the objective.
+        matrix: its Hessian H, whose products are checked.
+        near: its Gauss-Newton matrix G.
+    """
+    layers = _layers(risk)
+    last = None
+    for last in risk.terms():
+        if not isinstance(last, EmpiricalBatch) or not last.separable or last.reads_parameters or last.model.pairs:
+            return False
+        if last.index == 0 and not _is_linear_inside(last, risk.theta, layers):
+            return False
+    if last is None or (risk.n_terms > 1 and not _is_linear_inside(last, risk.theta, layers)):
+        return False
+    return _forms_agree(matrix, near, layers)
+
+
+def _layers(risk: Objective) -> list[list[slice]]:
+    """Return where the parameters of each module lie."""
+    found: dict[str, list[slice]] = {}
+    for name, where in risk.layout.slices.items():
+        found.setdefault(name.rpartition(".")[0], []).append(where)
+    return list(found.values())
+
+
+def _inside(vector: Tensor, layer: list[slice]) -> Tensor:
+    """Return the vector with zeros outside a layer."""
+    kept = torch.zeros_like(vector)
+    for where in layer:
+        kept[where] = vector[where]
+    return kept
+
+
+def _is_linear_inside(batch: EmpiricalBatch, theta: Tensor, layers: list[list[slice]]) -> bool:
+    """Return whether w^T (d^2 (u . f)) w is exactly 0 for a random u and a random w inside every layer."""
+    examples = min(batch.examples, max(2, min(_EXAMPLES, _PASSES // len(layers))))
+    try:
+        part = batch.slice(0, examples)
+        with torch.enable_grad():
+            leaf = theta.detach().clone().requires_grad_()
+            outputs = part.outputs(leaf)
+            combined = torch.dot(outputs.reshape(-1), _normal((outputs.numel(),), outputs))
+            (pulled,) = torch.autograd.grad(combined, leaf, create_graph=True, materialize_grads=True)
+        if not pulled.requires_grad:
+            return True
+        w = _normal((1, theta.numel()), theta)[0]
+        for layer in layers:
+            inside = _inside(w, layer)
+            bent = pulled_back(pulled, leaf, inside)
+            if any(bool(bent[where].any()) for where in layer):
+                return False
+    except (UnsupportedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    return True
+
+
+def _forms_agree(matrix: LinearOperator, near: LinearOperator, layers: list[list[slice]]) -> bool:
+    probes = max(1, -(-_COMPARED // matrix.n_terms))
+    W = _normal((probes, matrix.dim), torch.empty(0, dtype=matrix.dtype, device=matrix.device))
+    tolerance = _SAME.get(matrix.dtype, 1e-3)
+    for index, ((_, H), (_, G)) in enumerate(zip(matrix.terms(), near.terms(), strict=True)):
+        rows = [_inside(row, layers[(index * probes + k) % len(layers)]) for k, row in enumerate(W)]
+        V = torch.stack(rows)
+        own, other = H.quadratic_forms(V), G.quadratic_forms(V)
+        if bool(((own - other).abs() > tolerance * other.abs()).any()):
+            return False
+    return True
+
+
+def _normal(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return random numbers that no stream of probes shares."""
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
