@@ -41,6 +41,8 @@ _KEPT = 0.6
 # Share of the squares that all directions may leave where the spectrum decays; directions that are deflated for safety;
 # share of another way's products that a way with fewer directions must come down to.
 _DECAYS, _SPARE, _CLEARLY = 0.9, 3, 0.8
+# Share of a rival's products that doubling a sketch once may take.
+_RISKED = 0.25
 # Bytes of fp64 rows that an XTrace may hold.
 _MEMORY = 1 << 29
 
@@ -81,7 +83,7 @@ def captured_way(task: Task, kept: tuple[Tensor, Tensor], value: float, rival: f
     decays = len(basis) == m and float(left[-1]) < _DECAYS * float(left[0])
     if not decays or min(rival, task.operator.dim) <= SKETCH_PAYS:
         return None
-    return _grown(task, _first(task, probes, products, basis))
+    return _grown(task, _first(task, probes, products, basis), rival)
 
 
 def _passes(task: Task, std: float, m: int, value: float) -> int:
@@ -155,16 +157,17 @@ def _doubled(task: Task, sketch: _Sketch) -> _Sketch | None:
     return _Sketch(both, value, std, _rate(sketch.std, std), m)
 
 
-def _grown(task: Task, sketch: _Sketch) -> Way[Estimate]:
+def _grown(task: Task, sketch: _Sketch, rival: float) -> Way[Estimate]:
     """Return the cheaper of Hutchinson's estimator and XTrace on what a sketch leaves that is doubled while that pays.
 
     It pays where XTrace would more than double it by itself: its size is then a guess from how the remainder fell last.
+    Doubling ends where it takes a share of what the ``rival`` way would: it may find nothing.
     """
     passes, count = _sizes(task, sketch)
     while count > sketch.size:
         least = min(passes, 2 * count, task.operator.dim) / (2 * sketch.size)
         worth = least > (_WORTH if sketch.rate > _FLAT else _WORTH_A_LOOK)
-        larger = _doubled(task, sketch) if worth else None
+        larger = _doubled(task, sketch) if worth and 2 * sketch.size <= _RISKED * rival else None
         if larger is None:
             break
         sketch = larger

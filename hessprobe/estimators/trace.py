@@ -48,7 +48,7 @@ from hessprobe.estimators.captured_trace import (
 from hessprobe.estimators.hutchinson import ROUNDING, Plan, hutchinson, hutchpp, pilot
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
 from hessprobe.estimators.xtrace import basis_of
-from hessprobe.operators import Counted, LinearOperator, aslinearoperator
+from hessprobe.operators import BlockDiagonal, Counted, LinearOperator, aslinearoperator
 from hessprobe.vectors import LAWS, ProbeStream
 
 
@@ -128,6 +128,9 @@ def trace_data(A: LinearOperator, estimate: Estimate, seed: int) -> Estimate:
     known = A.group_traces()
     if known is not None and len(known[0]) > 1:
         return _with(estimate, Batches(known[0], known[1][None], shared=True), data_error(*known))
+    own = None if estimate.influence is None else estimate.influence.batches
+    if own is not None and len(own.weights) >= GROUPS and estimate.errors.data is not None:
+        return estimate
     finer = A.grouped(GROUPS)
     untold = estimate.errors.data is None and _UNRESOLVED not in estimate.flags
     if finer.n_terms == 1 or not (untold or (finer.n_terms > A.n_terms and estimate.kind != "exact")):
@@ -172,8 +175,11 @@ def _sampled(A: LinearOperator, seed: int, *, vanished: bool) -> Batches:
 
 METHODS = ("auto", "hutchinson", "hutch++", "xtrace", "exact")
 
+# Groups of examples that have probes of their own, where the plain plan takes more products than the second number; the
+# most that a product by groups may cost, in products, and what is so little that they are taken at once.
+_FINER, _GROUPS_PAY, _DEAREST, _HARDLY_DEARER = 32, 48, 2.5, 1.3
 # Blocks are tried where the plain plan takes this many products for each of them: a pilot and a run inside blocks.
-_BLOCKS_PAY = 8
+_BLOCKS_PAY = 16
 
 
 def trace(
@@ -357,15 +363,16 @@ def _auto(task: Task) -> Estimate:
         return _because(_exact(task), why)
     if asked.n_probes is not None:
         return _because(hutchinson(task), "a fixed number of probes leaves nothing for a pilot")
-    first = pilot(task)
+    first = _first_plan(task)
     plan = _cheaper_plan(task, first)
     used = "with" if plan.known.surrogate is not None or plan.draws is not None else "without"
-    used = f"inside blocks {used}" if plan.task is not task else used
+    blocks = isinstance(plan.task.operator, BlockDiagonal)
+    used = f"{'inside blocks' if blocks else 'by groups of examples'} {used}" if plan.task is not task else used
     kind = "sampled " if plan.draws is not None else ""
     why = f"Hutchinson {used} {kind}control variate needs about {plan.products:.0f} products"
     ways = [Way(plan.products, lambda: hutchinson(task, plan), why)]
     kept = first.kept if first.known.surrogate is None else None
-    if kept is None and min(plan.products, A.dim) > SKETCH_PAYS:
+    if kept is None and min(plan.products, A.dim) > 2 * SKETCH_PAYS:
         kept = pilot_products(task)
     captured = None if kept is None else captured_way(task, kept, first.details["value"], plan.products)
     if captured is not None:
@@ -380,6 +387,28 @@ def _cheaper_plan(task: Task, plan: Plan) -> Plan:
         return plan
     other = pilot(replace(task, operator=blocks))
     return other if other.products < plan.products else plan
+
+
+def _first_plan(task: Task) -> Plan:
+    """Return the plan of a pilot: with probes of their own for groups of examples where these cost little more.
+
+    A pass with fresh probes for each of B groups has the variance 2 sum_b w_b^2 |offdiag H_b|_F^2, about 1/B of that of
+    one group's matrix: less for more groups, until their matrices are those of single examples.
+    """
+    A = task.operator
+    finer = A.grouped(_FINER) if task.basis is None and 2 * A.n_terms <= _FINER else A
+    price = math.inf if finer.n_terms <= A.n_terms else finer.cost_of("product") / A.cost_of("product")
+    if price <= _HARDLY_DEARER:
+        return _priced(pilot(replace(task, operator=finer)), price)
+    plan = pilot(task)
+    if price > _DEAREST or plan.products <= _GROUPS_PAY:
+        return plan
+    other = _priced(pilot(replace(task, operator=finer)), price)
+    return other if other.products < plan.products else plan
+
+
+def _priced(plan: Plan, price: float) -> Plan:
+    return replace(plan, cost=plan.cost * price, draw_cost=plan.draw_cost * price, kept=None)
 
 
 def _because(estimate: Estimate, reason: str) -> Estimate:

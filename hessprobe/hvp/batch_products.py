@@ -7,6 +7,7 @@ One batch's curvature as an operator of its own.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
@@ -30,6 +31,7 @@ from hessprobe.hvp.verification import (
     require_symmetric,
 )
 from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import GroupedObjective, by_groups
 from hessprobe.operators.base import LinearOperator, SampledTrace
 from hessprobe.vectors import ParameterLayout
@@ -148,6 +150,7 @@ class ByGroups(LinearOperator):
         self._of_parent, self._names, self._verified = engine, list[str](), False
         self._engines, self._budget, self._layout = engines, budget, objective.layout
         self._chosen: Engine | None = None
+        self._price: float | None = None
         self._pool = ProductPool(objective, self._make, MemoryBudget(1, parent.device))
         self._pool.made = made
 
@@ -198,6 +201,20 @@ class ByGroups(LinearOperator):
         """Return that of the parent."""
         return self._parent.sampled_trace(draws, seed)
 
+    def cost_of(self, work: str) -> float:
+        """Return that of the parent, of products and forms times what small groups cost more.
+
+        Beside the arithmetic of its examples a group pays for passing over the parameters: on a transformer of 800,000
+        parameters as much as 75 positions (measured: 1.27 products of whole batches by groups of 256 positions, 1.67 by
+        128, 2.2 by 64). A model and not a clock, so that the same seed makes the same plan.
+        """
+        if work == "draw":
+            return self._parent.cost_of(work)
+        if self._price is None:
+            with self._pool.context(), torch.no_grad():
+                self._price = _price(self._pool.risk, self._parent.n_terms)
+        return self._parent.cost_of(work) * self._price
+
     def _candidates(self) -> list[str]:
         """Return the engines to try, that of the parent first."""
         own = self._of_parent().name
@@ -221,6 +238,21 @@ class ByGroups(LinearOperator):
                 continue
             self._chosen, self._verified = engine, True
             return product
+
+
+# Positions whose arithmetic costs as much as a pass over the parameters.
+_PASSING = 75.0
+
+
+def _price(groups: Objective, batches: int) -> float:
+    """Return the cost of a product by groups of examples over that by whole batches; inf where it is not known."""
+    first = next(iter(groups.terms()))
+    if not isinstance(first, EmpiricalBatch):
+        return math.inf
+    outputs = first.outputs(groups.theta)
+    positions = max(outputs[..., 0].numel() if outputs.dim() > 2 else len(outputs), 1)
+    whole = positions * groups.n_terms / batches
+    return float((1 + _PASSING / positions) / (1 + _PASSING / whole))
 
 
 # Ready without a recording, and as fast as any for a few products.

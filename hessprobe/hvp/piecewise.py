@@ -46,14 +46,11 @@ def trace_is_near(risk: Objective, matrix: LinearOperator, near: LinearOperator)
         near: its Gauss-Newton matrix G.
     """
     layers = _layers(risk)
-    last = None
-    for last in risk.terms():
-        if not isinstance(last, EmpiricalBatch) or not last.separable or last.reads_parameters or last.model.pairs:
+    for index, batch in enumerate(risk.terms()):
+        if not isinstance(batch, EmpiricalBatch) or not batch.separable or batch.reads_parameters or batch.model.pairs:
             return False
-        if last.index == 0 and not _is_linear_inside(last, risk.theta, layers):
+        if index in (0, risk.n_terms - 1) and not _is_linear_inside(batch, risk.theta, layers):
             return False
-    if last is None or (risk.n_terms > 1 and not _is_linear_inside(last, risk.theta, layers)):
-        return False
     return _forms_agree(matrix, near, layers)
 
 
