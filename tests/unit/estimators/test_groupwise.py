@@ -88,7 +88,8 @@ def test_a_piecewise_linear_network_tells_its_data_error_by_two_probes_inside_bl
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(120, 6, generator=generator, dtype=torch.float64)
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    # More outputs than the trace is summed over.
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 70)).double()
     risk = hp.EmpiricalRisk(module, nn.CrossEntropyLoss(), [(x, x[:, :3].argmax(1))])
     dense = hp.trace(hp.Hessian(risk), method="exact").errors.data
     H = hp.Hessian(risk)
