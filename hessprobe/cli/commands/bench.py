@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -184,8 +185,8 @@ def _quartiles(row: _Row) -> str:
     return "n/a" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
-_NAMES = ("mlp", "resnet20", "gpt")
-_SUITES = ("products", "steps", "optimizers", "landscapes", "memory", "conformance")
+_NAMES, _ANSWERED = ("mlp", "resnet20", "gpt"), ("a", "b", "c", "d")
+_SUITES = ("products", "answers", "steps", "optimizers", "landscapes", "memory", "conformance")
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -199,7 +200,8 @@ class BenchRequest:
         str,
         typer.Option(
             metavar="NAME",
-            help="products: Hessian-vector products; steps: SAM steps against other packages; "
+            help="products: Hessian-vector products; answers: lambda_max, traces and norms of trained networks, from "
+            "the question to the number; steps: SAM steps against other packages; "
             "optimizers: train and measure every optimizer; landscapes: points of a plane; memory: what a measurement "
             "takes, without a limit and with some; conformance: the same cases on every tool that is installed.",
         ),
@@ -210,7 +212,20 @@ class BenchRequest:
         typer.Option(
             "--case",
             metavar="NAME",
-            help="mlp, resnet20 or gpt; all by default. For memory also digits, gpt-50m and gpt-200m.",
+            help="mlp, resnet20 or gpt; all by default. For memory also digits, gpt-50m, gpt-200m; for answers a to d.",
+        ),
+    ] = None
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="The suite answers, other packages beside hessprobe where they are installed."),
+    ] = False
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="For answers: where cifar10-jpeg.tar.xz and tinyshakespeare.txt lie; by default handwritten digits, "
+            "scaled up, and the source of a module of Python.",
         ),
     ] = None
     rounds: Annotated[int, typer.Option("--rounds", help="Interleaved rounds.")] = 9
@@ -232,6 +247,8 @@ class BenchRequest:
     def __post_init__(self) -> None:
         if self.conformance and self.suite == "products":
             object.__setattr__(self, "suite", "conformance")
+        if self.peers and self.suite == "products":
+            object.__setattr__(self, "suite", "answers")
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -245,6 +262,8 @@ class BenchRequest:
             return {"case": list(self.cases), "rounds": self.rounds, "device": self.device}
         if self.suite == "memory":
             return {"suite": self.suite, "case": list(self.case or ())}
+        if self.suite == "answers":
+            return {"suite": self.suite, "case": list(self.case or ()), "peers": self.peers, "data": self.data}
         names = ("suite", "rounds", "optimizers", "seeds", "jobs", "json", "markdown", "resume")
         return {name: getattr(self, name, self.optimizer or ()) for name in names}
 
@@ -275,6 +294,11 @@ def check(request: BenchRequest) -> None:
         raise process.UsageError(
             f"--conformance is --suite conformance; got --suite {request.suite} as well. Give one of the two."
         )
+    for option, given, suite in (("--peers", request.peers, "answers"), ("--data", request.data, "answers")):
+        if given and request.suite != suite:
+            raise process.UsageError(f"{option} is for --suite {suite}; got --suite {request.suite}. Leave it out.")
+    if request.data is not None and not os.path.isdir(request.data):
+        raise process.UsageError(f"--data must be a folder; got {request.data!r}. Check the path, or leave it out.")
     if request.suite == "products":
         for name in request.cases:
             options.choice("--case", name, _NAMES)
@@ -284,6 +308,9 @@ def check(request: BenchRequest) -> None:
         options.at_least("--seeds", request.seeds, 1)
         options.at_least("--jobs", request.jobs, 1)
     options.check_outputs(json=request.json, markdown=request.markdown)
+    if request.suite == "answers":
+        for name in request.case or ():
+            options.choice("--case", name, _ANSWERED)
     if request.suite == "memory":
         from hessprobe.benchmarks import memory
 
@@ -310,6 +337,7 @@ def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
     from hessprobe.cli.outputs import status_line
 
     suites = {
+        "answers": _answers,
         "steps": _steps,
         "optimizers": _optimizers,
         "landscapes": _landscapes,
@@ -365,6 +393,10 @@ def _table(request: BenchRequest, outcome: Outcome[Rows], machine: dict[str, Any
         from hessprobe.benchmarks.conformance.page import page as conformance_page
 
         return conformance_page(rows, _machine(machine), incomplete=outcome.failure is not None)
+    if request.suite == "answers":
+        from hessprobe.benchmarks.answers import page as answers_page
+
+        return answers_page(rows, _machine(machine), incomplete=outcome.failure is not None)
     if request.suite == "products":
         from hessprobe.benchmarks import CASES
 
@@ -408,6 +440,16 @@ def _products(request: BenchRequest, device: torch.device, rows: Rows, report: S
         case = benchmarks.CASES[name]
         how: dict[str, Any] = {"rounds": request.rounds, "device": device, "report": report}
         rows += _once(name, partial(benchmarks.time_products, case, **how))
+
+
+def _answers(request: BenchRequest, rows: Rows, report: Say) -> None:
+    from hessprobe.benchmarks import answers
+
+    folder = None if request.data is None else Path(request.data)
+    for name in dict.fromkeys(request.case or _ANSWERED):
+        network = answers.NETWORKS[name]
+        how: dict[str, Any] = {"peers": request.peers, "folder": folder, "report": report}
+        rows += _once(name, partial(answers.time_answers, network, **how))
 
 
 def _steps(request: BenchRequest, rows: Rows, report: Say) -> None:

@@ -1,0 +1,449 @@
+"""From the question to the number with its interval: what it takes on trained networks, in gradients of the loss.
+
+A gradient is what a training step does over the same data: the module called as it is, its mean loss,
+``torch.autograd.grad``, over all batches. It is timed before and after every answer, so that a machine that slows down
+slows both. Every answer begins with a new risk: what hessprobe records and chooses is in its time. What is imported at
+the first use is not: every question is asked of a small network first.
+
+Plain probes with another package's product are not run to their end, which takes hours. Eight products tell its time
+and the variance of w^T H w and |H w|^2, and the number of probes for the same standard error follows; their own mean
+and error say whether both tools measure the same matrix.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+import sysconfig
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprobe.estimate import Estimate
+from hessprobe.estimators import frobenius_norm, trace
+from hessprobe.hvp import Hessian
+from hessprobe.krylov import eigsh
+from hessprobe.objective import EmpiricalRisk
+from hessprobe.operators import LinearOperator
+from hessprobe.training.datasets import batches, load_dataset
+from hessprobe.training.models import build_model
+
+Data = list[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_IMAGES, _TEXT = "cifar10-jpeg.tar.xz", "tinyshakespeare.txt"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is trained for a moment before questions are asked about its Hessian.
+
+    Attributes:
+        name: on the command line.
+        title: for tables.
+        model: its name in ``build_model`` and the arguments.
+        data: (folder of data sets or None) -> batches.
+        loss: (outputs, targets) -> mean loss.
+        passes: over the data, in training.
+        lr: of SGD with momentum 0.9.
+    """
+
+    name: str
+    title: str
+    model: tuple[str, dict[str, object]]
+    data: Callable[[Path | None], Data]
+    loss: Loss
+    passes: int
+    lr: float
+
+    def trained(self, folder: Path | None = None) -> tuple[nn.Module, Data]:
+        """Return the module, trained and in evaluation mode, and its data."""
+        data = self.data(folder)
+        name, arguments = self.model
+        module = build_model(name, dict(arguments), seed=0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=self.lr, momentum=0.9)
+        for _ in range(self.passes):
+            for inputs, targets in data:
+                optimizer.zero_grad()
+                self.loss(module(inputs), targets).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+                optimizer.step()
+        return module.eval().requires_grad_(), data
+
+
+def _images(folder: Path | None, count: int, side: int, channels: int, size: int) -> Data:
+    """Return images of CIFAR-10 where ``folder`` has them, else handwritten digits moved about and scaled up."""
+    if folder is not None and (folder / _IMAGES).is_file():
+        full = load_dataset(f"image-folder:{folder / _IMAGES}")
+        inputs, labels = full.split("train", "image", examples=count, seed=0)
+    else:
+        digits = load_dataset("digits")
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randint(len(digits.labels), (count,), generator=generator)
+        inputs, labels = digits.split("all", "image")
+        inputs, labels = inputs[chosen], labels[chosen]
+        moves = torch.randint(-1, 2, (count, 2), generator=generator).tolist()
+        inputs = torch.stack([x.roll(tuple(move), (-2, -1)) for x, move in zip(inputs, moves, strict=True)])
+        inputs = inputs.expand(-1, 3, -1, -1)
+    if inputs.shape[-1] != side:
+        inputs = F.interpolate(inputs, (side, side), mode="bilinear", align_corners=False)
+    inputs = inputs.mean(1, keepdim=True) if channels == 1 else inputs
+    inputs = (inputs - inputs.mean()) / inputs.std()
+    inputs = inputs.flatten(1) if channels == 1 else inputs.contiguous()
+    return batches(inputs, labels, size)
+
+
+def _text(folder: Path | None, count: int, context: int, size: int) -> Data:
+    """Return windows of Shakespeare where ``folder`` has him, else of the standard library's source."""
+    path = folder / _TEXT if folder is not None else Path(sysconfig.get_path("stdlib")) / "argparse.py"
+    codes = torch.tensor([min(ord(letter), 126) - 32 if letter != "\n" else 95 for letter in path.read_text("utf-8")])
+    windows = codes[: count * context + 1].clamp_(0, 95)
+    inputs, targets = windows[:-1].view(count, context), windows[1:].view(count, context)
+    return batches(inputs, targets, size)
+
+
+def _digits(folder: Path | None, size: int) -> Data:  # noqa: ARG001  # one signature
+    inputs, labels = load_dataset("digits").split("all")
+    return batches(inputs, labels, size)
+
+
+def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+NETWORKS = {
+    each.name: each
+    for each in (
+        Network(
+            "a",
+            "MLP 784-512-512-10, 2,048 images",
+            ("mlp", {"in_features": 784, "hidden": [512, 512]}),
+            lambda folder: _images(folder, 2048, 28, 1, 256),
+            F.cross_entropy,
+            20,
+            0.02,
+        ),
+        Network(
+            "b",
+            "ResNet-20, 256 images",
+            ("resnet", {}),
+            lambda folder: _images(folder, 256, 32, 3, 64),
+            F.cross_entropy,
+            30,
+            0.05,
+        ),
+        Network(
+            "c",
+            "GPT 4 layers d=128, 128 sequences",
+            ("gpt", {"vocab_size": 96, "context": 64, "layers": 4, "d_model": 128, "n_heads": 4}),
+            lambda folder: _text(folder, 128, 64, 16),
+            _token_loss,
+            20,
+            0.05,
+        ),
+        Network(
+            "d",
+            "MLP 64-128-64-10, 1,797 digits",
+            ("mlp", {"in_features": 64, "hidden": [128, 64]}),
+            lambda folder: _digits(folder, 256),
+            F.cross_entropy,
+            30,
+            0.05,
+        ),
+    )
+}
+
+
+def gradient_seconds(module: nn.Module, loss: Loss, data: Data, rounds: int = 3) -> float:
+    """Return the median time of the gradient over the data."""
+    parameters = list(module.parameters())
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for inputs, targets in data:
+            torch.autograd.grad(loss(module(inputs), targets), parameters)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a contestant says.
+
+    Attributes:
+        value: the number.
+        low, high: its interval or, of a tool that tells none, the value twice.
+        products: with the whole matrix, where they are counted.
+        more: seconds that it would go on for; 0 but for what was not run to its end.
+        note: for the table.
+    """
+
+    value: float
+    low: float
+    high: float
+    products: float | None = None
+    more: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A row of the table.
+
+    Attributes:
+        case, question, contestant: which.
+        gradients: time of the answer, in gradients.
+        seconds: the same in seconds, wall clock.
+        value, low, high, products, note: see ``Answered``.
+        agrees: whether the value lies where hessprobe's interval says, given the error of both.
+    """
+
+    case: str
+    question: str
+    contestant: str
+    gradients: float
+    seconds: float
+    value: float
+    low: float
+    high: float
+    products: float | None
+    note: str
+    agrees: bool
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures as a flat dict."""
+        return asdict(self)
+
+
+OWN = "hessprobe"
+# Products that tell the cost and the variance of plain probes.
+_PROBES = 8
+# Standard errors, relative, of trace and norm; the half-width of their 95 % intervals.
+_ERROR, _WIDTH = 0.01, 0.02
+_APART = 5.0
+
+Contestant = Callable[[nn.Module, Loss, Data], Answered]
+
+
+def _of(estimate: Any) -> Answered:
+    low, high = estimate.interval(0.95)
+    return Answered(estimate.value, low, high, estimate.matvecs, note=", ".join(estimate.flags))
+
+
+def _own(question: Callable[[LinearOperator], Any]) -> Contestant:
+    return lambda module, loss, data: _of(question(Hessian(EmpiricalRisk(module, loss, data))))
+
+
+def _product(A: LinearOperator) -> Estimate:
+    v = torch.ones(A.dim, dtype=A.dtype, device=A.device)
+    return Estimate(float((A @ v).double().norm()), matvecs=1)
+
+
+# Of hessprobe: by question. ``rtol`` is the half-width of an interval, or the width of a bracket.
+QUESTIONS: dict[str, Callable[[LinearOperator], Any]] = {
+    "one product": _product,
+    "lambda_max, a look (5 %)": lambda A: eigsh(A, 1, "largest", rtol=0.05, tol=0.05, data_error=False).estimate(0),
+    "lambda_max, bracket 1 %": lambda A: eigsh(A, 1, "largest", rtol=0.01).estimate(0),
+    "trace, standard error 1 %": lambda A: trace(A, rtol=_WIDTH),
+    "Frobenius norm, standard error 1 %": lambda A: frobenius_norm(A, rtol=_WIDTH),
+}
+
+
+def _curvlinops_matrix(module: nn.Module, loss: Loss, data: Data) -> Any:
+    import curvlinops
+
+    class Criterion(nn.Module):
+        """It reads the reduction of a module."""
+
+        reduction = "mean"
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(outputs, targets)
+
+    return curvlinops.HessianLinearOperator(module, Criterion(), list(module.parameters()), data)
+
+
+def _probed(question: str) -> Contestant:
+    def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
+        A = _curvlinops_matrix(module, loss, data)
+        dim = sum(p.numel() for p in module.parameters())
+        W = torch.randint(2, (dim, _PROBES), generator=torch.Generator().manual_seed(1)).float().mul_(2).sub_(1)
+        began = time.perf_counter()
+        columns = [A @ W[:, i] for i in range(_PROBES)]
+        seconds = time.perf_counter() - began
+        if question == "trace":
+            samples = torch.stack([W[:, i].double() @ column.double() for i, column in enumerate(columns)])
+        else:
+            samples = torch.stack([column.double().square().sum() for column in columns])
+        mean, spread = float(samples.mean()), float(samples.std())
+        error = spread / math.sqrt(_PROBES)
+        # The norm is the root of the mean, with half its relative error.
+        wanted = (spread / mean / (_ERROR if question == "trace" else 2 * _ERROR)) ** 2
+        value, own = (mean, error) if question == "trace" else (math.sqrt(mean), error / 2 / math.sqrt(mean))
+        more = seconds * max(wanted / _PROBES - 1.0, 0.0)
+        note = f"{wanted:.0f} probes, from {_PROBES}"
+        return Answered(value, value - _APART * own, value + _APART * own, wanted, more, note)
+
+    return run
+
+
+def _arpack(module: nn.Module, loss: Loss, data: Data) -> Answered:
+    from scipy.sparse.linalg import eigsh as arpack
+
+    A = _curvlinops_matrix(module, loss, data).to_scipy()
+    start = torch.randn(A.shape[0], generator=torch.Generator().manual_seed(0)).numpy()
+    value = float(arpack(A, k=1, which="LA", tol=1e-3, v0=start, return_eigenvectors=False)[0])
+    return Answered(value, value, value)
+
+
+def _power_iteration(module: nn.Module, loss: Loss, data: Data) -> Answered:
+    from pyhessian import hessian
+
+    torch.manual_seed(0)
+    values, _ = hessian(module, loss, dataloader=data, cuda=False).eigenvalues(maxIter=1000, tol=1e-4, top_n=1)
+    return Answered(values[0], values[0], values[0])
+
+
+def _one_of_theirs(module: nn.Module, loss: Loss, data: Data) -> Answered:
+    A = _curvlinops_matrix(module, loss, data)
+    value = float((A @ torch.ones(sum(p.numel() for p in module.parameters()))).double().norm())
+    return Answered(value, value, value, 1)
+
+
+# Of others: by question the name, the package that it needs, and how.
+PEERS: dict[str, tuple[tuple[str, str, Contestant], ...]] = {
+    "one product": (("curvlinops", "curvlinops", _one_of_theirs),),
+    "lambda_max, bracket 1 %": (
+        ("SciPy eigsh (tol 1e-3), curvlinops", "curvlinops", _arpack),
+        ("PyHessian (tol 1e-4)", "pyhessian", _power_iteration),
+    ),
+    "trace, standard error 1 %": (("plain probes, curvlinops", "curvlinops", _probed("trace")),),
+    "Frobenius norm, standard error 1 %": (("plain probes, curvlinops", "curvlinops", _probed("norm")),),
+}
+
+
+def installed(peers: bool) -> dict[str, list[tuple[str, Contestant]]]:
+    """Return the contestants of every question, hessprobe first; others where asked for and importable."""
+    found: dict[str, list[tuple[str, Contestant]]] = {name: [(OWN, _own(ask))] for name, ask in QUESTIONS.items()}
+    if peers:
+        for question, others in PEERS.items():
+            found[question] += [(name, how) for name, needs, how in others if importlib.util.find_spec(needs)]
+    return found
+
+
+def time_answers(
+    network: Network,
+    *,
+    peers: bool = False,
+    folder: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Answer]:
+    """Return what every contestant takes for every question on one network.
+
+    Args:
+        network: see ``NETWORKS``.
+        peers: other packages too, where they are installed.
+        folder: where ``cifar10-jpeg.tar.xz`` and ``tinyshakespeare.txt`` lie; digits and a source text otherwise.
+        report: told what is being done.
+    """
+    report(f"{network.name}: training")
+    module, data = network.trained(folder)
+    rows: list[Answer] = []
+    for question, contestants in installed(peers).items():
+        own: Answer | None = None
+        for name, how in contestants:
+            report(f"{network.name}: {question}, {name}")
+            _warmed(how)
+            found, seconds, gradients = _timed(network, module, data, how)
+            row = Answer(
+                network.name,
+                question,
+                name,
+                gradients,
+                seconds,
+                found.value,
+                found.low,
+                found.high,
+                found.products,
+                found.note,
+                own is None or _agree(own, found),
+            )
+            own = own or row
+            rows.append(row)
+    return rows
+
+
+def _agree(own: Answer, other: Answered) -> bool:
+    # The intervals of traces and norms widened to what is hardly ever missed, brackets to SciPy's own tolerance.
+    slack = max(own.high - own.low, 2e-3 * abs(own.value))
+    return other.low <= own.high + slack and other.high >= own.low - slack
+
+
+def _timed(network: Network, module: nn.Module, data: Data, how: Contestant) -> tuple[Answered, float, float]:
+    before = gradient_seconds(module, network.loss, data)
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = how(module, network.loss, data)
+    seconds = time.perf_counter() - began + found.more
+    after = gradient_seconds(module, network.loss, data)
+    return found, seconds, 2 * seconds / (before + after)
+
+
+def _warmed(how: Contestant) -> None:
+    """Ask a network of a few parameters, so that what is imported at first use is there."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
+    data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        how(module, F.cross_entropy, data)
+
+
+def page(rows: Sequence[dict[str, Any]], machine: str, *, incomplete: bool = False) -> str:
+    """Return the answers as Markdown: a row a question and contestant, a column a network, in gradients."""
+    cases = [name for name in NETWORKS if any(row["case"] == name for row in rows)]
+    cells = {(row["question"], row["contestant"], row["case"]): row for row in rows}
+    lines = ["# Time to the answer, in gradients of the loss", ""]
+    lines += ["Not complete: these were finished.", ""] if incomplete else []
+    lines += ["| question | by | " + " | ".join(cases) + " |", "|---|---" + "|---:" * len(cases) + "|"]
+    for question, contestant in dict.fromkeys((row["question"], row["contestant"]) for row in rows):
+        found = [cells.get((question, contestant, case)) for case in cases]
+        lines.append(f"| {question} | {contestant} | " + " | ".join(_cell(row) for row in found) + " |")
+    lines += [""]
+    for case in cases:
+        own = [row for row in rows if row["case"] == case and row["contestant"] == OWN]
+        gradient = own[0]["seconds"] / own[0]["gradients"]
+        said = "; ".join(f"{row['question'].split(',')[0]} {_number(row)}" for row in own[2:])
+        lines.append(f"- **{case}**: {NETWORKS[case].title}; a gradient takes {1e3 * gradient:.0f} ms. {said}.")
+    lines += ["", _READ, machine]
+    return "\n".join(lines) + "\n"
+
+
+_READ = (
+    "A gradient is what a training step does over the same data, timed before and after every answer. hessprobe begins "
+    "each question anew: recordings and choices are in its time. Plain probes are not run to their end: eight products "
+    "with curvlinops tell their time and their variance, and so the number of probes for the same standard error, in "
+    "the record. A value that does not lie where hessprobe's interval says, given the error of both, is printed beside "
+    "its time."
+)
+
+
+def _number(row: dict[str, Any]) -> str:
+    return f"{row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    size = row["gradients"]
+    text = f"{size:,.0f}" if size >= 10 else f"{size:.1f}"
+    text += " (missed)" if "tolerance-missed" in row["note"] else ""
+    return text if row["agrees"] else f"{text} (another value: {row['value']:.4g})"
