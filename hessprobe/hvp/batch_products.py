@@ -250,6 +250,8 @@ def _price(groups: Objective, batches: int) -> float:
     if not isinstance(first, EmpiricalBatch):
         return math.inf
     outputs = first.outputs(groups.theta)
+    if not outputs.dim():
+        return math.inf
     positions = max(outputs[..., 0].numel() if outputs.dim() > 2 else len(outputs), 1)
     whole = positions * groups.n_terms / batches
     return float((1 + _PASSING / positions) / (1 + _PASSING / whole))

@@ -45,9 +45,7 @@ def test_every_question_is_answered_right_and_others_are_held_to_it(monkeypatch:
     network = small()
     module, data = network.trained()
     H = dense(module, data)
-    others = {
-        "trace, standard error 1 %": (("wrong", "math", wrong), ("slow", "math", slow), ("absent", "no_such", slow))
-    }
+    rivals = (("wrong", "math", wrong), ("slow", "math", slow), ("absent", "no_such", slow))
     monkeypatch.setattr(answers, "PEERS", {"trace, standard error 1 %": rivals})
     rows = {(row.question, row.contestant): row for row in answers.time_answers(network, peers=True)}
     assert {question for question, _ in rows} == set(QUESTIONS)
