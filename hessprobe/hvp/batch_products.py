@@ -249,7 +249,10 @@ def _price(groups: Objective, batches: int) -> float:
     first = next(iter(groups.terms()))
     if not isinstance(first, EmpiricalBatch):
         return math.inf
-    outputs = first.outputs(groups.theta)
+    try:
+        outputs = first.outputs(groups.theta)
+    except UnsupportedError:
+        return math.inf
     if not outputs.dim():
         return math.inf
     positions = max(outputs[..., 0].numel() if outputs.dim() > 2 else len(outputs), 1)

@@ -7,8 +7,8 @@ layer is differentiated example by example inside the smallest module around it;
 model with the other parameters held constant.
 
 That a layer's rows are examples which do not see each other, and that its calls are all that its parameters do, is
-checked: slopes must change sign with the directions of each example, and the gradients of the examples must add up to
-the gradient of the batch, parameter by parameter. What fails goes to the next way.
+checked: slopes must grow by a factor of its own with each example's direction, and the gradients of the examples must
+add up to the gradient of the batch, parameter by parameter. What fails goes to the next way.
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ class _Work:
         held = {name: path for name in self.owners if (path := self._module_around(name)) is not None}
         asked = dict.fromkeys([path for uses in ruled.values() for path, _ in uses] + list(held.values()))
         slopes = self._slopes(asked, [direction])
-        signs = _signs(self.examples, direction)
-        signed = self._slopes(asked, [_by_example(signs, direction)])
-        alone = {path for path in asked if _turns(slopes[path], signed[path], signs)}
+        factors = own_factors(self.examples, direction)
+        scaled = self._slopes(asked, [_by_example(factors, direction)])
+        alone = {path for path in asked if _scale(slopes[path], scaled[path], factors)}
         rules, modules, rest = {}, {}, []
         for name, own in wanted.items():
             uses = ruled.get(name)
@@ -210,6 +210,9 @@ class _Work:
         args, kwargs = call.inputs
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not call.result.requires_grad:
             return False
+        # Sums over the positions of an example are others where examples have positions of their own number.
+        if not (_is_plain(args[0]) and _is_plain(call.result)):
+            return False
         if len(args[0]) == self.examples == len(call.result):
             return True
         # Positions of all examples in one row, example by example.
@@ -222,7 +225,9 @@ class _Work:
         for path in _around(paths[0]):
             inside = all(other == path or other.startswith(f"{path}.") for other in paths)
             calls = self.calls.get(path, [])
-            if inside and len(calls) == 1 and len(calls[0].result) == self.examples and calls[0].result.dim() > 0:
+            if not inside or len(calls) != 1 or calls[0].result.dim() == 0 or not _is_plain(calls[0].result):
+                continue
+            if len(calls[0].result) == self.examples:
                 return path
         return None
 
@@ -390,6 +395,10 @@ def _owners(module: nn.Module, layout: ParameterLayout, prefix: str) -> dict[str
     return {name: uses[own[prefix + name]] for name in layout.names}
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def _around(path: str) -> list[str]:
     """Return the path and those of the modules around it, smallest first, without the model itself."""
     parts = path.split(".") if path else []
@@ -401,19 +410,21 @@ def _generic(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
-def _signs(count: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return (2 * torch.randint(2, (count,), generator=generator) - 1).to(like)
+def own_factors(count: int, like: Tensor) -> Tensor:
+    """Return a factor for every example, (B,), that no other has: of few random signs, all are often the same."""
+    place = torch.arange(count, dtype=torch.float64)
+    size = 0.5 + (place * 0.6180339887498949) % 1.0
+    return torch.where(place % 2 == 0, size, -size).to(like)
 
 
-def _by_example(signs: Tensor, tensor: Tensor) -> Tensor:
-    return signs.view(-1, *[1] * (tensor.dim() - 1)) * tensor
+def _by_example(factors: Tensor, tensor: Tensor) -> Tensor:
+    return factors.view(-1, *[1] * (tensor.dim() - 1)) * tensor
 
 
-def _turns(plain: Sequence[list[Tensor]], signed: Sequence[list[Tensor]], signs: Tensor) -> bool:
-    """Return whether every example's slopes turn with the sign of its own direction, and with no other."""
-    for one, other in zip(plain, signed, strict=True):
-        missing = (_by_example(signs, one[0]) - other[0]).double().norm()
+def _scale(plain: Sequence[list[Tensor]], scaled: Sequence[list[Tensor]], factors: Tensor) -> bool:
+    """Return whether every example's slopes grow with its own direction, and with no other."""
+    for one, other in zip(plain, scaled, strict=True):
+        missing = (_by_example(factors, one[0]) - other[0]).double().norm()
         if float(missing) > _tolerance(one[0]) * float(one[0].double().norm()):
             return False
     return True

@@ -33,7 +33,7 @@ from hessprobe.hvp.engines import (
     graph_bytes,
     require_differentiable,
 )
-from hessprobe.hvp.example_norms import Ways
+from hessprobe.hvp.example_norms import Ways, own_factors
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.output_space import (
     MAX_OUTPUTS,
@@ -105,7 +105,7 @@ def _example_gradients(batch: EmpiricalBatch, theta: Tensor, roots: Tensor, budg
     rows = max(1, held // max(columns, 1))
     total = torch.zeros(theta.numel(), dtype=torch.float64, device=theta.device)
     check = torch.zeros_like(theta)
-    cotangents = _signs(len(roots), theta) * roots.sum(2)
+    cotangents = own_factors(len(roots), theta)[:, None] * roots.sum(2)
 
     def squares(example: object, root: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         def outputs(at: Tensor) -> Tensor:
@@ -145,11 +145,6 @@ def _pulled(batch: EmpiricalBatch, theta: Tensor, cotangents: Tensor) -> Tensor:
     return gradient
 
 
-def _signs(count: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return (2 * torch.randint(2, (count, 1), generator=generator) - 1).to(like)
-
-
 def _linear_layers(batch: EmpiricalBatch, theta: Tensor, roots: Tensor) -> Tensor | None:
     """Layer by layer where all parameters belong to ``nn.Linear`` on (B, in) inputs, each used once.
 
@@ -170,9 +165,9 @@ def _linear_layers(batch: EmpiricalBatch, theta: Tensor, roots: Tensor) -> Tenso
         )
         return dict(zip(results, found, strict=True))
 
-    signs, mixed = _signs(len(roots), theta), roots.sum(2)
-    plain, signed = slopes(mixed), slopes(signs * mixed)
-    if not all(agree(signed[name], signs * plain[name]) for name in results):
+    factors, mixed = own_factors(len(roots), theta)[:, None], roots.sum(2)
+    plain, scaled = slopes(mixed), slopes(factors * mixed)
+    if not all(agree(scaled[name], factors * plain[name]) for name in results):
         return None
     if not agree(_assembled(batch, plain, inputs), _pulled(batch, theta, mixed)):
         return None
