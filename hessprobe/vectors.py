@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import MemoryBudgetError
+from hessprobe.errors import MemoryBudgetError, about
 
 # fp64 copies of low-precision blocks are made this many elements at a time: on a CPU so few that they stay in cache,
 # and that three of them are little beside one vector of a large model.
@@ -72,9 +72,13 @@ def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies:
     fit = int(limit / (copies * dim * itemsize))
     if fit < least:
         needed = math.ceil(least * copies * dim * itemsize / 1e6)
+        more = math.ceil(2.01 * needed - 2 * limit / 1e6)
         raise MemoryBudgetError(
-            f"memory must leave {needed} MB to {least} vectors of {dim} entries; got {limit / 1e6:.0f} MB, half of the "
-            f"limit. Give {math.ceil(2.01 * needed - 2 * limit / 1e6)} MB more, or measure fewer parameters (params)."
+            about(
+                "memory",
+                f"must leave {needed} MB to {least} vectors of {dim} entries; got {limit / 1e6:.0f} MB, half of the "
+                f"limit. Give {more} MB more, or measure fewer parameters (params).",
+            )
         )
     return min(wanted, fit)
 

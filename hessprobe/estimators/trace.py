@@ -342,6 +342,8 @@ def _summed(task: Task) -> Estimate | None:
     if known is None:
         return None
     blocks = {name: {"value": value, "std_error": 0.0, "df": math.inf} for name, value in known.blocks.items()}
+    if task.callback is not None:
+        task.callback(budget.Progress(known.cost, known.cost, known.value, 0.0))
     return Estimate(
         value=known.value,
         errors=ErrorParts(solver=ROUNDING * torch.finfo(task.operator.dtype).eps * abs(known.value)),

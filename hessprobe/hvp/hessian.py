@@ -171,18 +171,17 @@ class Hessian(LinearOperator):
 
     def exact_trace(self) -> ExactTrace | None:
         """Return tr H where it is tr G of the Gauss-Newton matrix, see ``trace_is_near``: piecewise linear networks."""
+        near = self.surrogate if self._alike is not False and self.is_exact else None
+        known = None if near is None else near.exact_trace()
         if self._alike is None:
-            self._alike = bool(self.is_exact) and self.surrogate is not None and self._is_alike()
-        return self._surrogate.exact_trace() if self._alike and self._surrogate is not None else None
+            self._alike = False
+            if known is not None and near is not None:
+                from hessprobe.hvp.piecewise import check_cost, trace_is_near
 
-    def _is_alike(self) -> bool:
-        near = self._surrogate
-        if near is None or near.exact_trace() is None:
-            return False
-        from hessprobe.hvp.piecewise import trace_is_near
-
-        with self._source.pool.context():
-            return trace_is_near(self.risk, self, near)
+                with self._source.pool.context():
+                    self._alike = trace_is_near(self.risk, self, near)
+                known = replace(known, cost=known.cost + check_cost(self.n_terms))
+        return known if self._alike else None
 
     def group_traces(self) -> tuple[Tensor, Tensor] | None:
         """Return those of the Gauss-Newton matrix where ``exact_trace`` has found the traces to be the same."""

@@ -54,6 +54,11 @@ def trace_is_near(risk: Objective, matrix: LinearOperator, near: LinearOperator)
     return _forms_agree(matrix, near, layers)
 
 
+def check_cost(n_terms: int) -> float:
+    """Return the cost of ``trace_is_near`` in products: forms of both matrices, and a pass over few examples."""
+    return 1.5 * max(1, -(-_COMPARED // n_terms)) + 0.5
+
+
 def _layers(risk: Objective) -> list[list[slice]]:
     """Return where the parameters of each module lie."""
     found: dict[str, list[slice]] = {}

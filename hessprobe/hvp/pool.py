@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError, UnsupportedError
+from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError, UnsupportedError, about
 from hessprobe.hvp import engines
 from hessprobe.hvp.engines import (
     DoubleBackward,
@@ -233,8 +233,11 @@ def shares(memory: int | None, dim: int, itemsize: int) -> Shares:
     usable = memory - _LOST
     if usable < _AT_LEAST * vector:
         raise MemoryBudgetError(
-            f"memory must be at least {words(1.01 * (_AT_LEAST * vector + _LOST))} for {dim} parameters; got "
-            f"{words(memory)}. Give as much, or measure fewer parameters (params)."
+            about(
+                "memory",
+                f"must be at least {words(1.01 * (_AT_LEAST * vector + _LOST))} for {dim} parameters; got "
+                f"{words(memory)}. Give as much, or measure fewer parameters (params).",
+            )
         )
     return Shares((usable - usable // 2 - _IN_A_PRODUCT * vector) // 2, usable // 2)
 

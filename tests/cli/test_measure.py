@@ -192,14 +192,14 @@ def test_record_is_written_even_when_the_reader_of_the_table_goes_away(program, 
 
 
 def test_table_is_shown_even_when_the_record_cannot_be_written(run, digits_checkpoint, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path, _):
+        raise OSError(28, "No space left on device", path)
 
     monkeypatch.setattr(report, "write_record", full)
     done = run("measure", digits_checkpoint, "--json", tmp_path / "r.json")
     assert done.code == 1
     assert done.out.count("-12345.7") == 3 * 3
-    assert done.err == "hessprobe: error: [Errno 28] No space left on device\n"
+    assert done.err.startswith(f"hessprobe: error: {tmp_path / 'r.json'} cannot be written: No space left on device.")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
