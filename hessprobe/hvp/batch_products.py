@@ -322,6 +322,8 @@ class BatchProducts:
         self.pool = ProductPool(risk, self._make, self.budget)
         self.pool.shrink = self._shrink
         self._shrunk = 0
+        # Groups are smaller than batches as they are: what is cut down for these may not hold one of them.
+        self._allowed = self.budget.total
 
     def _shrink(self) -> bool:
         """Keep nothing and cut batches to half of what the largest product took; False where that was done often."""
@@ -380,7 +382,7 @@ class BatchProducts:
         if objective is None:
             return parent
         # Not kept: it holds its parent, whose memory must go when the parent goes.
-        return ByGroups(parent, objective, count, self._engines, self._tried, self.budget.total, self.pool.made)
+        return ByGroups(parent, objective, count, self._engines, self._tried, self._allowed, self.pool.made)
 
     def _tried(self) -> Engine:
         """Return the engine once a product has been made: what that shows to be wrong holds for groups too."""

@@ -205,9 +205,21 @@ def pulled_back(outputs: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
     return column
 
 
+# Bytes that torch's allocators align to.
+_ALIGNED = 64
+
+
 def leaf_at(theta: Tensor) -> Tensor:
     """Return ``theta`` as a leaf of a new graph, in the same memory: losses are evaluated at it and leave it alone."""
-    return (theta.clone() if theta.is_inference() else theta.detach()).requires_grad_()
+    return (theta.clone() if theta.is_inference() else aligned(theta).detach()).requires_grad_()
+
+
+def aligned(vector: Tensor) -> Tensor:
+    """Return the vector, or a copy where it begins elsewhere than allocations do, as rows of a block may.
+
+    Kernels round differently there, and a product would depend on its place among others.
+    """
+    return vector.clone() if vector.data_ptr() % _ALIGNED else vector
 
 
 def fresh_gradient(loss: LossFunction, theta: Tensor) -> Tensor:
@@ -278,7 +290,7 @@ class DoubleBackward:
         def apply_one(vector: Tensor) -> Tensor:
             if root is None:
                 return torch.zeros_like(vector)
-            given[:] = [vector]
+            given[:] = [aligned(vector)]
             try:
                 (column,) = torch.autograd.grad(root, leaf, retain_graph=True, materialize_grads=True)
             finally:

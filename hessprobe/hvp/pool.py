@@ -496,14 +496,21 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
+        lost: BaseException | None = None
         while True:
             try:
                 result = engines.product(self.place, V, functools.partial(self._sum, V))
                 break
+            except MemoryBudgetError as error:
+                # Where smaller pieces do not fit what is left, that memory ran out is what there is to say.
+                if lost is None:
+                    raise
+                raise lost from error
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 # Ranks that went on by themselves would wait for each other.
                 if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
                     raise
+                lost = error
         self.made["products"] += len(V)
         if self.watch is not None:
             self.watch.rows += len(V)
