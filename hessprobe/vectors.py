@@ -53,6 +53,12 @@ def room_for_vectors() -> int | None:
     return _vectors.get()
 
 
+def entries_within(most: int) -> int:
+    """Return how many fp32 entries a piece of work may hold: ``most``, or an eighth of what vectors may take."""
+    limit = _vectors.get()
+    return most if limit is None else max(1, min(most, limit // 32))
+
+
 def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies: float = 1.0) -> int:
     """Return how many of the ``wanted`` rows of ``dim`` entries fit the memory that vectors may take.
 

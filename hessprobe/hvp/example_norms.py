@@ -25,9 +25,10 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from hessprobe.errors import UnsupportedError
+from hessprobe.hvp.engines import graph_bytes
 from hessprobe.hvp.layer_gradients import Layer, Use, has_rule, joint_squares, normalised, use_of
 from hessprobe.objective.batches import EmpiricalBatch
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, entries_within
 
 # Per-example gradients of layers without a rule that are held at once, in entries.
 _CHUNK = 1 << 24
@@ -119,6 +120,14 @@ def summed_squares(
         return None
 
 
+def held_bytes(batch: EmpiricalBatch, theta: Tensor) -> int:
+    """Return about the bytes that ``summed_squares`` holds at once for one of its examples."""
+    work = _Work(batch.slice(0, 1), theta)
+    results = sum(storage.result.nbytes for calls in work.calls.values() for storage in calls)
+    # What the layers returned is held twice, lest what is written into it later reaches the copy; and their slopes.
+    return graph_bytes(work.outputs, ignore=[work.theta]) + (1 + work.together) * results
+
+
 def _groups(directions: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
     left = iter(directions)
     while group := list(islice(left, size)):
@@ -143,7 +152,7 @@ class _Work:
     def together(self) -> int:
         """How many directions are taken at once: unfolding the input of a convolution then serves them all."""
         held = sum(call.result.numel() for calls in self.calls.values() for call in calls)
-        return max(1, min(_TOGETHER, _HELD // max(held, 1)))
+        return max(1, min(_TOGETHER, entries_within(_HELD) // max(held, 1)))
 
     def _recorded(self) -> Tensor:
         paths = dict.fromkeys(path for uses in self.owners.values() for owner, _ in uses for path in _around(owner))
@@ -379,7 +388,7 @@ class _Work:
         return squares, total
 
     def _parts(self, entries: int) -> Iterator[slice]:
-        rows = max(1, _CHUNK // max(entries, 1))
+        rows = max(1, entries_within(_CHUNK) // max(entries, 1))
         for start in range(0, self.examples, rows):
             yield slice(start, min(start + rows, self.examples))
 

@@ -31,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprobe.vectors import entries_within
+
 # Entries that the factors and products of one layer may hold at once.
 _CHUNK = 1 << 24
 
@@ -111,7 +113,7 @@ class Outer(Use):
     def parts(self, more: int) -> list[slice]:
         """Return slices of examples whose factors, and ``more`` entries a group, fit together in memory."""
         groups, positions, p, q = self.sizes
-        rows = max(1, _CHUNK // (groups * (positions * (p + q) + more)))
+        rows = max(1, entries_within(_CHUNK) // (groups * (positions * (p + q) + more)))
         return [slice(start, min(start + rows, self.examples)) for start in range(0, self.examples, rows)]
 
 

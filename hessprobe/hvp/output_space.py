@@ -33,18 +33,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engines import pulled_back, require_differentiable
-from hessprobe.hvp.example_norms import Ways, example_squares, summed_squares
+from hessprobe.hvp.example_norms import Ways, example_squares, held_bytes, summed_squares
 from hessprobe.hvp.verification import runs_custom_functions
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.operators.base import SampledTrace
-from hessprobe.vectors import ProbeStream
+from hessprobe.vectors import ProbeStream, room_for_vectors
 
 # Outputs per example up to which the loss Hessian of an example is written out.
 MAX_OUTPUTS = 256
@@ -298,6 +299,11 @@ def exact_squares(batch: BatchLoss, theta: Tensor) -> tuple[Tensor, dict[str, fl
     """
     if not isinstance(batch, EmpiricalBatch) or not batch.separable:
         return None
+    pieces = _pieces(batch, theta)
+    return _in_pieces(batch, theta, pieces) if pieces > 1 else _together(batch, theta)
+
+
+def _together(batch: EmpiricalBatch, theta: Tensor) -> tuple[Tensor, dict[str, float]] | None:
     with torch.no_grad():
         outputs = batch.outputs(theta).detach()
     root = _root(batch, outputs) if outputs.dim() > 1 else None
@@ -311,6 +317,33 @@ def exact_squares(batch: BatchLoss, theta: Tensor) -> tuple[Tensor, dict[str, fl
         return root(unit.view(outputs.shape[1:]).expand_as(outputs))
 
     return summed_squares(batch, theta, (column(index) for index in range(count)))
+
+
+def _pieces(batch: EmpiricalBatch, theta: Tensor) -> int:
+    """Return in how many parts a batch is taken so that they fit a quarter of what vectors may take."""
+    limit = room_for_vectors()
+    if limit is None or batch.examples == 1:
+        return 1
+    return min(batch.examples, -(-batch.examples * held_bytes(batch, theta) * 4 // limit))
+
+
+def _in_pieces(batch: EmpiricalBatch, theta: Tensor, pieces: int) -> tuple[Tensor, dict[str, float]] | None:
+    squares, names = [], dict[str, float]()
+    edges = [round(batch.examples * piece / pieces) for piece in range(pieces + 1)]
+    for start, stop in pairwise(edges):
+        part = batch.slice(start, stop)
+        if not part.size:
+            squares.append(torch.zeros(stop - start, dtype=torch.float64, device=theta.device))
+            continue
+        found = _together(part, theta)
+        if found is None:
+            return None
+        # The mean over a part weighs its examples more than the mean over the batch.
+        share = part.weight / batch.weight
+        squares.append(share * found[0])
+        for name, value in found[1].items():
+            names[name] = names.get(name, 0.0) + share * value
+    return torch.cat(squares), names
 
 
 def _root(batch: EmpiricalBatch, outputs: Tensor) -> Root | None:

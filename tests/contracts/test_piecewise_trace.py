@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprobe as hp
+from hessprobe.hvp import output_space
+from hessprobe.vectors import vectors_within
 
 F64 = torch.float64
 
@@ -241,3 +243,25 @@ def test_float32_and_finite_differences() -> None:
     assert found.value == pytest.approx(truth, rel=1e-5)
     risk = hp.EmpiricalRisk(module, F.cross_entropy, single)
     assert hp.Hessian(risk, engine="finite_difference").exact_trace() is None
+
+
+@pytest.mark.parametrize("name", ["ReLU, cross-entropy", "ReLU, class weights", "images"])
+def test_within_a_limit_the_trace_is_made_in_pieces_and_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, loss = LINEAR[name]
+    module, data = problem(make, 2, (23, 18))
+    free = hp.Hessian(hp.EmpiricalRisk(module, loss, data)).exact_trace()
+    sizes = []
+    real = output_space._together
+    monkeypatch.setattr(
+        output_space, "_together", lambda batch, theta: sizes.append(batch.examples) or real(batch, theta)
+    )
+    with vectors_within(40_000):
+        kept = hp.Hessian(hp.EmpiricalRisk(module, loss, data)).exact_trace()
+    assert free is not None
+    assert kept is not None
+    assert max(sizes) < 18
+    assert sum(sizes) == 41
+    assert math.isclose(kept.value, free.value, rel_tol=1e-12)
+    torch.testing.assert_close(kept.traces, free.traces, rtol=1e-10, atol=1e-13)
+    for key, value in free.blocks.items():
+        assert math.isclose(kept.blocks[key], value, rel_tol=1e-10)
