@@ -320,11 +320,11 @@ def _together(batch: EmpiricalBatch, theta: Tensor) -> tuple[Tensor, dict[str, f
 
 
 def _pieces(batch: EmpiricalBatch, theta: Tensor) -> int:
-    """Return in how many parts a batch is taken so that they fit a quarter of what vectors may take."""
+    """Return in how many parts a batch is taken so that they fit an eighth of what vectors may take."""
     limit = room_for_vectors()
     if limit is None or batch.examples == 1:
         return 1
-    return min(batch.examples, -(-batch.examples * held_bytes(batch, theta) * 4 // limit))
+    return min(batch.examples, -(-batch.examples * held_bytes(batch, theta) * 8 // limit))
 
 
 def _in_pieces(batch: EmpiricalBatch, theta: Tensor, pieces: int) -> tuple[Tensor, dict[str, float]] | None:
