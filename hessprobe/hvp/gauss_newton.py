@@ -31,6 +31,7 @@ from hessprobe.hvp.engines import (
     by_rows,
     device_clock,
     graph_bytes,
+    pulled_back,
     require_differentiable,
 )
 from hessprobe.hvp.example_norms import Ways, own_factors
@@ -269,7 +270,8 @@ class JacobianGraph:
             # What is linear in the cotangent has one slope everywhere, but logcumsumexp computes it by logarithms, and
             # takes the slope at 0 for 0.
             cotangent = torch.ones_like(outputs, requires_grad=True)
-            (pulled,) = torch.autograd.grad(outputs, leaf, cotangent, create_graph=True, materialize_grads=True)
+            combined = torch.dot(outputs.reshape(-1), cotangent.reshape(-1))
+            (pulled,) = torch.autograd.grad(combined, leaf, create_graph=True, materialize_grads=True)
             require_differentiable(pulled)
             point = outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(
@@ -278,16 +280,14 @@ class JacobianGraph:
             require_differentiable(slope)
 
         def halves(vector: Tensor) -> tuple[Tensor, Tensor]:
-            (pushed,) = torch.autograd.grad(pulled, cotangent, vector, retain_graph=True, materialize_grads=True)
+            pushed = pulled_back(pulled, cotangent, vector)
             if not slope.requires_grad:
                 return pushed, torch.zeros_like(pushed)
-            (bent,) = torch.autograd.grad(slope, point, pushed, retain_graph=True, materialize_grads=True)
-            return pushed, bent
+            return pushed, pulled_back(slope.reshape(-1), point, pushed.reshape(-1))
 
         def apply_one(vector: Tensor) -> Tensor:
             _, bent = halves(vector)
-            (column,) = torch.autograd.grad(outputs, leaf, bent, retain_graph=True, materialize_grads=True)
-            return column
+            return pulled_back(outputs.reshape(-1), leaf, bent.reshape(-1))
 
         def forms(V: Tensor) -> Tensor:
             pairs = [halves(vector) for vector in V]
