@@ -12,6 +12,7 @@ and error say whether both tools measure the same matrix.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import statistics
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessprobe.estimate import Estimate
 from hessprobe.estimators import frobenius_norm, trace
@@ -218,8 +220,8 @@ class Answer:
     agrees: bool
 
     def row(self) -> dict[str, Any]:
-        """Return the figures as a flat dict."""
-        return asdict(self)
+        """Return the figures as a flat dict; None for those of a contestant that failed."""
+        return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in asdict(self).items()}
 
 
 OWN = "hessprobe"
@@ -329,12 +331,23 @@ PEERS: dict[str, tuple[tuple[str, str, Contestant], ...]] = {
 }
 
 
+def _with_math(how: Contestant) -> Contestant:
+    """Let attention be computed by a kernel that can be differentiated twice; hessprobe chooses it by itself."""
+
+    def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
+        with sdpa_kernel(SDPBackend.MATH):
+            return how(module, loss, data)
+
+    return run
+
+
 def installed(peers: bool) -> dict[str, list[tuple[str, Contestant]]]:
     """Return the contestants of every question, hessprobe first; others where asked for and importable."""
     found: dict[str, list[tuple[str, Contestant]]] = {name: [(OWN, _own(ask))] for name, ask in QUESTIONS.items()}
     if peers:
         for question, others in PEERS.items():
-            found[question] += [(name, how) for name, needs, how in others if importlib.util.find_spec(needs)]
+            there = [(name, how) for name, needs, how in others if importlib.util.find_spec(needs)]
+            found[question] += [(name, _with_math(how)) for name, how in there]
     return found
 
 
@@ -381,6 +394,8 @@ def time_answers(
 
 
 def _agree(own: Answer, other: Answered) -> bool:
+    if math.isnan(other.value):
+        return False
     # The intervals of traces and norms widened to what is hardly ever missed, brackets to SciPy's own tolerance.
     slack = max(own.high - own.low, 2e-3 * abs(own.value))
     return other.low <= own.high + slack and other.high >= own.low - slack
@@ -391,7 +406,11 @@ def _timed(network: Network, module: nn.Module, data: Data, how: Contestant) -> 
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = how(module, network.loss, data)
+        try:
+            found = how(module, network.loss, data)
+        except Exception as error:  # whatever another package may raise
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            found = Answered(math.nan, math.nan, math.nan, note=f"error: {reason}")
     seconds = time.perf_counter() - began + found.more
     after = gradient_seconds(module, network.loss, data)
     return found, seconds, 2 * seconds / (before + after)
@@ -404,7 +423,9 @@ def _warmed(how: Contestant) -> None:
     data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        how(module, F.cross_entropy, data)
+        # What fails here is said where it is timed.
+        with contextlib.suppress(Exception):
+            how(module, F.cross_entropy, data)
 
 
 def page(rows: Sequence[dict[str, Any]], machine: str, *, incomplete: bool = False) -> str:
@@ -443,6 +464,8 @@ def _number(row: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
+    if row["note"].startswith("error"):
+        return "error"
     size = row["gradients"]
     text = f"{size:,.0f}" if size >= 10 else f"{size:.1f}"
     text += " (missed)" if "tolerance-missed" in row["note"] else ""

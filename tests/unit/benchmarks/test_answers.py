@@ -45,7 +45,11 @@ def test_every_question_is_answered_right_and_others_are_held_to_it(monkeypatch:
     network = small()
     module, data = network.trained()
     H = dense(module, data)
-    rivals = (("wrong", "math", wrong), ("slow", "math", slow), ("absent", "no_such", slow))
+
+    def broken(module: nn.Module, loss: object, data: object) -> Answered:
+        raise NotImplementedError("no such thing\nmore")
+
+    rivals = (("wrong", "math", wrong), ("slow", "math", slow), ("absent", "no_such", slow), ("broken", "math", broken))
     monkeypatch.setattr(answers, "PEERS", {"trace, standard error 1 %": rivals})
     rows = {(row.question, row.contestant): row for row in answers.time_answers(network, peers=True)}
     assert {question for question, _ in rows} == set(QUESTIONS)
@@ -64,8 +68,11 @@ def test_every_question_is_answered_right_and_others_are_held_to_it(monkeypatch:
     assert rows[trace, "slow"].agrees
     assert rows[trace, "slow"].seconds > 60
     assert (trace, "absent") not in rows
+    assert rows[trace, "broken"].note == "error: NotImplementedError: no such thing"
+    assert rows[trace, "broken"].row()["value"] is None
     text = answers.page([row.row() for row in rows.values()], "machine")
     assert "(another value: 1000)" in text
+    assert "| error |" in text
     assert "not complete" not in text.lower()
     assert "Not complete" in answers.page([row.row() for row in rows.values()], "machine", incomplete=True)
 
