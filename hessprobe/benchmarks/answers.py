@@ -244,8 +244,11 @@ def _own(question: Callable[[LinearOperator], Any]) -> Contestant:
 
 
 def _product(A: LinearOperator) -> Estimate:
-    v = torch.ones(A.dim, dtype=A.dtype, device=A.device)
-    return Estimate(float((A @ v).double().norm()), matvecs=1)
+    return Estimate(float((A @ _signs(A.dim, 1)[:, 0].to(A.dtype)).double().norm()), matvecs=1)
+
+
+def _signs(dim: int, count: int) -> Tensor:
+    return torch.randint(2, (dim, count), generator=torch.Generator().manual_seed(1)).float().mul_(2).sub_(1)
 
 
 # Of hessprobe: by question. ``rtol`` is the half-width of an interval, or the width of a bracket.
@@ -276,7 +279,7 @@ def _probed(question: str) -> Contestant:
     def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
         A = _curvlinops_matrix(module, loss, data)
         dim = sum(p.numel() for p in module.parameters())
-        W = torch.randint(2, (dim, _PROBES), generator=torch.Generator().manual_seed(1)).float().mul_(2).sub_(1)
+        W = _signs(dim, _PROBES)
         began = time.perf_counter()
         columns = [A @ W[:, i] for i in range(_PROBES)]
         seconds = time.perf_counter() - began
@@ -315,7 +318,7 @@ def _power_iteration(module: nn.Module, loss: Loss, data: Data) -> Answered:
 
 def _one_of_theirs(module: nn.Module, loss: Loss, data: Data) -> Answered:
     A = _curvlinops_matrix(module, loss, data)
-    value = float((A @ torch.ones(sum(p.numel() for p in module.parameters()))).double().norm())
+    value = float((A @ _signs(sum(p.numel() for p in module.parameters()), 1)[:, 0]).double().norm())
     return Answered(value, value, value, 1)
 
 
