@@ -512,7 +512,7 @@ def product(source: str, V: Tensor | Sequence[Tensor], make: Callable[[], Tensor
     key = f"{source}:{hasher.hexdigest()[:24]}"
     known = replay.ledger.product(key)
     if known is not None:
-        return known.to(V.device if isinstance(V, Tensor) else V[0].device)
+        return aligned(known).to(V.device if isinstance(V, Tensor) else V[0].device)
     made = make()
     replay.ledger.keep_product(key, made)
     return made

@@ -146,8 +146,16 @@ class _Book:
             known = engines.decided("found")
             if not known and all(begun[index] for index in part):
                 return False
-            found = engines.value("found", compute)
-            points.keep_start()
+
+            def made() -> dict[str, list[float]]:
+                values = compute()
+                # Before the values: a run that ends between the two would begin the next point from nothing.
+                points.keep_start()
+                return values
+
+            found = engines.value("found", made)
+            if known:
+                points.keep_start()
         for position, index in enumerate(part):
             for quantity, values in found.items():
                 self.values[quantity][index] = values[position]

@@ -268,7 +268,7 @@ class Points:
             return
         here = torch.empty(0) if self._vectors is None else self._vectors
         vectors = engines.product("start", torch.empty(0), lambda: here)
-        self._vectors = vectors.to(self.risk.device) if vectors.numel() else None
+        self._vectors = engines.aligned(vectors.to(self.risk.device)) if vectors.numel() else None
 
     def _statistics(self, theta: Tensor) -> AbstractContextManager[None]:
         if self._recalibrates and isinstance(self.risk, EmpiricalRisk):
