@@ -62,6 +62,29 @@ class Doubled(nn.Module):
         return self.last(torch.relu(self.first(x)) * self.gain.square())
 
 
+class Gated(nn.Module):
+    """Products of two layers: linear in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.one(x)) * self.other(x))
+
+
+class Adapted(nn.Module):
+    """A low-rank update of a layer, its factors modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(4, 5), nn.Linear(4, 2, bias=False), nn.Linear(2, 5, bias=False)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.base(x) + self.up(self.down(x))))
+
+
 def images(channels: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         net = nn.Sequential(
@@ -100,6 +123,16 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "hard tanh": (plain(nn.Hardtanh()), F.cross_entropy),
     "residual": (plain(Residual(5)), F.cross_entropy),
     "linear": (plain(), F.cross_entropy),
+    "gated": (Gated, F.cross_entropy),
+    "low-rank update": (Adapted, F.cross_entropy),
+    "learned slope": (plain(nn.PReLU(5)), F.cross_entropy),
+    "Poisson": (plain(nn.ReLU()), lambda f, y: F.poisson_nll_loss(f, F.one_hot(y, 3).to(f))),
+    "focal": (
+        plain(nn.ReLU()),
+        lambda f, y: (
+            (1 - f.softmax(1).gather(1, y[:, None]).squeeze(1)) ** 2 * F.cross_entropy(f, y, reduction="none")
+        ).mean(),
+    ),
     "dropout, evaluated": (plain(nn.ReLU(), nn.Dropout(0.5)), F.cross_entropy),
     "images": (images(2), F.cross_entropy),
     "images, odd": (images(3), F.cross_entropy),
@@ -108,6 +141,8 @@ CURVED: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "tanh": (plain(nn.Tanh()), F.cross_entropy),
     "GELU": (plain(nn.GELU()), F.cross_entropy),
     "hard swish": (plain(nn.Hardswish()), F.cross_entropy),
+    "hard sigmoid, its quadratic parts": (plain(nn.Hardswish(), nn.Hardsigmoid()), F.cross_entropy),
+    "ELU": (plain(nn.ELU()), F.cross_entropy),
     "layer norm": (plain(nn.ReLU(), nn.LayerNorm(5)), F.cross_entropy),
     "tied": (Tied, F.cross_entropy),
     "two parameters of a module": (Scaled, F.cross_entropy),
