@@ -208,10 +208,12 @@ def trace(
     * ``"hutch++"``: N/2 products sketch the range, N/2 more make it exact, N/2 go to the complement; 3N/2 in all.
     * ``"xtrace"``: every probe sketches and estimates; 2N products. Far better on decaying spectra, worse on flat ones.
     * ``"exact"``: the diagonal the operator knows, or d products.
-    * ``"auto"``: exact where that is as cheap; else Hutchinson for a fixed N. With a tolerance a pilot measures the
-      variance with and without the control variate and, where many products are needed, what probes inside the blocks
-      of single modules reach and what deflating the pilot's own products leaves to sample, by Hutchinson's estimator
-      or by XTrace (``captured_trace``); the cheapest runs. ``details["reason"]`` says why.
+    * ``"auto"``: exact where that is as cheap, and where the norms of the examples' gradients give it (the Hessian of a
+      network of linear layers, ReLU and the like, see ``Hessian.exact_trace``); else Hutchinson for a fixed N. With a
+      tolerance, examples that come in few batches get probes of their own by groups where that costs little more, and
+      a pilot measures the variance with and without the control variate and, where many products are needed, what
+      probes inside the blocks of single modules reach and what deflating the pilot's own products leaves to sample, by
+      Hutchinson's estimator or by XTrace (``captured_trace``); the cheapest runs. ``details["reason"]`` says why.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.
@@ -244,8 +246,8 @@ def trace(
         hardly of use; ``"heavy-tailed"``: fewer than 64 strongly skewed samples of a control variate with a sampled
         trace, whose nominal 95 % intervals may cover 85 %: deflate, or take more probes. ``details`` holds
         ``blocks`` {name: {value, std_error, df}} from the same products, ``surrogate_trace``, ``reason``, ``pilot``,
-        and of an exact trace ``diagonal``, fp64 (d,). Of a matrix made of drawn labels it is the mean over the draws,
-        and ``errors.probe`` their spread: labels and probes together (``details`` is empty).
+        and of the sum of a diagonal that ``diagonal``, fp64 (d,). Of a matrix made of drawn labels it is the mean over
+        the draws, and ``errors.probe`` their spread: labels and probes together (``details`` is empty).
 
     Raises:
         ValueError, TypeError: an argument outside its range, or an option the method cannot honour.

@@ -170,18 +170,18 @@ class Hessian(LinearOperator):
         return self._surrogate
 
     def exact_trace(self) -> ExactTrace | None:
-        """Return tr H where it is tr G of the Gauss-Newton matrix, see ``trace_is_near``: piecewise linear networks."""
+        """Return tr H where it is tr G of the Gauss-Newton matrix, see ``hvp.piecewise``: piecewise linear networks."""
         near = self.surrogate if self._alike is not False and self.is_exact else None
-        known = None if near is None else near.exact_trace()
-        if self._alike is None:
-            self._alike = False
-            if known is not None and near is not None:
-                from hessprobe.hvp.piecewise import check_cost, trace_is_near
+        if near is None or self._alike:
+            return None if near is None else near.exact_trace()
+        from hessprobe.hvp.piecewise import check_cost, forms_agree, linear_in_layers
 
-                with self._source.pool.context():
-                    self._alike = trace_is_near(self.risk, self, near)
-                known = replace(known, cost=known.cost + check_cost(self.n_terms))
-        return known if self._alike else None
+        self._alike = False
+        with self._source.pool.context():
+            # The cheapest first: most networks are told from the first, few of the others have no trace to share.
+            known = near.exact_trace() if linear_in_layers(self.risk) else None
+            self._alike = known is not None and forms_agree(self.risk, self, near)
+        return replace(known, cost=known.cost + check_cost(self.n_terms)) if known is not None and self._alike else None
 
     def group_traces(self) -> tuple[Tensor, Tensor] | None:
         """Return those of the Gauss-Newton matrix where ``exact_trace`` has found the traces to be the same."""

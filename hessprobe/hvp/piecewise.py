@@ -33,17 +33,11 @@ _COMPARED = 4
 _SAME = {torch.float64: 1e-8}
 
 
-def trace_is_near(risk: Objective, matrix: LinearOperator, near: LinearOperator) -> bool:
-    """Return whether tr H is tr G: outputs linear in every layer's parameters, and G the G of this H.
+def linear_in_layers(risk: Objective) -> bool:
+    """Return whether the outputs are linear in every layer's parameters, and the loss a function of them alone.
 
     Second derivatives of the outputs inside every layer are looked at on some examples of the first and of the last
-    batch. That the loss has the Hessian in the outputs that G was made of is then seen on all data: on every batch,
-    v^T H v must be v^T G v to rounding for a random v inside one layer, each in its turn.
-
-    Args:
-        risk: the objective.
-        matrix: its Hessian H, whose products are checked.
-        near: its Gauss-Newton matrix G.
+    batch: little beside a gradient over the data, so that others learn soon that there is nothing for them.
     """
     layers = _layers(risk)
     for index, batch in enumerate(risk.terms()):
@@ -51,12 +45,16 @@ def trace_is_near(risk: Objective, matrix: LinearOperator, near: LinearOperator)
             return False
         if index in (0, risk.n_terms - 1) and not _is_linear_inside(batch, risk.theta, layers):
             return False
-    return _forms_agree(matrix, near, layers)
+    return True
 
 
 def check_cost(n_terms: int) -> float:
-    """Return the cost of ``trace_is_near`` in products: forms of both matrices, and a pass over few examples."""
-    return 1.5 * max(1, -(-_COMPARED // n_terms)) + 0.5
+    """Return the cost of both checks in products: forms of both matrices, and a pass over few examples."""
+    return 1.5 * _probes(n_terms) + 0.5
+
+
+def _probes(n_terms: int) -> int:
+    return max(1, -(-_COMPARED // n_terms))
 
 
 def _layers(risk: Objective) -> list[list[slice]]:
@@ -100,8 +98,18 @@ def _is_linear_inside(batch: EmpiricalBatch, theta: Tensor, layers: list[list[sl
     return True
 
 
-def _forms_agree(matrix: LinearOperator, near: LinearOperator, layers: list[list[slice]]) -> bool:
-    probes = max(1, -(-_COMPARED // matrix.n_terms))
+def forms_agree(risk: Objective, matrix: LinearOperator, near: LinearOperator) -> bool:
+    """Return whether G is the Gauss-Newton matrix of this Hessian H, as seen on all data.
+
+    On every batch v^T H v must be v^T G v to rounding for a random v inside one layer, each in its turn: the loss has
+    the Hessian in the outputs that G was made of, and no example takes another way through the network.
+
+    Args:
+        risk: the objective.
+        matrix: its Hessian H, whose products are checked.
+        near: its Gauss-Newton matrix G.
+    """
+    layers, probes = _layers(risk), _probes(matrix.n_terms)
     W = _normal((probes, matrix.dim), torch.empty(0, dtype=matrix.dtype, device=matrix.device))
     tolerance = _SAME.get(matrix.dtype, 1e-3)
     for index, ((_, H), (_, G)) in enumerate(zip(matrix.terms(), near.terms(), strict=True)):

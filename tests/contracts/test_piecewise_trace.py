@@ -300,3 +300,25 @@ def test_within_a_limit_the_trace_is_made_in_pieces_and_is_the_same(name: str, m
     torch.testing.assert_close(kept.traces, free.traces, rtol=1e-10, atol=1e-13)
     for key, value in free.blocks.items():
         assert math.isclose(kept.blocks[key], value, rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["tanh", "layer norm", "tied"])
+def test_another_network_pays_for_no_pass_over_its_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(output_space, "summed_squares", lambda *_: asked.append(1))
+    make, loss = CURVED[name]
+    module, data = problem(make, 1)
+    assert hp.Hessian(hp.EmpiricalRisk(module, loss, data)).exact_trace() is None
+    assert not asked
+
+
+def test_the_cost_is_told_once_and_products_are_counted() -> None:
+    module, data = problem(LINEAR["residual"][0], 1)
+    operator = hp.Hessian(hp.EmpiricalRisk(module, F.cross_entropy, data))
+    first, again = operator.exact_trace(), operator.exact_trace()
+    assert first is not None
+    assert again is not None
+    # Of three outputs (2 C + 8) / 6, forms of both matrices for two probes, and the closer look.
+    assert first.cost >= (2 * 3 + 8) / 6 + 1.5 * 2 + 0.5
+    assert again.cost == 0.0
+    assert hp.trace(hp.Hessian(operator.risk)).matvecs == pytest.approx(first.cost)
