@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hessprobe.objective import EmpiricalRisk
 
@@ -132,17 +131,3 @@ def full_gauss_newton(risk: EmpiricalRisk) -> Tensor:
             inner = torch.autograd.functional.hessian(term.loss_of_outputs, outputs).reshape(len(J), len(J))
             total += term.weight * J.T @ inner @ J
     return total
-
-
-class CubeOnce(torch.autograd.Function):
-    """x^3 whose backward may be differentiated no further."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return slope * 3 * ctx.saved_tensors[0] ** 2

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprobe as hp
+from hessprobe.benchmarks.conformance.derivatives import Reversal
 from hessprobe.errors import NondeterministicLossError, UnsupportedError
 
 F64 = torch.float64
@@ -85,16 +86,6 @@ def teacher() -> Made:
 def stop_gradient() -> Made:
     module = Of(lambda m, x: torch.stack([m.p(m.b(x)), m.b(x + 0.1).detach()], 1), b=net(), p=nn.Linear(3, 3).double())
     return module, lambda z, t: 2 - 2 * F.cosine_similarity(z[:, 0], z[:, 1]).mean(), data(6, 5)
-
-
-class Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return -slope
 
 
 def reversal() -> Made:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import nets
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprobe as hp
+from hessprobe.benchmarks.conformance.derivatives import CubeOnce
 from hessprobe.errors import UnsupportedError
 from hessprobe.measures import MeasureSettings, measure_all
 
@@ -233,7 +233,7 @@ def mixed_precision(enabled: bool) -> Made:
 
 
 def once() -> Made:
-    return plain(Of(lambda m, x: m.n[2](nets.CubeOnce.apply(m.n[:2](x))), n=net()))
+    return plain(Of(lambda m, x: m.n[2](CubeOnce.apply(m.n[:2](x))), n=net()))
 
 
 def transformed() -> Made:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import nets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import hessprobe as hp
+from hessprobe.benchmarks.conformance.derivatives import CubeOnce, HalfDetached
 from hessprobe.benchmarks.conformance.problems import SavedGradient
 from hessprobe.errors import NumericalWarning, UnsupportedError
 from hessprobe.hvp import Fisher, GaussNewton, Hessian
@@ -84,20 +84,6 @@ def mean_of(loss: Callable[[Tensor, Tensor], Tensor], penalty: Callable[[dict[st
         return value
 
     return truth
-
-
-class HalfDetached(torch.autograd.Function):
-    """x^3 whose backward holds one factor constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return slope * 3 * x * x.detach()
 
 
 class RightCube(torch.autograd.Function):
@@ -237,7 +223,7 @@ CASES = {
     "a loss between examples": Case(contrastive, truth_of_batches, caveat="others would give another"),
     "weights normalised by a parametrization": Case(normalised, truth_of_normalised, differences=True),
     "weights normalised by a hook": Case(normalised_of_old, truth_of_normalised, differences=True),
-    "a layer that is differentiable once": Case(cubed(nets.CubeOnce), truth_of_cube, differences=True),
+    "a layer that is differentiable once": Case(cubed(CubeOnce), truth_of_cube, differences=True),
     "a loss that is differentiable once": Case(
         lambda: (net(), OnceLoss.apply, data(6, 5)), mean_of(F.cross_entropy), differences=True
     ),

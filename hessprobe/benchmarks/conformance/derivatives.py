@@ -17,42 +17,50 @@ from hessprobe.benchmarks.conformance.case import Problem
 from hessprobe.benchmarks.conformance.problems import classifier
 
 
-class _HalfDetached(torch.autograd.Function):
+class HalfDetached(torch.autograd.Function):
     """x^3 whose backward holds one of its factors constant."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         ctx.save_for_backward(x)
         return x**3
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         x: Tensor = ctx.saved_tensors[0]
         return slope * 3 * x * x.detach()
 
 
-class _Once(torch.autograd.Function):
+class CubeOnce(torch.autograd.Function):
     """x^3 whose backward may be differentiated no further, as those of many compiled kernels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         ctx.save_for_backward(x)
         return x**3
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         x: Tensor = ctx.saved_tensors[0]
         return slope * 3 * x**2
 
 
-class _Reversal(torch.autograd.Function):
+class Reversal(torch.autograd.Function):
+    """The identity, whose gradient has the other sign."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
+        """See ``torch.autograd.Function``."""
         return -slope
 
 
@@ -74,17 +82,17 @@ def _with_layer(function: Any) -> Problem:
 
 def half_detached() -> Problem:
     """A layer whose backward is right and whose double backward is not."""
-    return _with_layer(_HalfDetached.apply)
+    return _with_layer(HalfDetached.apply)
 
 
 def once() -> Problem:
     """A layer that has a gradient and no second derivative: torch takes what lies below it for a constant."""
-    return _with_layer(_Once.apply)
+    return _with_layer(CubeOnce.apply)
 
 
 def reversal() -> Problem:
     """Gradient reversal: what autograd returns is not the slope of the loss."""
-    return _with_layer(_Reversal.apply)
+    return _with_layer(Reversal.apply)
 
 
 def straight_through() -> Problem:
