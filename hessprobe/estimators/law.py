@@ -32,19 +32,22 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hessprobe.vectors import fold
+from hessprobe.vectors import FOLDED, fold_into, gram
 
 # Observations that the worst case counts for in the spread of the h_j.
 _PRIOR = 8
 # Sample variances that the law's may be, of forms that are known by pairs of probes.
 _MOST = 16
+# fp64 entries of a block of rows that are alive at a time: what a processor's cache holds, and on an accelerator enough
+# to keep it busy.
+_PIECE, _DEVICE_PIECE = 1 << 15, 1 << 24
 # Samples without skewness that are added to those there are.
 _FOR_SKEWNESS = 4
 
@@ -162,6 +165,32 @@ class Law:
         return torch.minimum(torch.maximum(known, self.blocks), 2 * self.blocks)
 
 
+class Sums(NamedTuple):
+    """Sums of w * z of a block of probes, fp64.
+
+    Attributes:
+        total: (k,) over all columns: the quadratic forms.
+        blocks: (k, L) over those of each block.
+    """
+
+    total: Tensor
+    blocks: Tensor
+
+
+class _Spread:
+    """Squares of contrasts, summed over columns."""
+
+    def __init__(self, probes: Tensor, blocks: int) -> None:
+        self.squares = torch.zeros(len(probes), dtype=torch.float64, device=probes.device)
+        self.blocks = torch.zeros(len(probes), blocks, dtype=torch.float64, device=probes.device)
+
+
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    width = (_PIECE if rows.device.type == "cpu" else _DEVICE_PIECE) // len(rows) // FOLDED * FOLDED
+    for start in range(0, rows.shape[1], max(width, FOLDED)):
+        yield slice(start, min(start + max(width, FOLDED), rows.shape[1]))
+
+
 class LawSums:
     """Collects the h_j of one term, block of probes by block.
 
@@ -173,47 +202,87 @@ class LawSums:
 
     def __init__(self, law: str, slices: Sequence[slice] = (), *, keep: bool = False) -> None:
         self._law, self._slices, self._keep = law, slices, keep
-        self._first: Tensor | None = None
-        self._total: Tensor | None = None
+        # The first row of entries, and the sum of what all have beyond it.
+        self._first, self._running = torch.empty(0), torch.empty(0)
         self._seen, self._pairs = 0, 0
         self._squares: list[Tensor] = []
         self._blocks: list[Tensor] = []
         self._outside: list[Tensor] = []
         self._folded: list[Tensor] = []
 
-    def add(self, probes: Tensor, products: Tensor, entries: Tensor) -> None:
-        """Add probes w, products z and fp64 entries w * z, (k, d) each, k >= 1."""
-        if self._law == "rademacher":
-            self._add_contrasts(entries)
+    def add(self, probes: Tensor, products: Tensor) -> Sums:
+        """Add probes w and products z, (k, d) each, k >= 1, and return the sums of their entries w * z.
+
+        A few thousand columns at a time, which a processor's cache holds in fp64: written out whole, the entries alone
+        would take longer than the product of a small network.
+        """
+        count, dim = probes.shape
+        none = torch.zeros(0, dtype=torch.float64, device=probes.device)
+        total, blocks = none.new_zeros(count), none.new_zeros(count, len(self._slices))
+        signs, spread = self._law == "rademacher", _Spread(probes, len(self._slices))
+        folded = none.new_zeros(count, min(dim, FOLDED))
+        if signs and self._seen == 0:
+            self._first, self._running = none.new_empty(dim), none.new_zeros(dim)
+        for where in _pieces(probes):
+            entries = probes[:, where].double() * products[:, where].double()
+            total += entries.sum(1)
+            self._into(blocks, entries, where)
+            if not signs:
+                continue
+            if self._keep:
+                fold_into(folded, entries, where, dim)
+            rows = self._contrasts(entries, where)
+            spread.squares += rows.sum(1)
+            self._into(spread.blocks, rows, where)
+        if signs:
+            # The very first row has nothing before it.
+            new = slice(1 if self._seen == 0 else 0, None)
+            self._squares.append(spread.squares[new])
+            if self._slices:
+                self._blocks.append(spread.blocks[new])
+            self._seen += count
             self._add_outside(probes, products)
             if self._keep:
-                self._folded.append(fold(entries))
-            return
-        rows = products.double()
-        if self._law == "sphere":
-            rows = rows - entries.mean(1, keepdim=True) * probes.double()
-        self._squares.append(rows.square().sum(1))
+                self._folded.append(folded.cpu())
+        else:
+            self._squares.append(self._lengths(probes, products, total))
+        return Sums(total, blocks)
 
-    def _add_contrasts(self, entries: Tensor) -> None:
-        if self._first is None or self._total is None:
-            self._first, self._total = entries[0].clone(), torch.zeros_like(entries[0])
-        # Distances from the first row, so that equal rows have none at all.
-        offset = entries - self._first
-        counts = self._seen + torch.arange(len(entries), dtype=torch.float64, device=entries.device)[:, None]
-        before = (self._total + offset.cumsum(0) - offset) / counts.clamp_min(1)
-        rows = ((offset - before).square_() * (counts / (counts + 1)))[1 if self._seen == 0 else 0 :]
-        self._squares.append(rows.sum(1))
-        if self._slices:
-            self._blocks.append(torch.stack([rows[:, where].sum(1) for where in self._slices], 1))
-        self._total += offset.sum(0)
-        self._seen += len(entries)
+    def _into(self, sums: Tensor, rows: Tensor, where: slice) -> None:
+        """Add the columns of each block that are among ``where`` to its sum."""
+        for index, block in enumerate(self._slices):
+            low, high = max(block.start, where.start), min(block.stop, where.stop)
+            if low < high:
+                sums[:, index] += rows[:, low - where.start : high - where.start].sum(1)
+
+    def _contrasts(self, entries: Tensor, where: slice) -> Tensor:
+        """Return the squares of what rows have beyond the mean of those before, scaled, and go on to their sum.
+
+        Distances are from the first row, so that equal rows have none at all.
+        """
+        if self._seen == 0:
+            self._first[where] = entries[0]
+        rows, running = entries - self._first[where], self._running[where]
+        for count, row in enumerate(rows, start=self._seen):
+            before = running / max(count, 1)
+            running += row
+            row.sub_(before).square_().mul_(count / (count + 1))
+        return rows
+
+    def _lengths(self, probes: Tensor, products: Tensor, forms: Tensor) -> Tensor:
+        """Return ||z||^2, of probes on the sphere ||z - (q / d) w||^2, (k,)."""
+        share = (forms / probes.shape[1] if self._law == "sphere" else torch.zeros_like(forms))[:, None]
+        found = torch.zeros_like(forms)
+        for where in _pieces(probes):
+            found += (products[:, where].double() - share * probes[:, where].double()).square_().sum(1)
+        return found
 
     def _add_outside(self, probes: Tensor, products: Tensor) -> None:
         if not self._slices or len(probes) < 2:
             return
         found = []
         for where in self._slices:
-            forms = probes[:, where].double() @ products[:, where].double().T
+            forms = gram(probes[:, where], products[:, where])
             found.append((forms - forms.T).square().sum() / 4)
         self._outside.append(torch.stack(found))
         self._pairs += len(probes) * (len(probes) - 1) // 2

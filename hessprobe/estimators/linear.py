@@ -351,27 +351,22 @@ class _Term:
             if twin is not None:
                 self.control.append(twin.quadratic_forms(inside))
             return
-        products, entries = self._multiplied(probes, inside)
+        products = project(how.basis, self.term.matvecs(inside))
+        sums = self.law.add(probes, products)
+        self.raw.append(sums.total)
+        if how.keep:
+            self.kept.append((probes, products))
         if twin is not None and how.paired:
             products = products - project(how.basis, twin.matvecs(inside))
-            entries = probes.double() * products.double()
-            self.control.append(self.raw[-1] - entries.sum(1))
-            self.paired_law.add(probes, products, entries)
+            own = sums.total
+            sums = self.paired_law.add(probes, products)
+            self.control.append(own - sums.total)
         elif twin is not None:
             self.control.append(twin.quadratic_forms(inside))
         if self.slices:
-            self.blocks.add(torch.stack([entries[:, where].sum(1) for where in self.slices], dim=1))
+            self.blocks.add(sums.blocks)
         if how.diagonal:
-            self.entries.add(entries)
-
-    def _multiplied(self, probes: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        products = project(self.how.basis, self.term.matvecs(inside))
-        entries = probes.double() * products.double()
-        self.raw.append(entries.sum(1))
-        self.law.add(probes, products, entries)
-        if self.how.keep:
-            self.kept.append((probes, products))
-        return products, entries
+            self.entries.add(probes.double() * products.double())
 
 
 def _paired_terms(

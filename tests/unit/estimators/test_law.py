@@ -33,7 +33,10 @@ def collected(A: Tensor, law: str, n: int, size: int, seed: int = 0) -> LawSums:
     sums, stream = LawSums(law, SLICES, keep=True), ProbeStream(DIM, seed, law)
     for start in range(0, n, size):
         W = stream.block(start, min(start + size, n))
-        sums.add(W, W @ A, W * (W @ A))
+        found = sums.add(W, W @ A)
+        torch.testing.assert_close(found.total, (W * (W @ A)).sum(1))
+        own = torch.stack([(W * (W @ A))[:, where].sum(1) for where in SLICES], 1)
+        torch.testing.assert_close(found.blocks, own)
     return sums
 
 
