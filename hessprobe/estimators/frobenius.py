@@ -70,6 +70,7 @@ from hessprobe.estimators.xtrace import (
     block_rows,
     blocks_of,
     deflation,
+    multiply,
     project,
     remainder_squares,
 )
@@ -267,10 +268,6 @@ class _Group:
     products: Tensor
 
 
-def _products(A: LinearOperator, V: Tensor) -> Tensor:
-    return torch.cat([A.matvecs(V[a:b]) for a, b in blocks_of(len(V), block_rows(A.dim))])
-
-
 def _group(
     A: LinearOperator, parts: LinearOperator, probes: Tensor, basis: Tensor | None, sample: CoordinateSample
 ) -> _Group:
@@ -279,13 +276,13 @@ def _group(
     total = torch.zeros_like(probes)
     weights, kept = [], []
     for weight, term in parts.terms() if told else ():
-        part = _products(term, inside[:told])
+        part = multiply(term, inside[:told])
         total[:told].add_(part, alpha=weight)
         weights.append(weight)
         if parts.n_terms > 1:
             kept.append(sample.take(part))
     if told < len(inside):
-        total[told:] = _products(A, inside[told:])
+        total[told:] = multiply(A, inside[told:])
     names = list(A.blocks.values())
     sums = [row_dots(total[:, where], total[:, where]) for where in names]
     products = project(basis, total)

@@ -191,9 +191,7 @@ def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0, parts: LinearOp
     image = torch.zeros_like(basis)
     weights, compressed, kept = [], [], []
     for weight, term in parts.terms():
-        part = torch.cat(
-            [term.matvecs(rows) for rows in (basis[a:b] for a, b in blocks_of(len(basis), block_rows(A.dim)))]
-        )
+        part = multiply(term, basis)
         image.add_(part, alpha=weight)
         weights.append(weight)
         compressed.append(gram(basis, part))
@@ -374,9 +372,8 @@ def remainder_squares(probes: Tensor, products: Tensor, basis: Tensor, images: T
 
 def multiply(A: LinearOperator, rows: Tensor) -> Tensor:
     """Return the products with all rows, made in blocks of bounded size."""
-    return torch.cat(
-        [A.matvecs(rows[start:stop]) for start, stop in blocks_of(rows.shape[0], block_rows(A.dim))] or [rows]
-    )
+    parts = [A.matvecs(rows[start:stop]) for start, stop in blocks_of(rows.shape[0], block_rows(A.dim))] or [rows]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,12 @@ class BatchOperator(LinearOperator):
         return result
 
 
+# What tells that a batch cannot be cut: sparse rows, statistics of the batch, a loss or a layer of a fixed number of
+# rows.
+NOT_CUT = (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError)
+# Share of the first batch that a loss is looked at on before the first product, and the fewest examples.
+_PART_LOOKED_AT, _LEAST_LOOKED_AT = 8, 16
+
 # Engines tried in place of one that records each shape of a batch, which takes longer than a few products.
 _DIFFERENCES = "finite_difference"
 _UNRECORDED = {"linearized": ("double_backward", "forward_over_reverse")}
@@ -393,7 +399,9 @@ class BatchProducts:
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if self._verified and self._engine is not None:
             return self._engine(batch, theta)
-        require_own_gradient(batch, theta, self._timed_gradient(batch, theta))
+        gradient, few = self._timed_gradient(batch, theta), self._few_of(batch, theta)
+        require_own_gradient(few, theta, gradient if few is batch else None)
+        del gradient
         begun = self._engine is None and self._begin(batch)
         engine = self._choose(batch) if self._engine is None else self._engine
         try:
@@ -444,10 +452,32 @@ class BatchProducts:
         """
         product = engine(batch, theta)
         if not self._verified and engine.is_exact:
-            require_symmetric(product, theta)
+            # An engine that records a shape would have to record another one.
+            few = batch if engine.setup_seconds else self._few_of(batch, theta)
+            looked_at = product if few is batch else engine(few, theta)
+            require_symmetric(looked_at, theta)
             if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix
-                require_own_product(product, batch, theta, self._risk.layout.slices)
+                require_own_product(looked_at, few, theta, self._risk.layout.slices)
         return product
+
+    def _few_of(self, batch: BatchLoss, theta: Tensor) -> BatchLoss:
+        """Return an eighth of a batch, at least 16 examples, on which a loss is looked at; all where it is not cut.
+
+        The code of the model and the loss is the same, and so is what is wrong with it.
+        """
+        examples = getattr(batch, "examples", 1)
+        count = max(examples // _PART_LOOKED_AT, _LEAST_LOOKED_AT)
+        if count >= examples or self._risk.differentiable_once:
+            return batch
+        try:
+            few = batch.slice(0, count)
+            with torch.no_grad():
+                usable = getattr(few, "size", 1) and bool(torch.isfinite(few(theta)))
+        except NOT_CUT as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return batch
+        return few if usable else batch
 
     def _differences(self, batch: BatchLoss, theta: Tensor, reason: UnsupportedError) -> Product:
         """Return the product by differences of gradients, where the engine was left open and there is one for them."""
@@ -510,8 +540,7 @@ class BatchProducts:
         examples = getattr(batch, "examples", 1)
         try:
             nodes = DoubleBackward().nodes(batch.slice(0, max(examples // 16, 1)), self._risk.theta)
-        except (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError):
-            # It cannot be cut: sparse rows, statistics of the batch, a loss or a layer of a fixed number of rows.
+        except NOT_CUT:
             nodes = DoubleBackward().nodes(batch, self._risk.theta)
         return saved > recording_seconds(nodes) + _TRIAL * watch.seconds / self._risk.n_terms
 

@@ -17,7 +17,7 @@ from hessprobe.hvp.engines import DoubleBackward, pulled_back
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.pool import Chunked
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.vectors import vectors_within
+from hessprobe.vectors import all_finite, vectors_within
 
 _FIRST = """
 import sys, torch, hessprobe as hp
@@ -58,7 +58,36 @@ def test_an_ample_budget_measures_one_slice(monkeypatch):
     monkeypatch.setattr(DoubleBackward, "__call__", watched)
     risk = _risk(batches=1)
     Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
-    assert seen == [4, 64]
+    # An eighth to look at the loss on, but at least 16 examples.
+    assert seen == [4, 64, 16]
+
+
+def _cut_off(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    entropy = nn.functional.cross_entropy(outputs, targets, ignore_index=-100)
+    return entropy * (1 + outputs.detach().square().mean())
+
+
+@pytest.mark.parametrize("ignored", [0, 40], ids=["all", "the first ones without targets"])
+def test_a_loss_that_is_looked_at_on_a_part_of_the_batch_is_refused_as_ever(ignored):
+    x, y = torch.randn(200, 6, generator=torch.Generator().manual_seed(1)).double(), torch.arange(200) % 3
+    y[:ignored] = -100
+    risk = EmpiricalRisk(_risk().module, _cut_off, [(x, y)], weighting="tokens")
+    with pytest.raises(UnsupportedError, match="gradient of the loss is not its slope"):
+        Hessian(risk).matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+
+
+def test_entries_that_are_not_finite_are_found_and_sums_that_overflow_are_none():
+    rows = torch.ones(3, 1000)
+    assert all_finite(rows)
+    assert all_finite(rows * torch.finfo(torch.float32).max)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in ((0, 0), (1, 500), (2, 999)):
+            wrong = rows.clone()
+            wrong[place] = bad
+            assert not all_finite(wrong)
+    both = rows.clone()
+    both[0, 0], both[0, 1] = float("inf"), -float("inf")
+    assert not all_finite(both)
 
 
 class Clock:
