@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def entries_within(most: int) -> int:
     return most if limit is None else max(1, min(most, limit // 32))
 
 
-def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies: float = 1.0) -> int:
+def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies: float = 1.0, beside: int = 0) -> int:
     """Return how many of the ``wanted`` rows of ``dim`` entries fit the memory that vectors may take.
 
     Args:
@@ -68,6 +68,7 @@ def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies:
         wanted: rows that would be held without a limit.
         least: rows without which the work cannot be done.
         copies: rows alive for each of them while they are worked on.
+        beside: bytes of other vectors that are alive at the same time.
 
     Raises:
         MemoryBudgetError: not even ``least`` fit; the message says what would.
@@ -75,9 +76,9 @@ def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies:
     limit = _vectors.get()
     if limit is None:
         return wanted
-    fit = int(limit / (copies * dim * itemsize))
+    fit = int((limit - beside) / (copies * dim * itemsize))
     if fit < least:
-        needed = math.ceil(least * copies * dim * itemsize / 1e6)
+        needed = math.ceil((least * copies * dim * itemsize + beside) / 1e6)
         more = math.ceil(2.01 * needed - 2 * limit / 1e6)
         raise MemoryBudgetError(
             about(
@@ -87,6 +88,100 @@ def rows_within(dim: int, itemsize: int, wanted: int, *, least: int = 1, copies:
             )
         )
     return min(wanted, fit)
+
+
+class Sharing(Protocol):
+    """Ranks that make products together, all of them with the same vectors in the same order.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: how many there are.
+    """
+
+    @property
+    def rank(self) -> int: ...  # noqa: D102  # above
+
+    @property
+    def count(self) -> int: ...  # noqa: D102  # above
+
+    def summed(self, part: Tensor) -> Tensor:
+        """Return the sum of every rank's ``part``, to the last bit the same on all; in place, one all-reduce."""
+        ...
+
+    def gather(self, part: Tensor, whole: Tensor) -> None:
+        """Write every rank's ``part`` (n,) into ``whole`` (count * n,) on all of them, one after the other."""
+        ...
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """Return the first rank's ``tensor`` on all of them, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The entries of vectors that this process holds where several hold their parts of them: all of them else.
+
+    Rank r of N has the entries from r n on, n = ceil(d / N): the last ranks of all may have fewer, or none. What is
+    made of whole vectors by every rank alone, in the same way, is the same on all of them; what is made of parts is,
+    once it has been summed. A decision that all have to take alike (to stop, to restart) may rest on both.
+
+    Attributes:
+        dim: d, entries of a whole vector.
+        ranks: who hold the parts; None where this process holds whole vectors.
+    """
+
+    dim: int
+    ranks: Sharing | None = None
+
+    @property
+    def _longest(self) -> int:
+        return self.dim if self.ranks is None else -(-self.dim // self.ranks.count)
+
+    @property
+    def entries(self) -> slice:
+        """Which entries this process holds."""
+        start = 0 if self.ranks is None else self.ranks.rank * self._longest
+        return slice(min(start, self.dim), min(start + self._longest, self.dim))
+
+    @property
+    def width(self) -> int:
+        """How many these are at most, on any rank: what all of them plan by."""
+        return self._longest
+
+    @property
+    def beside(self) -> int:
+        """Entries of the whole vector that is put together for a product."""
+        return 0 if self.ranks is None else self.dim
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return this process's part of whole rows (k, d), as a view."""
+        return rows if self.ranks is None else rows[:, self.entries]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Return the whole rows (k, d) of which ``rows`` (k, n) are this process's parts: one call of all a row."""
+        if self.ranks is None:
+            return rows
+        length, count = self._longest, len(rows)
+        # Each row is gathered with what stands beyond its end, which the next one overwrites.
+        flat = rows.new_empty(max(count - 1, 0) * self.dim + self.ranks.count * length)
+        for index, row in enumerate(rows):
+            part = row if len(row) == length else torch.cat([row, row.new_zeros(length - len(row))])
+            start = index * self.dim
+            self.ranks.gather(part.contiguous(), flat[start : start + self.ranks.count * length])
+        return flat[: count * self.dim].view(count, self.dim)
+
+    def summed(self, part: Tensor) -> Tensor:
+        """Return the sum of what the parts give: of dot products."""
+        return part if self.ranks is None else self.ranks.summed(part)
+
+    def first(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return the first rank's ``tensor``: another machine may turn an eigenvector around.
+
+        Args:
+            tensor: of any device.
+            device: where ranks exchange tensors, which the result is on; without ranks it stays where it is.
+        """
+        return tensor if self.ranks is None else self.ranks.first(tensor.to(device))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import GroupedObjective, by_groups
 from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, Sharing
 
 
 class BatchOperator(LinearOperator):
@@ -53,6 +53,11 @@ class BatchOperator(LinearOperator):
         self._place = pool.place and f"{pool.place}-{index}"
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
         self.psd, self.is_exact = parent.psd, parent.is_exact
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the parent."""
+        return self._parent.ranks
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -164,6 +169,11 @@ class ByGroups(LinearOperator):
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
         """That of the parent."""
         return self._parent.is_exact
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the parent."""
+        return self._parent.ranks
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -13,7 +13,7 @@ from hessprobe.hvp.hessian import Hessian
 from hessprobe.hvp.pool import MemoryBudget
 from hessprobe.objective.base import Objective
 from hessprobe.operators.base import Combination, LinearOperator
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, Sharing
 
 
 class FunctionalPart(LinearOperator):
@@ -85,6 +85,11 @@ class FunctionalPart(LinearOperator):
         """Which engines run."""
         first, second = self.hessian.engine_note, self.gauss_newton.engine_note
         return first if first == second else f"{first}; Gauss-Newton: {second}"
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the Hessian."""
+        return self.hessian.ranks
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -45,7 +45,7 @@ from hessprobe.hvp.output_space import (
     sampled_trace,
     square_roots,
 )
-from hessprobe.hvp.pool import MemoryBudget
+from hessprobe.hvp.pool import MemoryBudget, holding
 from hessprobe.hvp.tracing import LinearFunction
 from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import BatchLoss, Objective, SecondOrderLosses, require_objective
@@ -53,7 +53,7 @@ from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import MISFITS, passes_to_cut
 from hessprobe.objective.classes import ClassRisk, shares_of
 from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout, row_dots
+from hessprobe.vectors import ParameterLayout, Sharing, row_dots
 
 # Bytes of per-example gradients held at once, within the budget; more gains nothing.
 _CHUNK = 1 << 27
@@ -407,6 +407,11 @@ class GaussNewton(LinearOperator):
 
     def __repr__(self) -> str:
         return f"{self.name}(dim={self.dim}, engine={self.engine_name!r}, risk={self.risk!r})"
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those that make products of the risk together."""
+        return holding(self.risk)
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -17,12 +17,12 @@ from hessprobe.hvp.batch_products import BatchProducts
 from hessprobe.hvp.engines import DoubleBackward, Engine, FiniteDifference, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.linearized import Linearized
-from hessprobe.hvp.pool import MemoryBudget
+from hessprobe.hvp.pool import MemoryBudget, holding
 from hessprobe.hvp.verification import COMPARED, ProductError, compare
 from hessprobe.objective.activations import ActivationRisk
 from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import ExactTrace, LinearOperator
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, Sharing
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "linearized": Linearized,
@@ -143,6 +143,11 @@ class Hessian(LinearOperator):
         own = {} if least is None else {"hessian": least}
         gradient = {} if self.gradient_seconds is None else {"gradient": self.gradient_seconds}
         return {**{_NEAR.get(kind, kind): time for kind, time in near.items()}, **own, **gradient}
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those that make products of the risk together."""
+        return holding(self.risk)
 
     @property
     def blocks(self) -> dict[str, slice]:

@@ -94,6 +94,27 @@ class Ranks:
             dist.all_reduce(part, group=self.group)
         return part
 
+    def gather(self, part: Tensor, whole: Tensor) -> None:
+        """Write every rank's ``part`` (n,) into ``whole`` (count * n,) on all of them, one after the other.
+
+        Raises:
+            RanksError: another rank has ended or does not answer.
+        """
+        with _answered(self.watch):
+            # Newer versions call it by another name.
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            gather(whole, part, group=self.group)
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """Return the first rank's ``tensor`` on all, in place.
+
+        Raises:
+            RanksError: another rank has ended or does not answer.
+        """
+        with _answered(self.watch):
+            dist.broadcast(tensor, group_src=0, group=self.group)
+        return tensor
+
     def described(self) -> dict[str, Any]:
         """Return what a record says: the number of ranks, and how many examples each had in the latest pass."""
         parts = [sum(counts[rank] for counts in self.examples.values()) for rank in self.all]
@@ -140,6 +161,18 @@ def current(risk: Objective | None = None) -> Ranks | None:
     if risk is not None and risk.group is not None:
         ranks = Ranks(risk.group, dist.get_rank(risk.group), dist.get_world_size(risk.group))
     return ranks if ranks is not None and ranks.count > 1 else None
+
+
+def holding(risk: Objective) -> Ranks | None:
+    """Return the ranks that hold vectors of ``risk`` between them, in parts; None where this process holds them whole.
+
+    Those that share its products out, or over which its weights are spread.
+    """
+    group = risk.spread_over
+    if group is None:
+        return current(risk)
+    ranks = Ranks(group, dist.get_rank(group), dist.get_world_size(group))
+    return ranks if ranks.count > 1 else None
 
 
 def agreed(decide: Callable[[], Any], risk: Objective | None = None) -> Any:

@@ -13,7 +13,7 @@ from hessprobe import checks, display
 from hessprobe.estimate import GROUPS, Batches, ErrorParts, Estimate, Influence, data_error
 from hessprobe.krylov.certificates import Ends, SpectrumBounds
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import combine, combine_, gram
+from hessprobe.vectors import Slice, combine, combine_, gram
 
 # Entries of which a residual is summed at a time.
 _PIECE = 1 << 18
@@ -201,38 +201,40 @@ def refine(A: LinearOperator, rows: Tensor, *, by_terms: bool = True) -> Refined
 
     Args:
         A: (d, d).
-        rows: (k, d), nearly orthonormal.
+        rows: (k, d), nearly orthonormal; where ranks make the products together, this one's part of them.
         by_terms: False: products are made at once, and nothing is said of terms.
     """
+    held = Slice(A.dim, A.ranks)
     products, pieces, weights = torch.zeros_like(rows), [], []
+    whole = held.whole(rows)
     summed = A.grouped(GROUPS) if by_terms else A
     for weight, term in summed.terms() if by_terms and summed.n_terms > 1 else ((1.0, A),):
-        part = term.matvecs(rows)
+        part = held.of(term.matvecs(whole))
         products.add_(part, alpha=weight)
         pieces.append(gram(rows, part))
         weights.append(weight)
         del part, term
-    M, G = gram(rows, products), gram(rows, rows)
+    del whole
+    M, G, *pieces = held.summed(torch.stack([gram(rows, products), gram(rows, rows), *pieces]))
     root = torch.linalg.cholesky(G)
     inverse = torch.linalg.inv(root)
     values, U = torch.linalg.eigh(inverse @ ((M + M.T) / 2) @ inverse.T)
-    mixing = (U.T @ inverse).flip(0)
-    values = values.flip(0)
+    values, *coefficients = held.first(torch.cat([values[None], inverse.T @ U]).flip(1), A.device)
+    mixing = torch.stack(coefficients, 1)
     # In place, but not over the rows that were handed in.
     vectors, images = combine(mixing, rows), products
     combine_(mixing, images, images.dtype)
-    residuals = torch.stack(
-        [_residual(image, value, y) for image, value, y in zip(images, values, vectors, strict=True)]
-    )
+    squares = [_squared_residual(image, value, y) for image, value, y in zip(images, values, vectors, strict=True)]
+    residuals = held.summed(torch.stack(squares)).sqrt()
     terms = None
     if len(pieces) > 1:
         per_term = torch.stack([(mixing @ piece * mixing).sum(1) for piece in pieces]).cpu()
         terms = (torch.tensor(weights, dtype=torch.float64), per_term)
-    return Refined(values.cpu(), vectors, residuals.cpu(), terms)
+    return Refined(values.cpu(), held.whole(vectors), residuals.cpu(), terms)
 
 
-def _residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:
+def _squared_residual(image: Tensor, value: Tensor, vector: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=image.device)
     for own, y in zip(image.split(_PIECE), vector.split(_PIECE), strict=True):  # type: ignore[no-untyped-call]  # untyped in torch
         total += (own.double() - value * y.double()).square().sum()
-    return total.sqrt()
+    return total

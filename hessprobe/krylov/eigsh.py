@@ -25,7 +25,7 @@ from hessprobe.krylov.lanczos import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import ProbeStream, combine, orthonormal_rows, row_dots, rows_within
+from hessprobe.vectors import ProbeStream, Slice, combine, orthonormal_rows, row_dots, rows_within
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 
@@ -177,13 +177,20 @@ def _problem(
     if max_matvecs is not None:
         hint = f"{target} pairs need a product each to be found and another for their residuals."
         budget = checks.positive_int("max_matvecs", max_matvecs, minimum=2 * target, hint=hint)
-    held = min(_BASIS // A.dim, A.dim if A.dim**2 <= _BASIS else _LONGEST)
-    capacity = max(target + max(_FEW, target // 2), held)
+    held = Slice(A.dim, A.ranks)
+    fill = min(_BASIS // held.width, A.dim if A.dim * held.width <= _BASIS else _LONGEST)
+    capacity = max(target + max(_FEW, target // 2), fill)
     if basis_size is not None:
         hint = "The basis holds the pairs wanted and room to grow."
         capacity = checks.positive_int("basis_size", basis_size, minimum=min(target + 4, A.dim), hint=hint)
-    # The rows, the next one, and what is made of the pairs at the end.
-    rows = rows_within(A.dim, A.dtype.itemsize, min(capacity, A.dim) + 1, least=min(target + _FEWEST, A.dim) + 1)
+    # The rows, the next one, and what is made of the pairs at the end: where the rows are parts, whole pairs and their
+    # products are more than the one row that is whole before.
+    size, beside = A.dtype.itemsize, held.beside * A.dtype.itemsize
+    if beside:
+        rows_within(A.dim, size, 2 * target, least=2 * target)
+    rows = rows_within(
+        held.width, size, min(capacity, A.dim) + 1, least=min(target + _FEWEST, A.dim) + 1, beside=beside
+    )
     return Problem(
         A=A,
         k=k,
@@ -202,7 +209,7 @@ def _problem(
 def _engine(problem: Problem, seed: int, start: Tensor | None) -> ThickRestart:
     A = problem.A
     stream = ProbeStream(A.dim, seed, "gaussian", A.dtype, A.device, "start")
-    nothing = torch.empty(0, A.dim, dtype=A.dtype, device=A.device)
+    nothing = Slice(A.dim, A.ranks).of(torch.empty(0, A.dim, dtype=A.dtype, device=A.device))
     engine = ThickRestart(A, problem.capacity, stream, 0, nothing)
     if start is None:
         engine.begin()
@@ -212,7 +219,8 @@ def _engine(problem: Problem, seed: int, start: Tensor | None) -> ThickRestart:
     guess = combine(ones, guess)
     # The guess may be a result of this very seed, and the bounds need randomness that it does not depend on: which
     # probe is used follows from the guess itself.
-    digest = hashlib.sha256(f"{float(row_dots(guess, stream.probe(0)[None])[0]):.6e}".encode()).digest()
+    shadow = float(engine.held.first(row_dots(guess, stream.probe(0)[None]), A.device))
+    digest = hashlib.sha256(f"{shadow:.6e}".encode()).digest()
     index = 2**32 + int.from_bytes(digest[:4], "big")
     mixed = math.sqrt(1 - _RANDOM_PART**2) * guess + _RANDOM_PART * random_row(stream, index)
     engine.next_index = index + 1

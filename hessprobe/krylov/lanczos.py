@@ -15,7 +15,7 @@ from torch import Tensor
 from hessprobe import checks
 from hessprobe.errors import NonFiniteError
 from hessprobe.operators import aslinearoperator
-from hessprobe.vectors import ProbeStream, row_dots
+from hessprobe.vectors import ProbeStream, Slice, row_dots
 
 # Basis vectors are stored in slabs of this many steps: a sweep that ends early has not paid for its longest length.
 _SLAB = 32
@@ -239,14 +239,24 @@ def orthogonalise(row: Tensor, bases: Sequence[Tensor]) -> tuple[Tensor, list[Te
     return rest, orthogonalise_(rest, bases)
 
 
-def orthogonalise_(row: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalise_(row: Tensor, bases: Sequence[Tensor], held: Slice | None = None) -> list[Tensor]:
     """Do as ``orthogonalise`` in the memory of ``row`` (1, d), and return the coefficients.
 
     Sums are fp64, of pieces of the row. What is left after each pass is rounded to its dtype, an error relative to what
     is left, as the last rounding would be anyhow.
+
+    Args:
+        row: (1, d), or the part of it that this process holds.
+        bases: likewise.
+        held: which part; ranks that hold the others call this together, and each pass adds up over them once.
     """
-    first = _sweep(row, bases, None)
-    second = _sweep(row, bases, first)
+    sizes = [len(basis) for basis in bases]
+
+    def summed(totals: list[Tensor]) -> list[Tensor]:
+        return totals if held is None else list(torch.split(held.summed(torch.cat(totals)), sizes))
+
+    first = summed(_sweep(row, bases, None))
+    second = summed(_sweep(row, bases, first))
     _sweep(row, bases, second, last=True)
     return [one + two for one, two in zip(first, second, strict=True)]
 
@@ -282,23 +292,27 @@ def normalised(row: Tensor) -> Tensor:
     return row / row_dots(row, row).sqrt().to(row.dtype)
 
 
-def _normalise_(row: Tensor) -> None:
-    row.div_(row_dots(row, row).sqrt().to(row.dtype))
+def _normalise_(row: Tensor, held: Slice) -> None:
+    row.div_(held.summed(row_dots(row, row)).sqrt().to(row.dtype))
 
 
-def random_row(stream: ProbeStream, index: int, bases: Sequence[Tensor] = ()) -> Tensor:
+def random_row(stream: ProbeStream, index: int, bases: Sequence[Tensor] = (), held: Slice | None = None) -> Tensor:
     """Return a unit row (1, d), uniform on the sphere of the orthogonal complement of all ``bases``.
 
     Args:
         stream: of law ``"gaussian"`` (rotation-invariant, hence uniform after projection and scaling).
         index: which probe of the stream.
         bases: blocks of orthonormal rows that together span less than the whole space.
+        held: the part of the bases that this process has, and of the row that is returned; all of both by default.
     """
+    held = Slice(stream.dim) if held is None else held
     row = stream.probe(index)[None]
-    _normalise_(row)
+    if held.ranks is not None:
+        row = held.of(row).clone()
+    _normalise_(row, held)
     # Near full dimension little is left after the projection; projecting the scaled remainder again restores accuracy.
     for _ in range(2):
         if sum(len(basis) for basis in bases):
-            orthogonalise_(row, bases)
-        _normalise_(row)
+            orthogonalise_(row, bases, held)
+        _normalise_(row, held)
     return row

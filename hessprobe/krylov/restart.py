@@ -15,7 +15,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.krylov.lanczos import orthogonalise_, random_row
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import ProbeStream, combine, combine_, room_for_vectors, row_dots
+from hessprobe.vectors import ProbeStream, Slice, combine, combine_, room_for_vectors, row_dots
 
 Floats = NDArray[np.float64]
 
@@ -67,11 +67,14 @@ class ThickRestart:
     tridiagonal at first and an arrow followed by a tridiagonal matrix after a restart. On breakdown (beta = 0, an
     invariant subspace) the basis goes on with a fresh random row, so that it can grow up to the full space.
 
+    Where ranks make the products together, each holds its part of every row (``held``); a row is put together for its
+    product alone. Coefficients are summed over ranks, and T, of which every decision is made, is the same on all.
+
     Attributes:
         A: the operator.
         capacity: most rows processed between two restarts.
         stream: source of random rows; ``next_index`` is the first unused one.
-        locked: (l, d) orthonormal rows; the engine works with P A P in their complement, P the projection on it.
+        locked: (l, d) orthonormal rows, or their part; it works with P A P, P the projection on their complement.
         scale: largest ||A q|| or |theta| seen, a lower bound on the spectral norm.
         size: rows processed so far, m.
         beta: norm of the last remainder; 0 after a breakdown.
@@ -79,6 +82,7 @@ class ThickRestart:
         restarts: what was kept between them, by the number of coefficients before it.
         pristine: no restart yet.
         noise: norm of the error of one product, as measured so far.
+        held: the part of every row that this process holds.
 
     References:
         Wu, Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems".
@@ -101,20 +105,22 @@ class ThickRestart:
     _largest_deviation: float = 0.0
 
     def __post_init__(self) -> None:
-        rows = self.capacity + 1
+        self.held = Slice(self.A.dim, self.A.ranks)
+        rows, width = self.capacity + 1, self.held.width
         # Every step multiplies by the whole basis in fp64 several times over: converting it each time is dearer than
         # the arithmetic. The entries are those of the operator's dtype either way.
         room = room_for_vectors()
-        fits = room is None or 8 * rows * self.A.dim <= room
-        wide = rows * self.A.dim <= _WIDE and self.A.dtype == torch.float32 and fits
+        fits = room is None or 8 * rows * width + self.A.dtype.itemsize * self.held.beside <= room
+        wide = rows * width <= _WIDE and self.A.dtype == torch.float32 and fits
         dtype = torch.float64 if wide else self.A.dtype
-        self.basis = torch.empty(rows, self.A.dim, dtype=dtype, device=self.A.device)
+        own = self.held.entries
+        self.basis = torch.empty(rows, own.stop - own.start, dtype=dtype, device=self.A.device)
         self.T: Floats = np.zeros((rows, rows))
         self._has_next = False
 
     def begin(self, row: Tensor | None = None) -> None:
-        """Set the first basis row: a unit ``row`` (1, d) orthogonal to ``locked``, or a random one."""
-        self.basis[0] = self._random() if row is None else row[0]
+        """Set the first basis row: a unit ``row`` (1, d), whole, orthogonal to ``locked``, or a random one."""
+        self.basis[0] = self._random() if row is None else self.held.of(row)[0]
         self._has_next = True
 
     @property
@@ -174,9 +180,9 @@ class ThickRestart:
             self.basis[j] = self._random()
         # The next row is made in its place: one vector less is alive, and what A hands out stays as it is.
         rest = self.basis[j + 1 : j + 2]
-        rest.copy_(self.A.matvecs(self.basis[j : j + 1].to(self.A.dtype)))
-        _, coefficients = orthogonalise_(rest, (self.locked, self.basis[: j + 1]))
-        numbers = torch.cat([coefficients, row_dots(rest, rest)]).cpu().numpy()
+        rest.copy_(self.held.of(self.A.matvecs(self.held.whole(self.basis[j : j + 1].to(self.A.dtype)))))
+        _, coefficients = orthogonalise_(rest, (self.locked, self.basis[: j + 1]), self.held)
+        numbers = torch.cat([coefficients, self.held.summed(row_dots(rest, rest))]).cpu().numpy()
         if not bool(np.isfinite(numbers).all()):
             raise NonFiniteError(
                 f"A v must be finite; got nan or inf in a product with a unit vector of dimension {self.A.dim}. "
@@ -214,12 +220,13 @@ class ThickRestart:
         """Return the eigenpairs of T."""
         # Not by NumPy: the threads of its BLAS keep spinning after every call and slow torch's down several-fold.
         ascending, columns = torch.linalg.eigh(torch.from_numpy(self.T[: self.size, : self.size]))
-        values, mixing = ascending.flip(0).numpy(), columns.flip(1).numpy()
+        pairs = self.held.first(torch.cat([ascending[None], columns]).flip(1), self.A.device).cpu().numpy()
+        values, mixing = pairs[0], pairs[1:]
         self.scale = max(self.scale, abs(float(values[0])), abs(float(values[-1])))
         return Ritz(values, mixing, self.beta * np.abs(mixing[-1]))
 
     def vectors(self, ritz: Ritz, chosen: NDArray[Any]) -> Tensor:
-        """Return the chosen Ritz vectors as rows (k, d)."""
+        """Return the chosen Ritz vectors as rows (k, d), their part."""
         mixing = torch.from_numpy(ritz.mixing[:, chosen].T.copy()).to(self.basis.device)
         return combine(mixing, self.basis[: self.size]).to(self.A.dtype)
 
@@ -244,4 +251,4 @@ class ThickRestart:
 
     def _random(self) -> Tensor:
         self.next_index += 1
-        return random_row(self.stream, self.next_index - 1, (self.locked, self.basis[: self.size]))[0]
+        return random_row(self.stream, self.next_index - 1, (self.locked, self.basis[: self.size]), self.held)[0]

@@ -130,7 +130,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Pool:
-    """Eigenpairs found so far: orthonormal rows (p, d), values (p,) descending, estimated residuals (p,)."""
+    """Eigenpairs found so far.
+
+    Attributes:
+        rows: (p, d) orthonormal, or the part of them that this process holds.
+        values: (p,), descending.
+        residuals: (p,), estimated.
+    """
 
     rows: Tensor
     values: Floats

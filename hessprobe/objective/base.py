@@ -111,6 +111,7 @@ class Objective(ABC):
         caveats: what a reader of any number measured on it should know, in sentences.
         group: the process group whose ranks share its products out; None where each makes its own, but inside
             ``hvp.pool.shared_out``.
+        spread_over: the process group whose ranks hold its weights in parts; None where each has all of them.
         differentiable_once: whether its products can only be differences of gradients.
     """
 
@@ -122,6 +123,7 @@ class Objective(ABC):
     n_terms: int = 1
     caveats: tuple[str, ...] = ()
     group: Any = None
+    spread_over: Any = None
     differentiable_once: bool = False
     _preconditioner: Preconditioner | Callable[[], Preconditioner | None] | None = None
 

@@ -74,8 +74,8 @@ class ShardedRisk(Objective):
         self._averages = bool(self._members)
         self._reshard()
         mesh = _mesh_of(module)
-        self._group = mesh.get_group()
-        self._rank, self._count = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self.spread_over = mesh.get_group()
+        self._rank, self._count = dist.get_rank(self.spread_over), dist.get_world_size(self.spread_over)
         self._chosen = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.layout = ParameterLayout.of(self._chosen)
         self.theta = self.layout.join(_whole(p.detach()) for p in self._chosen.values()).clone()
@@ -93,7 +93,7 @@ class ShardedRisk(Objective):
     def agreed(self, decide: Callable[[], Any]) -> Any:
         """Return what the first rank decides, on all of the mesh."""
         found = [decide() if self._rank == 0 else None]
-        dist.broadcast_object_list(found, group_src=0, group=self._group)
+        dist.broadcast_object_list(found, group_src=0, group=self.spread_over)
         return found[0]
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -182,7 +182,7 @@ class ShardedRisk(Objective):
                 torch.autograd.backward(loss * (self._count if self._averages else 1))
         total = loss.detach().clone()
         if self._averages:
-            dist.all_reduce(total, group=self._group)
+            dist.all_reduce(total, group=self.spread_over)
         return total, self._gathered() if slope else None
 
     def _gathered(self) -> Tensor:
@@ -195,7 +195,7 @@ class ShardedRisk(Objective):
             whole = _whole(gradient)
             if self._averages and not _is_spread(parameter):
                 # Of a parameter that FSDP leaves alone, each rank has the gradient of its own part.
-                dist.all_reduce(whole, group=self._group)
+                dist.all_reduce(whole, group=self.spread_over)
                 whole /= self._count
             pieces.append(whole)
             parameter.grad = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout, combine, gram, row_dots
+from hessprobe.vectors import ParameterLayout, Sharing, combine, gram, row_dots
 
 
 class Shifted(LinearOperator):
@@ -46,6 +46,11 @@ class Shifted(LinearOperator):
         """The inner surrogate, shifted."""
         surrogate = self._inner.surrogate
         return None if surrogate is None else Shifted(surrogate, self.shift)
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V).add(V, alpha=self.shift)
@@ -126,6 +131,11 @@ class Deflated(LinearOperator):
         """Return P v for every row v of ``V`` (k, d)."""
         return V - combine(gram(V, self.basis), self.basis)
 
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
+
     def _matvecs(self, V: Tensor) -> Tensor:
         return self.project(self._inner.matvecs(self.project(V)))
 
@@ -189,6 +199,11 @@ class BlockDiagonal(LinearOperator):
     def layout(self) -> ParameterLayout | None:
         """That of the inner operator."""
         return self._inner.layout
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = self._inner.matvecs(self._parts(V)).view(len(self.groups), *V.shape)
@@ -278,6 +293,11 @@ class Congruence(LinearOperator):
         """That of the inner operator."""
         return self._inner.layout
 
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
+
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V * self.scale) * self.scale
 
@@ -326,6 +346,11 @@ class Reordered(LinearOperator):
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
         self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
         self.draws = tuple(Reordered(drawn, order) for drawn in inner.draws)
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = torch.empty_like(V)
@@ -382,6 +407,11 @@ class Grouped(LinearOperator):
         """The inner surrogate in the same order."""
         surrogate = self._inner.surrogate
         return None if surrogate is None else Grouped(surrogate, self._order, self._blocks)
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._plain.matvecs(V)

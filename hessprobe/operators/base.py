@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hessprobe import checks
 from hessprobe.operators.selection import select
-from hessprobe.vectors import ParameterLayout, row_dots
+from hessprobe.vectors import ParameterLayout, Sharing, row_dots
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -216,6 +216,8 @@ class LinearOperator(ABC):
         layout: names and shapes of the network's parameter tensors within 0..d-1, or None where there are none.
         cheap_forms: True where ``quadratic_forms`` costs clearly less than products do.
         is_exact: False where products carry more than rounding error (finite differences).
+        ranks: who make its products together, so that each may hold its part of every vector of a basis; None where
+            this process makes them alone.
         draws: independent random matrices whose mean this one is (Fisher matrices of drawn labels), each with the
             expectation that is meant; () where nothing was drawn at random. What is made of the operator keeps them.
 
@@ -251,6 +253,11 @@ class LinearOperator(ABC):
 
     @property
     def surrogate(self) -> LinearOperator | None:
+        """See the class attributes."""
+        return None
+
+    @property
+    def ranks(self) -> Sharing | None:
         """See the class attributes."""
         return None
 
@@ -478,6 +485,11 @@ class Combination(LinearOperator):
         return all(A.is_exact for A in self._operators)
 
     @property
+    def ranks(self) -> Sharing | None:
+        """Those of the first operator: all of them are made by all ranks alike."""
+        return self._operators[0].ranks
+
+    @property
     def surrogate(self) -> LinearOperator | None:
         """The combination of the surrogates; None where no operator has one."""
         twins = [A.surrogate for A in self._operators]
@@ -574,6 +586,11 @@ class Block(LinearOperator):
     def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
         """That of the inner operator."""
         return self._inner.is_exact
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
 
     @property
     def surrogate(self) -> LinearOperator | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hessprobe.errors import UnsupportedError, about
 from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, Sharing
 
 # Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
 _ASYMMETRY = {torch.float64: 1e-4, torch.float32: 3e-2}
@@ -315,6 +315,11 @@ class Counted(LinearOperator):
     def matvec_count(self) -> float:
         """Products so far."""
         return self.tally.products
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self.inner.ranks
 
     @property
     def surrogate(self) -> LinearOperator | None:
