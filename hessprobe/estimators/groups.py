@@ -68,7 +68,7 @@ def without_chains(
 def influences(A: LinearOperator, run: LanczosRun, groups: int) -> tuple[Tensor, Tensor]:
     """Return group weights (G,) and Q_c A_g q_c (p, G, m), from one more product a chain, made term by term."""
     weights = torch.zeros(groups, dtype=torch.float64)
-    starts = run.slabs[0][:, 0].contiguous()
+    starts = run.starts
     influence = torch.zeros(len(starts), groups, run.alphas.shape[1], dtype=torch.float64)
     for group, weight, term in grouped_terms(A, groups):
         influence[:, group] += weight * run.coefficients(term.matvecs(starts))

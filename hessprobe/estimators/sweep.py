@@ -24,7 +24,7 @@ from hessprobe.estimators.xtrace import Deflation, basis_of
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
 from hessprobe.krylov.quadrature import gauss
 from hessprobe.operators import Counted, Deflated, LinearOperator, settled
-from hessprobe.vectors import LAWS, ProbeStream, combine, gram, room_for_vectors, row_dots
+from hessprobe.vectors import LAWS, ProbeStream, Slice, combine, gram, room_for_vectors, row_dots
 
 Target = Callable[[SpectralSketch], Estimate]
 
@@ -354,7 +354,9 @@ def _chains(
 
 def _chains_together(plan: _Plan, steps: int, count: int) -> int:
     A = plan.operator
-    each = (steps if plan.full else 3) * A.dim * torch.empty(0, dtype=A.dtype).element_size()
+    held = Slice(A.dim, A.ranks)
+    # Where rows are held in parts, the start, what is multiplied and its product are whole.
+    each = ((steps if plan.full else 3) * held.width + 3 * held.beside) * A.dtype.itemsize
     if each > plan.memory:
         raise MemoryBudgetError(
             about(

@@ -36,7 +36,9 @@ class LanczosRun:
         alphas: (p, m) diagonals, entries beyond a chain's length are 0.
         betas: (p, m) off-diagonals; ``betas[c, j]`` couples steps j and j + 1, the last is the residual norm.
         lengths: (p,) integers <= m.
-        slabs: the bases as (p, <=32, d) pieces in the operator's dtype, empty where they were not kept.
+        slabs: the bases as (p, <=32, d) pieces in the operator's dtype, empty where they were not kept. Where ranks
+            make the products together, this one's part of them.
+        held: which part that is; None for whole vectors.
 
     ``norms``, ``alphas``, ``betas`` are fp64 on the CPU.
     """
@@ -46,21 +48,37 @@ class LanczosRun:
     betas: Tensor
     lengths: Tensor
     slabs: tuple[Tensor, ...] = ()
+    held: Slice | None = None
 
     @property
     def basis(self) -> Tensor | None:
-        """The bases in one piece (p, m, d), a copy; rows beyond a chain's length are 0. None where not kept."""
-        return torch.cat(self.slabs, dim=1)[:, : self.alphas.shape[1]] if self.slabs else None
+        """The bases in one piece (p, m, d), a copy; rows beyond a chain's length are 0. None where not kept.
+
+        Where ranks hold parts of them all ranks ask for it together.
+        """
+        if not self.slabs:
+            return None
+        own = torch.cat(self.slabs, dim=1)[:, : self.alphas.shape[1]]
+        return own if self.held is None else self.held.whole(own.flatten(0, 1)).view(own.shape[0], own.shape[1], -1)
+
+    @property
+    def starts(self) -> Tensor:
+        """The first vector of every chain (p, d), whole; where ranks hold parts of them all ask for it together."""
+        first = self.slabs[0][:, 0].contiguous()
+        return first if self.held is None else self.held.whole(first)
 
     def coefficients(self, X: Tensor) -> Tensor:
         """Return Q_c x_c for one row x_c a chain: (p, d) -> fp64 (p, m) on the CPU.
+
+        Where ranks hold parts of the bases all of them ask for it together, with whole rows.
 
         Raises:
             ValueError: the bases were not kept.
         """
         if not self.slabs:
             raise ValueError("basis must be kept for coefficients; got none. Run lanczos with keep_basis=True.")
-        columns = torch.cat([_dots(slab, X) for slab in self.slabs], dim=1)
+        held = self.held or Slice(X.shape[1])
+        columns = held.summed(torch.cat([_dots(slab, held.of(X)) for slab in self.slabs], dim=1))
         return columns[:, : self.alphas.shape[1]].cpu()
 
 
@@ -77,6 +95,8 @@ def lanczos(
 
     Recurrence: beta_j q_{j+1} = A q_j - alpha_j q_j - beta_{j-1} q_{j-1}, with alpha_j = q_j^T A q_j. One product with
     a block of p rows is made a step (a block costs less than p single products); a finished chain leaves the block.
+    Where ranks make the products together, each holds its part of every basis vector; dot products are summed over
+    them, and the vectors of a step are put together for their product alone.
 
     Args:
         A: a symmetric operator, or what ``aslinearoperator`` takes.
@@ -103,7 +123,7 @@ def lanczos(
         raise ValueError(
             f"V must have shape (p, {A.dim}), one start a row; got {tuple(V.shape)}. Pass v as v[None, :]."
         )
-    state = _Sweep(V, steps, keep=full or keep)
+    state = _Sweep(V, Slice(A.dim, A.ranks), steps, keep=full or keep)
     while state.step < steps:
         state.advance(A, full)
         if not bool(state.live.any()) or (monitor is not None and monitor(state.run(basis=False))):
@@ -121,8 +141,9 @@ def _wants_reorthogonalization(value: bool | str) -> bool:
 class _Sweep:
     """The state of all chains between two steps."""
 
-    def __init__(self, V: Tensor, steps: int, *, keep: bool) -> None:
-        self.norms = row_dots(V, V).sqrt()
+    def __init__(self, V: Tensor, held: Slice, steps: int, *, keep: bool) -> None:
+        V, self.held = held.of(V), held
+        self.norms = held.summed(row_dots(V, V)).sqrt()
         if not bool(torch.isfinite(self.norms).all()):
             raise NonFiniteError("V must be finite; got nan or inf in a start. Check how it was made.")
         count = V.shape[0]
@@ -142,8 +163,8 @@ class _Sweep:
         if self.keep:
             self._store(q)
         product = self._product(A)
-        alpha = row_dots(q, product)
-        self.scale = torch.maximum(self.scale, row_dots(product, product).sqrt())
+        alpha, squares = self.held.summed(torch.stack([row_dots(q, product), row_dots(product, product)]))
+        self.scale = torch.maximum(self.scale, squares.sqrt())
         if not bool(torch.isfinite(self.scale).all()):
             raise NonFiniteError(f"A must give finite products; got nan or inf at Lanczos step {j + 1}.")
         residual = product - alpha.to(q.dtype)[:, None] * q
@@ -151,7 +172,7 @@ class _Sweep:
             residual = residual - self.betas[:, j - 1].to(q.dtype)[:, None] * self.previous
         if full:
             residual = self._orthogonal(self._orthogonal(residual))
-        beta = row_dots(residual, residual).sqrt()
+        beta = self.held.summed(row_dots(residual, residual)).sqrt()
         self.alphas[:, j] = alpha
         self.lengths += self.live
         self.live = self.live & (beta > _BREAKDOWN * torch.finfo(q.dtype).eps * self.scale)
@@ -169,14 +190,15 @@ class _Sweep:
             self.betas[:, done].cpu(),
             self.lengths.cpu(),
             tuple(self._filled()) if basis else (),
+            self.held if basis and self.held.ranks is not None else None,
         )
 
     def _product(self, A: Any) -> Tensor:
         if bool(self.live.all()):
-            product: Tensor = A.matvecs(self.current)
+            product: Tensor = self.held.of(A.matvecs(self.held.whole(self.current)))
             return product
         product = torch.zeros_like(self.current)
-        product[self.live] = A.matvecs(self.current[self.live])
+        product[self.live] = self.held.of(A.matvecs(self.held.whole(self.current[self.live])))
         return product
 
     def _store(self, q: Tensor) -> None:
@@ -192,7 +214,7 @@ class _Sweep:
     def _orthogonal(self, residual: Tensor) -> Tensor:
         for index, slab in enumerate(self.slabs):
             used = slab[:, : self.step + 1 - index * _SLAB]
-            coefficients = _dots(used, residual)
+            coefficients = self.held.summed(_dots(used, residual))
             residual = residual - torch.bmm(coefficients.to(residual.dtype)[:, None, :], used)[:, 0]
         return residual
 

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 import hessprobe as hp
 from hessprobe.errors import MemoryBudgetError, NumericalWarning
 from hessprobe.hvp.pool import Ranks
+from hessprobe.krylov.lanczos import lanczos
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import Block, Combination, Congruence, DenseOperator, Shifted
 from hessprobe.vectors import ProbeStream, Slice, vectors_within
@@ -81,6 +82,41 @@ def found():
     return kept
 
 
+def sketched(n_probes, memory=2**30):
+    return hp.spectral_sketch(matrix(), n_probes=n_probes, steps=30, seed=0, method="slq", memory=memory)
+
+
+def chains():
+    """Chains in lock-step, one of which ends early, and what is made of their bases."""
+    A = matrix()
+    generator = torch.Generator().manual_seed(3)
+    V, X = (torch.randn(3, DIM, generator=generator).double() for _ in range(2))
+    V[1] = A.matvecs(V[1:2]) - 9 * V[1]
+    V[2] = torch.linalg.eigh(A.to_dense()).eigenvectors[:, [0, 60]].sum(1)
+    run = lanczos(A, V, 40)
+    short = lanczos(A, V, 12, reorthogonalize=False, keep_basis=True)
+    assert run.slabs[1].shape == (3, 8, Slice(DIM, A.ranks).of(V).shape[1])
+    Q = run.basis
+    torch.testing.assert_close(Q[0] @ Q[0].T, torch.eye(40).double(), rtol=0, atol=1e-12)
+    inner = A.matvecs(Q[0]) @ Q[0].T
+    torch.testing.assert_close(inner.diagonal(), run.alphas[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(inner.diagonal(1), run.betas[0, :-1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(run.coefficients(X), torch.einsum("pmd,pd->pm", Q, X), rtol=0, atol=1e-12)
+    torch.testing.assert_close(run.starts, V / V.norm(dim=1)[:, None])
+    assert run.lengths.tolist() == [40, 40, 2]
+    # The later coefficients of a chain that has found an eigenvalue are made of rounding; sums over it are not.
+    return {
+        "norms": run.norms,
+        "T": torch.cat([run.alphas[:, :12], run.betas[:, :12]], 1),
+        "short": torch.cat([short.alphas, short.betas], 1),
+        "bits": torch.cat([run.alphas, run.betas], 1),
+        "sketch": sketched(4).alphas[:, :12],
+        "logdet": torch.tensor(
+            hp.logdet(A, shift=4.0, lower=-3.1, n_probes=4, steps=30, seed=0, method="slq").interval()
+        ),
+    }
+
+
 def basis_of(limit=None):
     """Rows and bytes of the basis that the largest eigenvalue is looked for in."""
     held = []
@@ -130,8 +166,14 @@ def calls_of_a_step():
 def work(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
-    kept = {"found": found(), "basis": basis_of(), "calls": calls_of_a_step()}
+    kept = {"found": found(), "basis": basis_of(), "calls": calls_of_a_step(), "chains": chains()}
     kept["limited"] = [basis_of(rows * BYTES) for rows in (7, 10)]
+    # A chain is 30 parts of rows, and 3 whole ones; of whole rows it would not fit.
+    one = (30 * -(-DIM // world) + 3 * DIM) * 8
+    assert one < 30 * BYTES
+    kept["chains"]["one by one"] = sketched(4, one).alphas[:, :12]
+    with pytest.raises(MemoryBudgetError, match=f"one chain of 30 steps, {one} bytes"):
+        sketched(4, one - 1)
     with pytest.raises(MemoryBudgetError, match=rf"memory must leave .* to 12 vectors of {DIM} entries"):
         kept["too small"] = basis_of_many(11)
     torch.save(kept, folder / f"{world}-{rank}.pt")
@@ -148,6 +190,7 @@ def basis_of_many(rows):
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_find_the_eigenpairs_of_one_process_in_parts_of_its_basis(tmp_path: Path, world):
     mp.spawn(work, args=(world, tmp_path), nprocs=world)
+    chained = chains()
     alone, basis, limited = found(), basis_of(), [basis_of(rows * BYTES) for rows in (7, 10)]
     every = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
     longest = -(-DIM // world)
@@ -165,6 +208,10 @@ def test_ranks_find_the_eigenpairs_of_one_process_in_parts_of_its_basis(tmp_path
             rtol, close = (1e-5, 1e-3) if name == "float32" else (1e-10, 1e-8)
             torch.testing.assert_close(own["numbers"], expected["numbers"], rtol=rtol, atol=10 * rtol, msg=name)
             torch.testing.assert_close(own["span"], expected["span"], rtol=0, atol=close, msg=name)
+        for name, expected in {**chained, "one by one": chained["sketch"]}.items():
+            if name != "bits":
+                torch.testing.assert_close(kept["chains"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
+            assert torch.equal(kept["chains"][name], every[0]["chains"][name]), name
         width = min(longest, DIM - rank * longest)
         assert kept["basis"] == (basis[0], basis[0] * width * 8)
         # As many parts of rows as fit beside the one that is whole.

@@ -37,6 +37,8 @@ def numbers(risk):
     found = {name: hp.measure(name, risk, seed=0) for name in ("lambda-max", "trace", "frob")}
     made = {name: (each.value, *each.interval()) for name, each in found.items()}
     fisher = hp.trace(hp.Fisher(risk), n_probes=4, seed=0)
+    logdet = hp.logdet(hp.GaussNewton(risk), shift=0.1, n_probes=3, steps=8, method="slq", seed=0)
+    made["logdet"] = (logdet.value, *logdet.interval(), logdet.errors.data)
     return {**made, "fisher": (fisher.value, *fisher.interval()), "loss": (float(risk.loss()),)}
 
 
