@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hessprobe.cli.outputs import NAMES, default_figure
-from hessprobe.cli.process import _aside
+from hessprobe.cli.app import app
+from hessprobe.cli.outputs import NAMES, SHARED, default_figure
+from hessprobe.cli.process import _aside, joined_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -111,6 +112,19 @@ def test_what_shares_nothing_out_is_refused(folder: Path):
     assert "compare, invariance, landscape, measure, sharpness, track, train share their work" in ended.stderr
 
 
+def test_every_command_shares_its_work_or_says_that_it_does_not(monkeypatch: pytest.MonkeyPatch):
+    names = {command.name or command.callback.__name__.rstrip("_") for command in app.registered_commands}
+    # What a launch below compares with one process.
+    shared = {words[0] for words in COMMANDS.values()}
+    assert shared == SHARED
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in sorted(names - shared):
+        with pytest.raises(ValueError, match=f"^{name} must be run by one process; got 2 of torchrun"):
+            joined_ranks(name, {}, NAMES).__enter__()
+    assert {"validate", "bench", "repeat", "demo"} <= names - shared
+
+
 # Several commands of one launch, as starting the ranks takes longer than any of them.
 DRIVER = """
 import os, sys
@@ -130,6 +144,7 @@ for words in [*commands, words]:
 """
 
 NET = ("ckpt.pt", "--dtype", "float64", "--examples", "157", "--batch-size", "40")
+FIRST = "run/ckpt-epoch-0000.pt"
 TRAIN = ("train", "--model", "cnn:widths=4", "--optimizer", "sam", "--epochs", "1", "--subset", "0.1")
 COMMANDS = {
     "measure": ("measure", *NET, "-m", "lambda-max", "-m", "trace", "-m", "frob", "--probes", "16"),
@@ -137,6 +152,7 @@ COMMANDS = {
     "line": ("landscape", *NET, "--line", "--size", "5", "--map", "error", "--out", "line.svg"),
     "eigenvalues": ("landscape", *NET, "--line", "--size", "3", "--map", "lambda-max", "--out", "eigenvalues.svg"),
     "invariance": ("invariance", *NET, "-m", "trace", "-m", "lambda-max", "--strength", "10", "--probes", "4"),
+    "compare": ("compare", "ckpt.pt", FIRST, *NET[1:], "-m", "lambda-max", "-m", "trace", "--probes", "8"),
     "track": ("track", "run", *NET[1:], "-m", "lambda-max", "-m", "trace"),
     "train": (*TRAIN, "--out", "cnn.pt"),
 }
@@ -212,6 +228,9 @@ def test_ranks_find_what_one_process_does(trained: Path, alone: dict[str, dict[s
         assert sum(record["ranks"]["examples"]) == (141 if name == "train" else 157), name
         if name != "train":
             same(record["results"], alone[name]["results"], 1e-9, name)
+        if name == "compare":
+            same(record["differences"], alone[name]["differences"], 1e-9, name)
+            assert {each["verdict"] for each in record["differences"]} == {"flatter"}
     # The same files, and nothing of the silent ranks.
     ours, theirs = ({path.name for path in each.iterdir()} for each in (place, trained / "ranks1"))
     assert ours == theirs
