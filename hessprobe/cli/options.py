@@ -251,6 +251,15 @@ Dtype = Annotated[
 Engine = Annotated[
     str, option("--engine", metavar="NAME", help="How products are made; auto times the choices.", panel=_COMPUTE)
 ]
+Shard = Annotated[
+    str | None,
+    option(
+        "--shard",
+        metavar="fsdp",
+        help="Spread the weights over the ranks of torchrun (FSDP2); products are differences of gradients then.",
+        panel=_COMPUTE,
+    ),
+]
 Memory = Annotated[
     str | None,
     option(

@@ -156,7 +156,12 @@ def shared_out(group: ProcessGroup, watch: Watchman | None = None) -> Iterator[R
 
 
 def current(risk: Objective | None = None) -> Ranks | None:
-    """Return the ranks that share products here, of ``risk`` its own; None where this process makes them alone."""
+    """Return the ranks that share products here, of ``risk`` its own; None where this process makes them alone.
+
+    Where weights are spread over ranks all of them make every product of a risk together, and no batch is dealt out.
+    """
+    if risk is not None and risk.spread_over is not None:
+        return None
     ranks = _active.get()
     if risk is not None and risk.group is not None:
         ranks = Ranks(risk.group, dist.get_rank(risk.group), dist.get_world_size(risk.group))

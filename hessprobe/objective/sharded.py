@@ -9,6 +9,7 @@ point is written into the parts that the ranks hold, and of a gradient the parts
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
 from hessprobe.objective import base, checking, modes
 from hessprobe.objective import batches as data_tools
 from hessprobe.objective.base import BatchLoss, LossRule, Objective
+from hessprobe.objective.empirical import EmpiricalRisk
 from hessprobe.vectors import ParameterLayout
 
 _ONCE = "A model whose parameters are spread over ranks can be differentiated only once. Leave engine out."
@@ -144,11 +146,23 @@ class ShardedRisk(Objective):
             raise DataError("data must hold targets that are counted; got none. Check the data and the labels.")
         return sizes, examples
 
-    def part(self, examples: int) -> tuple[int, int] | None:
-        """Return the examples ``(start, stop)`` that this rank evaluates of a batch; None where it takes all."""
+    def part(self, examples: int, rank: int | None = None) -> tuple[int, int] | None:
+        """Return the examples ``(start, stop)`` that a rank evaluates of a batch; None where it takes all.
+
+        Args:
+            examples: of the batch.
+            rank: this one by default.
+        """
         if not self._averages or not self._rule.known or examples < self._count:
             return None
-        return examples * self._rank // self._count, examples * (self._rank + 1) // self._count
+        own = self._rank if rank is None else rank
+        return examples * own // self._count, examples * (own + 1) // self._count
+
+    @property
+    def shares(self) -> list[list[int]]:
+        """How many examples every rank evaluates of each batch."""
+        edges = [[self.part(n, rank) or (0, n) for rank in range(self._count)] for n in self._examples]
+        return [[stop - start for start, stop in own] for own in edges]
 
     def put(self, theta: Tensor) -> None:
         """Write ``theta`` (d,) into the parts of the parameters that this rank holds."""
@@ -275,6 +289,65 @@ class _NoMore(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
         raise UnsupportedError(_ONCE)
+
+
+def spread(risk: EmpiricalRisk) -> ShardedRisk:
+    """Spread the weights of a risk over all ranks by ``fully_shard`` (FSDP2), and return the risk of what lies there.
+
+    All ranks of the default process group make it together, of the same risk. What stands in a ``ModuleList`` or a
+    ``Sequential`` is gathered one after the other during a pass, the rest of the model at once. The module of the risk
+    is changed and does not go back; parameters that the risk leaves out are frozen.
+
+    Args:
+        risk: of a model, a loss on its outputs, and batches.
+
+    Raises:
+        UnsupportedError: a loss that the model or a ``forward`` computes, BatchNorm other than by running statistics,
+            or parameters that FSDP2 does not take.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if risk._loss is None or risk._forward is not None:
+        raise UnsupportedError(
+            "a model that computes its own loss cannot be spread over ranks; measure it with whole weights on every "
+            "rank, or give a loss on its outputs."
+        )
+    if risk.batchnorm != "eval":
+        raise UnsupportedError(
+            f"batchnorm must be 'eval' where weights are spread over ranks; got {risk.batchnorm!r}. Leave it out."
+        )
+    module, chosen = risk.module, set(risk.layout.names)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    mesh = dist.device_mesh.init_device_mesh(risk.device.type, (dist.get_world_size(),))
+    try:
+        for part in (*_repeated(module), module):
+            fully_shard(part, mesh=mesh)
+    except ValueError as error:
+        raise UnsupportedError(f"weights cannot be spread over ranks: {error}") from error
+    return ShardedRisk(module, risk._loss, risk._data, weighting=risk.weighting)
+
+
+def _repeated(module: nn.Module) -> list[nn.Module]:
+    """Return the outermost parts of a model that stand in a row and share no parameter with the rest of it."""
+
+    def uses(of: nn.Module) -> Counter[int]:
+        return Counter(id(parameter) for _, parameter in of.named_parameters(remove_duplicate=False))
+
+    everywhere, found = uses(module), dict[nn.Module, None]()
+
+    def walk(parent: nn.Module) -> None:
+        for child in parent.children():
+            own = uses(child)
+            stands = isinstance(parent, nn.ModuleList | nn.Sequential)
+            callable_ = not isinstance(child, nn.ModuleList | nn.ModuleDict)
+            if stands and callable_ and own and all(everywhere[key] == count for key, count in own.items()):
+                found[child] = None
+            else:
+                walk(child)
+
+    walk(module)
+    return list(found)
 
 
 def _is_spread(tensor: Tensor) -> bool:

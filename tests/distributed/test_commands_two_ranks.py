@@ -195,6 +195,27 @@ def records(place: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads((place / f"{name}.json").read_text()) for name in COMMANDS}
 
 
+def test_weights_spread_over_ranks_are_measured_from_the_command_line(folder: Path):
+    given = ("measure", "ckpt.pt", "-m", "lambda-max", "-m", "trace", "--dtype", "float64", "--examples", "157",
+             "--probes", "60")  # fmt: skip
+    whole, spread, wrong = (run(folder, *given, *more, ranks=ranks) for more, ranks in (
+        (("--json", "whole.json"), False),
+        (("--shard", "fsdp", "--json", "spread.json"), True),
+        (("--shard", "fsdp"), False),
+    ))  # fmt: skip
+    assert spread.returncode == whole.returncode == 0, spread.stderr
+    assert spread.stdout.count("lambda-max: parameters spread over 2 ranks: products by differences of gradients") == 1
+    one, two = (json.loads((folder / f"{name}.json").read_text()) for name in ("whole", "spread"))
+    assert two["ranks"] == {"count": 2, "examples": [78, 79]}
+    (own, trace), (largest, sampled) = one["results"], two["results"]
+    assert largest["value"] == pytest.approx(own["value"], rel=1e-7)
+    assert largest["interval"] == pytest.approx(own["interval"], rel=1e-7)
+    low, high = sampled["interval"]
+    assert low <= trace["value"] <= high
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--shard needs several processes to spread the weights over; got one." in wrong.stderr
+
+
 # What differs from run to run whatever the ranks, and choices by time that change no number beyond rounding.
 CLOCK = {"seconds", "cost", "engine", "points_per_pass", "notes", "gradients", "method"}
 

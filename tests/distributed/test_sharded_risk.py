@@ -14,7 +14,7 @@ from torch import nn
 import hessprobe as hp
 from hessprobe.errors import UnsupportedError
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.sharded import ShardedRisk
+from hessprobe.objective.sharded import ShardedRisk, spread
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -60,6 +60,47 @@ def sharded(model):
     for part in (model.first, model.middle, model.last):
         fully_shard(part, mesh=mesh)
     return model, mesh
+
+
+class Rows(nn.Module):
+    """Layers in a list, of which one shares its weight with what stands outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 3), nn.Linear(3, 3)
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 3)), nn.Linear(3, 3)])
+        self.layers[2].weight = self.last.weight
+
+    def forward(self, x):
+        hidden = self.first(x)
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden))
+        return self.last(hidden)
+
+
+def rows_risk(**more):
+    torch.manual_seed(2)
+    return EmpiricalRisk(Rows().double(), LOSS, data(), **more)
+
+
+def spread_out(kept):
+    """A risk whose weights are spread, of all and of some of its parameters."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for name, params in (("all", None), ("some", ["layers.*", "first.bias"])):
+        risk = spread(rows_risk(params=params))
+        kept[f"spread {name}"] = (risk.gradient(), hp.Hessian(risk).matvecs(torch.ones(1, risk.dim).double()))
+        assert risk.shares == [[4, 5], [1, 1]]  # of a batch too small to be cut each has all
+        own = {name for name, part in risk.module.named_modules() if isinstance(part, FSDPModule)}
+        assert own == {"", "layers.0", "layers.1"}
+    with pytest.raises(UnsupportedError, match="batchnorm must be 'eval'"):
+        spread(EmpiricalRisk(net(), LOSS, data(), batchnorm="batch"))
+    with pytest.raises(UnsupportedError, match="computes its own loss"):
+        spread(EmpiricalRisk(net(), None, data(), forward=lambda model, batch: (model(batch[0]).sum(), 3.0)))
+    scalar = net()
+    scalar.scale = nn.Parameter(torch.ones(()).double())
+    with pytest.raises(UnsupportedError, match=r"weights cannot be spread over ranks: .*scalar"):
+        spread(EmpiricalRisk(scalar, LOSS, data()))
 
 
 def found_by(risk):
@@ -141,6 +182,7 @@ def work(rank, world, folder):
         ShardedRisk(low, LOSS, data())
     with pytest.raises(UnsupportedError, match=r"got none\. Use EmpiricalRisk"):
         ShardedRisk(net(), LOSS, data())
+    spread_out(kept)
     torch.save(kept, folder / f"{rank}.pt")
     del model, optimizer, risk, hessian, plain, single, low
     gc.collect()
@@ -185,3 +227,9 @@ def test_a_sharded_model_is_measured_as_the_one_that_is_not(tmp_path: Path):
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(first["weights"][name], parameter.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(first["tp"], first["tp reference"], rtol=1e-12, atol=1e-14)
+    for name, params in (("all", None), ("some", ["layers.*", "first.bias"])):
+        risk = rows_risk(params=params)
+        gradient, product = first[f"spread {name}"]
+        torch.testing.assert_close(gradient, risk.gradient(), rtol=1e-12, atol=1e-14)
+        exact = hp.Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim).double())
+        torch.testing.assert_close(product, exact, rtol=1e-6, atol=1e-8)

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from hessprobe.cli.load import Subject
     from hessprobe.measures import MeasureSettings, Result
+    from hessprobe.objective import EmpiricalRisk
+    from hessprobe.objective.base import Objective
+    from hessprobe.objective.sharded import ShardedRisk
     from hessprobe.records.typed import MeasureRecord
 
-    Inputs = tuple[Subject, MeasureSettings]
+    Inputs = tuple[Subject, Objective, MeasureSettings]
 
 # Settings of the size of a sample, and their options.
 _SIZES = {"n_probes": "--probes", "rtol": "--rtol"}
@@ -55,6 +58,7 @@ class MeasureRequest:
     dtype: options.Dtype = None
     engine: options.Engine = "auto"
     memory: options.Memory = None
+    shard: options.Shard = None
     json: options.Json = None
     csv: options.Csv = None
     out: options.Figure = None
@@ -109,6 +113,13 @@ def check(request: MeasureRequest) -> None:
         ("--k", request.k, 1),
     ):
         options.at_least(option, number, minimum)
+    if request.shard is not None:
+        options.choice("--shard", request.shard, ("fsdp",))
+        if process.rank_count() == 1:
+            raise process.UsageError(
+                "--shard needs several processes to spread the weights over; got one. Start it with torchrun "
+                "--nproc-per-node N -m hessprobe measure, or leave it out."
+            )
     check_source(request)
     skeleton.check_drawing(request, request.out)
     if request.out is not None and not draws(request):
@@ -178,7 +189,21 @@ def opened(request: MeasureRequest) -> tuple[Inputs, list[Result]]:
         raise process.UsageError(
             f"--k must be at most the number of parameters, {subject.risk.dim}; got {request.k}. Ask for fewer."
         )
-    return (subject, settings), []
+    return (subject, subject.risk if request.shard is None else _spread(subject.risk), settings), []
+
+
+def _spread(risk: EmpiricalRisk) -> ShardedRisk:
+    """Return the risk with its weights spread over the ranks that measure it together."""
+    from hessprobe.hvp import pool
+    from hessprobe.objective.sharded import spread
+
+    with process.as_usage():
+        found = spread(risk)
+    ranks = pool.current()
+    if ranks is not None:
+        for index, examples in enumerate(found.shares):
+            ranks.note(index, examples)
+    return found
 
 
 def facts(request: MeasureRequest, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG001  # as other commands have it
@@ -191,10 +216,10 @@ def collect(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
     from hessprobe.measures.registry import measure_all
     from hessprobe.records.record import begin_memory
 
-    subject, settings = inputs
+    _, risk, settings = inputs
     begin_memory()
     with watched(outcome) as report:
-        for result in measure_all(request.names, subject.risk, settings, report):
+        for result in measure_all(request.names, risk, settings, report):
             outcome.found.append(result)
 
 
@@ -204,7 +229,7 @@ def publish(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Resul
     from hessprobe.records.typed import Measured, MeasureRecord
     from hessprobe.report import write_csv
 
-    subject, _ = inputs
+    subject = inputs[0]
     found = MeasureRecord(
         results=tuple(Measured.of(result, request.confidence) for result in outcome.found),
         checkpoint=subject.checkpoint,
