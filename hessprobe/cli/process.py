@@ -339,16 +339,22 @@ def check_threads(threads: str) -> None:
         )
 
 
-def settle_threads() -> int:
+def settle_threads(before: int | None = None) -> int:
     """Let torch compute with the threads that the command was given, and return their number.
 
     With ``auto`` one trial serves the process, and never takes more threads than torch has by itself: one a core, or
     what the environment says.
+
+    Args:
+        before: those of the run that is gone on with, which ``auto`` then takes: their number decides how sums round.
     """
     import torch
 
     asked = current_invocation().threads
-    if asked != AUTO:
+    if asked == AUTO and before is not None:
+        torch.set_num_threads(before)
+        _settled[:] = [before]
+    elif asked != AUTO:
         torch.set_num_threads(int(asked))
         _settled[:] = [int(asked)]
     elif not _settled:

@@ -119,6 +119,7 @@ def train(
     tick: Callable[[float], None] | None = None,
     state: Mapping[str, Any] | None = None,
     after_epoch: Callable[[Run], None] | None = None,
+    after_step: Callable[[Run], None] | None = None,
 ) -> Trained:
     """Train ``model`` in place and measure it on both splits; no global generator is touched.
 
@@ -132,6 +133,7 @@ def train(
         tick: called now and then with the number of epochs done, a fraction.
         state: of ``hessprobe.training.state.capture``: continue from there, bit for bit, instead of beginning.
         after_epoch: called before the first epoch of a new run and after every epoch, e.g. to save.
+        after_step: called after every step of an epoch but the last, e.g. to save.
 
     Raises:
         NonFiniteError: the loss became nan or infinite; the message names epoch and step.
@@ -147,9 +149,9 @@ def train(
             set_lr(run.optimizer, _lr(run, 0))
             after_epoch(run)
         for _ in range(run.epoch, recipe.epochs):
-            started = time.perf_counter()
-            outcome = _epoch(run, tick)
-            run.seconds += time.perf_counter() - started
+            run.count_time(going_on=True)
+            outcome = _epoch(run, tick, after_step)
+            run.count_time(going_on=False)
             if report is not None:
                 report(outcome)
             if after_epoch is not None:
@@ -204,13 +206,17 @@ def _require_divisible(recipe: Recipe, optimizer: torch.optim.Optimizer) -> None
         )
 
 
-def _epoch(run: Run, tick: Callable[[float], None] | None) -> EpochReport:
+def _epoch(run: Run, tick: Callable[[float], None] | None, after_step: Callable[[Run], None] | None) -> EpochReport:
     recipe, total = run.recipe, run.steps_per_epoch
     augmentation = Augmentation(recipe.crop, recipe.flip)
+    run.drawn = run.order.get_state(), run.moves.get_state()
     rows = torch.randperm(len(run.train), generator=run.order).to(run.device)
     moves = augmentation.draw(len(rows), run.moves, run.device) if augmentation.active else None
-    tally, last_tick = Tally.on(run.device), time.perf_counter()
-    for step, row in enumerate(torch.split(rows, recipe.batch_size)):
+    tally, last_tick = run.tally or Tally.on(run.device), time.perf_counter()
+    run.tally = tally
+    parts = torch.split(rows, recipe.batch_size)
+    for step in range(run.step, total):
+        row = parts[step]
         set_lr(run.optimizer, _lr(run, run.epoch * total + step))
         inputs = run.train.inputs[row]
         if moves is not None:
@@ -222,6 +228,11 @@ def _epoch(run: Run, tick: Callable[[float], None] | None) -> EpochReport:
         if tick is not None and time.perf_counter() - last_tick > _TICK_SECONDS:
             last_tick = time.perf_counter()
             tick(run.epoch + (step + 1) / total)
+        run.step = step + 1
+        if after_step is not None and run.step < total:
+            run.count_time(going_on=False)
+            after_step(run)
+            run.count_time(going_on=True)
     return _close_epoch(run, tally)
 
 
@@ -278,6 +289,7 @@ def _close_epoch(run: Run, tally: Tally) -> EpochReport:
     if not seen or (run.scaler is None and seen < len(run.train)):
         _require_finite(math.nan, f"in epoch {run.epoch + 1}", recipe)
     run.epoch += 1
+    run.step, run.tally, run.drawn = 0, None, None
     set_lr(run.optimizer, _lr(run, run.epoch * run.steps_per_epoch))
     held_out = assess(run.model, run.test, run.loss, "test") if len(run.test) else {}
     group = run.optimizer.param_groups[0]

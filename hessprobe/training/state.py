@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hessprobe.errors import CheckpointError, about
+from hessprobe.training.closures import Tally
 from hessprobe.training.evaluation import Examples, Loss, assess
 from hessprobe.training.recipe import Recipe
 
@@ -20,7 +22,7 @@ _FREE = ("data",)
 
 @dataclass
 class Run:
-    """A run under way: everything that the next epoch depends on.
+    """A run under way: everything that the next step depends on.
 
     Attributes:
         model, optimizer: in their present state.
@@ -32,6 +34,9 @@ class Run:
         epoch: epochs done.
         curve: one report an epoch.
         seconds: spent so far.
+        step: steps done of the epoch under way.
+        tally: over these steps.
+        drawn: states of ``order`` and ``moves`` before the draws of that epoch.
     """
 
     model: nn.Module
@@ -46,6 +51,10 @@ class Run:
     epoch: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    step: int = 0
+    tally: Tally | None = None
+    drawn: tuple[Tensor, Tensor] | None = None
+    _since: float | None = field(default=None, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -57,9 +66,16 @@ class Run:
         """Steps an epoch."""
         return math.ceil(len(self.train) / self.recipe.batch_size)
 
+    def count_time(self, going_on: bool) -> None:
+        """Add the time since the last call to ``seconds``, where that one was told that work is ``going_on``."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now if going_on else None
+
     def metrics(self, final: bool) -> dict[str, Any]:
         """Return what is known: with ``final`` the present weights are evaluated on both splits."""
-        known: dict[str, Any] = {"epochs": self.epoch, "steps": self.epoch * self.steps_per_epoch}
+        known: dict[str, Any] = {"epochs": self.epoch, "steps": self.epoch * self.steps_per_epoch + self.step}
         for name, examples in (("train", self.train), ("test", self.test)) if final else ():
             if len(examples):
                 known |= assess(self.model, examples, self.loss, name)
@@ -68,17 +84,22 @@ class Run:
 
 
 def capture(run: Run) -> dict[str, Any]:
-    """Return the state of ``run``, as tensors and plain values: generators, scaler, epochs done, curve.
+    """Return the state of ``run``, as tensors and plain values: generators, scaler, epochs and steps done, curve.
 
-    Weights and optimizer state are apart, in the checkpoint that this goes into.
+    Weights and optimizer state are apart, in the checkpoint that this goes into. In the middle of an epoch, the
+    generators are those that drew its order, which is drawn again.
     """
     cuda = run.device.type == "cuda"
+    order, moves = run.drawn or (run.order.get_state(), run.moves.get_state())
     return {
         "epoch": run.epoch,
         "seconds": run.seconds,
         "curve": list(run.curve),
-        "order": run.order.get_state(),
-        "moves": run.moves.get_state(),
+        "step": run.step,
+        "tally": None if run.tally is None else {name: value.clone() for name, value in vars(run.tally).items()},
+        "order": order,
+        "moves": moves,
+        "threads": torch.get_num_threads(),
         "device": run.device.type,
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(run.device) if cuda else None,
@@ -108,7 +129,10 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], run.device)
         run.epoch, run.seconds, run.curve = int(state["epoch"]), float(state["seconds"]), list(state["curve"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        run.step, tally = int(state.get("step", 0)), state.get("tally")
+        if tally is not None:
+            run.tally = Tally(**{name: value.to(run.device) for name, value in tally.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
             f"The run to resume holds a state that does not fit: {error} Begin anew without --resume."
         ) from error

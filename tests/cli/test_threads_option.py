@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hessprobe.cli import outputs, process
+from hessprobe.training import loop
+from hessprobe.training import run as run_module
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,23 @@ def test_a_trial_ends_soon_on_a_machine_that_is_very_busy():
     busy = Machine({2: 1.0, 1: 1.0})
     busy.choice()
     assert len(busy.turns) == 4  # each once to start, and one round
+
+
+def test_a_run_that_goes_on_takes_the_threads_it_had_unless_a_number_is_asked_for(tmp_path, run):
+    words = ("train", "--model", "mlp:hidden=8", "--subset", "0.05", "--epochs", "2", "--out", tmp_path / "a.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "_SAVING_SHARE", float("inf"))
+        patch.setattr(run_module._Saver, "after_epoch", lambda saver, trained: None)
+        patch.setattr(loop, "_close_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*words, "--batch-size", "20", "--threads", "3").code == 130
+    assert (tmp_path / "a-resume.pt").exists()
+    kept = (tmp_path / "a-resume.pt").read_bytes()
+    torch.set_num_threads(1)
+    assert run(*words, "--batch-size", "20", "--resume").code == 0
+    assert torch.get_num_threads() == 3
+    (tmp_path / "a-resume.pt").write_bytes(kept)
+    assert run(*words, "--batch-size", "20", "--resume", "--threads", "2").code == 0
+    assert torch.get_num_threads() == 2
 
 
 def test_the_environment_is_the_most_that_auto_takes(monkeypatch):

@@ -119,6 +119,10 @@ def test_stopped_run_is_resumed_and_a_finished_one_left_alone(run, tmp_path, mon
         f"hessprobe: {path} is the finished run of this recipe; nothing is left to do\n",
     )
     assert len(calls) == steps
+    # What ended between its checkpoint and its record lacks the record alone.
+    assert run(*command, "--out", path, "--resume", "--json", tmp_path / "r.json").code == 0
+    assert report.read_record(tmp_path / "r.json")["training"]["metrics"] == second.metrics
+    assert len(calls) == steps
     changed = run(*command, "--out", path, "--resume", "--seed", "4")
     assert changed.code == 2
     assert "--seed must be 0, as in the run that" in changed.err

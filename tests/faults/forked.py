@@ -23,8 +23,11 @@ from hessprobe.hvp.batch_products import BatchOperator
 from hessprobe.hvp.pool import ProductPool
 from hessprobe.landscape.points import Points
 from hessprobe.sharpness.neighborhood import Neighborhood
+from hessprobe.training import loop
+from hessprobe.training import run as training_run
 
-# What is lost with the process: one call is one product (of a block of vectors), or one pass over points.
+# What is lost with the process: one call is one product (of a block of vectors), one pass over points, or one step of
+# training.
 PRODUCTS = (
     (ProductPool, "_sum"),
     (BatchOperator, "_multiplied"),
@@ -32,6 +35,7 @@ PRODUCTS = (
     (Neighborhood, "_slope"),
     (Points, "at_center"),
     (Points, "at"),
+    (loop, "_step"),
 )
 FILES = ("pwrite", "fsync", "replace", "unlink", "ftruncate")
 # When a journal is synced is a matter of time, so that it is no moment with a number of its own.
@@ -141,6 +145,8 @@ class _Moments:
             setattr(owner, name, self.product(getattr(owner, name)))
         # A matter of time, as the engine is where --engine does not name it; digits depend on it.
         Points._choose = lambda points, thetas: (points._room(thetas[0]), WIDTH)[1]  # type: ignore[method-assign]
+        # How often the state of a training is written is a matter of time as well: here after every step.
+        training_run._SAVING_SHARE = float("inf")
         for name in FILES:
             setattr(os, name, self.file(name, getattr(os, name)))
 

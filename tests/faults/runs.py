@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+import torch
+
 MOMENTS = int(os.environ.get("FAULT_MOMENTS", "3"))
 SMALL = ("--examples", "20", "--batch-size", "12", "--threads", "1")
 ENGINE = ("--engine", "double-backward")
@@ -21,6 +23,12 @@ COMMANDS = {
         None,
     ),
     "track": (("track", "a-epoch-0000.pt", "a-epoch-0001.pt", *SMALL, "-m", "frob", "--out", "t.svg"), None),
+    "train": (
+        ("train", "--model", "mlp:hidden=8", "--optimizer", "sam", "--base", "adamw", "--subset", "0.05",
+         "--batch-size", "20", "--epochs", "3", "--save-every", "1", "--label-noise", "0.1", "--threads", "1",
+         "--out", "out.pt"),
+        "--resume",
+    ),
     "validate": (("validate",), "--resume"),
     "validate --coverage": (
         ("validate", "trace-gaussian", "--coverage", "--family", "flat", "--probes", "8,9,10,11", "--seeds", "40",
@@ -41,7 +49,22 @@ def numbers(value):
 
 def results(folder):
     record = json.loads((folder / "r.json").read_text())
-    return numbers({key: record[key] for key in ("results", "data", "checkpoint", "timings", "flags") if key in record})
+    known = ("results", "data", "checkpoint", "timings", "training", "flags")
+    found = numbers({key: record[key] for key in known if key in record})
+    for path in sorted(folder.glob("out*.pt")):
+        # Their bytes hold the seconds of the run.
+        found["checkpoint"].pop("sha256", None)
+        found[path.name] = numbers(plain(torch.load(path, weights_only=True)))
+    return found
+
+
+def plain(value):
+    """What can be compared, tensors bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.reshape(-1).numpy().tobytes() if value.numel() else b""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def spread(count):

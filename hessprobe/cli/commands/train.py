@@ -17,7 +17,7 @@ from hessprobe.errors import ArgumentMessage
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hessprobe.training import Recipe, Trained
+    from hessprobe.training import Recipe
     from hessprobe.training.run import Plan
 
 
@@ -67,6 +67,9 @@ class TrainRequest:
 def train(request: TrainRequest) -> None:
     """Train a network and write a checkpoint.
 
+    The state of the run lies beside it until it is done, written as often as costs a twentieth of the time: what a kill
+    costs is those steps. --resume goes on from it, to the same bits.
+
     Example: hessprobe train --model mlp --data digits --optimizer sam --out digits.pt
     """
     run(request)
@@ -90,15 +93,18 @@ def run(request: TrainRequest) -> None:
         plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
     if request.resume and _is_done(plan):
         process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
+        if request.json is not None:
+            # It may have ended between the two files.
+            _publish(request, plan, device)
         return
     if not (outputs.current_invocation().force or (request.resume and plan.resume_path.exists())):
         _require_own(plan)
     try:
-        trained = _train(plan, request.resume, device)
+        _train(plan, request.resume, device)
     except KeyboardInterrupt:
         process.say(_after_interruption(plan))
         raise typer.Exit(process.INTERRUPTED) from None
-    _publish(request, plan, trained, device)
+    _publish(request, plan, device)
 
 
 def _recipe(request: TrainRequest) -> Recipe:
@@ -197,12 +203,14 @@ def _require_own(plan: Plan) -> None:
         )
 
 
-def _train(plan: Plan, resume: bool, device: Any) -> Trained:
+def _train(plan: Plan, resume: bool, device: Any) -> None:
     from hessprobe.training import EpochReport, train_to_file
     from hessprobe.training.run import read_state
 
     with process.as_usage():
         begun = read_state(plan) if resume else None
+    if begun is not None:
+        process.settle_threads(begun.get("threads"))
     epochs, remark = plan.recipe.epochs, [""]
     with outputs.progress_bars() as update:
         update("training", begun["epoch"] if begun else 0, epochs, "")
@@ -217,7 +225,7 @@ def _train(plan: Plan, resume: bool, device: Any) -> Trained:
             update("training", done, epochs, remark[0])
 
         with process.as_usage():
-            return train_to_file(plan, device=device, resume=resume, report=report, tick=tick)
+            train_to_file(plan, device=device, resume=resume, report=report, tick=tick)
 
 
 def _after_interruption(plan: Plan) -> str:
@@ -226,14 +234,14 @@ def _after_interruption(plan: Plan) -> str:
     return "interrupted; no checkpoint was written"
 
 
-def _publish(request: TrainRequest, plan: Plan, trained: Trained, device: Any) -> None:
+def _publish(request: TrainRequest, plan: Plan, device: Any) -> None:
     from hessprobe import report
     from hessprobe.cli import render
     from hessprobe.cli.load import describe_checkpoint
     from hessprobe.training import load_checkpoint
 
-    written = describe_checkpoint(load_checkpoint(request.out))
-    metrics = trained.metrics
+    stored = load_checkpoint(request.out)
+    written, metrics = describe_checkpoint(stored), stored.metrics
     record = report.build_record(
         "train",
         [],

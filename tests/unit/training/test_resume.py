@@ -41,9 +41,11 @@ def stop_after(epochs):
 
 
 def stop_and_resume(one, epochs=3):
+    """Stop after the last step of an epoch, of which the state before that step is there; go on from it."""
     with pytest.raises(StoppedError):
         train_to_file(one, report=stop_after(epochs))
-    assert read_state(one)["epoch"] >= 1
+    state = read_state(one)
+    assert (state["epoch"], state["step"]) == (epochs - 1, 2)
     return train_to_file(one, resume=True)
 
 
@@ -104,8 +106,8 @@ from test_resume import plan
 run_module._SAVING_SHARE = 1e9
 
 class Kill(run_module._Saver):
-    def __call__(self, run):
-        super().__call__(run)
+    def after_epoch(self, run):
+        super().after_epoch(run)
         if run.epoch == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -211,7 +213,7 @@ def test_divergence_leaves_what_was_saved_and_the_weights(tmp_path, monkeypatch)
     state["weights"]["layers.0.weight"].fill_(float("nan"))
     monkeypatch.setattr(run_module, "read_state", lambda plan: state)
     with pytest.raises(
-        NonFiniteError, match=r"training loss became nan in epoch 3, step 1, with lr 0\.1\..* is as it was"
+        NonFiniteError, match=r"training loss became nan in epoch 3, step 3, with lr 0\.1\..* is as it was"
     ):
         train_to_file(one, resume=True)
     assert one.resume_path.read_bytes() == before
@@ -241,14 +243,19 @@ def test_data_are_those_of_the_recipe_and_can_be_had_again_from_the_file(tmp_pat
 def test_scale_of_a_resumed_run_is_that_of_a_whole_one(tmp_path, monkeypatch):
     # A scale that grows often: with torch's usual interval of 2,000 steps it would not move in a test.
     monkeypatch.setattr(loop, "_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3))
-    one, scalers = plan(tmp_path, amp="fp16"), []
+    one, scalers = plan(tmp_path, amp="fp16"), {}
     model = build_model("mlp", one.model_arguments)
-    train(model, one.data, one.recipe, after_epoch=lambda run: scalers.append(run.scaler.state_dict()))
+
+    def note(run):
+        scalers[run.epoch, run.step] = run.scaler.state_dict()
+
+    train(model, one.data, one.recipe, after_epoch=note, after_step=note)
     with pytest.raises(StoppedError):
         train_to_file(one, report=stop_after(3))
     state = read_state(one)
-    assert state["scaler"] == scalers[state["epoch"]]
+    assert state["scaler"] == scalers[state["epoch"], state["step"]]
+    assert state["step"] > 0
     seen = []
     train(model, one.data, one.recipe, state=state, after_epoch=lambda run: seen.append(run.scaler.state_dict()))
-    assert seen[-1] == scalers[-1]
-    assert scalers[-1]["scale"] > scalers[1]["scale"] > 4.0
+    assert seen[-1] == scalers[4, 0]
+    assert scalers[4, 0]["scale"] > scalers[1, 0]["scale"] > 4.0
