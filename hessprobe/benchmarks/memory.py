@@ -226,20 +226,20 @@ def tasks(names: Sequence[str]) -> Iterator[tuple[str, str, int | None]]:
         yield from ((name, what, limit) for what in setting.measures for limit in setting.limits)
 
 
-def follow(names: Sequence[str], finished: Callable[[Used], None], report: Callable[[str], None]) -> None:
-    """Measure every network without a limit and with some, one process after the other.
+def follow(task: tuple[str, str, int | None], report: Callable[[str], None]) -> list[Used]:
+    """Return the one measurement of a task, made in a process of its own.
 
     Args:
-        names: in ``SETTINGS``.
-        finished: told of each measurement.
+        task: of ``tasks``.
         report: told what has been done, and of a process that ended without an answer.
     """
-    todo = list(tasks(names))
+    found: list[Used] = []
 
     def done(outcome: Outcome) -> None:
         name, what, limit = outcome.task
         report(f"{name}: {what} within {limit or 'no limit'} {outcome.failure}".rstrip())
-        finished(outcome.result or Used(name, what, limit, 0, refused=f"the process {outcome.failure}"))
+        found.append(outcome.result or Used(name, what, limit, 0, refused=f"the process {outcome.failure}"))
 
     give_back_free()
-    run_apart(use, todo, jobs=1, finished=done)
+    run_apart(use, [task], jobs=1, finished=done)
+    return found

@@ -81,7 +81,7 @@ def flattening_table(runs: Sequence[TrainedOptimizer]) -> str:
 
 
 def recommendation(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[float, float, float]]) -> str:
-    """Return which three rules to try first, and why, as Markdown; empty where SGD or all rules are missing.
+    """Return which three rules to try first, and why, as Markdown; empty where SGD is missing or none is eligible.
 
     A rule is eligible that has run everywhere, diverges nowhere, is not marked below SGD in any setting, and lies above
     it on average by more than twice the standard error of the difference. The three are the one with the highest
@@ -101,8 +101,10 @@ def recommendation(runs: Sequence[TrainedOptimizer], times: dict[str, tuple[floa
     if gains.get("sgd") is None or not sound:
         return ""
     above = {name: gain for name, gain in sound.items() if gain[0] > 2 * gain[1]}
-    level = {name: gain for name, gain in sound.items() if gain[0] > -2 * gain[1]}
+    level = {name: gain for name, gain in sound.items() if gain[0] >= -2 * gain[1]}
     eligible = above or level
+    if not eligible:
+        return ""
     cheap = [name for name in eligible if times[name][0] <= _CHEAP]
     flat = {name: _flatness(runs, name) for name in eligible}
     chosen: dict[str, str] = {}

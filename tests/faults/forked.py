@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import stand_ins
+
 import hessprobe.cli.app
 from hessprobe.hvp.batch_products import BatchOperator
 from hessprobe.hvp.pool import ProductPool
@@ -26,8 +28,8 @@ from hessprobe.sharpness.neighborhood import Neighborhood
 from hessprobe.training import loop
 from hessprobe.training import run as training_run
 
-# What is lost with the process: one call is one product (of a block of vectors), one pass over points, or one step of
-# training.
+# What is lost with the process: one call is one product (of a block of vectors), one pass over points, one step of
+# training, or one row of a benchmark.
 PRODUCTS = (
     (ProductPool, "_sum"),
     (BatchOperator, "_multiplied"),
@@ -36,6 +38,7 @@ PRODUCTS = (
     (Points, "at_center"),
     (Points, "at"),
     (loop, "_step"),
+    *((module, name) for module, name, _ in stand_ins.PARTS),
 )
 FILES = ("pwrite", "fsync", "replace", "unlink", "ftruncate")
 # When a journal is synced is a matter of time, so that it is no moment with a number of its own.

@@ -29,6 +29,18 @@ COMMANDS = {
          "--out", "out.pt"),
         "--resume",
     ),
+    **{
+        f"bench {suite}": (("bench", "--suite", suite, "--markdown", "b.md", "--rounds", "2", *more), "--resume")
+        for suite, more in {
+            "products": (),
+            "answers": (),
+            "steps": (),
+            "landscapes": (),
+            "memory": ("--case", "mlp"),
+            "conformance": (),
+            "optimizers": ("--optimizer", "sgd", "--optimizer", "sam", "--optimizer", "gsam", "--seeds", "2"),
+        }.items()
+    },
     "validate": (("validate",), "--resume"),
     "validate --coverage": (
         ("validate", "trace-gaussian", "--coverage", "--family", "flat", "--probes", "8,9,10,11", "--seeds", "40",
@@ -56,6 +68,14 @@ def results(folder):
         found["checkpoint"].pop("sha256", None)
         found[path.name] = numbers(plain(torch.load(path, weights_only=True)))
     return found
+
+
+def is_done(folder):
+    """Whether a run has written its record, and left nothing that another one could go on from."""
+    if not (folder / "r.json").exists() or list(folder.glob("*.journal")):
+        return False
+    # The runs of optimizers stand in the record itself.
+    return not json.loads((folder / "r.json").read_text()).get("flags")
 
 
 def plain(value):

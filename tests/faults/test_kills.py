@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import forked
 import pytest
-from runs import COMMANDS, left_behind, line, results, spread
+from runs import COMMANDS, is_done, left_behind, line, results, spread
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -20,7 +20,7 @@ def test_a_killed_run_loses_one_product_at_most_and_ends_at_the_same_bits(begin,
         folder = begin(str(number))
         killed = forked.run(words, folder, forked.Ending(number, ("kill", "torn")[number % 2]))
         assert killed.code == -9, (number, killed.err)
-        if (folder / "r.json").exists() and not list(folder.glob("*.journal")):
+        if is_done(folder):
             # Nothing is left to do, and the record is whole.
             assert results(folder) == results(whole)
             continue

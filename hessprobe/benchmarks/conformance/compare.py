@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hessprobe.benchmarks.conformance.sam_table import SAM_CASES
 from hessprobe.benchmarks.conformance.sam_tools import SAM_TOOLS
 from hessprobe.benchmarks.conformance.table import CASES
 from hessprobe.benchmarks.processes import Outcome, run_apart
+from hessprobe.hvp import engines
 
 # Seconds that a tool has for a case.
 LIMIT = 120
@@ -86,6 +88,7 @@ def compare_tools(
     limit: int = LIMIT,
     jobs: int = 1,
     finished: Callable[[str, Sequence[Cell]], None] = lambda tool, cells: None,
+    known: Mapping[tuple[str, str], Sequence[Cell]] = MappingProxyType({}),
 ) -> list[Cell]:
     """Hold every tool to every case of its table.
 
@@ -93,20 +96,25 @@ def compare_tools(
         limit: seconds for a case, >= 1.
         jobs: tools at a time, >= 1.
         finished: told of every tool, and of its column.
+        known: columns of ``columns`` that were made before, and are not made again.
 
     Returns:
         The cells, a table after the other, a tool after the other, in the order of the cases.
     """
-    columns: dict[tuple[str, str], list[Cell]] = {}
+    made = {place: list(cells) for place, cells in known.items()}
 
     def done(outcome: Outcome) -> None:
         part, tool, _ = outcome.task
-        columns[part, tool] = outcome.result if not outcome.failure else _lost(part, tool, outcome.failure)
-        finished(tool, columns[part, tool])
+        made[part, tool] = outcome.result if not outcome.failure else _lost(part, tool, outcome.failure)
+        finished(tool, made[part, tool])
 
-    tasks = [(part, tool, limit) for part, each in PARTS.items() for tool in each.tools]
-    run_apart(column, tasks, jobs=jobs, finished=done)
-    return [cell for part, tool, _ in tasks for cell in columns[part, tool]]
+    run_apart(column, [(*place, limit) for place in columns() if place not in made], jobs=jobs, finished=done)
+    return [cell for place in columns() for cell in made[place]]
+
+
+def columns() -> list[tuple[str, str]]:
+    """Return part and tool of every column, in order."""
+    return [(part, tool) for part, each in PARTS.items() for tool in each.tools]
 
 
 def column(part: str, name: str, limit: int) -> list[Cell]:
@@ -125,7 +133,8 @@ def column(part: str, name: str, limit: int) -> list[Cell]:
     except metadata.PackageNotFoundError:
         return [_cell(part, name, "", case, Verdict(ABSENT)) for case in cases]
     # What a package prints, or warns of when it is imported, is no part of the table.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    # The journal is that of the process that this one was forked from.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), engines.unwritten():
         warnings.simplefilter("ignore")
         tool = opened()
         return [_one(part, tool, version, case, limit) for case in cases]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -412,16 +412,24 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def _conformance(request: BenchRequest, rows: Rows, report: Say) -> None:
     from hessprobe.benchmarks.conformance import compare
+    from hessprobe.hvp import engines
+
+    known: dict[tuple[str, str], list[compare.Cell]] = {}
+    for part, tool in compare.columns():
+        if engines.decided(key := f"rows of {part}, {tool}"):
+            known[part, tool] = [compare.Cell(**row) for row in engines.value(key, list)]
+            rows.extend(cell.row() for cell in known[part, tool])
 
     def finished(tool: str, cells: Sequence[compare.Cell]) -> None:
-        rows.extend(cell.row() for cell in cells)
+        made = engines.value(f"rows of {cells[0].part}, {tool}", lambda: [cell.row() for cell in cells])
+        rows.extend(made)
         report(f"{tool}: {len(cells)} cases")
 
-    cells = compare.compare_tools(limit=compare.LIMIT, jobs=request.jobs, finished=finished)
+    cells = compare.compare_tools(limit=compare.LIMIT, jobs=request.jobs, finished=finished, known=known)
     rows[:] = [cell.row() for cell in cells]
 
 
-def _once(name: str, time: Callable[[], Sequence[Any]]) -> Rows:
+def _once(name: str, time: Callable[[], Iterable[Any]]) -> Rows:
     """Return the rows of what is timed, or those that a stopped run of this command has written down."""
     from hessprobe.hvp import engines
 
@@ -509,7 +517,8 @@ def _known(path: str | None) -> list[Any]:
 def _memory(request: BenchRequest, rows: Rows, report: Say) -> None:
     from hessprobe.benchmarks import memory
 
-    memory.follow(request.case or memory.USUAL, lambda used: rows.append(used.row()), report)
+    for task in memory.tasks(request.case or memory.USUAL):
+        rows += _once(f"{task}", partial(memory.follow, task, report))
 
 
 def _landscapes(request: BenchRequest, rows: Rows, report: Say) -> None:

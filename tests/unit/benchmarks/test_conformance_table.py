@@ -16,8 +16,11 @@ from typer.testing import CliRunner
 
 from hessprobe.benchmarks.conformance import CASES, Tool, compare, page, problems
 from hessprobe.benchmarks.conformance.compare import ABSENT
+from hessprobe.benchmarks.conformance.own import HESSPROBE
 from hessprobe.benchmarks.conformance.peers import PEERS
 from hessprobe.cli.app import app
+from hessprobe.hvp import engines
+from hessprobe.journal import Journal
 
 BY_NAME = {case.name: case for case in CASES}
 SMALL = tuple(
@@ -100,6 +103,27 @@ def test_what_a_tool_does_stays_in_its_column(capfd: pytest.CaptureFixture[str])
     versions = {cell.tool: cell.version for cell in cells}
     assert versions["good"] == torch.__version__.partition("+")[0] or versions["good"] == torch.__version__
     assert versions["absent"] == ""
+
+
+@pytest.mark.usefixtures("parts")
+def test_columns_that_are_known_are_not_made_again():
+    known = {place: compare._lost(*place, "was slow") for place in compare.columns() if place[1] != "good"}
+    told = []
+    cells = compare.compare_tools(limit=1, finished=lambda tool, column: told.append(tool), known=known)
+    assert told == ["good"]
+    assert [cell.tool for cell in cells] == [tool for _, tool in compare.columns() for _ in range(3)]
+    assert {cell.status for cell in cells} == {"right", "crashed"}
+
+
+def test_the_process_of_a_tool_does_not_write_on_the_journal_of_its_parent(tmp_path, monkeypatch):
+    ours = {"hessprobe": ("hessprobe", lambda: HESSPROBE)}
+    monkeypatch.setattr(compare, "PARTS", {"curvature": compare.Part("Curvature", SMALL, ours)})
+    journal = Journal(tmp_path / "j", {})
+    with engines.replayed(journal):
+        cells = compare.compare_tools(limit=30)
+    assert [cell.status for cell in cells] == ["right"] * 3
+    journal.close()
+    assert (tmp_path / "j").stat().st_size == journal.size
 
 
 @pytest.mark.usefixtures("parts")

@@ -34,8 +34,7 @@ def test_the_large_networks_have_the_size_of_their_names(name: str, least: float
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_each_measurement_is_a_row_with_its_peak_or_with_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(memory.SETTINGS, "digits", SMALL)
-    found: list[memory.Used] = []
-    memory.follow(["digits"], found.append, lambda line: None)
+    found = [used for task in memory.tasks(["digits"]) for used in memory.follow(task, lambda line: None)]
     free, tight, refused = found
     assert free.peak is not None
     assert tight.peak is not None

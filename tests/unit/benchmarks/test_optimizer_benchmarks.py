@@ -149,8 +149,17 @@ def test_a_rule_about_normalization_layers_has_no_place_where_there_are_none():
 def test_without_runs_that_tell_rules_from_noise_nothing_is_recommended():
     times = dict.fromkeys(("sgd", "sam"), (1.0, 1.0, 1.0))
     assert ranking.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.86, 1.0)], times) == ""
+    # Below by more than the noise, and by less than what is marked.
+    assert ranking.recommendation([*drawn("sgd", 0.9, 1.0), *drawn("sam", 0.895, 1.0)], times) == ""
     assert ranking.recommendation(drawn("sam", 0.9, 1.0), times) == ""
     assert ranking.recommendation([drawn("sgd", 0.9, 1.0)[0], drawn("sam", 0.95, 1.0)[0]], times) == ""
+
+
+def test_runs_that_are_all_equal_are_level():
+    runs = [*drawn("sgd", 0.9, 1.0, spread=0.0), *drawn("sam", 0.9, 1.0, spread=0.0)]
+    assert "| sam | the flattest | +0.0 ± 0.0 |" in ranking.recommendation(
+        runs, dict.fromkeys(("sgd", "sam"), (1.0,) * 3)
+    )
 
 
 def test_a_rule_lowers_its_measure_where_the_interval_says_so_at_equal_accuracy():
