@@ -36,7 +36,7 @@ Force = Annotated[
 ]
 
 # Commands whose products are written down beside their record.
-RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance", "validate"})
+RESUMABLE = frozenset({"measure", "sharpness", "compare", "invariance", "validate", "repeat"})
 
 Resume = Annotated[
     bool,
@@ -128,6 +128,7 @@ class Invocation:
         held: the locks on its outputs.
         resume: whether to go on from the journal of a stopped run.
         lent: outputs of a command that runs this one inside itself.
+        within: name of that command, or nothing.
         trust_data: whether a checkpoint may name data outside the package.
         threads: a number, or ``"auto"``.
         timeout: seconds that one of several ranks may be waited for.
@@ -142,12 +143,18 @@ class Invocation:
     held: dict[Path, Lock | None] = field(default_factory=dict)
     resume: bool = False
     lent: frozenset[Path] = frozenset()
+    within: str = ""
     trust_data: bool = False
     threads: str = "auto"
     timeout: float = 1800.0
     config: str | None = None
     quiet: bool = False
     verbose: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on from what a stopped run of it left without being told to, as a part of demo does."""
+        return self.within == "demo"
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation", default=Invocation())  # noqa: B039  # it is frozen
@@ -166,7 +173,7 @@ def invocation(command: str, arguments: Mapping[str, Any], **added: Any) -> Iter
     lent = outer.lent | frozenset(outer.held)
     # Commands that run others (demo, repeat) are as quiet as they are asked to be.
     added = {**added, **{name: True for name in ("quiet", "verbose") if getattr(outer, name)}}
-    run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, **added)
+    run = Invocation(command, frozenset(_inputs(arguments)), lent=lent, within=outer.command, **added)
     token = _current.set(run)
     try:
         yield
@@ -270,7 +277,7 @@ def _is_file(text: str) -> bool:
 
 def _is_our_output(name: str, path: Path, command: str, sign: re.Pattern[bytes] | None = None) -> bool:
     if name == "out" and command == "train":
-        return not path.stat().st_size or _is_checkpoint(path)
+        return is_checkpoint(path)
     sign = sign or _SIGNS.get(name, _FIGURE if path.suffix.lower() in (".png", ".svg", ".pdf") else _PAGE)
     try:
         if path.stat().st_size > _LARGEST:
@@ -281,8 +288,11 @@ def _is_our_output(name: str, path: Path, command: str, sign: re.Pattern[bytes] 
     return not content or sign.search(content) is not None
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint of ours, or an empty one."""
     try:
+        if not path.stat().st_size:
+            return True
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             return any(_CHECKPOINT.search(archive.open(name).read(_HEAD)) for name in pickles)

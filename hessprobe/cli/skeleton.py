@@ -68,12 +68,12 @@ def kept(record: str | None, request: Any, facts: Mapping[str, Any]) -> Iterator
     from hessprobe.hvp import engines
     from hessprobe.journal import Journal
 
-    path = path_of(str(record))
-    if path.exists() and not resume:
+    path, identity = path_of(str(record)), _identity(run.command, request, facts)
+    if path.exists() and not (resume or run.goes_on):
         process.note(f"{path}, of a stopped run, is replaced; --resume would have gone on from it")
     if resume and not path.exists():
         process.note(f"there is no {path} to go on from; beginning anew")
-    journal = Journal(path, _identity(run.command, request, facts), resume=resume)
+    journal = Journal.going_on(path, identity) if run.goes_on else Journal(path, identity, resume=resume)
     if len(journal):
         process.say(f"going on from {path}: {len(journal)} products are known")
     with _closing(journal), engines.replayed(journal):

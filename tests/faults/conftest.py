@@ -6,7 +6,7 @@ import forked
 import pytest
 import stand_ins
 import torch
-from runs import line
+from runs import ENGINE, SMALL, line
 
 from hessprobe import validation
 from hessprobe.estimators import trace
@@ -24,6 +24,8 @@ def material(tmp_path_factory):
     model = ("--model", "mlp:hidden=8", "--threads", "1")
     assert forked.run(["train", *model, "--epochs", "1", "--save-every", "1", "--out", "a.pt"], folder).code == 0
     assert forked.run(["train", *model, "--epochs", "1", "--seed", "1", "--out", "b.pt"], folder).code == 0
+    measured = ("measure", "a.pt", "-m", "trace", "-m", "frob", "--probes", "4", *SMALL, *ENGINE)
+    assert forked.run([*measured, "--json", "m.json"], folder).code == 0
     return folder
 
 

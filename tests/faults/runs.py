@@ -29,6 +29,7 @@ COMMANDS = {
          "--out", "out.pt"),
         "--resume",
     ),
+    "repeat": (("repeat", "m.json", "--quiet"), "--resume"),
     **{
         f"bench {suite}": (("bench", "--suite", suite, "--markdown", "b.md", "--rounds", "2", *more), "--resume")
         for suite, more in {

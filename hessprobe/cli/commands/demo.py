@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hessprobe import files
 from hessprobe.cli import options, outputs, process
 
 _OPTIMIZERS = ("sgd", "sam", "frob-sam")
@@ -135,6 +136,7 @@ def _do(step: Step, place: str, program: Any) -> None:
     line = shlex.join(["hessprobe", *step.words])
     if is_done(step, program):
         typer.echo(f"{place} {line}  (done before)")
+        _tidy(step)
         return
     typer.echo(f"{place} {line}")
     # A checkpoint that the demonstration itself left may go; another of that name may be anybody's.
@@ -185,6 +187,19 @@ def is_done(step: Step, program: Any) -> bool:
         and record["environment"].get("hessprobe") == version("hessprobe")
         and _same_content(record, (*step.writes, *step.reads))
     )
+
+
+def _tidy(step: Step) -> None:
+    """Remove what a step that was done has left where it was killed just before it could by itself."""
+    from hessprobe.cli.skeleton import finished
+
+    for path in (step.record, *step.writes):
+        # Held by another demonstration, it is not ours.
+        with contextlib.suppress(BlockingIOError):
+            lock = files.take(path)
+            if lock is not None:
+                lock.release()
+    finished(str(step.record))
 
 
 def _is_own(step: Step) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hessprobe.cli import options, process, repeat, usage
+from hessprobe.cli import options, outputs, process, repeat, usage
 from hessprobe.cli.outputs import NAMES as OUTPUTS
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ def repeat_(
     if json == "-":
         raise process.UsageError("--json must be a file; got '-'. The comparison goes to stdout.")
     options.check_outputs(json=json)
+    resume = outputs.current_invocation().resume
+    if resume and json is None:
+        raise process.UsageError("--resume needs --json FILE, beside which the journal lies; got none. Name it.")
 
     from hessprobe.cli import render
     from hessprobe.records.record import read_record
@@ -86,7 +89,7 @@ def repeat_(
     with tempfile.TemporaryDirectory(prefix="hessprobe-repeat-") as folder:
         place = json or str(Path(folder) / "now.json")
         process.note(f"running {shlex.join(['hessprobe', *words])}")
-        _run([words[0], "--json", place, *words[1:]], program)
+        _run([words[0], "--json", place, *words[1:], *(["--resume"] if resume else [])], program)
         now = read_record(place)
     console, pairs = render.stdout_console(), pairs_of(before, now)
     show(pairs, changes(before, now), console)

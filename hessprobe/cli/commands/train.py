@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_tools
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,16 +92,17 @@ def run(request: TrainRequest) -> None:
             device = resolve_device(request.device)
     with process.as_usage(), outputs.progress_bars() as update:
         plan = make_plan(recipe, request.out, name, arguments, save_every=request.save_every, report=update)
-    if request.resume and _is_done(plan):
+    resume = request.resume or (outputs.current_invocation().goes_on and _has_begun(plan, request.json, device))
+    if resume and _is_done(plan):
         process.say(f"{request.out} is the finished run of this recipe; nothing is left to do")
         if request.json is not None:
             # It may have ended between the two files.
             _publish(request, plan, device)
         return
-    if not (outputs.current_invocation().force or (request.resume and plan.resume_path.exists())):
+    if not (outputs.current_invocation().force or (resume and plan.resume_path.exists())):
         _require_own(plan)
     try:
-        _train(plan, request.resume, device)
+        _train(plan, resume, device)
     except KeyboardInterrupt:
         process.say(_after_interruption(plan))
         raise typer.Exit(process.INTERRUPTED) from None
@@ -160,6 +162,22 @@ def _argument(option: str, text: str) -> tuple[str, Any]:
         return key.strip(), json_tools.loads(value.lower() if value.lower() in ("true", "false") else value)
     except ValueError:
         return key.strip(), value
+
+
+def _has_begun(plan: Plan, json: str | None, device: Any) -> bool:
+    """Return whether a stopped run of this very plan has left its state, or a checkpoint and no record yet."""
+    from hessprobe.errors import CheckpointError
+    from hessprobe.training import load_checkpoint
+    from hessprobe.training.run import changed_from
+
+    unfinished = plan.resume_path.exists()
+    if not unfinished and os.path.exists(str(json)):
+        return False
+    try:
+        found = load_checkpoint(plan.resume_path if unfinished else plan.out)
+    except CheckpointError:
+        return False
+    return changed_from(plan, found) is None and found.progress.get("device", device.type) == device.type
 
 
 def _is_done(plan: Plan) -> bool:
