@@ -26,6 +26,7 @@ FORMAT = "hessprobe.journal/1"
 LARGEST = 2**32
 
 _DIGITS = 8
+_FIRST = b'{"journal":"'
 _SYNC_SECONDS = 1.0
 
 
@@ -48,7 +49,8 @@ class Journal:
         failure: why nothing more is written (a full disk), or None.
 
     Raises:
-        JournalError: damaged before its last line, of another format, or of another run (names what differs).
+        JournalError: damaged before its last line, of another format, or of another run (names what differs); or begun
+            anew where a file lies that is no journal, which is left as it is.
         OSError: it cannot be opened.
     """
 
@@ -68,6 +70,8 @@ class Journal:
         self._products: dict[str, tuple[int, int]] = {}
         self._end, self._crc, self._synced = 0, 0, time.monotonic()
         again = resume and self.path.exists()
+        if not again:
+            _require_none_of_others(self.path)
         self._file = open(self.path, "r+b" if again else "w+b", buffering=0)  # noqa: SIM115  # closed by close
         try:
             if again:
@@ -83,7 +87,7 @@ class Journal:
         """Return the journal of a run that goes on without being told to; that of another run is replaced.
 
         Raises:
-            JournalError: it is of this run and damaged before its last line.
+            JournalError: it is of this run and damaged before its last line, or no journal.
             OSError: it cannot be opened.
         """
         return cls(path, identity, resume=_is_of(Path(path), identity), anew="Remove it to begin anew.")
@@ -110,7 +114,7 @@ class Journal:
         place = self.path.with_name(f"{self.path.name}.new")
         try:
             shorter = Journal(place, self._identity, largest=self._largest, anew=self._anew)
-        except OSError:
+        except (OSError, JournalError):
             return
         for key, value in self._values.items():
             shorter.keep_value(key, value)
@@ -222,6 +226,23 @@ class Journal:
                     f"{self.path} is the journal of another run: {name} was {then!r} and is {now!r}. "
                     f"Give the same command, or {self._anew[0].lower()}{self._anew[1:]}"
                 )
+
+
+def _require_none_of_others(path: Path) -> None:
+    """Refuse to replace what is no journal; of one that was killed at its first line, the beginning is enough.
+
+    Raises:
+        JournalError: it is something else.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        head = file.read(_DIGITS + 1 + len(_FIRST))
+    digits, space, first = head[:_DIGITS], head[_DIGITS : _DIGITS + 1], head[_DIGITS + 1 :]
+    if digits.strip(b"0123456789abcdef") or space not in (b"", b" ") or not _FIRST.startswith(first):
+        raise JournalError(
+            f"{path} is where the journal of this run has to lie, and is none. Move it away, or choose another output."
+        )
 
 
 def _is_of(path: Path, identity: Mapping[str, Any]) -> bool:

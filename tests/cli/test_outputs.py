@@ -70,6 +70,25 @@ def test_what_hessprobe_did_not_write_stays_without_force(run, copied):
     assert (folder / "b.pt").read_bytes() == copied.read_bytes()
 
 
+def test_files_whose_names_are_not_typed_are_not_replaced_either(run, copied):
+    folder = copied.parent
+    theirs = ("r.json.journal", "t-resume.pt", "u-epoch-0001.pt")
+    for name in theirs:
+        (folder / name).write_text("theirs")
+    done = run("measure", "a.pt", "-m", "trace", "--examples", "20", "--probes", "4", "--json", "r.json")
+    assert (done.code, "r.json.journal is where the journal of this run has to lie" in done.err) == (1, True)
+    small = ("train", "--model", "mlp:hidden=4", "--subset", "0.05", "--epochs", "2")
+    for words, name in (
+        (("--out", "t.pt"), "t-resume.pt"),
+        (("--out", "u.pt", "--save-every", "1"), "u-epoch-0001.pt"),
+    ):
+        done = run(*small, *words)
+        assert (done.code, f"--out must leave '{name}' free" in done.err) == (2, True)
+    assert [(folder / name).read_text() for name in theirs] == ["theirs"] * 3
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["a.pt", *theirs])
+    assert run(*small, "--out", "t.pt", "--force").code == 0
+
+
 def test_what_hessprobe_wrote_is_replaced(run, copied, fake):
     for _ in range(2):
         done = run("measure", "a.pt", "--json", "r.json", "--csv", "r.csv")

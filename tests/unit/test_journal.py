@@ -202,7 +202,7 @@ def test_a_run_that_goes_on_by_itself_reads_its_own_journal_and_replaces_any_oth
     path.write_bytes(b"".join([*lines[:2], b"00000000 {}\n", *lines[2:]]))
     with pytest.raises(JournalError, match=r"j is damaged in line 3\. Remove it to begin anew\."):
         journals.Journal.going_on(path, IDENTITY)
-    for content in (lines[0][:30], b"", b"a picture", lines[0].replace(b"a", b"b")):
+    for content in (lines[0][:30], b"", lines[0].replace(b"measure", b"pleasure")):
         path.write_bytes(content)
         anew = journals.Journal.going_on(path, IDENTITY)
         assert len(anew) == 0
@@ -211,6 +211,29 @@ def test_a_run_that_goes_on_by_itself_reads_its_own_journal_and_replaces_any_oth
     other = journals.Journal.going_on(path, {**IDENTITY, "--seed": 1})
     assert other.value("a") is None
     other.close()
+
+
+@pytest.mark.parametrize("content", [b"notes on my runs\n", b"0011223", b"00112233 [1]\n", b'00112233 {"x":1}\n', b" "])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "r.json.journal"
+    path.write_bytes(content)
+    if content == b"0011223":
+        # As much of a first line as was written before a kill.
+        assert Journal(path, IDENTITY).size > 0
+        return
+    for begin in (Journal, journals.Journal.going_on):
+        with pytest.raises(JournalError, match=r"r\.json\.journal is where the journal .* Move it away, or choose"):
+            begin(path, IDENTITY)
+    assert path.read_bytes() == content
+
+
+def test_every_beginning_of_a_journal_may_be_replaced(tmp_path):
+    path = tmp_path / "j"
+    filled(path).close()
+    whole = path.read_bytes()
+    for length in range(60):
+        path.write_bytes(whole[:length])
+        Journal(path, {"command": "other"}).close()
 
 
 def test_parts_of_a_run_are_known_whatever_is_left_out_before_them(tmp_path):

@@ -101,6 +101,8 @@ def run(request: TrainRequest) -> None:
         return
     if not (outputs.current_invocation().force or (resume and plan.resume_path.exists())):
         _require_own(plan)
+    if not outputs.current_invocation().force:
+        _require_checkpoints(plan)
     try:
         _train(plan, resume, device)
     except KeyboardInterrupt:
@@ -219,6 +221,22 @@ def _require_own(plan: Plan) -> None:
             f"--out must not replace the checkpoint of another run; got {str(plan.out)!r} "
             f"({name.replace('_', ' ')}: there {before}{here}). Choose another name, or pass --force."
         )
+
+
+def _require_checkpoints(plan: Plan) -> None:
+    """Refuse to replace files on the way, whose names are not typed, that are none of ours.
+
+    Raises:
+        UsageError: names the first.
+    """
+    every = plan.save_every
+    epochs = () if every is None else range(0, plan.recipe.epochs + 1, every)
+    for path in (plan.resume_path, *map(plan.epoch_path, epochs)):
+        if path.exists() and not outputs.is_checkpoint(path):
+            raise process.UsageError(
+                f"--out must leave {str(path)!r} free, which is written on the way and is no checkpoint of hessprobe; "
+                f"got {str(plan.out)!r}. Choose another name, or pass --force."
+            )
 
 
 def _train(plan: Plan, resume: bool, device: Any) -> None:
