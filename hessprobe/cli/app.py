@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ _FILE = f"{PREFIX}CONFIG"
 _OTHERS = frozenset({"HESSPROBE_DATA", "HESSPROBE_CACHE"})
 # What only the command line may say.
 _NEVER = frozenset({"--help", "--config", "--force", "--trust-data", "--trust-code", "--resume"})
+# A few hundred options fit many times over.
+_LARGEST_CONFIG = 2**16
 _YES, _NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -129,9 +132,11 @@ def _is_typed(parameter: Any, words: Sequence[str]) -> bool:
 
 def _of_file(path: str, command: str, group: Any) -> dict[str, tuple[Any, str]]:
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(_text(path))
     except OSError as error:
         raise UsageError(f"--config must be a file that can be read; got {path!r} ({error.strerror}).") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply. Write lines such as rtol = 0.05.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {str(error).rstrip('.')}. Write lines such as rtol = 0.05.") from error
     everywhere = _everywhere(group)
@@ -152,6 +157,21 @@ def _of_file(path: str, command: str, group: Any) -> dict[str, tuple[Any, str]]:
             # The table of the command says more.
             found = {option: (value, place), **found}
     return found
+
+
+def _text(path: str) -> str:
+    """Return the text of a file; a pipe or a device, which may not end, is none.
+
+    Raises:
+        OSError: it cannot be read.
+        UsageError: it is no file, or a large one.
+    """
+    size = os.stat(path)
+    if not stat.S_ISREG(size.st_mode):
+        raise UsageError(f"--config must be a file; got {path!r}, which is none. Write the options to a file.")
+    if size.st_size > _LARGEST_CONFIG:
+        raise UsageError(f"--config must be at most {_LARGEST_CONFIG:,} bytes; got {path!r} of {size.st_size:,}.")
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _everywhere(group: Any) -> set[str]:

@@ -62,10 +62,10 @@ def require_sound(source: Path) -> None:
         with zipfile.ZipFile(source) as archive:
             _require_size(source, archive.infolist())
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{source} is damaged: {error}. Copy or save it again.") from error
+    except CheckpointError:
+        raise
     except Exception as error:
-        # zlib, lzma and bz2 have errors of their own.
+        # zlib, lzma and bz2 have errors of their own beside those of zipfile.
         raise CheckpointError(f"{source} is damaged: {error}. Copy or save it again.") from error
     if damaged is not None:
         raise CheckpointError(f"{source} is damaged: the checksum of {damaged} is wrong. Copy or save it again.")
@@ -211,6 +211,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             ``require_numbers``), or nan or inf in a tensor; the message names the tensor. The model is then unchanged.
     """
     wanted = model.state_dict()
+    _require_fitting(wanted, state_dict, source)
+    for name, tensor in wanted.items():
+        given = state_dict[name]
+        require_numbers(name, given, tensor, source)
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            count = int((~torch.isfinite(given)).sum())
+            raise CheckpointError(
+                f"{source} has nan or inf in {count} of the {given.numel()} entries of {name}. "
+                "Its training diverged; take an earlier checkpoint."
+            )
+    widen(model, state_dict)
+    model.load_state_dict(dict(state_dict))
+
+
+def _require_fitting(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], source: str) -> None:
     missing = [name for name in wanted if name not in state_dict]
     unexpected = [name for name in state_dict if name not in wanted]
     if missing or unexpected:
@@ -225,15 +240,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
                 f"{source} has {name} of shape {tuple(given.shape)}, but the model has {tuple(tensor.shape)}. "
                 "Check the model's arguments."
             )
-        require_numbers(name, given, tensor, source)
-        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
-            count = int((~torch.isfinite(given)).sum())
-            raise CheckpointError(
-                f"{source} has nan or inf in {count} of the {given.numel()} entries of {name}. "
-                "Its training diverged; take an earlier checkpoint."
-            )
-    widen(model, state_dict)
-    model.load_state_dict(dict(state_dict))
 
 
 def require_file(path: str | Path) -> Path:
@@ -351,6 +357,10 @@ WHOSE_WEIGHTS = (
     "Pass --model and --data: those of hessprobe by name, your own as --model FILE.py:FUNCTION --data npz:FILE; or "
     "--objective FILE.py:FUNCTION."
 )
+
+# Arguments of models that are numbers of layers, each of which has tensors; so few are built at once.
+_DEPTHS = frozenset({"blocks", "depth", "layers", "stages"})
+_FEW = 64
 
 # Ten or more batches of a small data set: enough for the spread between batches to be an error bar.
 RISK_BATCH_SIZE = 256
@@ -561,6 +571,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     content = migrate(content)
     spec = content["model"]
     try:
+        _require_modest(spec["arguments"], content["state_dict"], source)
+        # Before memory is asked for.
+        _require_fitting(_shapes(spec["name"], spec["arguments"]), content["state_dict"], str(source))
         model = models.build_model(spec["name"], spec["arguments"])
         data = DataSpec(**content["data"])
     except (KeyError, TypeError, ValueError) as error:
@@ -577,6 +590,35 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         sha256=file_sha256(source),
         **{key: content[key] for key in ("loss", "recipe", "optimizer", "metrics", "progress", "versions")},
     )
+
+
+def _require_modest(arguments: Mapping[str, Any], state_dict: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse to build more layers than the file has tensors for, which would take minutes only to be refused.
+
+    Raises:
+        CheckpointError: names the argument.
+    """
+    most = max(len(state_dict), _FEW)
+    for name, value in arguments.items():
+        count = value if name in _DEPTHS else len(value) if isinstance(value, (list, tuple)) else 0
+        if isinstance(count, int) and count > most:
+            raise CheckpointError(
+                f"{source} asks for {count:,} layers ({name}), and has {len(state_dict)} tensors. Save it again with "
+                "save_checkpoint."
+            )
+
+
+def _shapes(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of a model without its numbers.
+
+    Raises:
+        KeyError, TypeError, ValueError: see ``build_model``; or sizes beyond what can be counted.
+    """
+    try:
+        with torch.device("meta"):
+            return dict(models.build_model(name, arguments).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{error}.") from error
 
 
 def foreign_checkpoint(

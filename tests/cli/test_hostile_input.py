@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,37 @@ def test_what_is_typed_beside_a_recipe_is_still_called_an_option(run, tmp_path):
         run("train", "--recipe", recipe, "--model", "mlp", "--lr", "-1", "--out", tmp_path / "a.pt"), 2
     )
     assert "hessprobe: error: --lr must be" in error
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            {"name": "mlp", "arguments": {"hidden": [8] * 10**6}},
+            "asks for 1,000,000 layers (hidden), and has 4 tensors",
+        ),
+        ({"name": "vit", "arguments": {"layers": 10**9}}, "asks for 1,000,000,000 layers (layers)"),
+        ({"name": "wide-resnet", "arguments": {"depth": 10**9 + 4}}, "asks for 1,000,000,004 layers (depth)"),
+        ({"name": "resnet", "arguments": {"stages": 60}}, "cannot build"),
+        ({"name": "mlp", "arguments": {"hidden": [10**12]}}, "but the model has (1000000000000, 64)"),
+    ],
+)
+def test_a_model_that_the_file_has_no_weights_for_is_not_built(run, digits_checkpoint, tmp_path, model, said):
+    content = torch.load(digits_checkpoint, weights_only=True)
+    torch.save({**content, "model": model}, tmp_path / "m.pt")
+    began = time.process_time()
+    assert said in one_sentence(run("info", tmp_path / "m.pt"), 1)
+    assert time.process_time() - began < 5
+
+
+def test_options_from_a_file_that_is_nested_or_large_or_none(run, tmp_path):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
+    (tmp_path / "big.toml").write_text(f'a = "{"x" * 10**6}"')
+    os.mkfifo(tmp_path / "fifo")
+    for name, said in (
+        ("deep.toml", "is nested too deeply"),
+        ("big.toml", "--config must be at most 65,536 bytes"),
+        ("fifo", "--config must be a file; got"),
+        ("../" + tmp_path.name, "--config must be a file; got"),
+    ):
+        assert said in one_sentence(run("info", "a.pt", "--config", tmp_path / name), 2)
