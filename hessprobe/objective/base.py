@@ -33,10 +33,14 @@ class BatchLoss(ABC):
     Attributes:
         weight: share of this batch in the objective; the weights of all batches sum to 1.
         size: number of examples (or counted tokens) in the batch.
+        through_logits: whether ``loss_of_outputs`` is bent by what its outputs make (logits, never all alive) alone:
+            its second derivative is then M^T (d^2 l / dz^2) M, M the Jacobian of the logits z in the outputs, and not
+            the slope of its gradient.
     """
 
     weight: float = 1.0
     size: float = 1.0
+    through_logits: bool = False
 
     @abstractmethod
     def __call__(self, theta: Tensor) -> Tensor:

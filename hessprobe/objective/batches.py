@@ -581,6 +581,45 @@ class ForwardBatch(BatchLoss):
             loss_sum: Tensor = with_graph(lambda: self.model(theta, (self.batch,))[0])
         return loss_sum / self.size
 
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Return what the function says that its loss is a function of, one vector, at ``theta`` (d,).
+
+        Raises:
+            UnsupportedError: it says nothing.
+        """
+        if not self.through_logits:
+            return super().outputs(theta)
+        with self.context():
+            found: Tensor = self._called("outputs", theta)
+        return found
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, of outputs as ``outputs(theta)`` gives them."""
+        if not self.through_logits:
+            return super().loss_of_outputs(outputs)
+        if self.size == 0:
+            return (outputs * 0).sum()
+        loss_sum: Tensor = self._function.loss_of_outputs(self._call.module, self.batch, outputs)
+        return loss_sum / self.size
+
+    @property
+    def through_logits(self) -> bool:  # type: ignore[override]  # as the function has it
+        """Whether the function says what its logits are made of."""
+        return hasattr(self._function, "loss_of_outputs")
+
+    @property
+    def _call(self) -> Any:
+        return self.model.module
+
+    @property
+    def _function(self) -> Any:
+        return getattr(self._call, "_function", None)
+
+    def _called(self, name: str, theta: Tensor) -> Any:
+        """Return what another function of the same object makes of the module and the batch."""
+        other = ForwardCall(self._call.module, getattr(self._function, name))
+        return with_graph(lambda: replace(self.model, module=other)(theta, (self.batch,)))
+
 
 def forward_weight(model: FunctionalModel, theta: Tensor, batch: Any, index: int) -> float:
     """Return the weight that a user's ``forward(module, batch) -> (loss_sum, weight)`` gives a batch.

@@ -8,15 +8,22 @@ For a direction (a_t, B) of (h_t, W), u_t = W a_t + B h_t is that of z_t, and wi
 
     d/dh_t = W^T s_t + B^T r_t,        d/dW = sum_t s_t h_t^T + r_t a_t^T.
 
-Everything is a sum over tokens. Written out, double backward holds eight and more buffers of T x V numbers; here those
-of one chunk of tokens are alive, and z is computed anew in each pass: 4 products with W in a gradient where 3 would do,
-7 in a second one where 6 would.
+The part B^T r_t, r_t a_t^T belongs to the curvature of z in (h_t, W); without it they are products of the Gauss-Newton
+matrix of l in the logits. Everything is a sum over tokens. Written out, double backward holds eight and more buffers of
+T x V numbers; here those of one chunk of tokens are alive. The gradient is made together with the loss, in as many
+products with W as written out; in a second derivative z is computed anew: 7 products with W in place of 6. With
+q_t = p_t u_t and m_t = sum q_t,
+
+    W^T s_t = W^T q_t - m_t W^T p_t,        s_t h_t^T = q_t h_t^T - p_t (m_t h_t)^T,
+
+and e_y a row of W, little else of the length of the vocabulary is read or written.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +33,7 @@ from torch import Tensor, nn
 from hessprobe import checks
 from hessprobe.errors import UnsupportedError
 
-# Numbers in a buffer of one chunk: 16 MB in float32.
+# Numbers in a buffer of one chunk: 16 MB in float32, or half as many as the head has where that is more.
 _NUMBERS = 1 << 22
 _IGNORED = -100
 _TOKENS_COMPARED = 8
@@ -40,6 +47,7 @@ def linear_cross_entropy(
     *,
     ignore_index: int = _IGNORED,
     chunk: int | None = None,
+    gauss_newton: bool = False,
 ) -> Tensor:
     """Return the *sum* of cross_entropy(hidden W^T + bias, targets) over the tokens that count.
 
@@ -51,7 +59,9 @@ def linear_cross_entropy(
         targets: (...) labels in [0, V), or ``ignore_index``.
         bias: (V,) of the head.
         ignore_index: label of tokens that do not count.
-        chunk: tokens at a time, >= 1; None: as many as 4 million logits hold.
+        chunk: tokens at a time, >= 1; None: as many as 4 million logits hold, or D / 2 where that is more.
+        gauss_newton: whether the second derivative is to be M^T (d^2 l / dz^2) M, M the Jacobian of the logits z in
+            (hidden, weight, bias), which is positive semidefinite; value and gradient are the same.
 
     Returns:
         () in the dtype of ``hidden``, at least float32.
@@ -73,33 +83,71 @@ def linear_cross_entropy(
     if bias is not None:
         hidden = torch.cat([hidden, torch.ones_like(hidden[..., :1])], dim=-1)
         weight = torch.cat([weight, bias[:, None]], dim=1)
-    size = max(1, _NUMBERS // len(weight)) if chunk is None else checks.positive_int("chunk", chunk)
-    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    width = hidden.shape[-1]
+    size = max(1, _NUMBERS // len(weight), width // 2) if chunk is None else checks.positive_int("chunk", chunk)
+    flat, labels = hidden.reshape(-1, width), targets.reshape(-1)
     if flat.dtype in (torch.float16, torch.bfloat16):
         flat, weight = flat.float(), weight.float()
-    loss: Tensor = _Loss.apply(flat, weight, labels, ignore_index, size)  # type: ignore[no-untyped-call]  # untyped
+    counted = labels != ignore_index
+    how = _How(size, torch.is_grad_enabled(), not gauss_newton)
+    with _in_own_precision(flat):
+        loss: Tensor = _Loss.apply(flat, weight, labels.where(counted, 0), counted.to(flat.dtype), how)  # type: ignore[no-untyped-call]  # untyped
     return loss
+
+
+def _in_own_precision(h: Tensor) -> torch.autocast:
+    return torch.autocast(h.device.type, enabled=False)
+
+
+@dataclass(frozen=True)
+class _How:
+    """Tokens at a time, whether a gradient may be asked for, and whether residuals bend the loss."""
+
+    size: int
+    slopes: bool
+    residuals: bool
+
+    def chunks(self, h: Tensor) -> Iterator[slice]:
+        for start in range(0, len(h), self.size):
+            yield slice(start, min(start + self.size, len(h)))
+
+    def buffer(self, h: Tensor, weight: Tensor) -> Tensor:
+        return h.new_empty(min(self.size, len(h)), len(weight))
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, labels: Tensor, ignored: int, size: int) -> Tensor:
-        total, lows = h.new_zeros(()), []
-        for part, kept in _chunks(labels, ignored, size):
-            z = h[part] @ weight.T
-            low = torch.logsumexp(z, dim=1)
-            picked = z.gather(1, labels[part].where(kept, 0)[:, None])[:, 0]
-            total = total + (low - picked).where(kept, 0).sum()
-            lows.append(low)
-        ctx.save_for_backward(h, weight, labels, torch.cat(lows) if lows else h.new_zeros(0))
-        ctx.ignored, ctx.size = ignored, size
-        return total
+    def forward(ctx: Any, h: Tensor, weight: Tensor, labels: Tensor, counted: Tensor, how: _How) -> Tensor:
+        moving = how.slopes and ctx.needs_input_grad[1]
+        low, picked = h.new_empty(len(h)), h.new_empty(len(h))
+        dh = torch.empty_like(h) if how.slopes else h.new_empty(0)
+        dw = torch.zeros_like(weight) if moving else h.new_empty(0)
+        buffer = how.buffer(h, weight)
+        for part in how.chunks(h):
+            z = torch.mm(h[part], weight.T, out=buffer[: part.stop - part.start])
+            high = z.amax(1, keepdim=True)
+            picked[part] = z.sub_(high).gather(1, labels[part, None])[:, 0]
+            total = z.exp_().sum(1, keepdim=True)
+            # What torch computes too: the logarithm is small where the label has nearly all probability.
+            picked[part] -= total.log()[:, 0]
+            low[part] = (total.log() + high)[:, 0]
+            if how.slopes:
+                dh[part] = (z @ weight).div_(total)
+            if moving:
+                dw.addmm_(z.T, h[part] * (counted[part, None] / total))
+        if how.slopes:
+            dh.sub_(weight[labels]).mul_(counted[:, None])
+        if moving:
+            dw.index_add_(0, labels, h * -counted[:, None])
+        ctx.save_for_backward(h, weight, labels, counted, low, dh, dw)
+        ctx.how = how
+        return -(picked * counted).sum()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        h, weight, labels, low = ctx.saved_tensors
-        dh, dw = _Slope.apply(slope, h, weight, labels, low, ctx.ignored, ctx.size)  # type: ignore[no-untyped-call]
-        return dh, dw, None, None, None
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        h, weight, labels, counted, low, dh, dw = ctx.saved_tensors
+        found = _Slope.apply(slope, h, weight, labels, counted, low, dh, dw, ctx.how)  # type: ignore[no-untyped-call]
+        return found[0], found[1] if ctx.needs_input_grad[1] else None, None, None, None
 
 
 class _Slope(torch.autograd.Function):
@@ -107,60 +155,75 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, slope: Tensor, h: Tensor, weight: Tensor, labels: Tensor, low: Tensor, ignored: int, size: int
+        ctx: Any,
+        slope: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        counted: Tensor,
+        low: Tensor,
+        dh: Tensor,
+        dw: Tensor,
+        how: _How,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(slope, h, weight, labels, low)
-        ctx.ignored, ctx.size = ignored, size
-        dh, dw = torch.empty_like(h), torch.zeros_like(weight)
-        for part, kept in _chunks(labels, ignored, size):
-            r = _residual(_probabilities(h[part], weight, low[part]), labels[part], kept).mul_(slope)
-            dh[part] = r @ weight
-            dw.addmm_(r.T, h[part])
-        return dh, dw
+        ctx.save_for_backward(slope, h, weight, labels, counted, low, dh)
+        ctx.how = how
+        return dh * slope, dw * slope
 
     @staticmethod
     def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
-        slope, h, weight, labels, low = ctx.saved_tensors
+        slope, h, weight, labels, counted, low, dh = ctx.saved_tensors
+        how, moving = ctx.how, ctx.needs_input_grad[2]
         if torch.is_grad_enabled():
-            return (*_written_out(slope, h, weight, labels, ctx.ignored, a, b), None, None, None, None)
-        dslope, dh, dw = slope.new_zeros(()), torch.empty_like(h), torch.zeros_like(weight)
-        for part, kept in _chunks(labels, ctx.ignored, ctx.size):
-            p = _probabilities(h[part], weight, low[part])
-            u = (a[part] @ weight.T).addmm_(h[part], b.T)
-            middle = (p * u).sum(1, keepdim=True)
-            picked = u.gather(1, labels[part].where(kept, 0)[:, None])
-            dslope = dslope + (middle - picked)[kept].sum()
-            s = u.sub_(middle).mul_(p).mul_(slope * kept[:, None])
-            r = _residual(p, labels[part], kept).mul_(slope)
-            dh[part] = (s @ weight).addmm_(r, b)
-            dw.addmm_(s.T, h[part]).addmm_(r.T, a[part])
-        return dslope, dh, dw, None, None, None, None
-
-
-def _chunks(labels: Tensor, ignored: int, size: int) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(labels), size):
-        part = slice(start, start + size)
-        yield part, labels[part] != ignored
-
-
-def _probabilities(h: Tensor, weight: Tensor, low: Tensor) -> Tensor:
-    return (h @ weight.T).sub_(low[:, None]).exp_()
-
-
-def _residual(p: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
-    """Make p - e_y of p in place, 0 where a token does not count."""
-    p.scatter_add_(1, labels.where(kept, 0)[:, None], -torch.ones_like(p[:, :1]))
-    return p.mul_(kept[:, None])
+            found = _written_out(slope, h, weight, labels, counted, a, b if moving else None, how)
+            return (*found, None, None, None, None, None, None)
+        factors = (slope * counted)[:, None]
+        ah, aw = torch.empty_like(h), torch.zeros_like(weight) if moving else None
+        middle = h.new_empty(len(h), 1)
+        one, two = how.buffer(h, weight), how.buffer(h, weight)
+        for part in how.chunks(h):
+            count, scale, here, ahead = part.stop - part.start, factors[part], h[part], a[part]
+            with _in_own_precision(h):
+                p = torch.mm(here, weight.T, out=one[:count]).sub_(low[part, None]).exp_()
+                q = torch.mm(ahead, weight.T, out=two[:count])
+                if moving:
+                    q.addmm_(here, b.T)
+                m = middle[part] = q.mul_(p).sum(1, keepdim=True)
+                ah[part] = q @ weight
+                if aw is not None:
+                    aw.addmm_(q.T, here * scale)
+                    aw.addmm_(p.T, (ahead * how.residuals - m * here) * scale)
+                    if how.residuals:
+                        ah[part] += p @ b
+        rows = weight[labels]
+        ah.sub_(middle * (dh + rows))
+        along = (a * rows).sum(1)
+        if aw is not None:
+            along = along + (h * b[labels]).sum(1)
+            if how.residuals:
+                ah.sub_(b[labels])
+                aw.index_add_(0, labels, a * -factors)
+        return ((middle[:, 0] - along) * counted).sum(), ah.mul_(factors), aw, None, None, None, None, None, None
 
 
 def _written_out(
-    slope: Tensor, h: Tensor, weight: Tensor, labels: Tensor, ignored: int, a: Tensor, b: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the same by plain torch, for those who differentiate once more."""
-    slope, h, weight = (t if t.requires_grad else t.detach().requires_grad_() for t in (slope, h, weight))
-    loss = slope * F.cross_entropy(h @ weight.T, labels, ignore_index=ignored, reduction="sum")
+    slope: Tensor, h: Tensor, weight: Tensor, labels: Tensor, counted: Tensor, a: Tensor, b: Tensor | None, how: _How
+) -> tuple[Tensor | None, ...]:
+    """Return the same by plain torch, for those who differentiate once more.
+
+    Raises:
+        UnsupportedError: of the Gauss-Newton matrix, which is no derivative of anything.
+    """
+    if not how.residuals:
+        raise UnsupportedError("The Gauss-Newton matrix has no derivative. Leave gauss_newton out.")
+    slope, h = (t if t.requires_grad else t.detach().requires_grad_() for t in (slope, h))
+    weight = weight if weight.requires_grad else weight.detach().requires_grad_()
+    loss = slope * (F.cross_entropy(h @ weight.T, labels, reduction="none") * counted).sum()
     dh, dw = torch.autograd.grad(loss, (h, weight), create_graph=True)
-    return torch.autograd.grad((dh * a).sum() + (dw * b).sum(), (slope, h, weight), create_graph=True)
+    along = (dh * a).sum() if b is None else (dh * a).sum() + (dw * b).sum()
+    wanted = (slope, h, weight)
+    found: tuple[Tensor, ...] = torch.autograd.grad(along, wanted, create_graph=True, materialize_grads=True)
+    return found
 
 
 def causal_lm_forward(
@@ -184,26 +247,73 @@ def causal_lm_forward(
         >>> from hessprobe.objective import causal_lm_forward
         >>> forward = causal_lm_forward()  # hp.EmpiricalRisk(model, None, batches, forward=forward)
     """
-    compared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    return _InChunks(chunk, labels)
 
-    def forward(module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
-        model: Any = module
-        inputs = {name: value for name, value in batch.items() if name != labels}
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        if not isinstance(head, nn.Linear) or getattr(model, "base_model", model) is model:
-            raise UnsupportedError(
-                f"chunked logits need a model of transformers with a linear head; got {type(model).__name__}. "
-                "Leave forward= out."
-            )
-        hidden = model.base_model(**inputs)[0]
-        if model not in compared:
-            _compare(model, inputs, hidden, head)
-            compared.add(model)
-        targets = batch[labels][..., 1:]
-        loss = linear_cross_entropy(hidden[..., :-1, :], head.weight, targets, head.bias, chunk=chunk)
+
+class _InChunks:
+    """The loss of a causal language model, and the hidden states and the head that it is a function of.
+
+    The Gauss-Newton matrix of the logits z is J^T K J, with J the Jacobian of states and head in the parameters, and
+    K = M^T (d^2 l / dz^2) M, M that of the logits in states and head.
+    """
+
+    def __init__(self, chunk: int | None, labels: str) -> None:
+        self._chunk, self._labels = chunk, labels
+        self._compared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def __call__(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
+        """Return the sum of the losses of all tokens that count, and their number."""
+        hidden, head = self._states(module, batch)
+        targets = batch[self._labels][..., 1:]
+        loss = linear_cross_entropy(hidden[..., :-1, :], head.weight, targets, head.bias, chunk=self._chunk)
         return loss, int((targets != _IGNORED).sum())
 
-    return forward
+    def outputs(self, module: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Return the states (tokens D), the weight of the head (V D) and its bias (V), one after the other."""
+        hidden, head = self._states(module, batch)
+        parts = [hidden[..., :-1, :], head.weight, *([] if head.bias is None else [head.bias])]
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def loss_of_outputs(self, module: nn.Module, batch: dict[str, Any], outputs: Tensor) -> Tensor:
+        """Return the loss, whose second derivative in ``outputs`` is K."""
+        head, targets = _head(module), batch[self._labels][..., 1:]
+        size, width = head.weight.shape
+        hidden, weight, *bias = outputs.split(
+            [targets.numel() * width, size * width, *([] if head.bias is None else [size])]
+        )  # type: ignore[no-untyped-call]  # untyped in torch
+        return linear_cross_entropy(
+            hidden.view(*targets.shape, width),
+            weight.view(size, width),
+            targets,
+            bias[0] if bias else None,
+            chunk=self._chunk,
+            gauss_newton=True,
+        )
+
+    def _states(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, nn.Linear]:
+        model: Any = module
+        head = _head(module)
+        inputs = {name: value for name, value in batch.items() if name != self._labels}
+        hidden: Tensor = model.base_model(**inputs)[0]
+        if module not in self._compared:
+            _compare(model, inputs, hidden, head)
+            self._compared.add(module)
+        return hidden, head
+
+
+def _head(model: Any) -> nn.Linear:
+    """Return the head of a language model.
+
+    Raises:
+        UnsupportedError: it has none, or none that is linear.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Linear) or getattr(model, "base_model", model) is model:
+        raise UnsupportedError(
+            f"chunked logits need a model of transformers with a linear head; got {type(model).__name__}. "
+            "Leave forward= out."
+        )
+    return head
 
 
 def _compare(model: Any, inputs: dict[str, Any], hidden: Tensor, head: nn.Linear) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -205,3 +206,84 @@ def test_a_model_with_other_logits_is_refused():
         hp.EmpiricalRisk(language_model(Scaled), None, token_batches(), forward=causal_lm_forward())
     with pytest.raises(UnsupportedError, match="linear head; got Linear"):
         causal_lm_forward()(nn.Linear(2, 2), {"labels": torch.zeros(1, 2)})
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gauss_newton_part_is_that_of_the_logits(with_bias: bool, frozen: bool):
+    hidden, weight, bias, targets = drawn()
+    weight = weight.detach() if frozen else weight
+    given = bias if with_bias else None
+    tensors = tuple(t for t in (hidden, weight, given) if t is not None and t.requires_grad)
+
+    def logits(*at: Tensor) -> Tensor:
+        places = iter(at)
+        h, w, c = (next(places) if t is not None and t.requires_grad else t for t in (hidden, weight, given))
+        return h @ w.T if c is None else h @ w.T + c
+
+    directions = tuple(torch.randn(t.shape, dtype=F64, generator=torch.Generator().manual_seed(7)) for t in tensors)
+    z, pull = torch.func.vjp(logits, *tensors)
+    u = torch.func.jvp(logits, tensors, directions)[1]
+    p = torch.softmax(z, 1)
+    bent = p * (u - (p * u).sum(1, keepdim=True)) * (targets != -100)[:, None]
+    loss = linear_cross_entropy(hidden, weight, targets, given, chunk=3, gauss_newton=True)
+    torch.testing.assert_close(loss, written_out(hidden, weight, given, targets))
+    slopes = torch.autograd.grad(loss, tensors, create_graph=True)
+    plain = torch.autograd.grad(written_out(hidden, weight, given, targets), tensors)
+    for a, b in zip(slopes, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(slopes, tensors, directions, retain_graph=True)
+    for a, b in zip(found, pull(bent), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UnsupportedError, match="has no derivative"):
+        torch.autograd.grad(slopes, tensors, directions, create_graph=True)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gauss_newton_matrix_of_a_language_model_in_chunks_is_that_of_the_logits(tied: bool):
+    model = language_model(tie_word_embeddings=tied)
+    plain = hp.GaussNewton(hp.EmpiricalRisk(model, None, token_batches()))
+    ours = hp.GaussNewton(hp.EmpiricalRisk(model, None, token_batches(), forward=causal_lm_forward(chunk=3)))
+    probes = torch.randn(3, plain.dim, generator=torch.Generator().manual_seed(3), dtype=F64)
+    torch.testing.assert_close(ours.matvecs(probes), plain.matvecs(probes), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.quadratic_forms(probes), plain.quadratic_forms(probes), rtol=1e-9, atol=1e-12)
+    assert ours.exact_trace() is None
+    assert ours.exact_diagonal() is None
+    assert ours.sampled_trace(range(2)) is None
+
+
+@pytest.mark.parametrize(("name", "operator"), [("frob", "hessian"), ("trace", "ggn")])
+def test_measures_of_a_language_model_in_chunks(name: str, operator: str):
+    model, forward = language_model(), causal_lm_forward(chunk=3)
+    risks = [hp.EmpiricalRisk(model, None, token_batches(), forward=each) for each in (None, forward)]
+    plain, ours = (hp.measure(name, risk, operator=operator, n_probes=200, seed=0) for risk in risks)
+    assert abs(plain.value - ours.value) <= 4 * (plain.std_error**2 + ours.std_error**2) ** 0.5
+    assert ours.std_error < 0.1 * ours.value
+
+
+def test_a_frozen_head_in_chunks():
+    model = language_model(tie_word_embeddings=False)
+    model.lm_head.weight.requires_grad_(False)
+    plain = hp.EmpiricalRisk(model, None, token_batches())
+    ours = hp.EmpiricalRisk(model, None, token_batches(), forward=causal_lm_forward(chunk=3))
+    probes = torch.randn(2, plain.dim, generator=torch.Generator().manual_seed(3), dtype=F64)
+    for make in (hp.Hessian, hp.GaussNewton):
+        products = [make(risk).matvecs(probes) for risk in (ours, plain)]
+        torch.testing.assert_close(*products, rtol=1e-9, atol=1e-12)
+
+
+def test_under_autocast_the_loss_keeps_its_precision():
+    hidden, weight, _, targets = (t.float() if t.is_floating_point() else t for t in drawn())
+    hidden, weight = (t.detach().requires_grad_() for t in (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = derivatives(linear_cross_entropy(hidden, weight, targets, chunk=2), (hidden, weight), 2)
+    theirs = derivatives(written_out(hidden, weight, None, targets), (hidden, weight), 2)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_loss_that_is_nearly_zero_keeps_its_digits():
+    hidden, weight = torch.tensor([[10.0]]).requires_grad_(), torch.tensor([[0.0], [1.0]])
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    exact = math.log1p(math.exp(-10))
+    assert loss.item() == pytest.approx(exact, rel=1e-2)
