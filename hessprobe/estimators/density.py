@@ -17,17 +17,20 @@ from hessprobe.estimators.distribution import (
     Reading,
     Sketch,
     cdf_at,
+    points_outside,
     probe_shares,
     quantile,
     share_below,
     sharp_cdf_at,
+    sharp_cdf_at_points,
     sketch_chains,
+    tightened,
 )
 from hessprobe.estimators.spectral import SpectralFunction
 from hessprobe.krylov.quadrature import gauss
 
 # Eigenvalues within this share of the spectral radius count as near zero unless the caller says otherwise.
-_NEAR_ZERO = 1e-3
+NEAR_ZERO = 1e-3
 _MARGIN = 0.02
 # A spectrum narrower than this share of its radius is one point.
 _POINT = 1e-9
@@ -49,6 +52,8 @@ class Density:
         cdf_low, cdf_high: (g,) means over probes of the bounds that hold for each probe (a theorem); 0 below a known
             lower bound.
         bounds: the same for each probe.
+        outside: (h,) points from ``zero`` to the ends on either side, evenly on a log scale.
+        outside_bounds: the sharpest bounds there for each probe.
         sketch: where it was read from.
         dim: d, number of eigenvalues.
         law: of the probes.
@@ -62,6 +67,7 @@ class Density:
         ends: smallest and largest Ritz value, bounds from within on the spectrum.
         samples: number of probes.
         matvecs: products behind it.
+        flags: ``"tolerance-missed"`` where a band is wider than was asked for.
     """
 
     grid: Tensor
@@ -70,6 +76,8 @@ class Density:
     cdf_low: Tensor
     cdf_high: Tensor
     bounds: CdfBounds
+    outside: Tensor
+    outside_bounds: CdfBounds | None
     sketch: Sketch
     dim: int
     law: str
@@ -84,6 +92,7 @@ class Density:
     ends: tuple[float, float]
     samples: int
     matvecs: float
+    flags: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -135,6 +144,29 @@ class Density:
             ValueError: ``confidence`` outside (0, 1).
         """
         return self.bounds.band(confidence)
+
+    def uniform_band(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the band ``(low, high)`` on the grid that holds at all points at once, see ``CdfBounds.uniform``.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        return self.bounds.uniform(confidence)
+
+    def half_width(self, confidence: float = 0.95) -> float:
+        """Return the largest half-width of the uniform band outside [-zero, zero], a share; 0 of an exact distribution.
+
+        It is taken at ``outside``, with the sharpest bounds. Within the near-zero bin, where most eigenvalues of a
+        network lie, a chain does not tell one from another: the band says there that they lie in the bin.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+        if self.outside_bounds is None or not self.samples:
+            return 0.0
+        low, high = self.outside_bounds.uniform(confidence)
+        return float((high - low).max()) / 2
 
     def quantile(self, q: float, confidence: float = 0.95) -> Reading:
         """Return the eigenvalue below or at which the share q of all eigenvalues lies, the smallest x with Phi(x) >= q.
@@ -191,9 +223,12 @@ def density_of(
     ends = sketch.ritz_range()
     points = _grid(grid, ends, sketch.lower)
     radius = max(abs(ends[0]), abs(ends[1]))
-    threshold = _NEAR_ZERO * radius if zero is None else checks.real("zero", zero, low=0)
+    threshold = NEAR_ZERO * radius if zero is None else checks.real("zero", zero, low=0)
     spread = None if width is None else checks.real("width", width, low=0, low_open=True)
+    outside = points_outside(sketch, threshold) if threshold > 0 else torch.zeros(0, dtype=torch.float64)
+    known = sharp_cdf_at_points(sketch, outside) if len(outside) else None
     bounds = cdf_at(sketch, points)
+    bounds = bounds if known is None else tightened(bounds, points, known, outside)
     nodes, weights, widths = _nodes(sketch, points, spread)
     floor = -math.inf if sketch.lower is None else sketch.lower
     below, upto = _rows(sharp_cdf_at(sketch, -threshold, left=True)), _rows(sharp_cdf_at(sketch, threshold))
@@ -206,6 +241,8 @@ def density_of(
         cdf_low=bounds.low,
         cdf_high=bounds.high,
         bounds=bounds,
+        outside=outside,
+        outside_bounds=known,
         sketch=sketch,
         dim=sketch.dim,
         law=sketch.law,
@@ -272,15 +309,18 @@ def _share(sketch: Sketch, low: Tensor, high: Tensor) -> Estimate:
     """Return a share of eigenvalues; its probe error is no less than the Beta law of ``Density.band`` says."""
     value, half = float((low + high).mean()) / 2, float((high - low).mean()) / 2
     count, free = sketch.n_probes, sketch.dim - len(sketch.theta)
-    probe = 0.0
-    if count > 1:
+    probe, df = 0.0, math.inf
+    if count:
         inner = min(max(value * sketch.dim / free, 0.0), 1.0)
-        law = free / sketch.dim * math.sqrt(2 * inner * (1 - inner) / ((free + 2) * count))
-        probe = max(law, float(torch.maximum(low.std(), high.std())) / math.sqrt(count))
+        probe = free / sketch.dim * math.sqrt(2 * inner * (1 - inner) / ((free + 2) * count))
+        # Of one probe the eigenvalues on the rarer side tell how well the share is known.
+        df = count - 1.0 if count > 1 else max(free * min(inner, 1 - inner), 1.0)
+    if count > 1:
+        probe = max(probe, float(torch.maximum(low.std(), high.std())) / math.sqrt(count))
     estimate = Estimate(
         value=value,
         errors=ErrorParts(probe, None, half),
-        df=count - 1 if count else math.inf,
+        df=df,
         matvecs=sketch.matvecs,
         samples=count,
         method="inertia/slq" if count else "inertia",

@@ -3,9 +3,16 @@
 Each probe c sees a weighted Psi_c with E Psi_c = Phi. Two statements make the band:
 
 * *Theorem* (Chebyshev, Markov, Stieltjes): the chain of probe c encloses low_c <= Psi_c <= high_c at every point.
-* *With probability 1 - delta*, exact for one probe on the sphere or a Gaussian one without deflation: q eigenvalues
-  <= x of n take a Beta(q / 2, (n - q) / 2) share of the squared length. The mean of p independent shares is taken as a
-  Beta share in p (n + 2) - 2 dimensions, which has its mean and variance: exact for p = 1, else an approximation.
+* *With probability 1 - delta, at one point*, exact for one probe on the sphere or a Gaussian one without deflation: q
+  eigenvalues <= x of n take a Beta(q / 2, (n - q) / 2) share of the squared length. The mean of p independent shares is
+  taken as a Beta share in p (n + 2) - 2 dimensions, which has its mean and variance: exact for p = 1, else an
+  approximation.
+
+* *With probability 1 - delta, everywhere at once* (asymptotic in p (n + 2)): p probes give the eigenvectors the weights
+  of a Dirichlet law, whatever they are, and sup_x |mean_c Psi_c(x) - Phi(x)| sqrt(p (n + 2) / 2) follows Kolmogorov's
+  law where all eigenvalues differ; where some are equal the supremum is taken over fewer points. Nothing is estimated:
+  how many probes a band takes is known before the first one, and as the first statement holds after every step, a chain
+  may go on until the band is as narrow as asked for, at no loss of confidence.
 
 Where the operator has a known lower bound (0 for a positive semidefinite one), Phi is 0 below it: a theorem.
 """
@@ -13,12 +20,12 @@ Where the operator has a known lower bound (0 for a positive semidefinite one), 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.special import betainc
+from scipy.special import betainc, kolmogi
 from torch import Tensor
 
 from hessprobe import checks
@@ -86,6 +93,11 @@ class Sketch(Protocol):
     def evaluate(self, function: SpectralFunction) -> Estimate:
         """Return tr f(A)."""
         ...
+
+
+# Points on either side of the near-zero bin at which a band is held to its width, and what counts as converged.
+_OUTSIDE = 24
+_CONVERGED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -162,11 +174,78 @@ class CdfBounds:
             high = torch.maximum(high, self.high + t * _mean_error(self.seen_high))
         return self._cut(low), self._cut(high)
 
+    def uniform(self, confidence: float) -> tuple[Tensor, Tensor]:
+        """Return the band ``(low, high)``, both (g,), that holds at all points of the line at once at ``confidence``.
+
+        The means of the bounds are widened by ``uniform_half_width``. Of Rademacher probes, whose law depends on the
+        eigenvectors, it is an assumption that theirs is no wider.
+
+        Raises:
+            ValueError: ``confidence`` outside (0, 1).
+        """
+        wider = self.sampled * uniform_half_width(len(self.seen_low), self.dim, confidence)
+        return self._cut(self.low - wider), self._cut(self.high + wider)
+
     def _total(self, fixed: Tensor, seen: Tensor) -> Tensor:
         return self._cut(fixed + seen.mean(0) if len(seen) else fixed)
 
     def _cut(self, values: Tensor) -> Tensor:
         return torch.where(self.possible, values, 0.0).clamp(0.0, 1.0)
+
+
+def uniform_half_width(n_probes: int, dim: int, confidence: float) -> float:
+    """Return what sup_x |mean_c Psi_c(x) - Phi(x)| does not exceed at ``confidence``: K sqrt(2 / (p (n + 2))).
+
+    K is the quantile of Kolmogorov's law. Over 1,500 to 4,000 draws with n = 60, 200, 1,000 and 5,000 different
+    eigenvalues and 1 to 16 probes it held 95 to 97 % of the time for nominal 95 %, 99 to 99.6 % for 99 %.
+
+    Args:
+        n_probes: p; 0 for an exact distribution.
+        dim: n, dimension that the probes sample.
+        confidence: level in (0, 1).
+
+    Raises:
+        ValueError: ``confidence`` outside (0, 1).
+
+    References:
+        Kolmogorov (1933), "Sulla determinazione empirica di una legge di distribuzione".
+    """
+    confidence = checks.real("confidence", confidence, low=0, high=1, low_open=True, high_open=True)
+    return float(kolmogi(1 - confidence)) * math.sqrt(2 / (n_probes * (dim + 2))) if n_probes else 0.0
+
+
+def points_outside(sketch: Sketch, zero: float) -> Tensor:
+    """Return points that reach from ``zero`` > 0 to the ends of the spectrum on either side, evenly on a log scale."""
+    ends, found = sketch.ritz_range(), []
+    parts = torch.arange(_OUTSIDE, dtype=torch.float64) / _OUTSIDE
+    for sign, end in ((-1.0, -ends[0]), (1.0, ends[1])):
+        if end > zero:
+            found.append(sign * zero * (end / zero) ** parts)
+    points: Tensor = torch.cat(found).sort().values if found else torch.zeros(0, dtype=torch.float64)
+    return points
+
+
+def unresolved(sketch: Sketch, zero: float) -> float:
+    """Return about what the bounds of Psi are apart outside [-zero, zero], as a share, in the mean over probes.
+
+    The bounds at a point are apart by the Christoffel function there, which at a Ritz value is its weight and lies
+    between these in between. A Ritz value that has converged to a thousandth of itself is left out: where so many
+    eigenvalues are equal, what is missing is the step itself.
+    """
+    slack, total = sketch.noise, 0.0
+    for share, (alphas, betas) in zip(probe_shares(sketch), sketch_chains(sketch), strict=True):
+        if not len(alphas) or float(betas[-1]) == 0.0:
+            continue
+        rule = gauss(alphas, betas)
+        residuals = float(betas[-1]) * rule.vectors[-1].abs()
+        counts = (rule.nodes.abs() > zero) & (residuals > _CONVERGED * rule.nodes.abs())
+        gaps = [float(rule.weights[counts].max())] if bool(counts.any()) else [0.0]
+        for x in (-zero, zero):
+            if float(rule.nodes[0]) < x < float(rule.nodes[-1]):
+                low, high = cdf_bounds(alphas, betas, x, slack)
+                gaps.append(high - low)
+        total += share * max(gaps)
+    return total / max(sketch.n_probes, 1)
 
 
 def cdf_at(sketch: Sketch, x: Tensor) -> CdfBounds:
@@ -194,6 +273,33 @@ def sharp_cdf_at(sketch: Sketch, x: float, *, left: bool = False) -> CdfBounds:
         pair = cdf_bounds(alphas, betas, x, slack, left=left) if len(alphas) else (0.0, 0.0)
         rows.append(share * torch.tensor(pair, dtype=torch.float64)[:, None])
     return _bounds(sketch, counts, rows, _possible(sketch, torch.tensor([x], dtype=torch.float64), left=left))
+
+
+def sharp_cdf_at_points(sketch: Sketch, x: Tensor) -> CdfBounds:
+    """Return the sharpest bounds of Phi at several points (g,), g >= 1, at a small eigenproblem each."""
+    each = [sharp_cdf_at(sketch, point) for point in x.tolist()]
+    return replace(
+        each[0],
+        fixed_low=torch.cat([one.fixed_low for one in each]),
+        fixed_high=torch.cat([one.fixed_high for one in each]),
+        seen_low=torch.cat([one.seen_low for one in each], dim=1),
+        seen_high=torch.cat([one.seen_high for one in each], dim=1),
+        possible=torch.cat([one.possible for one in each]),
+    )
+
+
+def tightened(bounds: CdfBounds, x: Tensor, sharp: CdfBounds, at: Tensor) -> CdfBounds:
+    """Return bounds at ascending ``x`` (g,) that know the sharp ones at ascending ``at`` (h,), as Psi is monotone."""
+    if not len(at) or not len(bounds.seen_low):
+        return bounds
+    before = torch.searchsorted(at, x, right=True)
+    after = torch.searchsorted(at, x)
+    ends = torch.zeros(len(bounds.seen_low), 1, dtype=torch.float64)
+    low = torch.cat([ends, sharp.seen_low], dim=1)[:, before]
+    high = torch.cat([sharp.seen_high, ends + math.inf], dim=1)[:, after]
+    high = torch.minimum(bounds.seen_high, high)
+    # Both are sums of the same weights where a chain is exact: what is left between them is rounding.
+    return replace(bounds, seen_low=torch.minimum(torch.maximum(bounds.seen_low, low), high), seen_high=high)
 
 
 def share_below(sketch: Sketch, x: float, confidence: float) -> Reading:

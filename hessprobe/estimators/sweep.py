@@ -27,6 +27,7 @@ from hessprobe.operators import Counted, Deflated, LinearOperator, settled
 from hessprobe.vectors import LAWS, ProbeStream, Slice, combine, gram, room_for_vectors, row_dots
 
 Target = Callable[[SpectralSketch], Estimate]
+Enough = Callable[[SpectralSketch], bool]
 
 # For probes on the sphere the law of one probe follows from the spectrum, which few chains know well.
 _PILOT_PROBES, _MINIMUM_PROBES = 4, 8
@@ -50,6 +51,7 @@ def spectral_sketch(
     law: str = "sphere",
     method: str = "auto",
     target: Target | None = None,
+    enough: Enough | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     confidence: float = 0.95,
@@ -80,6 +82,9 @@ def spectral_sketch(
             sampling would take as many products, within a tenth, d <= 4,096, and the matrices fit ``memory``. That is
             known before any product, or a pilot tells, whose products (at most d) are then lost; see ``whole``.
         target: the question that ``steps`` and the tolerances refer to; by default the Frobenius norm.
+        enough: told the chains so far, says when they have steps enough, of 256 at most or what ``memory`` holds, in
+            place of ``target`` (``n_probes`` given, ``steps`` not). It must ask only for what holds of every number of
+            steps, such as bounds, and nothing of how the probes came out.
         rtol: the half-width of the ``confidence`` interval of ``target`` shall be at most max(atol, rtol |value|). A
             pilot of 4 chains of its own (8 for other laws than the sphere) decides the number of chains, >= 8, and
             whether more, shorter ones shall carry a polynomial part of f (see ``levels``); then comes one run of that
@@ -114,18 +119,24 @@ def spectral_sketch(
     """
     began = time.perf_counter()
     fixed = _DEFAULT_PROBES if n_probes is None and rtol is None and atol is None else n_probes
-    asked = budget.goal(rtol, atol, fixed, confidence, max_probes)
+    asked = budget.goal(rtol, atol, fixed if enough is None else max(fixed or 0, 2), confidence, max_probes)
+    # Where only bounds and a known law are read, one probe is enough: no spread is estimated.
+    asked = replace(asked, n_probes=fixed) if enough is not None else asked
     checks.one_of("law", law, LAWS)
     checks.one_of("method", method, ("auto", "slq", "exact"))
     counted = Counted(settled(A))
     parts = counted.grouped(GROUPS) if data_error else counted
     known = 0.0 if counted.psd and lower is None else lower
     basis = basis_of(deflate, counted)
-    longest = _MAX_STEPS if target is not None and steps is None else _DEFAULT_STEPS
+    longest = _MAX_STEPS if (target is not None or enough is not None) and steps is None else _DEFAULT_STEPS
+    if enough is not None:
+        each = counted.dim * torch.empty(0, dtype=counted.dtype).element_size()
+        longest = max(min(longest, memory // each), 2)
     plan = _Plan(
         operator=counted,
         steps=longest if steps is None else checks.positive_int("steps", steps, minimum=2),
-        adaptive=target is not None and steps is None,
+        adaptive=(target is not None or enough is not None) and steps is None,
+        enough=enough,
         target=target or SpectralSketch.frobenius_norm,
         asked=asked,
         seed=checks.resolve_seed(seed),
@@ -165,6 +176,7 @@ class _Plan:
     callback: budget.Callback | None
     lower: float | None
     may_be_whole: bool
+    enough: Enough | None = None
 
 
 def _expected(plan: _Plan) -> float:
@@ -420,18 +432,30 @@ class _Monitor:
         self.outlook = outlook
         self.plan, self.blank, self.count, self.first, self.steps = plan, blank, count, first, steps
         self.needed = plan.adaptive or plan.callback is not None
-        self._settled = 0
+        self._settled, self._next = 0, _FIRST_CHECK
 
     def __call__(self, run: LanczosRun) -> bool:
         step = run.alphas.shape[1]
         due = step >= _FIRST_CHECK and step % _CHECK_EVERY == 0
+        if self.plan.enough is not None:
+            if self.plan.adaptive and step >= self._next:
+                # What is asked takes an eigenproblem of this size.
+                self._next = max(step + _CHECK_EVERY, int(1.1 * step))
+                if self.plan.enough(_with_run(self.blank, run, self.blank.weights[:0], None)):
+                    return True
+            due = due and self.plan.callback is not None
         estimate = _answer(self.plan, _with_run(self.blank, run, self.blank.weights[:0], None)) if due else None
         if self.plan.callback is not None:
             value = math.nan if estimate is None else estimate.value
             error = math.inf if estimate is None else estimate.errors.probe
             done = float(self.first * self.steps + step * len(run.norms))
             self.plan.callback(budget.Progress(done, float(self.count * self.steps), value, error))
-        return self.plan.adaptive and estimate is not None and self._ends(estimate, step, len(run.norms))
+        return (
+            self.plan.adaptive
+            and self.plan.enough is None
+            and estimate is not None
+            and self._ends(estimate, step, len(run.norms))
+        )
 
     def _share_of_tolerance(self, estimate: Estimate) -> float:
         """Return what the quadrature error may be: of a bracket, what the smallest run leaves of the tolerance."""

@@ -182,8 +182,9 @@ def cdf_bounds(
     # Near a Ritz value the extended matrix has a huge corner; half a step aside costs nothing, as Psi is monotone.
     aside = 4 * tiny if float((torch.linalg.eigvalsh(tridiagonal(alphas, betas)) - x).abs().min()) < 2 * tiny else 0.0
     slack = max(slack, tiny)
-    low = _weight_below(_through(alphas, betas, x - aside), x - aside - slack, False)
-    return low, _weight_below(_through(alphas, betas, x + aside), x + aside + slack, True)
+    rule = _through(alphas, betas, x - aside)
+    low = _weight_below(rule, x - aside - slack, False)
+    return low, _weight_below(_through(alphas, betas, x + aside) if aside else rule, x + aside + slack, True)
 
 
 def step_bounds(rule: QuadratureRule, x: Tensor, *, exact: bool, slack: float = 0.0) -> tuple[Tensor, Tensor]:
