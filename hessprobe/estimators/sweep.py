@@ -255,6 +255,8 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
 def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int) -> SpectralSketch:
     """Run so many chains, or take the whole matrix once they have made d products and need to be longer."""
     most = max(plan.operator.dim // count - plan.data_error, 2)
+    # How many steps are enough is not foreseen: half of what the whole matrix takes is tried.
+    most = most if plan.enough is None else max(most // 2, 2)
     if not (plan.adaptive and plan.may_be_whole) or most >= plan.steps:
         return _chains(plan, blank, vectors, count, "sketch")
     sketch = _chains(replace(plan, steps=most), blank, vectors, count, "sketch")

@@ -21,6 +21,7 @@ from hessprobe.estimate import GROUPS, Estimate
 from hessprobe.estimators import budget
 from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.diagonal import without_error
+from hessprobe.estimators.spectral_density import HALF_WIDTH, chains_for, resolves
 from hessprobe.estimators.whole import LARGEST
 from hessprobe.hvp import Fisher, FunctionalPart, GaussNewton, Hessian
 from hessprobe.hvp.pool import shares
@@ -181,10 +182,6 @@ _SEARCH = 10
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 400, 60
 # The least that a sweep for a tolerance is expected to take: chains, those of its pilot among them, and their steps.
 _SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
-
-
-# Half-width that the probes may give a density's distribution function, and the fewest chains for it.
-_SHARE, _FEWEST_CHAINS = 0.02, 4
 
 
 @dataclass(frozen=True)
@@ -548,8 +545,9 @@ class Context:
             return {"n_probes": self.settings.n_probes}
         if self._sketch_target() is not None:
             return {"rtol": self.settings.rtol}
-        # A share q seen by n probes has the variance 2 q (1 - q) / ((d + 2) n), see ``Density.band``.
-        return {"n_probes": max(_FEWEST_CHAINS, math.ceil((2 / _SHARE) ** 2 / (2 * self.A.dim)))}
+        level = self.settings.confidence
+        count = chains_for(self.A.dim, HALF_WIDTH, level)
+        return {"n_probes": count, "enough": resolves(HALF_WIDTH, count, level, None)}
 
     def _progress(self, stage: str) -> Callable[[Progress], None]:
         return lambda state: self._report(replace(state, stage=stage))
