@@ -57,6 +57,7 @@ FLAGS = {
     "float32 gives more",
     "multiplicity-unverified": "further eigenvalues as large as those reported were not ruled out",
     "wide-bracket": "the bracket of an eigenvalue is wider than --rtol asks for; it holds all the same",
+    "uncertified": "a first look: no bracket was asked for, and a larger eigenvalue is not excluded",
     "warm-start": "the search began at given vectors",
     "finite-differences": "products are finite differences; what they are off by, measured with a few probes, is part "
     "of the interval",

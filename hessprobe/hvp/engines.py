@@ -278,6 +278,10 @@ class DoubleBackward:
     keeps = True
     setup_seconds = 0.0
 
+    def __init__(self) -> None:
+        # Reading a graph takes as long as building that of a small network: batches of one shape keep the same.
+        self._bytes: dict[tuple[Any, ...], int] = {}
+
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product, its graph built here."""
         given: list[Tensor] = []
@@ -285,7 +289,10 @@ class DoubleBackward:
             leaf = leaf_at(theta)
             gradient = _gradient(loss(leaf), leaf)
             root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
-        nbytes = graph_bytes(gradient, ignore=[theta, leaf])
+        shape = tuple((t.shape, t.dtype) for t in loss.tensors()) if isinstance(loss, BatchLoss) else ()
+        nbytes = self._bytes.get(shape) if shape else None
+        if nbytes is None:
+            nbytes = self._bytes[shape] = graph_bytes(gradient, ignore=[theta, leaf])
 
         def apply_one(vector: Tensor) -> Tensor:
             if root is None:
