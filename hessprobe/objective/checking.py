@@ -488,13 +488,23 @@ def require_whole_module(module: nn.Module) -> None:
             raise UnsupportedError(
                 f"module must hold whole parameters; got FullyShardedDataParallel at {name or 'the top'}. {_WHOLE}."
             )
-    for name, parameter in module.named_parameters():
-        if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
-            raise UnsupportedError(
-                f"module must hold whole parameters; got the distributed tensor {name!r} (fully_shard or tensor "
-                "parallelism). Measure it as it is with hessprobe.objective.sharded.ShardedRisk(module, loss, data), "
-                f"by differences of gradients; or {_WHOLE[0].lower()}{_WHOLE[1:]}."
-            )
+    spread = [
+        f"the distributed tensor {name!r} (fully_shard or tensor parallelism)"
+        for name, parameter in module.named_parameters()
+        if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor"
+    ]
+    # Between a forward pass and the next backward one FSDP2 keeps whole parameters in place of its own.
+    spread += [
+        f"fully_shard at {name or 'the top'}"
+        for name, member in module.named_modules()
+        if hasattr(member, "_get_fsdp_state")
+    ]
+    if spread:
+        raise UnsupportedError(
+            f"module must hold whole parameters; got {spread[0]}. Measure it as it is with "
+            "hessprobe.objective.sharded.ShardedRisk(module, loss, data), by differences of gradients; or "
+            f"{_WHOLE[0].lower()}{_WHOLE[1:]}."
+        )
 
 
 def whole_data(data: Any, group: Any) -> tuple[Any, Any]:

@@ -42,7 +42,8 @@ class ShardedRisk(Objective):
         module: after ``fully_shard`` or ``parallelize_module``, over a mesh of one dimension; not compiled, without a
             mixed-precision policy.
         loss: ``(outputs, targets) -> scalar``, as for ``EmpiricalRisk``.
-        data: re-iterable of ``(inputs, targets)``: all of the data, on every rank.
+        data: re-iterable of ``(inputs, targets)``: all of the data, on every rank. A ``DataLoader`` with a
+            ``DistributedSampler`` is read without it.
         weighting: as for ``EmpiricalRisk``.
 
     Attributes:
@@ -70,13 +71,14 @@ class ShardedRisk(Objective):
                 f"{type(loss).__name__}. Pass what the training has."
             )
         data_tools.require_reiterable(data)
-        checking.require_whole_data(data)
         self.module = module
         self._members = [member for member in module.modules() if hasattr(member, "_get_fsdp_state")]
         self._averages = bool(self._members)
         self._reshard()
         mesh = _mesh_of(module)
         self.spread_over = mesh.get_group()
+        data, _ = checking.whole_data(data, self.spread_over)
+        checking.require_whole_data(data)
         self._rank, self._count = dist.get_rank(self.spread_over), dist.get_world_size(self.spread_over)
         self._chosen = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.layout = ParameterLayout.of(self._chosen)

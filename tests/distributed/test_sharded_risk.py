@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import hessprobe as hp
 from hessprobe.errors import UnsupportedError
@@ -103,6 +105,39 @@ def spread_out(kept):
         spread(EmpiricalRisk(scalar, LOSS, data()))
 
 
+def of_the_user(model):
+    """What a user's model goes through: refused, failed, given a rank's share of the data; its forward stays."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    inputs, targets = data()[0]
+    before = float(LOSS(model(inputs), targets).detach())
+    with pytest.raises(UnsupportedError, match="module must hold whole parameters; got fully_shard at first"):
+        EmpiricalRisk(model, LOSS, data())
+    assert float(LOSS(model(inputs), targets).detach()) == before
+    calls = []
+
+    def failing(outputs, labels):
+        calls.append(1)
+        if len(calls) > 3:
+            raise ArithmeticError("lost on the way")
+        return LOSS(outputs, labels)
+
+    with pytest.raises(ArithmeticError, match="lost on the way"):
+        hp.measure("lambda-max", ShardedRisk(model, failing, data(), weighting="tokens"))
+    assert float(LOSS(model(inputs), targets).detach()) == before
+    whole_set = TensorDataset(torch.randn(7, 5).double(), torch.arange(7) % 3)
+    share = DataLoader(whole_set, 4, sampler=DistributedSampler(whole_set))
+    assert ShardedRisk(model, LOSS, share).n_examples == 7
+    for original in (False, True):
+        old = FullyShardedDataParallel(rows_risk().module, use_orig_params=original, device_id=torch.device("cpu"))
+        inside = nn.Sequential(nn.Linear(5, 5).double(), old)
+        for name, each in (("the top", old), ("1", inside)):
+            for kind in (EmpiricalRisk, ShardedRisk):
+                with pytest.raises(UnsupportedError, match=f"got FullyShardedDataParallel at {name}"):
+                    kind(each, LOSS, data())
+        assert torch.isfinite(old(inputs)).all()
+
+
 def found_by(risk):
     """Value and interval of each."""
     hessian = hp.Hessian(risk)
@@ -183,6 +218,7 @@ def work(rank, world, folder):
     with pytest.raises(UnsupportedError, match=r"got none\. Use EmpiricalRisk"):
         ShardedRisk(net(), LOSS, data())
     spread_out(kept)
+    of_the_user(model.eval())
     torch.save(kept, folder / f"{rank}.pt")
     del model, optimizer, risk, hessian, plain, single, low
     gc.collect()
