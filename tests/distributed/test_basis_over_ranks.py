@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ import torch.multiprocessing as mp
 import hessprobe as hp
 from hessprobe.errors import MemoryBudgetError, NumericalWarning
 from hessprobe.hvp.pool import Ranks
+from hessprobe.krylov import restart
 from hessprobe.krylov.lanczos import lanczos
 from hessprobe.krylov.restart import ThickRestart
 from hessprobe.operators import Block, Combination, Congruence, DenseOperator, Shifted
 from hessprobe.vectors import ProbeStream, Slice, vectors_within
+
+# The function of the same name hides the module.
+solver = import_module("hessprobe.krylov.eigsh")
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 
@@ -163,11 +168,45 @@ def calls_of_a_step():
     return spoken
 
 
+def elsewhere(rank, patch):
+    """The same on ranks whose libraries turn eigenvectors around and round otherwise."""
+    solved, dots = torch.linalg.eigh, solver.row_dots
+
+    def turned(M):
+        values, vectors = solved(M)
+        return values, vectors * (-1) ** rank
+
+    patch.setattr(torch.linalg, "eigh", turned)
+    patch.setattr(solver, "row_dots", lambda left, right: dots(left, right) * (1 + 1e-4 * rank))
+    names = ("both", "restarted", "warm")
+    return {name: torch.stack([pairs.values, *pairs.intervals]) for name in names for pairs in [CASES[name]()]}
+
+
+def sizes(patch):
+    """Rows of a basis where little is held for the bounds' sake, and what single precision is held in."""
+    patch.setattr(solver, "_BASIS", 20 * DIM)
+    patch.setattr(restart, "_WIDE", 30 * DIM)
+    A = matrix(dtype=torch.float32)
+    held = Slice(DIM, A.ranks)
+    least = 8 * 10 * held.width + 4 * held.beside
+
+    def made(capacity, limit=None):
+        stream = ProbeStream(DIM, 0, "gaussian", torch.float32, stream="start")
+        with vectors_within(limit):
+            return ThickRestart(A, capacity, stream, 0, held.of(torch.empty(0, DIM))).basis.dtype == torch.float64
+
+    return {"rows": basis_of()[0], "wide": (made(49), made(9, least), made(9, least - 1))}
+
+
 def work(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
     kept = {"found": found(), "basis": basis_of(), "calls": calls_of_a_step(), "chains": chains()}
     kept["limited"] = [basis_of(rows * BYTES) for rows in (7, 10)]
+    with pytest.MonkeyPatch.context() as patch:
+        kept["sizes"] = sizes(patch)
+    with pytest.MonkeyPatch.context() as patch:
+        kept["elsewhere"] = elsewhere(rank, patch)
     # A chain is 30 parts of rows, and 3 whole ones; of whole rows it would not fit.
     one = (30 * -(-DIM // world) + 3 * DIM) * 8
     assert one < 30 * BYTES
@@ -212,12 +251,18 @@ def test_ranks_find_the_eigenpairs_of_one_process_in_parts_of_its_basis(tmp_path
             if name != "bits":
                 torch.testing.assert_close(kept["chains"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
             assert torch.equal(kept["chains"][name], every[0]["chains"][name]), name
+        for name, numbers in kept["elsewhere"].items():
+            torch.testing.assert_close(numbers, alone[name]["numbers"][[0, 2, 3]], rtol=1e-10, atol=1e-10, msg=name)
+            assert torch.equal(numbers, every[0]["elsewhere"][name]), name
+        assert kept["sizes"] == {"rows": 20 * DIM // longest + 1, "wide": (True, True, False)}
         width = min(longest, DIM - rank * longest)
         assert kept["basis"] == (basis[0], basis[0] * width * 8)
         # As many parts of rows as fit beside the one that is whole.
         assert kept["limited"] == [(n, n * width * 8) for n in ((rows - 1) * DIM // longest for rows in (7, 10))]
         assert kept["calls"] == [("gather", world * longest), ("summed", 5), ("summed", 5), ("summed", 1)]
     assert [rows for rows, _ in limited] == [7, 10]
+    with pytest.MonkeyPatch.context() as patch:
+        assert sizes(patch) == {"rows": 21, "wide": (False, True, False)}
 
 
 def test_parts_of_rows_make_the_whole():
