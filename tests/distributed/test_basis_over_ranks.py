@@ -18,7 +18,18 @@ from hessprobe.hvp.pool import Ranks
 from hessprobe.krylov import restart
 from hessprobe.krylov.lanczos import lanczos
 from hessprobe.krylov.restart import ThickRestart
-from hessprobe.operators import Block, Combination, Congruence, DenseOperator, Shifted
+from hessprobe.operators import (
+    Block,
+    BlockDiagonal,
+    Combination,
+    Congruence,
+    Counted,
+    Deflated,
+    DenseOperator,
+    Grouped,
+    Reordered,
+    Shifted,
+)
 from hessprobe.vectors import ProbeStream, Slice, vectors_within
 
 # The function of the same name hides the module.
@@ -73,18 +84,18 @@ CASES = {
 }
 
 
+def found_by(pairs):
+    return {
+        "numbers": torch.stack([pairs.values, pairs.residuals, *pairs.intervals]),
+        "vectors": pairs.vectors,
+        # Signs, and axes in the space of a multiple eigenvalue, are free.
+        "span": pairs.vectors.T @ pairs.vectors,
+        "cost": (pairs.matvecs, pairs.method, pairs.flags, pairs.exact),
+    }
+
+
 def found():
-    kept = {}
-    for name, make in CASES.items():
-        pairs = make()
-        kept[name] = {
-            "numbers": torch.stack([pairs.values, pairs.residuals, *pairs.intervals]),
-            "vectors": pairs.vectors,
-            # Signs, and axes in the space of a multiple eigenvalue, are free.
-            "span": pairs.vectors.T @ pairs.vectors,
-            "cost": (pairs.matvecs, pairs.method, pairs.flags, pairs.exact),
-        }
-    return kept
+    return {name: found_by(make()) for name, make in CASES.items()}
 
 
 def sketched(n_probes, memory=2**30):
@@ -179,7 +190,7 @@ def elsewhere(rank, patch):
     patch.setattr(torch.linalg, "eigh", turned)
     patch.setattr(solver, "row_dots", lambda left, right: dots(left, right) * (1 + 1e-4 * rank))
     names = ("both", "restarted", "warm")
-    return {name: torch.stack([pairs.values, *pairs.intervals]) for name in names for pairs in [CASES[name]()]}
+    return {name: found_by(CASES[name]()) for name in names}
 
 
 def sizes(patch):
@@ -251,9 +262,10 @@ def test_ranks_find_the_eigenpairs_of_one_process_in_parts_of_its_basis(tmp_path
             if name != "bits":
                 torch.testing.assert_close(kept["chains"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
             assert torch.equal(kept["chains"][name], every[0]["chains"][name]), name
-        for name, numbers in kept["elsewhere"].items():
-            torch.testing.assert_close(numbers, alone[name]["numbers"][[0, 2, 3]], rtol=1e-10, atol=1e-10, msg=name)
-            assert torch.equal(numbers, every[0]["elsewhere"][name]), name
+        for name, own in kept["elsewhere"].items():
+            torch.testing.assert_close(own["numbers"], alone[name]["numbers"], rtol=1e-10, atol=1e-10, msg=name)
+            torch.testing.assert_close(own["span"], alone[name]["span"], rtol=0, atol=1e-8, msg=name)
+            assert torch.equal(own["vectors"], every[0]["elsewhere"][name]["vectors"]), name
         assert kept["sizes"] == {"rows": 20 * DIM // longest + 1, "wide": (True, True, False)}
         width = min(longest, DIM - rank * longest)
         assert kept["basis"] == (basis[0], basis[0] * width * 8)
@@ -263,6 +275,18 @@ def test_ranks_find_the_eigenpairs_of_one_process_in_parts_of_its_basis(tmp_path
     assert [rows for rows, _ in limited] == [7, 10]
     with pytest.MonkeyPatch.context() as patch:
         assert sizes(patch) == {"rows": 21, "wide": (False, True, False)}
+
+
+def test_what_is_made_of_an_operator_keeps_its_ranks(monkeypatch):
+    monkeypatch.setattr(Together, "ranks", "those")
+    A = Together(torch.eye(4).double())
+    made = [
+        A + A, 2 * A, A.block(slice(0, 2)), Counted(A), Shifted(A, 1.0), Congruence(A, torch.ones(4).double()),
+        Deflated(A, torch.eye(4)[:1].double()), BlockDiagonal(A, [slice(0, 2), slice(2, 4)]),
+        Reordered(A, torch.arange(4)), Grouped(A, torch.arange(4), {}),
+    ]  # fmt: skip
+    assert [each.ranks for each in made] == ["those"] * len(made)
+    assert DenseOperator(torch.eye(4)).ranks is None
 
 
 def test_parts_of_rows_make_the_whole():

@@ -16,6 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import hessprobe as hp
 from hessprobe.errors import DataError
+from hessprobe.hvp.functional import FunctionalPart
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.objective.batches import EmpiricalBatch
 
@@ -56,6 +57,11 @@ def work(rank, world, folder):
     kept["inside"] = numbers(EmpiricalRisk(wrapped, LOSS, inside))
     whole = EmpiricalRisk(model, LOSS, DataLoader(data, 10), group=dist.group.WORLD)
     kept["whole"] = numbers(whole)
+    hessian, metric = hp.Hessian(whole), hp.GaussNewton(whole)
+    operators = [hessian, metric, hp.Fisher(whole), FunctionalPart(whole), hessian.grouped(16), metric.grouped(16)]
+    operators += [term for A in (hessian, hessian.grouped(16)) for _, term in A.terms()]
+    assert {A.ranks.count for A in operators} == {world}
+    assert hp.Hessian(EmpiricalRisk(model, LOSS, DataLoader(data, 10))).ranks is None
     made = []
     evaluated = EmpiricalBatch.__call__
 
@@ -80,7 +86,7 @@ def work(rank, world, folder):
     with pytest.raises(ValueError, match=r"must be the same on all ranks of group; got .* on rank 1"):
         EmpiricalRisk(model, LOSS, loader)
     torch.save(kept, folder / f"{world}-{rank}.pt")
-    del model, wrapped, risk, whole, hessian
+    del model, wrapped, risk, whole, hessian, metric, operators
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

@@ -185,6 +185,7 @@ def work(rank, world, folder):
     V = torch.randn(3, risk.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     hessian = hp.Hessian(risk)
     kept["product"], kept["engine"], kept["V"] = hessian.matvecs(V), hessian.engine.name, V
+    assert hessian.ranks.count == world
     kept["error"] = hessian.product_error().relative
     kept["found"] = found_by(risk)
     with pytest.raises(UnsupportedError, match="differentiated only once"):
