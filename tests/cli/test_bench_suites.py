@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hessprobe.benchmarks import family, landscapes, optimizers
+from hessprobe.benchmarks import family, landscapes, optimizers, vocabulary
 from hessprobe.cli.app import app
 
 
@@ -69,12 +69,32 @@ def test_landscapes_are_timed_beside_plain_passes(tmp_path: Path, monkeypatch: p
     assert "| MLP 64-128-64-10, 1,797 digits | hessprobe | " in table.read_text()
 
 
+def test_a_vocabulary_in_chunks_beside_one_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vocabulary.CASES, "gpt2", vocabulary.Head("small", 2048, 8, 2000, layers=1))
+    record, table = tmp_path / "v.json", tmp_path / "v.md"
+    result = run("--suite", "vocabulary", "--case", "gpt2", "--json", str(record), "--markdown", str(table))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(record.read_text())["timings"]
+    assert [(row["matrix"], row["way"]) for row in rows] == [
+        (m, w) for m in ("hessian", "ggn") for w in vocabulary.WAYS
+    ]
+    assert all(row["relative_error"] < 1e-4 for row in rows)
+    for whole, chunks in (rows[:2], rows[2:]):
+        assert whole["gradient"] == 1.0
+        assert whole["further"] < whole["first"]
+        assert chunks["further"] < chunks["first"]
+        # 4 million logits fit a chunk: still fewer buffers of them than written out.
+        assert chunks["peak"] < 0.8 * whole["peak"]
+    assert "| small | ggn | in chunks | " in table.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--suite", "step"), "Did you mean 'steps'"),
         (("--suite", "optimizers", "--optimizer", "sma"), "Did you mean 'sam'"),
         (("--suite", "steps", "--rounds", "1"), "--rounds must be an integer >= 2; got 1"),
+        (("--suite", "vocabulary", "--case", "gpt"), "Did you mean 'gpt2'"),
         (("--suite", "optimizers", "--jobs", "0"), "--jobs must be an integer >= 1; got 0"),
     ],
 )
