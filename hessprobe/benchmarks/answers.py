@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessprobe.estimate import Estimate
-from hessprobe.estimators import frobenius_norm, trace
+from hessprobe.estimate import ErrorParts, Estimate
+from hessprobe.estimators import frobenius_norm, logdet, spectral_density, trace
 from hessprobe.hvp import Hessian
 from hessprobe.krylov import eigsh, lambda_max
 from hessprobe.objective import EmpiricalRisk
@@ -230,6 +230,10 @@ _PROBES = 8
 # Standard errors, relative, of trace and norm; the half-width of their 95 % intervals.
 _ERROR, _WIDTH = 0.01, 0.02
 _APART = 5.0
+# Of the log-determinant, smoothed at this damping; steps of a chain of another package, as many as PyHessian makes.
+_DAMPING, _STEPS = 1e-3, 100
+# Share of the spectral radius within which an eigenvalue counts as near zero.
+_NEAR = 1e-3
 
 Contestant = Callable[[nn.Module, Loss, Data], Answered]
 
@@ -247,6 +251,13 @@ def _product(A: LinearOperator) -> Estimate:
     return Estimate(float((A @ _signs(A.dim, 1)[:, 0].to(A.dtype)).double().norm()), matvecs=1)
 
 
+def _density(A: LinearOperator) -> Estimate:
+    """Return the share of eigenvalues near zero, between what the band that holds everywhere says on either side."""
+    found = spectral_density(A)
+    both = 2 * found.half_width()
+    return found.near_zero.with_(errors=ErrorParts(solver=both), kind="bracket", matvecs=found.matvecs)
+
+
 def _signs(dim: int, count: int) -> Tensor:
     return torch.randint(2, (dim, count), generator=torch.Generator().manual_seed(1)).float().mul_(2).sub_(1)
 
@@ -258,6 +269,8 @@ QUESTIONS: dict[str, Callable[[LinearOperator], Any]] = {
     "lambda_max, bracket 1 %": lambda A: eigsh(A, 1, "largest", rtol=0.01).estimate(0),
     "trace, standard error 1 %": lambda A: trace(A, rtol=_WIDTH),
     "Frobenius norm, standard error 1 %": lambda A: frobenius_norm(A, rtol=_WIDTH),
+    "share near zero, density within 2 %": _density,
+    "log-determinant, within 1 %": lambda A: logdet(A, eps=_DAMPING, rtol=_ERROR),
 }
 
 
@@ -322,6 +335,40 @@ def _one_of_theirs(module: nn.Module, loss: Loss, data: Data) -> Answered:
     return Answered(value, value, value, 1)
 
 
+def _of_quadrature(question: str, nodes: Tensor, weights: Tensor, dim: int) -> Answered:
+    """Return what nodes and weights of one chain say, without an error."""
+    if question == "density":
+        value = float(weights[nodes.abs() <= _NEAR * nodes.abs().max()].sum())
+    else:
+        value = dim * float(weights @ torch.log(torch.hypot(nodes, torch.full_like(nodes, _DAMPING))))
+    return Answered(value, value, value, _STEPS)
+
+
+def _chain_of_pyhessian(question: str) -> Contestant:
+    def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
+        from pyhessian import hessian
+
+        torch.manual_seed(0)
+        nodes, weights = hessian(module, loss, dataloader=data, cuda=False).density(iter=_STEPS, n_v=1)
+        read = (torch.tensor(nodes[0]).double(), torch.tensor(weights[0]).double())
+        return _of_quadrature(question, *read, sum(p.numel() for p in module.parameters()))
+
+    return run
+
+
+def _chain_of_curvlinops(question: str) -> Contestant:
+    def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos
+
+        A = _curvlinops_matrix(module, loss, data)
+        torch.manual_seed(0)
+        values, vectors = fast_lanczos(A, min(A.shape[0], _STEPS))
+        read = (torch.as_tensor(values).double(), torch.as_tensor(vectors)[0].double().square())
+        return _of_quadrature(question, *read, A.shape[0])
+
+    return run
+
+
 # Of others: by question the name, the package that it needs, and how.
 PEERS: dict[str, tuple[tuple[str, str, Contestant], ...]] = {
     "one product": (("curvlinops", "curvlinops", _one_of_theirs),),
@@ -331,6 +378,14 @@ PEERS: dict[str, tuple[tuple[str, str, Contestant], ...]] = {
     ),
     "trace, standard error 1 %": (("plain probes, curvlinops", "curvlinops", _probed("trace")),),
     "Frobenius norm, standard error 1 %": (("plain probes, curvlinops", "curvlinops", _probed("norm")),),
+    "share near zero, density within 2 %": (
+        ("PyHessian (100 steps, no error)", "pyhessian", _chain_of_pyhessian("density")),
+        ("curvlinops (100 steps, no error)", "curvlinops", _chain_of_curvlinops("density")),
+    ),
+    "log-determinant, within 1 %": (
+        ("PyHessian (100 steps, no error)", "pyhessian", _chain_of_pyhessian("logdet")),
+        ("curvlinops (100 steps, no error)", "curvlinops", _chain_of_curvlinops("logdet")),
+    ),
 }
 
 

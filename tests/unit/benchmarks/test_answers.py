@@ -56,11 +56,13 @@ def test_every_question_is_answered_right_and_others_are_held_to_it(monkeypatch:
     values = torch.linalg.eigvalsh(H)
     truths = [float((H @ answers._signs(len(H), 1)[:, 0].double()).norm()), *[float(values[-1])] * 2]
     truths += [float(H.trace()), float(H.norm())]
+    near = float((values.abs() <= 1e-3 * values.abs().max()).double().mean())
+    truths += [near, float(torch.log(torch.hypot(values, torch.full_like(values, 1e-3))).sum())]
     for question, truth in zip(QUESTIONS, truths, strict=True):
         row = rows[question, OWN]
         width = 0.06 if "look" in question else 0.025
-        assert abs(row.value - truth) <= width * truth
-        assert row.low - 1e-4 * truth <= truth <= row.high + 1e-4 * truth
+        assert abs(row.value - truth) <= width * abs(truth)
+        assert row.low - 1e-4 * abs(truth) <= truth <= row.high + 1e-4 * abs(truth)
         assert row.gradients > 0
         assert row.agrees
     trace = "trace, standard error 1 %"
