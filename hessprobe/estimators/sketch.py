@@ -170,6 +170,8 @@ def _checked(
 
 
 _FEW = 8
+# Degrees of freedom of a variance from which fewer probes than these do, as their own spread is not asked.
+KNOWN = 16
 # A solver error below this share of the value is rounding.
 _ROUNDING = 1e-9
 
@@ -405,7 +407,8 @@ class SpectralSketch:
         data, noisy = self._data_error(function, chains)
         rate = function.rate_steps(spectral.radius(self.theta, chains)) if function.rate_steps else None
         value = fixed + (float(values.mean()) if chains else 0.0)
-        flags: tuple[str, ...] = ("few-probes",) if 0 < self.n_probes < _FEW else ()
+        few = 0 < self.n_probes < _FEW and not (law is not None and law.freedom(self.n_probes) >= KNOWN)
+        flags: tuple[str, ...] = ("few-probes",) if few else ()
         if chains and quadrature + bend > max(probe, _ROUNDING * abs(value)):
             flags += ("solver-limited",)
         return Estimate(

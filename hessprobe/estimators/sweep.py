@@ -18,7 +18,7 @@ from hessprobe.estimate import GROUPS, Estimate, student_quantile
 from hessprobe.estimators import budget
 from hessprobe.estimators.groups import deflated_part, influences
 from hessprobe.estimators.levels import Sizes, best_sizes, short_steps
-from hessprobe.estimators.sketch import SpectralSketch
+from hessprobe.estimators.sketch import KNOWN, SpectralSketch
 from hessprobe.estimators.whole import fits, whole_sketch
 from hessprobe.estimators.xtrace import Deflation, basis_of
 from hessprobe.krylov.lanczos import LanczosRun, lanczos
@@ -39,6 +39,10 @@ _SOLVER_SHARE, _TOLERANCE_SHARE = 0.1, 0.2
 # The tolerance may be filled to this share by a bracket and by the probes of the smallest run.
 _BRACKET_SHARE = 0.8
 _FIRST_CHECK, _CHECK_EVERY = 8, 4
+# Where the probes of few chains begin in their stream: not among those of a run that a pilot asks for.
+_APART = 1 << 20
+# Brackets of further chains may be so many times as wide as that of the first.
+_MARGIN = 1.25
 
 
 def spectral_sketch(
@@ -231,6 +235,9 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
     """Add the chains: a fixed number, or as many as a pilot of other probes asks for; or take the whole matrix."""
     if plan.asked.n_probes is not None:
         return _fixed(plan, blank, vectors, plan.asked.n_probes)
+    few = _few(plan, blank, vectors)
+    if few is not None:
+        return few
     outlook = _Outlook(plan)
     pilot = _pilot(plan, blank, vectors, outlook)
     if outlook.hopeless:
@@ -250,6 +257,73 @@ def _sampled(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> Spec
 
     exact = (lambda sampled: whole_sketch(plan.parts, plan.lower, plan.callback)) if plan.may_be_whole else None
     return budget.carried_out(plan.operator.dim, [budget.Way(sizes.cost, run)], exact)[0]
+
+
+class _Alone:
+    """Whether a chain alone tells the target: its quadrature by a bracket, and what few probes of its law are off by.
+
+    In many dimensions a quadratic form hardly varies, and one chain knows by how much (``ProbeLaw``). What it goes on
+    for is a theorem, so that where it ends takes nothing from the confidence; how many probes there shall be, fewer
+    than the smallest run of a pilot, rests on a variance known to 16 degrees of freedom at least.
+    """
+
+    def __init__(self, plan: _Plan) -> None:
+        self.plan, self.wanted, self.probes_do = plan, 0, False
+
+    def __call__(self, sketch: SpectralSketch) -> bool:
+        """Return True where the chain shall end: it is enough with ``wanted`` probes in all, or (0) not worth it."""
+        estimate, asked = _answer(self.plan, sketch), self.plan.asked
+        std, df = estimate.details["probe_std"], estimate.details["probe_df"]
+        bracket = estimate.details["quadrature"] != "extrapolated"
+        half = asked.target(estimate.value)
+        self.wanted, self.probes_do = 0, False
+        if std is None or not bracket or not df >= KNOWN:
+            return True
+        # Further chains change what is known of the variance, and of their brackets.
+        std_of_more, solver = budget.upper_std(std, df), _MARGIN * estimate.errors.solver
+        if self._count(std, df, half) > 1 and self._count(std_of_more, df, half) >= _MINIMUM_PROBES:
+            return True
+        self.probes_do = self._count(std, df, half) == 1
+        if estimate.half_width(asked.confidence) <= half:
+            self.wanted = 1
+        elif self._count(std, df, half) > 1 and solver <= _BRACKET_SHARE * half:
+            count = max(self._count(std_of_more, df, half - solver), 2)
+            self.wanted = count if count < _MINIMUM_PROBES else 0
+            return solver <= _TOLERANCE_SHARE * half or self.wanted > 0
+        return self.wanted > 0
+
+    def _count(self, std: float, df: float, half: float) -> int:
+        return budget.smallest_count(
+            lambda n: std / math.sqrt(n),
+            lambda n: df * n,
+            half,
+            self.plan.asked.confidence,
+            minimum=1,
+            maximum=_MINIMUM_PROBES,
+        )
+
+
+def _few(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None) -> SpectralSketch | None:
+    """Return a sketch of fewer chains than the smallest run of a pilot has, or None where these do not tell enough."""
+    if plan.law != "sphere" or not plan.adaptive:
+        return None
+    alone = _Alone(plan)
+    steps = min(plan.steps, plan.operator.dim // _MINIMUM_PROBES) if plan.may_be_whole else plan.steps
+    if steps < _FIRST_CHECK:
+        return None
+    sketch = _chains(replace(plan, enough=alone, steps=steps), blank, vectors, 1, "sketch", first=_APART)
+    # A chain that ends by itself has not been asked.
+    alone(sketch)
+    if alone.probes_do and not alone.wanted and not plan.may_be_whole and sketch.alphas.shape[1] == plan.steps:
+        # Longer chains are not to be had, and more of them leave the same quadrature error.
+        alone.wanted = 1
+    if not alone.wanted:
+        return None
+    if alone.wanted > 1:
+        final = replace(plan, steps=sketch.alphas.shape[1], adaptive=False)
+        sketch = _joined([sketch, _chains(final, blank, vectors, alone.wanted - 1, "sketch", first=_APART + 1)])
+    judged = budget.settled(_answer(plan, sketch), plan.asked, alone.wanted, alone.wanted)
+    return replace(sketch, flags=tuple(f for f in judged.flags if f == "tolerance-missed"))
 
 
 def _fixed(plan: _Plan, blank: SpectralSketch, vectors: Tensor | None, count: int) -> SpectralSketch:

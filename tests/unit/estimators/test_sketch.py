@@ -224,8 +224,11 @@ def test_effective_dimension_of_an_indefinite_operator_says_what_it_is() -> None
 
 
 def test_few_probes_are_flagged() -> None:
-    sketch = spectral_sketch(symmetric(eigenvalues("flat", 60)), method="slq", n_probes=4, steps=5)
+    steep = torch.arange(1, 61, dtype=torch.float64) ** -3.0
+    sketch = spectral_sketch(symmetric(steep), method="slq", n_probes=4, steps=5)
     assert sketch.trace().flags == ("few-probes",)
+    # Where all eigenvalues take part four probes know their variance to over 16 degrees of freedom.
+    assert spectral_sketch(symmetric(eigenvalues("flat", 60)), method="slq", n_probes=4, steps=5).trace().flags == ()
 
 
 def test_a_false_claim_of_definiteness_is_found() -> None:

@@ -32,7 +32,8 @@ def test_a_tolerance_is_met_by_one_run_after_a_pilot() -> None:
         good = estimate.half_width() <= 0.05 * abs(estimate.value)
         assert sketch.flags == (() if good else ("tolerance-missed",))
         assert 8 <= sketch.n_probes < 100
-        assert sketch.matvecs == (4 + sketch.n_probes) * sketch.alphas.shape[1] + sketch.short_alphas.numel()
+        # A chain alone shows after eight steps that few are not enough.
+        assert sketch.matvecs == 8 + (4 + sketch.n_probes) * sketch.alphas.shape[1] + sketch.short_alphas.numel()
         assert abs(estimate.value - float(torch.log(eigenvalues("flat", 100) + 0.5).sum())) < 2 * estimate.half_width()
         met += good
     assert met >= 6
