@@ -111,6 +111,16 @@ def test_one_probe_is_enough_where_a_form_hardly_varies(rtol: float, probes: int
     assert missed <= 4
 
 
+def test_a_bracket_that_no_chain_closes_is_not_tried_again_with_more() -> None:
+    values = torch.logspace(0, -8, 6_000, dtype=torch.float64)
+    with pytest.warns(NumericalWarning, match="solver error"):
+        found = logdet(_Diagonal(values), eps=1e-6, rtol=0.03, seed=0)
+    assert (found.samples, found.matvecs) == (1, 256)
+    assert "tolerance-missed" in found.flags
+    low, high = found.interval()
+    assert low <= float(torch.log(values**2 + 1e-12).sum() / 2) <= high
+
+
 def test_a_logarithm_that_few_eigenvalues_rule_is_left_to_a_pilot() -> None:
     values = torch.arange(1, 601, dtype=torch.float64) ** -1.5
     found = logdet(_Diagonal(values), eps=0.1, rtol=0.05, seed=2)
