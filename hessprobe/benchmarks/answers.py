@@ -17,9 +17,8 @@ import importlib.util
 import math
 import statistics
 import sysconfig
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import frobenius_norm, logdet, spectral_density, trace
 from hessprobe.hvp import Hessian
+from hessprobe.hvp.engines import device_clock
 from hessprobe.krylov import eigsh, lambda_max
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.operators import LinearOperator
@@ -66,11 +66,11 @@ class Network:
     passes: int
     lr: float
 
-    def trained(self, folder: Path | None = None) -> tuple[nn.Module, Data]:
-        """Return the module, trained and in evaluation mode, and its data."""
-        data = self.data(folder)
+    def trained(self, folder: Path | None = None, device: torch.device | str = "cpu") -> tuple[nn.Module, Data]:
+        """Return the module, trained and in evaluation mode, and its data, on a device."""
+        data = [(inputs.to(device), targets.to(device)) for inputs, targets in self.data(folder)]
         name, arguments = self.model
-        module = build_model(name, dict(arguments), seed=0)
+        module = build_model(name, dict(arguments), seed=0).to(device)
         optimizer = torch.optim.SGD(module.parameters(), lr=self.lr, momentum=0.9)
         for _ in range(self.passes):
             for inputs, targets in data:
@@ -80,8 +80,8 @@ class Network:
         return module.eval().requires_grad_(), data
 
 
-def _images(folder: Path | None, count: int, side: int, channels: int, size: int) -> Data:
-    """Return images of CIFAR-10 where ``folder`` has them, else handwritten digits moved about and scaled up."""
+def images(folder: Path | None, count: int, side: int, channels: int, size: int) -> Data:
+    """Return batches of CIFAR-10 where ``folder`` has it, else of handwritten digits moved about and scaled up."""
     if folder is not None and (folder / _IMAGES).is_file():
         full = load_dataset(f"image-folder:{folder / _IMAGES}")
         inputs, labels = full.split("train", "image", examples=count, seed=0)
@@ -102,7 +102,7 @@ def _images(folder: Path | None, count: int, side: int, channels: int, size: int
     return batches(inputs, labels, size)
 
 
-def _text(folder: Path | None, count: int, context: int, size: int) -> Data:
+def text(folder: Path | None, count: int, context: int, size: int) -> Data:
     """Return windows of Shakespeare where ``folder`` has him, else of the standard library's source."""
     path = folder / _TEXT if folder is not None else Path(sysconfig.get_path("stdlib")) / "argparse.py"
     codes = torch.tensor([min(ord(letter), 126) - 32 if letter != "\n" else 95 for letter in path.read_text("utf-8")])
@@ -116,7 +116,8 @@ def _digits(folder: Path | None, size: int) -> Data:  # noqa: ARG001  # one sign
     return batches(inputs, labels, size)
 
 
-def _token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy over all tokens."""
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
@@ -127,7 +128,7 @@ NETWORKS = {
             "a",
             "MLP 784-512-512-10, 2,048 images",
             ("mlp", {"in_features": 784, "hidden": [512, 512]}),
-            lambda folder: _images(folder, 2048, 28, 1, 256),
+            lambda folder: images(folder, 2048, 28, 1, 256),
             F.cross_entropy,
             20,
             0.02,
@@ -136,7 +137,7 @@ NETWORKS = {
             "b",
             "ResNet-20, 256 images",
             ("resnet", {}),
-            lambda folder: _images(folder, 256, 32, 3, 64),
+            lambda folder: images(folder, 256, 32, 3, 64),
             F.cross_entropy,
             30,
             0.05,
@@ -145,8 +146,8 @@ NETWORKS = {
             "c",
             "GPT 4 layers d=128, 128 sequences",
             ("gpt", {"vocab_size": 96, "context": 64, "layers": 4, "d_model": 128, "n_heads": 4}),
-            lambda folder: _text(folder, 128, 64, 16),
-            _token_loss,
+            lambda folder: text(folder, 128, 64, 16),
+            token_loss,
             20,
             0.05,
         ),
@@ -166,12 +167,12 @@ NETWORKS = {
 def gradient_seconds(module: nn.Module, loss: Loss, data: Data, rounds: int = 3) -> float:
     """Return the median time of the gradient over the data."""
     parameters = list(module.parameters())
-    times = []
+    device, times = parameters[0].device, []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = device_clock(device)
         for inputs, targets in data:
             torch.autograd.grad(loss(module(inputs), targets), parameters)
-        times.append(time.perf_counter() - began)
+        times.append(device_clock(device) - began)
     return statistics.median(times)
 
 
@@ -248,7 +249,7 @@ def _own(question: Callable[[LinearOperator], Any]) -> Contestant:
 
 
 def _product(A: LinearOperator) -> Estimate:
-    return Estimate(float((A @ _signs(A.dim, 1)[:, 0].to(A.dtype)).double().norm()), matvecs=1)
+    return Estimate(float((A @ _signs(A.dim, 1)[:, 0].to(A.device, A.dtype)).double().norm()), matvecs=1)
 
 
 def _density(A: LinearOperator) -> Estimate:
@@ -274,6 +275,10 @@ QUESTIONS: dict[str, Callable[[LinearOperator], Any]] = {
 }
 
 
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
 def _curvlinops_matrix(module: nn.Module, loss: Loss, data: Data) -> Any:
     import curvlinops
 
@@ -291,11 +296,11 @@ def _curvlinops_matrix(module: nn.Module, loss: Loss, data: Data) -> Any:
 def _probed(question: str) -> Contestant:
     def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
         A = _curvlinops_matrix(module, loss, data)
-        dim = sum(p.numel() for p in module.parameters())
-        W = _signs(dim, _PROBES)
-        began = time.perf_counter()
+        device = _device(module)
+        W = _signs(sum(p.numel() for p in module.parameters()), _PROBES).to(device)
+        began = device_clock(device)
         columns = [A @ W[:, i] for i in range(_PROBES)]
-        seconds = time.perf_counter() - began
+        seconds = device_clock(device) - began
         if question == "trace":
             samples = torch.stack([W[:, i].double() @ column.double() for i, column in enumerate(columns)])
         else:
@@ -325,13 +330,16 @@ def _power_iteration(module: nn.Module, loss: Loss, data: Data) -> Answered:
     from pyhessian import hessian
 
     torch.manual_seed(0)
-    values, _ = hessian(module, loss, dataloader=data, cuda=False).eigenvalues(maxIter=1000, tol=1e-4, top_n=1)
+    values, _ = hessian(module, loss, dataloader=data, cuda=_device(module).type == "cuda").eigenvalues(
+        maxIter=1000, tol=1e-4, top_n=1
+    )
     return Answered(values[0], values[0], values[0])
 
 
 def _one_of_theirs(module: nn.Module, loss: Loss, data: Data) -> Answered:
     A = _curvlinops_matrix(module, loss, data)
-    value = float((A @ _signs(sum(p.numel() for p in module.parameters()), 1)[:, 0]).double().norm())
+    W = _signs(sum(p.numel() for p in module.parameters()), 1).to(_device(module))
+    value = float((A @ W[:, 0]).double().norm())
     return Answered(value, value, value, 1)
 
 
@@ -349,7 +357,9 @@ def _chain_of_pyhessian(question: str) -> Contestant:
         from pyhessian import hessian
 
         torch.manual_seed(0)
-        nodes, weights = hessian(module, loss, dataloader=data, cuda=False).density(iter=_STEPS, n_v=1)
+        nodes, weights = hessian(module, loss, dataloader=data, cuda=_device(module).type == "cuda").density(
+            iter=_STEPS, n_v=1
+        )
         read = (torch.tensor(nodes[0]).double(), torch.tensor(weights[0]).double())
         return _of_quadrature(question, *read, sum(p.numel() for p in module.parameters()))
 
@@ -415,6 +425,10 @@ def time_answers(
     peers: bool = False,
     folder: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
+    device: torch.device | str = "cpu",
+    questions: Sequence[str] = (),
+    finished: Callable[[Answer], None] = lambda answer: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """Return what every contestant takes for every question on one network.
 
@@ -423,15 +437,23 @@ def time_answers(
         peers: other packages too, where they are installed.
         folder: where ``cifar10-jpeg.tar.xz`` and ``tinyshakespeare.txt`` lie; digits and a source text otherwise.
         report: told what is being done.
+        device: where.
+        questions: which; all where there are none.
+        finished: told of every answer.
+        late: whether no more answer is to be begun.
     """
     report(f"{network.name}: training")
-    module, data = network.trained(folder)
+    module, data = network.trained(folder, device)
     rows: list[Answer] = []
     for question, contestants in installed(peers).items():
+        if questions and question not in questions:
+            continue
         own: Answer | None = None
         for name, how in contestants:
+            if late():
+                return rows
             report(f"{network.name}: {question}, {name}")
-            _warmed(how)
+            _warmed(how, device)
             found, seconds, gradients = _timed(network, module, data, how)
             row = Answer(
                 network.name,
@@ -448,6 +470,7 @@ def time_answers(
             )
             own = own or row
             rows.append(row)
+            finished(row)
     return rows
 
 
@@ -460,8 +483,8 @@ def _agree(own: Answer, other: Answered) -> bool:
 
 
 def _timed(network: Network, module: nn.Module, data: Data, how: Contestant) -> tuple[Answered, float, float]:
-    before = gradient_seconds(module, network.loss, data)
-    began = time.perf_counter()
+    before, device = gradient_seconds(module, network.loss, data), _device(module)
+    began = device_clock(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -469,16 +492,16 @@ def _timed(network: Network, module: nn.Module, data: Data, how: Contestant) -> 
         except Exception as error:  # whatever another package may raise
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             found = Answered(math.nan, math.nan, math.nan, note=f"error: {reason}")
-    seconds = time.perf_counter() - began + found.more
+    seconds = device_clock(device) - began + found.more
     after = gradient_seconds(module, network.loss, data)
     return found, seconds, 2 * seconds / (before + after)
 
 
-def _warmed(how: Contestant) -> None:
+def _warmed(how: Contestant, device: torch.device | str) -> None:
     """Ask a network of a few parameters, so that what is imported at first use is there."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
-    data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(2)]
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).eval().to(device)
+    data = [(torch.randn(8, 3).to(device), torch.randint(2, (8,)).to(device)) for _ in range(2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # What fails here is said where it is timed.
@@ -486,9 +509,16 @@ def _warmed(how: Contestant) -> None:
             how(module, F.cross_entropy, data)
 
 
-def page(rows: Sequence[dict[str, Any]], machine: str, *, incomplete: bool = False) -> str:
+def page(
+    rows: Sequence[dict[str, Any]],
+    machine: str,
+    *,
+    incomplete: bool = False,
+    networks: Mapping[str, Network] | None = None,
+) -> str:
     """Return the answers as Markdown: a row a question and contestant, a column a network, in gradients."""
-    cases = [name for name in NETWORKS if any(row["case"] == name for row in rows)]
+    networks = NETWORKS if networks is None else networks
+    cases = [name for name in networks if any(row["case"] == name for row in rows)]
     cells = {(row["question"], row["contestant"], row["case"]): row for row in rows}
     lines = ["# Time to the answer, in gradients of the loss", ""]
     lines += ["Not complete: these were finished.", ""] if incomplete else []
@@ -500,12 +530,15 @@ def page(rows: Sequence[dict[str, Any]], machine: str, *, incomplete: bool = Fal
     for case in cases:
         own = [row for row in rows if row["case"] == case and row["contestant"] == OWN]
         gradient = own[0]["seconds"] / own[0]["gradients"]
-        said = "; ".join(f"{row['question'].split(',')[0]} {_number(row)}" for row in own[2:])
-        lines.append(f"- **{case}**: {NETWORKS[case].title}; a gradient takes {1e3 * gradient:.0f} ms. {said}.")
+        told = [row for row in own if row["question"] not in _UNTOLD]
+        said = "; ".join(f"{row['question'].split(',')[0]} {_number(row)}" for row in told)
+        lines.append(f"- **{case}**: {networks[case].title}; a gradient takes {1e3 * gradient:.0f} ms. {said}".strip())
     lines += ["", _READ, machine]
     return "\n".join(lines) + "\n"
 
 
+# What the lines below the table leave out.
+_UNTOLD = ("one product",)
 _READ = (
     "A gradient is what a training step does over the same data, timed before and after every answer. hessprobe begins "
     "each question anew: recordings and choices are in its time. Plain probes are not run to their end: eight products "

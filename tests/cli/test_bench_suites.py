@@ -95,6 +95,10 @@ def test_a_vocabulary_in_chunks_beside_one_written_out(tmp_path: Path, monkeypat
         (("--suite", "optimizers", "--optimizer", "sma"), "Did you mean 'sam'"),
         (("--suite", "steps", "--rounds", "1"), "--rounds must be an integer >= 2; got 1"),
         (("--suite", "vocabulary", "--case", "gpt"), "Did you mean 'gpt2'"),
+        (("--gpu", "--device", "cpu"), "--suite gpu needs an accelerator"),
+        (("--gpu", "--tiny", "--case", "gpt-1"), "Did you mean 'gpt-1b'"),
+        (("--tiny",), "--tiny is for --suite gpu"),
+        (("--gpu", "--suite", "steps"), "--gpu is for --suite gpu"),
         (("--suite", "optimizers", "--jobs", "0"), "--jobs must be an integer >= 1; got 0"),
     ],
 )

@@ -213,7 +213,7 @@ def _quartiles(row: _Row) -> str:
 
 
 _NAMES, _ANSWERED = ("mlp", "resnet20", "gpt"), ("a", "b", "c", "d")
-_SUITES = ("products", "answers", "steps", "optimizers", "landscapes", "memory", "vocabulary", "conformance")
+_SUITES = ("products", "answers", "steps", "optimizers", "landscapes", "memory", "vocabulary", "conformance", "gpu")
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -230,7 +230,8 @@ class BenchRequest:
             help="products: Hessian-vector products; answers: lambda_max, traces and norms of trained networks, from "
             "the question to the number; steps: SAM steps against other packages; "
             "optimizers: train and measure every optimizer; landscapes: points of a plane; memory: what a measurement "
-            "takes, without a limit and with some; vocabulary: products over 50,000 words, logits written out and in "
+            "takes, without a limit and with some; gpu: answers about networks that need one; "
+            "vocabulary: products over 50,000 words, logits written out and in "
             "chunks; conformance: the same cases on every tool that is installed.",
         ),
     ] = "products"
@@ -248,13 +249,17 @@ class BenchRequest:
         bool,
         typer.Option("--peers", help="The suite answers, other packages beside hessprobe where they are installed."),
     ] = False
+    gpu: Annotated[bool, typer.Option("--gpu", help="Short for --suite gpu, ten minutes on one card.")] = False
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="For gpu: small stand-ins, on any device, to see that it runs.")
+    ] = False
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="For answers: where cifar10-jpeg.tar.xz and tinyshakespeare.txt lie; by default handwritten digits, "
-            "scaled up, and the source of a module of Python.",
+            help="For answers and gpu: where cifar10-jpeg.tar.xz and tinyshakespeare.txt lie; by default handwritten "
+            "digits, scaled up, and the source of a module of Python.",
         ),
     ] = None
     rounds: Annotated[int, typer.Option("--rounds", help="Interleaved rounds.")] = 9
@@ -276,6 +281,8 @@ class BenchRequest:
     def __post_init__(self) -> None:
         if self.conformance and self.suite == "products":
             object.__setattr__(self, "suite", "conformance")
+        if self.gpu and self.suite == "products":
+            object.__setattr__(self, "suite", "gpu")
         if self.peers and self.suite == "products":
             object.__setattr__(self, "suite", "answers")
 
@@ -291,8 +298,9 @@ class BenchRequest:
             return {"case": list(self.cases), "rounds": self.rounds, "device": self.device}
         if self.suite in ("memory", "vocabulary"):
             return {"suite": self.suite, "case": list(self.case or ())}
-        if self.suite == "answers":
-            return {"suite": self.suite, "case": list(self.case or ()), "peers": self.peers, "data": self.data}
+        if self.suite in ("answers", "gpu"):
+            found = {"suite": self.suite, "case": list(self.case or ()), "peers": self.peers, "data": self.data}
+            return found | ({"tiny": self.tiny, "device": self.device} if self.suite == "gpu" else {})
         names = ("suite", "rounds", "optimizers", "seeds", "jobs", "json", "markdown", "resume")
         return {name: getattr(self, name, self.optimizer or ()) for name in names}
 
@@ -323,9 +331,15 @@ def check(request: BenchRequest) -> None:
         raise process.UsageError(
             f"--conformance is --suite conformance; got --suite {request.suite} as well. Give one of the two."
         )
-    for option, given, suite in (("--peers", request.peers, "answers"), ("--data", request.data, "answers")):
-        if given and request.suite != suite:
-            raise process.UsageError(f"{option} is for --suite {suite}; got --suite {request.suite}. Leave it out.")
+    for option, given, suites in (
+        ("--peers", request.peers, ("answers", "gpu")),
+        ("--data", request.data, ("answers", "gpu")),
+        ("--tiny", request.tiny, ("gpu",)),
+        ("--gpu", request.gpu, ("gpu",)),
+    ):
+        if given and request.suite not in suites:
+            names = " or ".join(suites)
+            raise process.UsageError(f"{option} is for --suite {names}; got --suite {request.suite}. Leave it out.")
     if request.data is not None and not os.path.isdir(request.data):
         raise process.UsageError(f"--data must be a folder; got {request.data!r}. Check the path, or leave it out.")
     if request.suite == "products":
@@ -340,6 +354,11 @@ def check(request: BenchRequest) -> None:
     if request.suite == "answers":
         for name in request.case or ():
             options.choice("--case", name, _ANSWERED)
+    if request.suite == "gpu":
+        from hessprobe.benchmarks import accelerator
+
+        for name in request.case or ():
+            options.choice("--case", name, tuple(accelerator.ASKED))
     if request.suite == "memory":
         from hessprobe.benchmarks import memory
 
@@ -363,6 +382,14 @@ def opened(request: BenchRequest) -> tuple[torch.device, Rows]:
     from hessprobe.cli.load import resolve_device
 
     process.settle_threads()
+    if request.suite == "gpu":
+        device = resolve_device(request.device)
+        if device.type == "cpu" and not request.tiny:
+            raise process.UsageError(
+                "--suite gpu needs an accelerator, or it would take days; got the device cpu. Pass --tiny to see that "
+                "it runs, or --suite answers for networks that a processor measures."
+            )
+        return device, []
     return resolve_device(request.device if request.suite == "products" else "cpu"), []
 
 
@@ -382,6 +409,8 @@ def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
     with status_line() as report:
         if request.suite == "products":
             _products(request, device, outcome.found, report)
+        elif request.suite == "gpu":
+            _gpu(request, device, outcome.found, report)
         else:
             suites[request.suite](request, outcome.found, report)
 
@@ -428,10 +457,12 @@ def _table(request: BenchRequest, outcome: Outcome[Rows], machine: dict[str, Any
         from hessprobe.benchmarks.conformance.page import page as conformance_page
 
         return conformance_page(rows, _machine(machine), incomplete=outcome.failure is not None)
-    if request.suite == "answers":
+    if request.suite in ("answers", "gpu"):
+        from hessprobe.benchmarks import accelerator
         from hessprobe.benchmarks.answers import page as answers_page
 
-        return answers_page(rows, _machine(machine), incomplete=outcome.failure is not None)
+        networks = accelerator.networks(tiny=request.tiny) if request.suite == "gpu" else None
+        return answers_page(rows, _machine(machine), incomplete=outcome.failure is not None, networks=networks)
     if request.suite == "products":
         from hessprobe.benchmarks import CASES
 
@@ -493,6 +524,21 @@ def _answers(request: BenchRequest, rows: Rows, report: Say) -> None:
         network = answers.NETWORKS[name]
         how: dict[str, Any] = {"peers": request.peers, "folder": folder, "report": report}
         rows += _once(name, partial(answers.time_answers, network, **how))
+
+
+def _gpu(request: BenchRequest, device: torch.device, rows: Rows, report: Say) -> None:
+    from hessprobe.benchmarks import accelerator
+
+    # Nothing is written down on the way: what takes ten minutes is begun anew.
+    accelerator.follow(
+        device,
+        lambda answer: rows.append(answer.row()),
+        cases=tuple(request.case or ()),
+        tiny=request.tiny,
+        peers=request.peers,
+        folder=None if request.data is None else Path(request.data),
+        report=report,
+    )
 
 
 def _steps(request: BenchRequest, rows: Rows, report: Say) -> None:
