@@ -260,6 +260,14 @@ Shard = Annotated[
         panel=_COMPUTE,
     ),
 ]
+DryRun = Annotated[
+    bool,
+    option(
+        "--dry-run",
+        help="Measure on the first batch alone, and tell the time and the memory that all of the data would take.",
+        panel=_COMPUTE,
+    ),
+]
 Memory = Annotated[
     str | None,
     option(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # Where the outcome goes, and how it is shown, decides no number.
-_NOT_IDENTITY = frozenset({"json", "csv", "out", "width", "style", "report", "debug", "markdown", "resume"})
+_NOT_IDENTITY = frozenset({"json", "csv", "out", "width", "style", "report", "debug", "markdown", "resume", "dry_run"})
 
 
 def path_of(record: str) -> Path:

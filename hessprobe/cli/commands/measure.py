@@ -59,6 +59,7 @@ class MeasureRequest:
     engine: options.Engine = "auto"
     memory: options.Memory = None
     shard: options.Shard = None
+    dry_run: options.DryRun = False
     json: options.Json = None
     csv: options.Csv = None
     out: options.Figure = None
@@ -90,7 +91,26 @@ def measure(request: MeasureRequest) -> None:
 
 def run(request: MeasureRequest) -> None:
     """Measure as asked; print and write what was found, also when something ended the work early."""
+    if request.dry_run:
+        carry_out(request, check=check, opened=opened, collect=foresee, publish=tell)
+        return
     carry_out(request, check=check, opened=opened, collect=collect, publish=publish, facts=facts)
+
+
+def foresee(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Any]]) -> None:
+    """Make the measurement on the first batch, for what all of it will take."""
+    from hessprobe.benchmarks.rehearsal import rehearse
+
+    _, risk, settings = inputs
+    outcome.found.append(rehearse(request.names, risk, settings))
+
+
+def tell(request: MeasureRequest, inputs: Inputs, outcome: Outcome[list[Any]]) -> None:
+    """Print what the measurement will take, or its JSON."""
+    if outcome.found:
+        from hessprobe.cli import foreseen
+
+        foreseen.deliver(outcome.found[0], inputs[0].title, request.json)
 
 
 def check(request: MeasureRequest) -> None:
@@ -99,6 +119,8 @@ def check(request: MeasureRequest) -> None:
     Raises:
         UsageError: a name that does not exist, a number outside its range, an output that cannot be written.
     """
+    if request.dry_run and request.shard is not None:
+        raise process.UsageError("--dry-run is of one process; got --shard as well. Leave one of them out.")
     for name in request.names:
         options.choice("--measure", name, TABLE)
     options.choice("--operator", request.operator, options.ANY_OPERATOR)
@@ -126,6 +148,10 @@ def check(request: MeasureRequest) -> None:
         raise process.UsageError(
             f"--out must have something to draw; got {', '.join(request.names)}, single numbers. Add --per-layer, "
             "--k 8 or --measure density, or write the page with --report."
+        )
+    if request.dry_run and (request.out or request.csv or request.report):
+        raise process.UsageError(
+            "--dry-run measures nothing that could be drawn or listed; got --out, --csv or --report. Leave it out."
         )
     options.check_outputs(json=request.json, csv=request.csv, out=request.out, report=request.report)
     for note in idle_options(request):
