@@ -182,6 +182,8 @@ _SEARCH = 10
 _SWEEP_PRODUCTS, _FEW_PRODUCTS = 400, 60
 # The least that a sweep for a tolerance is expected to take: chains, those of its pilot among them, and their steps.
 _SWEEP_CHAINS, _SWEEP_STEPS = 16, 64
+# Chains beyond which a density is not measured as far as its band asks for: below 3,600 parameters.
+_BAND_CHAINS = 4
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,9 @@ class Context:
         """Products behind everything found so far, each counted once."""
         known = self.__dict__
         # Of an indefinite matrix both ends come from one run.
-        own = ("eigenpairs", "trace", "directions", *(("smallest",) if self.A.psd else ()))
+        of_sketch = self._norm_of_sketch and "diagonal" not in self.needs
+        of_trace = () if of_sketch else ("trace",)
+        own = ("eigenpairs", *of_trace, "directions", *(("smallest",) if self.A.psd else ()))
         # Directions are None where none are worth their search.
         parts = [known[name].matvecs for name in own if known.get(name) is not None]
         sampled = ("sketch",) if self._norm_of_sketch else ("frobenius", "sketch")
@@ -411,7 +415,12 @@ class Context:
 
     @cached_property
     def trace(self) -> Estimate:
-        """The trace, with its blocks."""
+        """The trace, with its blocks; of a matrix that is written out for a sweep anyhow its sum of eigenvalues.
+
+        Unless every diagonal entry is wanted, which eigenvalues do not tell.
+        """
+        if self._norm_of_sketch and "diagonal" not in self.needs:
+            return self.sketch.trace()
         return estimators.trace(
             self.by_group,
             seed=self.settings.seed,
@@ -547,6 +556,9 @@ class Context:
             return {"rtol": self.settings.rtol}
         level = self.settings.confidence
         count = chains_for(self.A.dim, HALF_WIDTH, level)
+        if count > _BAND_CHAINS:
+            # Of few eigenvalues the band would take nearly the whole matrix; what is reached is told as it is.
+            return {"n_probes": max(_BAND_CHAINS, math.ceil((2 / HALF_WIDTH) ** 2 / (2 * self.A.dim)))}
         return {"n_probes": count, "enough": resolves(HALF_WIDTH, count, level, None)}
 
     def _progress(self, stage: str) -> Callable[[Progress], None]:
