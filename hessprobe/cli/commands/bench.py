@@ -36,7 +36,7 @@ def page(suite: str, rows: Sequence[_Row], *, rounds: int, seeds: int, incomplet
     """Return title and table of the suite, and a word that it is not all where it is not.
 
     Args:
-        suite: ``"steps"``, ``"optimizers"``, ``"landscapes"``, ``"memory"`` or ``"vocabulary"``.
+        suite: ``"steps"``, ``"optimizers"``, ``"landscapes"``, ``"memory"``, ``"vocabulary"`` or ``"growth"``.
         rows: of the record.
         rounds: interleaved rounds that the medians are over.
         seeds: runs of every optimizer.
@@ -48,6 +48,7 @@ def page(suite: str, rows: Sequence[_Row], *, rounds: int, seeds: int, incomplet
         "landscapes": lambda: _landscapes_table(rows, rounds),
         "memory": lambda: _memory_table(rows),
         "vocabulary": lambda: _vocabulary_table(rows),
+        "growth": lambda: _growth_table(rows),
     }[suite]()
     note = "Not complete: these were finished.\n\n" if incomplete else ""
     return f"# {title}\n\n{note}{table}"
@@ -208,12 +209,29 @@ def _vocabulary_table(rows: Sequence[_Row]) -> tuple[str, str]:
     return "Products over a large vocabulary", "\n".join(lines) + "\n"
 
 
+def _growth_table(rows: Sequence[_Row]) -> tuple[str, str]:
+    from hessprobe.benchmarks.growth import page as growth_page
+
+    return "How the time of a measurement grows", growth_page(rows)
+
+
 def _quartiles(row: _Row) -> str:
     return "n/a" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 _NAMES, _ANSWERED = ("mlp", "resnet20", "gpt"), ("a", "b", "c", "d")
-_SUITES = ("products", "answers", "steps", "optimizers", "landscapes", "memory", "vocabulary", "conformance", "gpu")
+_SUITES = (
+    "products",
+    "answers",
+    "steps",
+    "optimizers",
+    "landscapes",
+    "memory",
+    "vocabulary",
+    "conformance",
+    "gpu",
+    "growth",
+)
 
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
@@ -230,7 +248,8 @@ class BenchRequest:
             help="products: Hessian-vector products; answers: lambda_max, traces and norms of trained networks, from "
             "the question to the number; steps: SAM steps against other packages; "
             "optimizers: train and measure every optimizer; landscapes: points of a plane; memory: what a measurement "
-            "takes, without a limit and with some; gpu: answers about networks that need one; "
+            "takes, without a limit and with some; gpu: answers about networks that need one; growth: "
+            "times over two decades of examples, parameters and probes; "
             "vocabulary: products over 50,000 words, logits written out and in "
             "chunks; conformance: the same cases on every tool that is installed.",
         ),
@@ -404,6 +423,7 @@ def collect(request: BenchRequest, device: torch.device, outcome: Outcome[Rows])
         "landscapes": _landscapes,
         "memory": _memory,
         "vocabulary": _vocabulary,
+        "growth": _growth,
         "conformance": _conformance,
     }
     with status_line() as report:
@@ -539,6 +559,12 @@ def _gpu(request: BenchRequest, device: torch.device, rows: Rows, report: Say) -
         folder=None if request.data is None else Path(request.data),
         report=report,
     )
+
+
+def _growth(request: BenchRequest, rows: Rows, report: Say) -> None:  # noqa: ARG001  # as elsewhere
+    from hessprobe.benchmarks import growth
+
+    growth.measure(lambda grown: rows.append(grown.row()), report=report)
 
 
 def _steps(request: BenchRequest, rows: Rows, report: Say) -> None:
