@@ -289,7 +289,10 @@ class DoubleBackward:
             leaf = leaf_at(theta)
             gradient = _gradient(loss(leaf), leaf)
             root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
-        shape = tuple((t.shape, t.dtype) for t in loss.tensors()) if isinstance(loss, BatchLoss) else ()
+        tensors = loss.tensors() if isinstance(loss, BatchLoss) else []
+        # A nested tensor has no shape.
+        known = not any(tensor.is_nested for tensor in tensors)
+        shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors) if known else ()
         nbytes = self._bytes.get(shape) if shape else None
         if nbytes is None:
             nbytes = self._bytes[shape] = graph_bytes(gradient, ignore=[theta, leaf])

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,12 +176,15 @@ def cdf_bounds(
         slack: eigenvalues within ``slack`` of x count on the side that widens the bounds (rounding of the products).
         left: bound Psi(x-) = Psi of what is < x; it differs from Psi(x) for an exact chain only.
     """
-    if float(betas[len(alphas) - 1]) == 0.0:
+    # Read as arrays: torch takes every number out of a tensor by a call of its own, as if it lay on a device.
+    diagonal, beside = alphas.double().numpy(), betas.double().numpy()
+    if beside[len(diagonal) - 1] == 0.0:
         rule = gauss(alphas, betas)
         return _weight_below(rule, x - slack, not left), _weight_below(rule, x + slack, not left)
-    tiny = math.sqrt(_EPS) * float(alphas.abs().max() + betas.abs().max())
+    tiny = math.sqrt(_EPS) * float(np.abs(diagonal).max() + np.abs(beside).max())
     # Near a Ritz value the extended matrix has a huge corner; half a step aside costs nothing, as Psi is monotone.
-    aside = 4 * tiny if float((torch.linalg.eigvalsh(tridiagonal(alphas, betas)) - x).abs().min()) < 2 * tiny else 0.0
+    ritz = torch.linalg.eigvalsh(tridiagonal(alphas, betas)).numpy()
+    aside = 4 * tiny if np.abs(ritz - x).min() < 2 * tiny else 0.0
     slack = max(slack, tiny)
     rule = _through(alphas, betas, x - aside)
     low = _weight_below(rule, x - aside - slack, False)
@@ -214,16 +218,17 @@ def step_bounds(rule: QuadratureRule, x: Tensor, *, exact: bool, slack: float = 
 
 
 def _weight_below(rule: QuadratureRule, x: float, closed: bool) -> float:
-    inside = rule.nodes <= x if closed else rule.nodes < x
-    return min(float(rule.weights[inside].sum()), 1.0)
+    nodes = rule.nodes.numpy()
+    inside = nodes <= x if closed else nodes < x
+    return min(float(rule.weights.numpy()[inside].sum()), 1.0)
 
 
 def _through(alphas: Tensor, betas: Tensor, x: float) -> QuadratureRule:
     """Return the (m+1)-point rule with a node at x, which is no Ritz value."""
     shifted = tridiagonal(alphas, betas) - x * torch.eye(len(alphas), dtype=torch.float64)
     unit = torch.zeros(len(alphas), dtype=torch.float64)
-    unit[-1] = float(betas[len(alphas) - 1]) ** 2
-    return _extended(alphas, betas, x + float(torch.linalg.solve(shifted, unit)[-1]))
+    unit[-1] = betas[len(alphas) - 1] ** 2
+    return _extended(alphas, betas, x + float(torch.linalg.solve(shifted, unit).numpy()[-1]))
 
 
 def _extended(alphas: Tensor, betas: Tensor, corner: float) -> QuadratureRule:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hessprobe.errors import DataError, NonFiniteError, UnsupportedError
+from hessprobe.errors import DataError, NonFiniteError, UnsupportedError, about
 from hessprobe.objective import base, checking, modes
 from hessprobe.objective import batches as data_tools
 from hessprobe.objective.base import BatchLoss, LossRule, Objective
@@ -316,7 +316,10 @@ def spread(risk: EmpiricalRisk) -> ShardedRisk:
         )
     if risk.batchnorm != "eval":
         raise UnsupportedError(
-            f"batchnorm must be 'eval' where weights are spread over ranks; got {risk.batchnorm!r}. Leave it out."
+            about(
+                "batchnorm",
+                f"must be 'eval' where weights are spread over ranks; got {risk.batchnorm!r}. Leave it out.",
+            )
         )
     module, chosen = risk.module, set(risk.layout.names)
     for name, parameter in module.named_parameters():

@@ -598,6 +598,11 @@ def _require_modest(arguments: Mapping[str, Any], state_dict: Mapping[str, Tenso
     Raises:
         CheckpointError: names the argument.
     """
+    if not isinstance(arguments, Mapping):
+        raise CheckpointError(
+            f"{source} must have the arguments of its model by name; got {type(arguments).__name__}. Save it again "
+            "with save_checkpoint."
+        )
     most = max(len(state_dict), _FEW)
     for name, value in arguments.items():
         count = value if name in _DEPTHS else len(value) if isinstance(value, (list, tuple)) else 0
