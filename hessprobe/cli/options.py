@@ -603,6 +603,9 @@ def require_there(paths: Iterable[str | Path]) -> None:
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():
+            # A pipe may never say anything.
+            return b""
         with path.open("rb") as file:
             return file.read(_HEAD)
     except (OSError, ValueError):

@@ -246,13 +246,15 @@ def require_file(path: str | Path) -> Path:
     """Return ``path`` if it is an existing file.
 
     Raises:
-        CheckpointError: nothing is there, or a folder.
+        CheckpointError: nothing is there, or a folder, a pipe or a device.
     """
     source = Path(path)
     if source.is_dir():
         raise CheckpointError(f"{source} is a folder, not a checkpoint. Give the file inside it.")
     if not source.exists():
         raise CheckpointError(f"{source} does not exist. Check the path.")
+    if not source.is_file():
+        raise CheckpointError(f"{source} is a pipe or a device, not a file. Write the checkpoint to a file first.")
     if not os.path.getsize(source):
         raise CheckpointError(f"{source} is empty. Copy or save it again.")
     return source

@@ -265,3 +265,10 @@ def test_options_from_a_file_that_is_nested_or_large_or_none(run, tmp_path):
         ("../" + tmp_path.name, "--config must be a file; got"),
     ):
         assert said in one_sentence(run("info", "a.pt", "--config", tmp_path / name), 2)
+
+
+@pytest.mark.parametrize("command", ["info", "measure", "landscape", "report", "plot", "repeat"])
+def test_a_pipe_that_never_says_anything_is_refused_and_not_waited_for(run, tmp_path, command):
+    os.mkfifo(tmp_path / "fifo")
+    told = one_sentence(run(command, tmp_path / "fifo"), 1)
+    assert "is a pipe or a device" in told or "is no file" in told
