@@ -538,7 +538,7 @@ def page(
 
 
 # What the lines below the table leave out.
-_UNTOLD = ("one product",)
+_UNTOLD = ("one product", "lambda_max, a look (5 %)")
 _READ = (
     "A gradient is what a training step does over the same data, timed before and after every answer. hessprobe begins "
     "each question anew: recordings and choices are in its time. Plain probes are not run to their end: eight products "

@@ -177,14 +177,6 @@ class Sums(NamedTuple):
     blocks: Tensor
 
 
-class _Spread:
-    """Squares of contrasts, summed over columns."""
-
-    def __init__(self, probes: Tensor, blocks: int) -> None:
-        self.squares = torch.zeros(len(probes), dtype=torch.float64, device=probes.device)
-        self.blocks = torch.zeros(len(probes), blocks, dtype=torch.float64, device=probes.device)
-
-
 def _pieces(rows: Tensor) -> Iterator[slice]:
     width = (_PIECE if rows.device.type == "cpu" else _DEVICE_PIECE) // len(rows) // FOLDED * FOLDED
     for start in range(0, rows.shape[1], max(width, FOLDED)):
@@ -219,7 +211,9 @@ class LawSums:
         count, dim = probes.shape
         none = torch.zeros(0, dtype=torch.float64, device=probes.device)
         total, blocks = none.new_zeros(count), none.new_zeros(count, len(self._slices))
-        signs, spread = self._law == "rademacher", _Spread(probes, len(self._slices))
+        signs = self._law == "rademacher"
+        # Of the contrasts, in all and within blocks.
+        squares, within = none.new_zeros(count), none.new_zeros(count, len(self._slices))
         folded = none.new_zeros(count, min(dim, FOLDED))
         if signs and self._seen == 0:
             self._first, self._running = none.new_empty(dim), none.new_zeros(dim)
@@ -232,14 +226,14 @@ class LawSums:
             if self._keep:
                 fold_into(folded, entries, where, dim)
             rows = self._contrasts(entries, where)
-            spread.squares += rows.sum(1)
-            self._into(spread.blocks, rows, where)
+            squares += rows.sum(1)
+            self._into(within, rows, where)
         if signs:
             # The very first row has nothing before it.
             new = slice(1 if self._seen == 0 else 0, None)
-            self._squares.append(spread.squares[new])
+            self._squares.append(squares[new])
             if self._slices:
-                self._blocks.append(spread.blocks[new])
+                self._blocks.append(within[new])
             self._seen += count
             self._add_outside(probes, products)
             if self._keep:

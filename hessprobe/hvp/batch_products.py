@@ -415,7 +415,7 @@ class BatchProducts:
         begun = self._engine is None and self._begin(batch)
         engine = self._choose(batch) if self._engine is None else self._engine
         try:
-            product = self._checked(engine, batch, theta)
+            product = self._checked(engine, batch, few, theta)
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         except (MemoryBudgetError, *UNSUPPORTED) as error:
@@ -426,7 +426,7 @@ class BatchProducts:
                     f"engine={engine.name!r} cannot differentiate this model: {first_line(error)}. Leave engine out: "
                     "another one is then taken."
                 ) from error
-            return self._made_otherwise(batch, theta)
+            return self._made_otherwise(batch, few, theta)
         self._verified = True
         return product
 
@@ -442,20 +442,22 @@ class BatchProducts:
         self.gradient_seconds = min(times) / batch.weight
         return gradient
 
-    def _made_otherwise(self, batch: BatchLoss, theta: Tensor) -> Product:
+    def _made_otherwise(self, batch: BatchLoss, few: BatchLoss, theta: Tensor) -> Product:
         """Return the product by what works, where the engine that was begun with does not."""
         self.pool.watch, self._engine, self.choice = None, None, None
         engine = self._choose(batch)
         try:
-            product = self._checked(engine, batch, theta)
+            product = self._checked(engine, batch, few, theta)
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         self._verified = True
         self._remember(batch, at_once_works=False)
         return product
 
-    def _checked(self, engine: Engine, batch: BatchLoss, theta: Tensor) -> Product:
+    def _checked(self, engine: Engine, batch: BatchLoss, few: BatchLoss, theta: Tensor) -> Product:
         """Return the product of the first batch; of an exact engine after it has been seen to be a second derivative.
+
+        That is looked at on ``few`` of its examples.
 
         Raises:
             WrongProductError: it is not.
@@ -463,7 +465,7 @@ class BatchProducts:
         product = engine(batch, theta)
         if not self._verified and engine.is_exact:
             # An engine that records a shape would have to record another one.
-            few = batch if engine.setup_seconds else self._few_of(batch, theta)
+            few = batch if engine.setup_seconds else few
             looked_at = product if few is batch else engine(few, theta)
             require_symmetric(looked_at, theta)
             if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix

@@ -261,7 +261,7 @@ class BenchRequest:
             "--case",
             metavar="NAME",
             help="mlp, resnet20 or gpt; all by default. For memory also digits, gpt-50m, gpt-200m; for "
-            "answers a to d; for vocabulary head-64, head-768, gpt2.",
+            "answers a to d; for vocabulary head-64, head-768, gpt2; for gpu resnet18, gpt-124m, gpt-1b.",
         ),
     ] = None
     peers: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -38,6 +39,32 @@ def collected(A: Tensor, law: str, n: int, size: int, seed: int = 0) -> LawSums:
         own = torch.stack([(W * (W @ A))[:, where].sum(1) for where in SLICES], 1)
         torch.testing.assert_close(found.blocks, own)
     return sums
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("dim", [251, 252, 4016, 4017, 9001])
+def test_pieces_of_columns_add_up_to_the_whole(law: str, dim: int) -> None:
+    """Blocks begin and end within pieces, and between them; every sum is that over whole rows."""
+    generator = torch.Generator().manual_seed(dim)
+    edges = [0, *sorted(torch.randperm(dim - 1, generator=generator)[:4].add(1).tolist()), dim]
+    slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+    W = ProbeStream(dim, 1, law).block(0, 11)
+    Z = torch.randn(11, dim, generator=generator, dtype=torch.float64)
+    sums = LawSums(law, slices, keep=True)
+    for rows in (slice(0, 8), slice(8, 11)):
+        found = sums.add(W[rows], Z[rows])
+        torch.testing.assert_close(found.total, (W[rows] * Z[rows]).sum(1))
+        torch.testing.assert_close(found.blocks, torch.stack([(W[rows] * Z[rows])[:, one].sum(1) for one in slices], 1))
+    known, entries = sums.result(), W * Z
+    expected = {
+        "rademacher": 2 * entries.var(0).sum(),
+        "gaussian": 2 * Z.square().sum(1).mean(),
+        "sphere": 2 * (Z - entries.mean(1, keepdim=True) * W).square().sum(1).mean(),
+    }[law]
+    assert known.variance.value == pytest.approx(float(expected), rel=1e-10)
+    if law == "rademacher":
+        torch.testing.assert_close(known.blocks, torch.stack([entries.var(0)[one].sum() for one in slices]))
+        torch.testing.assert_close(known.folded, fold(entries))
 
 
 def test_contrasts_hold_all_of_the_sample_variances() -> None:

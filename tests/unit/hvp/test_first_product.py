@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp import Hessian, batch_products, known
+from hessprobe.hvp import Hessian, batch_products, engines, known
 from hessprobe.hvp.auto import Choice, no_recorder
 from hessprobe.hvp.engines import DoubleBackward, pulled_back
 from hessprobe.hvp.linearized import Linearized
@@ -88,6 +88,29 @@ def test_entries_that_are_not_finite_are_found_and_sums_that_overflow_are_none()
     both = rows.clone()
     both[0, 0], both[0, 1] = float("inf"), -float("inf")
     assert not all_finite(both)
+
+
+def test_the_memory_of_a_graph_is_read_once_a_shape(monkeypatch):
+    read: list[int] = []
+    reading = engines.graph_bytes
+
+    def watched(*roots, ignore=()):
+        read.append(reading(*roots, ignore=ignore))
+        return read[-1]
+
+    monkeypatch.setattr(engines, "graph_bytes", watched)
+    engine, sizes = DoubleBackward(), [64, 64, 32, 64, 32]
+    batches = [batch for n in sizes for batch in _risk(batches=1, examples=n).terms()]
+    theta = _risk(batches=1).theta
+    found = [engine(batch, theta).nbytes for batch in batches]
+    assert len(read) == 2
+    assert found[:3] == [found[0], found[0], found[4]]
+    assert found == [known_bytes(batch, theta) for batch in batches]
+    assert found[0] > found[2]
+
+
+def known_bytes(batch, theta):
+    return DoubleBackward()(batch, theta).nbytes
 
 
 class Clock:

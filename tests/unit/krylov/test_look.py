@@ -44,6 +44,17 @@ def test_some_eigenvalue_lies_within_the_residual_and_none_above_is_claimed_to_b
     assert found.matvecs < hp.lambda_max(A, rtol=0.05, seed=seed).matvecs
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_value_and_residual_are_those_of_a_true_product(seed):
+    A = drawn(seed)
+    found = hp.lambda_max(A, rtol=0.05, certified=False, seed=seed)
+    pairs = hp.eigsh(A, 1, "largest", tol=0.05, rtol=None, seed=seed)
+    (y,) = pairs.vectors
+    assert found.value == pytest.approx(float(y @ A @ y), rel=1e-9)
+    assert found.details["residual"] == pytest.approx(float((A @ y - found.value * y).norm()), rel=1e-6)
+    assert found.matvecs == pairs.matvecs - 1  # the product that confirms it
+
+
 def test_the_largest_is_found_where_it_stands_apart():
     for seed in range(2, 42, 4):
         A = drawn(seed)
