@@ -74,7 +74,7 @@ from hessprobe.estimators.xtrace import (
     project,
     remainder_squares,
 )
-from hessprobe.operators import Counted, LinearOperator, settled
+from hessprobe.operators import Counted, LinearOperator, SomeTerms, settled
 from hessprobe.vectors import LAWS, ProbeStream, fold, gram, room_for_vectors, row_dots, rows_within
 
 # Elements of one group of probes whose pairs are used; it depends on d alone, so that results depend on memory only
@@ -122,6 +122,9 @@ class Pairs:
     values: Tensor | None = None
 
 
+# Groups of examples at least, as many products are made by them: of half as many, a network's product takes a tenth to
+# a half less. The error that they tell is known to 27 % and has 7 degrees of freedom, which its interval uses.
+_GROUPS = 8
 # Probes that are multiplied by groups of examples where these are finer than the batches.
 _TOLD = 16
 
@@ -151,6 +154,19 @@ class SquareSamples:
     def combined(self) -> Combined:
         """Return the estimate of ||P A P||_F^2."""
         return combine_squares(self.squares, self.pairs)
+
+    def joined(self, more: SquareSamples) -> SquareSamples:
+        """Return these and those of further probes."""
+        tables = [table for table in (self.table, more.table) if table is not None]
+        return replace(
+            more,
+            squares=torch.cat([self.squares, more.squares]),
+            forms=torch.cat([self.forms, more.forms]),
+            pairs=[*self.pairs, *more.pairs],
+            blocks=torch.cat([self.blocks, more.blocks]),
+            table=torch.cat(tables) if tables else None,
+            weights=self.weights,
+        )
 
 
 def group_rows(dim: int) -> int:
@@ -228,7 +244,7 @@ def sample_squares(
     offset = 0.0 if deflated is None else deflated.squared_norm
     seed = 0 if stream is None else stream.seed
     parts = A if parts is None else parts
-    told = count if stream is None or parts.n_terms == A.n_terms else min(count, _TOLD)
+    told = count if stream is None or parts.n_terms == A.n_terms else max(min(start + count, _TOLD) - start, 0)
     for first, stop in blocks_of(count, group_rows(A.dim)):
         probes = _units(A, first, stop) if stream is None else stream.block(start + first, start + stop)
         rows = max(min(told - first, stop - first), 0)
@@ -330,6 +346,12 @@ def _progress(parts: list[_Group], offset: float, done: int, count: int, *, exac
 
 
 _PILOT = 12
+# Directions taken from a quarter of the data; the products that are looked at before, and what the last of these may
+# have left when the others are taken out: on trained networks it was a third at most, or nearly all of it. Then the
+# probes that a run begins with, and how often it may go on.
+_TAKEN, _LOOKED_AT, _LEAVES, _FIRST, _ROUNDS = 12, 8, 0.5, 6, 8
+# One over the share of the data that is sketched from.
+_SHARE = 4
 # Up to here the whole matrix is no dearer than pilot and run, and what a deflation leaves is too small a space for the
 # law of its probes: on a Hessian of 31 parameters a third of the intervals missed.
 _SMALL = 64
@@ -367,8 +389,10 @@ def frobenius_norm(
     ||A||_F^2 = 2 ||A V^T||_F^2 - ||V A V^T||_F^2 + ||P A P||_F^2 for orthonormal rows V (k, d) and P = I - V^T V.
     The first two terms are known from k products; the last is estimated from n shared probes by E ||P A P w||^2 and
     by pair products (w_i^T A w_j)^2, see ``squares``. The relative standard deviation of one probe is about 0.85
-    where a few outlying eigenvalues dominate, so deflate them. With a tolerance as many of the pilot's own products are
-    deflated as save more probes than they cost (``captured``); and where d products are no more, they are made.
+    where a few outlying eigenvalues dominate, so deflate them. With a tolerance 12 directions are found on a quarter of
+    the terms, where eight products of these tell that few directions matter, and probes are added, six at first, until
+    the interval is narrow enough; elsewhere as many of a pilot's own products are deflated as save more probes than
+    they cost. Where d products are no more, they are made.
 
     Args:
         A: symmetric operator, or what ``aslinearoperator`` takes.
@@ -382,7 +406,7 @@ def frobenius_norm(
         law: of the probes: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         confidence: level the tolerances speak of.
         max_probes: cap on what a tolerance may ask for.
-        data_error: tell the error from the data being a sample; where there are fewer than 16 batches, up to 16
+        data_error: tell the error from the data being a sample; where there are fewer than 8 batches, up to 16
             products and those with ``deflate`` are made by groups of examples, and add up (``LinearOperator.grouped``).
         callback: called with a ``Progress`` after each group of products.
 
@@ -415,7 +439,8 @@ def frobenius_norm(
     operator = Counted(settled(A))
     asked = budget.goal(rtol, atol, n_probes, confidence, max_probes)
     basis = basis_of(deflate, operator)
-    parts = operator.grouped(GROUPS) if data_error else operator
+    # A deflation that is given has its products by these groups.
+    parts = operator.grouped(GROUPS if isinstance(deflate, Deflation) else _GROUPS) if data_error else operator
     request = _Request(operator, parts, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
     deflated = deflate if isinstance(deflate, Deflation) else None
     if deflated is None and basis is not None:
@@ -534,6 +559,9 @@ def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
     A = request.operator
     if deflated is None and (A.dim <= _SMALL or budget.exact_pays(A.dim, _PILOT + _MINIMUM)):
         return _exact(request)
+    found = None if deflated is not None else _from_part(request)
+    if found is not None:
+        return found
     pilot = sample_squares(A, request.stream("pilot"), 0, _PILOT, deflated)
     plan, details = _cheapest(request, pilot, deflated)
 
@@ -550,6 +578,48 @@ def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
         return budget.carried_out(A.dim, [way], lambda sampled: _exact(request))[0]
 
     return budget.carried_out(A.dim, [Way(plan.products, run)], lambda sampled: _exact(request))[0]
+
+
+def _from_part(request: _Request) -> Estimate | None:
+    """Deflate what a quarter of the data shows of the range, then go on as the probes ask; None where it shows little.
+
+    Two passes of a subspace iteration over so few data cost as much as half a pass over all. Where few directions hold
+    most of A, those of a part of the data are near enough: whatever they miss is seen by the probes, which are
+    independent of them. On the other networks a pilot of all data is better by more than it costs.
+
+    Probes are added until the interval is narrow enough, so that the sample is no longer one of a fixed size. What a
+    rule like this does to a mean whose low values come with a short error bar, it does to the small part that the
+    directions leave: over 3,200 runs on eight kinds of spectra (200 dimensions, eight terms of 40 examples; asked for 2
+    and 10 %) nominal 95 % intervals covered .940 to .965.
+    """
+    A = request.operator
+    whole = A if A.n_terms >= _SHARE else request.parts
+    if whole.n_terms < _SHARE or whole.ranks is not None:
+        return None
+    part, stream = SomeTerms(whole, range(1, whole.n_terms, _SHARE)), request.stream("pilot")
+    seen = multiply(part, stream.block(0, _LOOKED_AT))
+    left = remainders(seen).mean(0)
+    if not float(left[-1]) < _LEAVES * float(left[0]):
+        return None
+    seen = torch.cat([seen, multiply(part, stream.block(_LOOKED_AT, _TAKEN))])
+    basis = leading(multiply(part, leading(seen, _TAKEN)), _TAKEN)
+    del seen
+
+    def run() -> Estimate:
+        found = deflation(A, basis, seed=request.seed, parts=request.parts)
+        goal, samples, used, wanted = request.goal, None, 0, _FIRST
+        # So few probes may know the size of a run badly: it is asked again, a few times at most.
+        for _ in range(_ROUNDS):
+            more = max(min(wanted, goal.max_probes), _FIRST) - used
+            new = sample_squares(A, request.stream("frobenius"), used, more, found, request.callback, request.parts)
+            samples, used = new if samples is None else samples.joined(new), used + more
+            estimate = _of(request, samples, found, {"pilot": {"probes": _FIRST, "wanted": wanted}})
+            if used >= goal.max_probes or estimate.half_width(goal.confidence) <= goal.target(estimate.value):
+                break
+            wanted = max(_wanted(request, samples.combined(), estimate.value, used), used + 1)
+        return budget.settled(estimate, goal, wanted, used)
+
+    return budget.carried_out(A.dim, [Way(len(basis) + _FIRST, run)], lambda sampled: _exact(request))[0]
 
 
 def _settled(request: _Request, wanted: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
@@ -597,22 +667,28 @@ def _expected(squares: Tensor) -> Combined:
     return Combined(mean, single / m, m - 1.0, 0.0, single, 2 * mean**2 + single)
 
 
-def _wanted(request: _Request, measured: Combined, norm: float) -> int:
-    """Return the probes that reach the tolerance, with the moments of a pilot of ``_PILOT`` probes."""
-    group, cautious = group_rows(request.operator.dim), budget.upper_std(1.0, _PILOT - 1)
+def _wanted(request: _Request, measured: Combined, norm: float, pilot: int = _PILOT) -> int:
+    """Return the probes that reach the tolerance, with the moments of a pilot of so many probes."""
+    group, cautious = group_rows(request.operator.dim), budget.upper_std(1.0, pilot - 1)
     return budget.smallest_count(
         lambda n: cautious * math.sqrt(expected_variance(measured, n, group)) / (2 * norm) if norm else 0.0,
         lambda n: (n - 1) / 2,
         request.goal.target(norm),
         request.goal.confidence,
-        minimum=_MINIMUM,
+        minimum=min(pilot, _MINIMUM),
         maximum=request.goal.max_probes,
     )
 
 
 def _run(request: _Request, count: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
-    A = request.operator
-    samples = sample_squares(A, request.stream("frobenius"), 0, count, deflated, request.callback, request.parts)
+    stream = request.stream("frobenius")
+    samples = sample_squares(request.operator, stream, 0, count, deflated, request.callback, request.parts)
+    return _of(request, samples, deflated, details)
+
+
+def _of(request: _Request, samples: SquareSamples, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
+    """Return the norm that the samples of fresh probes tell."""
+    A, count = request.operator, len(samples.squares)
     combined = samples.combined()
     square = combined.value + (0.0 if deflated is None else deflated.squared_norm)
     norm = math.sqrt(max(square, 0.0))

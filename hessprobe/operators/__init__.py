@@ -2,7 +2,15 @@
 
 from hessprobe.operators.algebra import BlockDiagonal, Congruence, Deflated, Grouped, Reordered, Shifted
 from hessprobe.operators.base import Block, Combination, ExactTrace, LinearOperator, SampledTrace
-from hessprobe.operators.wrapped import Counted, DenseOperator, Tally, WrappedOperator, aslinearoperator, settled
+from hessprobe.operators.wrapped import (
+    Counted,
+    DenseOperator,
+    SomeTerms,
+    Tally,
+    WrappedOperator,
+    aslinearoperator,
+    settled,
+)
 
 __all__ = [
     "Block",
@@ -18,6 +26,7 @@ __all__ = [
     "Reordered",
     "SampledTrace",
     "Shifted",
+    "SomeTerms",
     "Tally",
     "WrappedOperator",
     "aslinearoperator",

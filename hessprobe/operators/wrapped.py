@@ -388,3 +388,27 @@ class Counted(LinearOperator):
         if found is not None:
             self.tally.products += found.cost * self.share
         return found
+
+
+class SomeTerms(LinearOperator):
+    """The mean of some terms of a sum, by their weights: a look at the whole for a part of its cost.
+
+    Args:
+        A: the operator; what it counts for products of terms is counted.
+        chosen: indices of the terms, rising, at least one, all below n_terms.
+    """
+
+    def __init__(self, A: LinearOperator, chosen: range) -> None:
+        self._A, self._chosen = A, chosen
+        self.dim, self.dtype, self.device, self.psd = A.dim, A.dtype, A.device, A.psd
+        self.is_exact = A.is_exact
+
+    def _matvecs(self, V: Tensor) -> Tensor:
+        total, weights = torch.zeros_like(V), 0.0
+        for index, (weight, term) in enumerate(self._A.terms()):
+            if index in self._chosen:
+                total.add_(term.matvecs(V), alpha=weight)
+                weights += weight
+            if index == self._chosen[-1]:
+                break
+        return total / weights if weights else total

@@ -13,7 +13,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError, NumericalWarning
 from hessprobe.estimate import ErrorParts, Estimate
 from hessprobe.estimators import Progress, deflation, effective_rank, frobenius_norm, trace
-from hessprobe.estimators.frobenius import Pairs, combine_squares, expected_variance, pair_count
+from hessprobe.estimators.frobenius import Pairs, combine_squares, expected_variance, pair_count, sample_squares
 from hessprobe.operators import Counted
 from hessprobe.vectors import ProbeStream
 
@@ -225,6 +225,76 @@ def test_a_tolerance_is_met_with_the_pilot_deflated_where_that_helps(kind: str) 
             assert estimate.details["pilot"]["wanted_before_deflation"] > 72
     # A pilot may miss a large eigenvalue, and then the answer says that it is wider than was asked for.
     assert met >= 4
+
+
+def sample_of(values: Tensor, terms: int, examples: int, seed: int) -> SumOperator:
+    """Second moments of examples whose mean has about these eigenvalues, a term for so many examples."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(terms, examples, len(values), generator=generator, dtype=torch.float64) * values.sqrt()
+    turn = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)).Q
+    rows = rows @ turn
+    return SumOperator(rows.mT @ rows / examples)
+
+
+@pytest.mark.parametrize("terms", [4, 8, 21])
+def test_few_directions_are_found_on_a_quarter_of_the_data(terms: int) -> None:
+    values = torch.cat([torch.linspace(10, 4, 6, dtype=torch.float64), torch.full((194,), 0.02, dtype=torch.float64)])
+    held = 0
+    for seed in range(20):
+        A = Counted(sample_of(values, terms, 320 // terms, seed=seed // 4))
+        estimate = frobenius_norm(A, rtol=0.02, seed=seed)
+        low, high = estimate.interval()
+        truth = float(A.inner.total.norm())
+        held += low <= truth <= high
+        # Two passes with 12 vectors over a quarter of the terms, 12 directions, and six probes at once.
+        share = len(range(1, terms, 4)) / terms
+        extra = estimate.samples - 6
+        assert estimate.matvecs == pytest.approx(24 * share + 12 + 6 + extra)
+        assert extra == 0 or estimate.half_width() <= 0.02 * estimate.value
+        assert estimate.details["deflated"] == 12
+        assert estimate.errors.data is not None
+        assert estimate.errors.data > 0
+    assert held >= 17
+
+
+def test_many_directions_leave_it_to_a_pilot_of_all_data() -> None:
+    A = Counted(sample_of(torch.arange(1, 201, dtype=torch.float64) ** -0.1, 8, 100, seed=1))
+    estimate = frobenius_norm(A, rtol=0.02, seed=0)
+    low, high = estimate.interval(0.999)
+    assert low <= float(A.inner.total.norm()) <= high
+    # Eight vectors over two of the eight terms were in vain.
+    assert estimate.details["pilot"]["probes"] == 12
+    assert estimate.matvecs == pytest.approx(2 + 12 + estimate.samples + estimate.details["deflated"])
+
+
+def test_samples_in_parts_are_those_of_one_run() -> None:
+    A = sample_of(torch.linspace(3, 1, 60, dtype=torch.float64), 4, 80, seed=2)
+    found = deflation(A, torch.eye(60, dtype=torch.float64)[:3])
+    stream = ProbeStream(60, 5, "rademacher", torch.float64, torch.device("cpu"), "frobenius")
+    whole = sample_squares(A, stream, 0, 9, found)
+    joined = sample_squares(A, stream, 0, 6, found).joined(sample_squares(A, stream, 6, 3, found))
+    for name in ("squares", "forms", "blocks", "table", "weights"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+    assert [pairs.size for pairs in joined.pairs] == [6, 3]
+    # Pairs across the two parts are not used, so that the averages of both kinds differ by little.
+    assert joined.combined().value == pytest.approx(whole.combined().value, rel=0.05)
+
+
+def test_sequential_intervals_of_norms_cover() -> None:
+    """Probes are added until the interval is narrow enough, which must not make it too narrow."""
+    held = runs = 0
+    for seed in range(40):
+        values = torch.cat([torch.full((13,), 10.0), torch.linspace(0, 0.05, 187)]).double()
+        A = sample_of(values, 8, 40, seed=seed)
+        truth = float(A.total.norm())
+        for probes in range(5):
+            estimate = frobenius_norm(A, rtol=0.05, seed=100 * seed + probes, data_error=False)
+            if estimate.details["pilot"]["probes"] == 6:
+                low, high = estimate.interval()
+                held, runs = held + (low <= truth <= high), runs + 1
+    # A share of .95 from 200 runs has a standard error of 1.5 %.
+    assert runs > 150
+    assert held / runs >= 0.905
 
 
 def test_flags_and_warnings() -> None:
