@@ -235,6 +235,10 @@ def _require_fitting(wanted: Mapping[str, Tensor], state_dict: Mapping[str, Tens
         raise CheckpointError(f"{source} {' and '.join(words)}. Check that it belongs to this model and its arguments.")
     for name, tensor in wanted.items():
         given = state_dict[name]
+        if not isinstance(given, Tensor):
+            raise CheckpointError(
+                f"{source} has a {type(given).__name__} as {name}, where the model has a tensor. Save it again."
+            )
         if given.shape != tensor.shape:
             raise CheckpointError(
                 f"{source} has {name} of shape {tuple(given.shape)}, but the model has {tuple(tensor.shape)}. "
@@ -319,6 +323,12 @@ class DataSpec:
     label_noise: float = 0.0
     seed: int = 0
     context: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "layout", "sha256"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"the {name} of data must be a text; got {type(value).__name__}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-friendly values."""

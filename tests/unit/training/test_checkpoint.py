@@ -193,6 +193,14 @@ def test_newer_format_and_missing_entries(trained, tmp_path):
         load_checkpoint(unknown)
 
 
+@pytest.mark.parametrize("name", ["name", "layout", "sha256"])
+def test_data_of_a_wrong_kind_are_named(trained, tmp_path, name):
+    data = torch.load(trained[0], weights_only=True)["data"]
+    odd = edited(trained[0], tmp_path / "odd.pt", data={**data, name: 1.5})
+    with pytest.raises(CheckpointError, match=f"cannot build: the {name} of data must be a text; got float"):
+        load_checkpoint(odd)
+
+
 def test_weights_that_do_not_fit_name_the_tensor(trained, tmp_path):
     state = torch.load(trained[0], weights_only=True)["state_dict"]
     cases = {
@@ -207,6 +215,10 @@ def test_weights_that_do_not_fit_name_the_tensor(trained, tmp_path):
         r"lacks layers\.0\.bias and has unknown extra\.": {
             **{key: value for key, value in state.items() if key != "layers.0.bias"},
             "extra": torch.zeros(1),
+        },
+        r"has a list as layers\.0\.bias, where the model has a tensor\. Save it again\.": {
+            **state,
+            "layers.0.bias": [0.0] * 8,
         },
     }
     for message, changed in cases.items():
