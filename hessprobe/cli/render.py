@@ -204,9 +204,12 @@ def _width(header: Row, rows: Sequence[Row]) -> int:
 
 def _print_plain(header: Row, rows: Sequence[Row], console: Console) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print_line(console, _GAP.join(cells).rstrip())
+    lines = [
+        _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+    # At once: asking the console what it is takes 100 us a line.
+    console.print("\n".join(map(shown, lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 _NO_ENGINE = "auto"

@@ -40,6 +40,17 @@ def test_the_same_command_gives_the_same_numbers_and_writes_nothing_again(run, r
     assert (record.read_bytes(), (tmp_path / "r.csv").exists()) == (before, False)
 
 
+def test_of_many_numbers_those_that_differ_are_told(run, record):
+    content = json.loads(record.read_text())
+    row = {**content["results"][0], "layers": None}
+    change(record, results=[row] * 3000 + [{**row, "value": 2 * row["value"]}] * 2)
+    done = run("repeat", record, "--quiet")
+    lines = done.out.splitlines()
+    assert (done.code, len(lines)) == (1, 1003)
+    assert [line.split()[-1] for line in lines[1:4]] == ["differs", "differs", "same"]
+    assert lines[-2:] == ["and 2,002 more numbers", "3000 same, 2 differs"]
+
+
 def test_what_differs_is_told_and_ends_with_1(run, record, tmp_path):
     content = json.loads(record.read_text())
     rows = content["results"]

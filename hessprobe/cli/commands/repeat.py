@@ -27,6 +27,8 @@ REPEATED = ("measure", "sharpness", "compare", "invariance")
 _ROUNDING = 1e-5
 # Standard errors of both that two measurements of one number differ by at most, but once in 16,000.
 _FAR = 4.0
+# More rows than anybody reads; a terminal's table of 100,000 takes minutes.
+_ROWS = 1000
 _SAME, _WITHIN, _DIFFERS, _GONE = "same", "within error", "differs", "not found now"
 # What names code: FILE.py:FUNCTION, package.module:factory; kinds of files and libraries do not.
 _CODE = re.compile(r"\.py\b|^[\w.]+\.\w+:\w+")
@@ -197,13 +199,14 @@ def show(pairs: list[Pair], changed: list[str], console: Console) -> None:
     """Print the numbers side by side, and what has changed.
 
     Args:
-        pairs: of both records.
+        pairs: of both records; of more than 1,000 those that are not the same come first, and 1,000 are printed.
         changed: see ``changes``.
         console: where to.
     """
     from hessprobe.cli import render
 
     sign = render.plus_minus_for(console)
+    told = pairs if len(pairs) <= _ROWS else sorted(pairs, key=lambda pair: pair.verdict == _SAME)[:_ROWS]
     rows = [
         [
             pair.name,
@@ -211,11 +214,13 @@ def show(pairs: list[Pair], changed: list[str], console: Console) -> None:
             "" if pair.now is None else render.with_error(*pair.now, sign),
             pair.verdict,
         ]
-        for pair in pairs
+        for pair in told
     ]
     if rows:
         header = ["number", "then", "now", "verdict"]
         render.print_table([(header, rows), (header[::3], [row[::3] for row in rows])], console)
+    if len(told) < len(pairs):
+        render.print_line(console, f"and {len(pairs) - len(told):,} more numbers")
     for sentence in changed:
         render.print_line(console, sentence)
     counts = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in (_SAME, _WITHIN, _DIFFERS, _GONE)}
