@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from hessprobe.errors import DataError, UnsupportedError
 from hessprobe.objective.base import BatchLoss, LossRule, SecondOrderLosses, logits_of
 from hessprobe.objective.outputs import OutputForm
+from hessprobe.objective.vocabulary import ChunkedLogits
 from hessprobe.vectors import ParameterLayout
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -429,6 +430,7 @@ class EmpiricalBatch(BatchLoss):
         reads_parameters: whether the loss looks at the parameters itself (a penalty on the weights), beside the
             outputs; it is then evaluated while the module holds theta.
         form: how several outputs become one tensor; the same for all batches of a risk.
+        chunked: how the loss of a language model is computed without all its logits, where that is known.
     """
 
     model: FunctionalModel
@@ -443,6 +445,7 @@ class EmpiricalBatch(BatchLoss):
     separable: bool = True
     reads_parameters: bool = False
     form: OutputForm = field(default_factory=OutputForm)
+    chunked: ChunkedLogits | None = None
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the mean loss, a scalar, at ``theta`` (d,)."""
@@ -457,6 +460,10 @@ class EmpiricalBatch(BatchLoss):
             return value
 
     def _mean(self, theta: Tensor) -> Tensor:
+        ours, model = self.chunked, self.model
+        if ours is not None and ours.pays(model.module, self.targets):
+            inputs = {**dict(model.extra), **self.inputs}
+            return model.run(theta, lambda: ours.mean(model.module, inputs, self.targets))
         return self.rule.mean(logits_of(self.model.on(theta, self.inputs)), self.targets, self.size)
 
     def outputs(self, theta: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from hessprobe.objective.modes import (
     unreduced,
 )
 from hessprobe.objective.outputs import OutputForm
+from hessprobe.objective.vocabulary import ChunkedLogits, chunked_logits
 from hessprobe.vectors import ParameterLayout
 
 # Batches up to which every one is cut in two and compared; of more, this many.
@@ -302,6 +303,7 @@ class EmpiricalRisk(Objective):
         self._reads_parameters, self._unlike_a_mean, self._kinked = False, "", ""
         self._reading, self._kept = torch.Generator(), KeptBatches(data)
         self._form = OutputForm()
+        self._chunked: ChunkedLogits | None = None
         self._active, self._noted = False, Noted(train_modes(self.module, batchnorm))
         self._trained = self.module.training
         self._frozen = {n: p.detach() for n, p in self.module.named_parameters() if n not in chosen}
@@ -482,6 +484,7 @@ class EmpiricalRisk(Objective):
             separable=self._separable,
             reads_parameters=self._reads_parameters,
             form=self._form,
+            chunked=self._chunked,
             **shared,
         )
 
@@ -522,6 +525,12 @@ class EmpiricalRisk(Objective):
                 if self.weighting == "examples":
                     rule = replace(rule, unit="examples")
             needed = base.needs_labels(lambda kwargs: self._model.on(self.theta, kwargs), inputs, key, labels)
+            if rule.shift:
+                first = data_tools.cut({**inputs, key: labels}, 0, 1, len(labels))
+                given = first if needed else {name: value for name, value in first.items() if name != key}
+                self._chunked = chunked_logits(
+                    self.module, lambda kwargs: base.logits_of(self._model.on(self.theta, kwargs)), given, first[key]
+                )
         return rule, key if needed else None
 
     def _measure(self) -> _Measured:

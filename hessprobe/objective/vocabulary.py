@@ -21,9 +21,11 @@ and e_y a row of W, little else of the length of the vocabulary is read or writt
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -299,6 +301,109 @@ class _InChunks:
             _compare(model, inputs, hidden, head)
             self._compared.add(module)
         return hidden, head
+
+
+class _AtHead(Exception):
+    """Ends a forward pass before the logits are made."""
+
+
+@dataclass(frozen=True)
+class ChunkedLogits:
+    """The shifted cross-entropy of a causal language model whose logits are ``scale`` times the outputs of its head.
+
+    The model runs up to its head, whatever it does before; only head and loss are computed in another way.
+
+    Attributes:
+        scale: the factor of the logits, 1 but for models that scale them.
+    """
+
+    scale: float
+
+    def pays(self, module: nn.Module, targets: Tensor) -> bool:
+        """Return whether the logits fill more than one chunk, outside transforms, which need every rule of torch."""
+        words = module.get_output_embeddings().weight.shape[0]  # type: ignore[operator]  # see ``chunked_logits``
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        dual = torch.autograd.forward_ad._current_level >= 0
+        return targets.numel() * words > _NUMBERS and not transformed and not dual
+
+    def mean(self, module: nn.Module, inputs: dict[str, Any], targets: Tensor) -> Tensor:
+        """Return the mean over the tokens that count.
+
+        Args:
+            module: the model, which holds the parameters that the loss is wanted at.
+            inputs: what it takes.
+            targets: (B, T) labels.
+        """
+        hidden = _before_head(module, inputs)
+        head = module.get_output_embeddings()  # type: ignore[operator]  # see ``chunked_logits``
+        bias = head.bias
+        if self.scale != 1:
+            hidden = hidden * self.scale
+            bias = None if bias is None else bias * self.scale
+        labels = targets[..., 1:]
+        total = linear_cross_entropy(hidden[..., :-1, :], head.weight, labels, bias)
+        return total / (labels != _IGNORED).sum()
+
+
+def _before_head(module: Any, inputs: dict[str, Any]) -> Tensor:
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _AtHead
+
+    handle = module.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        module(**inputs)
+    except _AtHead:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def chunked_logits(
+    module: nn.Module, logits: Callable[[dict[str, Any]], Tensor], inputs: dict[str, Any], targets: Tensor
+) -> ChunkedLogits | None:
+    """Return how the shifted cross-entropy of a model is computed without all logits; None where it is not.
+
+    What stands between the head and the logits is tried: in place of the head's outputs the model is given numbers of
+    1e-3 to 1e3, which must come out times one number. A cap on the logits, an addition, or a second head does not pass.
+
+    Args:
+        module: any model.
+        logits: of it, as a function of its keyword arguments.
+        inputs: one example or a few.
+        targets: (B, T) labels of these.
+    """
+    find: Any = getattr(module, "get_output_embeddings", None)
+    head: Any = find() if callable(find) else None
+    if type(getattr(head, "forward", None)) is not MethodType or head.forward.__func__ is not nn.Linear.forward:
+        return None
+    if head._forward_hooks or head._forward_pre_hooks or head.weight.dtype not in (torch.float32, torch.float64):
+        return None
+    source, given = torch.Generator().manual_seed(0), []
+
+    def replaced(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        sizes = 10 ** (6 * torch.rand(out.shape, generator=source) - 3)
+        numbers = (sizes * torch.randn(out.shape, generator=source).sign()).to(out)
+        numbers[..., 0] = 1
+        given.append((args[0].shape, numbers))
+        return numbers
+
+    handle = head.register_forward_hook(replaced)
+    try:
+        found = logits(inputs)
+    finally:
+        handle.remove()
+    if len(given) != 1 or given[0][0][:-1] != targets.shape or not isinstance(found, Tensor):
+        return None
+    numbers = given[0][1]
+    if found.shape != numbers.shape or found.dtype != numbers.dtype:
+        return None
+    scale = float(found.flatten()[0])
+    off = (found - scale * numbers).abs() > 4 * torch.finfo(found.dtype).eps * found.abs()
+    return ChunkedLogits(scale) if math.isfinite(scale) and scale != 0 and not bool(off.any()) else None
 
 
 def _head(model: Any) -> nn.Linear:
