@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import nets
@@ -143,3 +147,62 @@ def test_products_work_whatever_the_callers_grad_mode() -> None:
             with mode():
                 product = Hessian(risk, engine=engine).matvecs(V)
             torch.testing.assert_close(product.clone(), expected, rtol=1e-11, atol=1e-14)
+
+
+# In a process of its own, whose heap has no holes. Blocks of 20 MB come from the heap and have no mapping of their own.
+_HEAP = """
+import resource
+import torch
+from hessprobe.hvp.pool import heap_held, status_bytes
+from hessprobe.vectors import vectors_within
+
+cpu, block, blocks = torch.device("cpu"), 20 << 20, 8
+
+def filled():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(block, dtype=torch.uint8) for _ in range(blocks)]
+    del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def asked_for_again():
+    filled()
+    return filled() * resource.getpagesize() / (block * blocks)
+
+with heap_held(1, cpu):
+    with heap_held(1, cpu):
+        print(asked_for_again() < 0.1)
+    print(asked_for_again() < 0.1)
+    held = status_bytes("VmRSS")
+# The end of a heap is looked at where a block of some size is freed.
+torch.ones(1 << 20, dtype=torch.uint8).sum()
+print(held - status_bytes("VmRSS") > 0.9 * block * blocks)
+with heap_held(1 << 25, cpu):
+    print(asked_for_again() > 0.5)
+with vectors_within(1 << 20), heap_held(1, cpu):
+    print(asked_for_again() > 0.5)
+"""
+_GNU = pytest.mark.skipif(
+    sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="another C library than GNU's"
+)
+
+
+@_GNU
+def test_what_products_free_is_kept_for_the_next_ones_and_given_back_at_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", _HEAP], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["True"] * 5
+
+
+@_GNU
+def test_passes_keep_the_heap_also_where_they_are_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("hessprobe.hvp.pool._of_gnu", lambda name: lambda option, value: seen.append((option, value)))
+    risk, _ = _risk()
+    H = Hessian(risk, engine="double_backward")
+    H.matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+    assert seen == [(-3, 1 << 25), (-1, (1 << 31) - 1), (-1, 1 << 26)]
+    seen.clear()
+    left = H.terms()
+    next(left)
+    del left
+    gc.collect()
+    assert [value for option, value in seen if option == -1] == [(1 << 31) - 1, 1 << 26]
