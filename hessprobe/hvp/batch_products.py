@@ -24,8 +24,11 @@ from hessprobe.hvp.known import ENGINES_TAKEN, kind_of
 from hessprobe.hvp.linearized import recording_seconds
 from hessprobe.hvp.pool import Chunked, MemoryBudget, ProductPool, Watch, give_back_free
 from hessprobe.hvp.verification import (
+    Look,
     WrongProductError,
     agree,
+    forget_directions,
+    look_at,
     require_own_gradient,
     require_own_product,
     require_symmetric,
@@ -127,6 +130,10 @@ def _against(after: Engine, before: Engine, batch: BatchLoss, theta: Tensor) -> 
             raise
         return first_line(error)
     return "" if agree(own, known, theta) else f"its product differs from that of {before.name}"
+
+
+def _small(engine: Engine, few: BatchLoss, batch: BatchLoss, theta: Tensor) -> Product:
+    return engine.small(few, batch, theta) if isinstance(engine, Chunked) else engine(few, theta)
 
 
 class ByGroups(LinearOperator):
@@ -409,13 +416,24 @@ class BatchProducts:
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if self._verified and self._engine is not None:
             return self._engine(batch, theta)
-        gradient, few = self._timed_gradient(batch, theta), self._few_of(batch, theta)
-        require_own_gradient(few, theta, gradient if few is batch else None)
-        del gradient
+        few, gradient, look = self._looked_at(batch, theta)
+        try:
+            require_own_gradient(few, theta, gradient, look.value)
+            del gradient
+            product = self._first(batch, few, look, theta)
+        finally:
+            forget_directions()
+        times = [product.gradient_seconds, look.seconds if few is batch else 0.0]
+        known = min(filter(None, times), default=0.0)
+        self.gradient_seconds = (known or self._gradient_time(batch, theta)) / batch.weight
+        return product
+
+    def _first(self, batch: BatchLoss, few: BatchLoss, look: Look, theta: Tensor) -> Product:
+        """Return the product of the first batch, looked at on ``few`` of its examples, by an engine that works."""
         begun = self._engine is None and self._begin(batch)
         engine = self._choose(batch) if self._engine is None else self._engine
         try:
-            product = self._checked(engine, batch, few, theta)
+            product = self._checked(engine, batch, few, look, theta)
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         except (MemoryBudgetError, *UNSUPPORTED) as error:
@@ -426,35 +444,32 @@ class BatchProducts:
                     f"engine={engine.name!r} cannot differentiate this model: {first_line(error)}. Leave engine out: "
                     "another one is then taken."
                 ) from error
-            return self._made_otherwise(batch, few, theta)
+            return self._made_otherwise(batch, few, look, theta)
         self._verified = True
         return product
 
-    def _timed_gradient(self, batch: BatchLoss, theta: Tensor) -> Tensor:
-        """Return the gradient of the first batch; what is said to cost so many gradients is in units of its time."""
+    def _gradient_time(self, batch: BatchLoss, theta: Tensor) -> float:
+        """Return the seconds of a gradient of the first batch, in units of which costs are told."""
         times: list[float] = []
-        # Ranks that make a gradient together must make as many.
-        looks = 1 if self._risk.differentiable_once else _LOOKS
-        while not times or (len(times) < looks and sum(times) < _SHORT):
+        while not times or (len(times) < _LOOKS and sum(times) < _SHORT):
             start = device_clock(theta.device)
-            gradient = fresh_gradient(batch, theta)
+            fresh_gradient(batch, theta)
             times.append(device_clock(theta.device) - start)
-        self.gradient_seconds = min(times) / batch.weight
-        return gradient
+        return min(times)
 
-    def _made_otherwise(self, batch: BatchLoss, few: BatchLoss, theta: Tensor) -> Product:
+    def _made_otherwise(self, batch: BatchLoss, few: BatchLoss, look: Look, theta: Tensor) -> Product:
         """Return the product by what works, where the engine that was begun with does not."""
         self.pool.watch, self._engine, self.choice = None, None, None
         engine = self._choose(batch)
         try:
-            product = self._checked(engine, batch, few, theta)
+            product = self._checked(engine, batch, few, look, theta)
         except WrongProductError as error:
             product = self._differences(batch, theta, error)
         self._verified = True
         self._remember(batch, at_once_works=False)
         return product
 
-    def _checked(self, engine: Engine, batch: BatchLoss, few: BatchLoss, theta: Tensor) -> Product:
+    def _checked(self, engine: Engine, batch: BatchLoss, few: BatchLoss, look: Look, theta: Tensor) -> Product:
         """Return the product of the first batch; of an exact engine after it has been seen to be a second derivative.
 
         That is looked at on ``few`` of its examples.
@@ -462,34 +477,37 @@ class BatchProducts:
         Raises:
             WrongProductError: it is not.
         """
-        product = engine(batch, theta)
-        if not self._verified and engine.is_exact:
-            # An engine that records a shape would have to record another one.
-            few = batch if engine.setup_seconds else few
-            looked_at = product if few is batch else engine(few, theta)
-            require_symmetric(looked_at, theta)
-            if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix
-                require_own_product(looked_at, few, theta, self._risk.layout.slices)
-        return product
+        if self._verified or not engine.is_exact:
+            return engine(batch, theta)
+        # An engine that records a shape would have to record another one.
+        whole = few is batch or bool(engine.setup_seconds)
+        part, looked_at = (batch, engine(batch, theta)) if whole else (few, _small(engine, few, batch, theta))
+        require_symmetric(looked_at, theta)
+        if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix
+            require_own_product(looked_at, part, theta, self._risk.layout.slices, look.custom if part is few else None)
+        if whole:
+            return looked_at
+        del looked_at
+        return engine(batch, theta)
 
-    def _few_of(self, batch: BatchLoss, theta: Tensor) -> BatchLoss:
-        """Return an eighth of a batch, at least 16 examples, on which a loss is looked at; all where it is not cut.
+    def _looked_at(self, batch: BatchLoss, theta: Tensor) -> tuple[BatchLoss, Tensor, Look]:
+        """Return an eighth of a batch, at least 16 examples, all where it is not cut, its gradient and a look at it.
 
         The code of the model and the loss is the same, and so is what is wrong with it.
         """
         examples = getattr(batch, "examples", 1)
         count = max(examples // _PART_LOOKED_AT, _LEAST_LOOKED_AT)
-        if count >= examples or self._risk.differentiable_once:
-            return batch
-        try:
-            few = batch.slice(0, count)
-            with torch.no_grad():
-                usable = getattr(few, "size", 1) and bool(torch.isfinite(few(theta)))
-        except NOT_CUT as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            return batch
-        return few if usable else batch
+        if count < examples and not self._risk.differentiable_once:
+            try:
+                few = batch.slice(0, count)
+                if getattr(few, "size", 1):
+                    gradient, look = look_at(few, theta)
+                    if math.isfinite(look.value):
+                        return few, gradient, look
+            except NOT_CUT as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+        return batch, *look_at(batch, theta)
 
     def _differences(self, batch: BatchLoss, theta: Tensor, reason: UnsupportedError) -> Product:
         """Return the product by differences of gradients, where the engine was left open and there is one for them."""
@@ -513,7 +531,8 @@ class BatchProducts:
             return False
 
         def decide() -> list[Any]:
-            return list(ENGINES_TAKEN.get(self._key(batch)) or ("", True))
+            # What a kind is told by takes as long as a gradient of a small network to read.
+            return list((ENGINES_TAKEN.get(self._key(batch)) if len(ENGINES_TAKEN) else None) or ("", True))
 
         known, works = value(f"begin-{place}", lambda: self._agreed(decide)) if place else self._agreed(decide)
         name = _AT_ONCE if works else str(known)

@@ -71,12 +71,14 @@ class Product:
         forms: maps V (k, d) to v^T A v (k,) in fp64 where that is cheaper than a product (Gauss-Newton), or None.
         add: ``add(V, total, weight)`` adds weight * A V to ``total`` (k, d) in place where that is cheaper than forming
             A V, or None.
+        gradient_seconds: what the gradient took that was made on the way, 0 where none was or nobody looked.
     """
 
     apply: Callable[[Tensor], Tensor]
     nbytes: int = 0
     forms: Callable[[Tensor], Tensor] | None = None
     add: Callable[[Tensor, Tensor, float], None] | None = None
+    gradient_seconds: float = 0.0
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return A V for the rows of ``V``."""
@@ -285,15 +287,19 @@ class DoubleBackward:
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product, its graph built here."""
         given: list[Tensor] = []
-        with torch.enable_grad():
-            leaf = leaf_at(theta)
-            gradient = _gradient(loss(leaf), leaf)
-            root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
         tensors = loss.tensors() if isinstance(loss, BatchLoss) else []
         # A nested tensor has no shape.
         known = not any(tensor.is_nested for tensor in tensors)
         shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors) if known else ()
         nbytes = self._bytes.get(shape) if shape else None
+        # A look at the clock waits for the device: one at the first batch of a shape tells enough.
+        start = device_clock(theta.device) if nbytes is None else 0.0
+        with torch.enable_grad():
+            leaf = leaf_at(theta)
+            gradient = _gradient(loss(leaf), leaf)
+            seconds = device_clock(theta.device) - start if nbytes is None else 0.0
+            require_differentiable(gradient)
+            root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
         if nbytes is None:
             nbytes = self._bytes[shape] = graph_bytes(gradient, ignore=[theta, leaf])
 
@@ -311,20 +317,21 @@ class DoubleBackward:
             for vector, row in zip(V, total, strict=True):
                 row.add_(apply_one(vector), alpha=weight)
 
-        return Product(by_rows(apply_one), nbytes, add=add)
+        return Product(by_rows(apply_one), nbytes, add=add, gradient_seconds=seconds)
 
     def nodes(self, loss: LossFunction, theta: Tensor) -> int:
         """Return the number of operations in the graph of the gradient, 0 where that is constant."""
         with torch.enable_grad():
             leaf = leaf_at(theta)
-            return len(graph_nodes(_gradient(loss(leaf), leaf)))
+            gradient = _gradient(loss(leaf), leaf)
+            require_differentiable(gradient)
+            return len(graph_nodes(gradient))
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)
-    require_differentiable(gradient)
     return gradient
 
 

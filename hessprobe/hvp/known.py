@@ -49,6 +49,10 @@ class Known:
         while len(self._values) > self._latest:
             self._values.popitem(last=False)
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._values)
+
     def clear(self) -> None:
         """Forget everything."""
         self._values.clear()

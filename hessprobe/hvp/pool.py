@@ -720,6 +720,21 @@ class Chunked:
         del product
         return self._sliced(loss, theta, nbytes)
 
+    def small(self, part: LossFunction, batch: LossFunction, theta: Tensor) -> Product:
+        """Return the product of a part of ``batch``; its size tells that of others where there is memory in plenty."""
+        share = getattr(part, "examples", 0) / max(getattr(batch, "examples", 0), 1)
+        told = self._line is None and self.keeps and not self.setup_seconds and 0 < share <= 1 / _AMPLE
+        if not told or room_for_vectors() is not None:
+            # Slices of the batch tell more than those of a part.
+            self._expected_bytes(batch, theta)
+            return self(part, theta)
+        product = self._engine(part, theta)
+        if product.nbytes > self._budget:
+            return self(part, theta)
+        if _AMPLE * product.nbytes <= share * self._budget:
+            self._line = (0.0, product.nbytes / part.examples)  # type: ignore[attr-defined]  # asked for above
+        return limit_rows(product, lambda: self._rows(product.nbytes, product.nbytes))
+
     def _unkept(self, loss: LossFunction, theta: Tensor, expected: int) -> Product:
         if expected > self._budget:
             examples = getattr(loss, "examples", 0)

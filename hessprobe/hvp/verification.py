@@ -10,6 +10,7 @@ of coordinates, or about an eigenvalue.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp.engines import LossFunction, Product, fresh_gradient
+from hessprobe.hvp.engines import LossFunction, Product, device_clock, fresh_gradient, leaf_at
 from hessprobe.vectors import ProbeStream, all_finite, distance, row_dots
 
 # Asymmetry allowed, relative to the length of a product.
@@ -95,7 +96,36 @@ def agree(product: Product, known: Product, theta: Tensor) -> bool:
     return distance(own, right) <= _SAME.get(theta.dtype, _SAME_COARSE) * math.sqrt(row_dots(right, right))
 
 
-def require_own_gradient(loss: LossFunction, theta: Tensor, gradient: Tensor | None = None) -> None:
+class Look(NamedTuple):
+    """What one evaluation of a loss and its gradient tells.
+
+    Attributes:
+        value: of the loss.
+        custom: whether it runs a user's ``torch.autograd.Function``.
+        seconds: what both took.
+    """
+
+    value: float
+    custom: bool
+    seconds: float
+
+
+def look_at(loss: LossFunction, theta: Tensor) -> tuple[Tensor, Look]:
+    """Return the gradient of ``loss`` at ``theta`` (d,), as ``fresh_gradient`` makes it, and what else is seen."""
+    start = device_clock(theta.device)
+    with torch.enable_grad():
+        leaf = leaf_at(theta)
+        value = loss(leaf)
+        gradient = torch.zeros_like(leaf)
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+    seconds = device_clock(theta.device) - start
+    return gradient, Look(float(value.detach()), runs_custom_functions(value), seconds)
+
+
+def require_own_gradient(
+    loss: LossFunction, theta: Tensor, gradient: Tensor | None = None, level: float | None = None
+) -> None:
     """Compare the slope of the loss along two random directions with what its gradient says.
 
     Reverse mode takes a value that was cut off for a constant, in the second derivative as in the first: the product
@@ -109,6 +139,7 @@ def require_own_gradient(loss: LossFunction, theta: Tensor, gradient: Tensor | N
         loss: of one batch.
         theta: (d,) where.
         gradient: of the loss there, where it is known already.
+        level: the loss there, likewise.
 
     Raises:
         UnsupportedError: the gradient misses a part of the slope, well above rounding.
@@ -116,7 +147,7 @@ def require_own_gradient(loss: LossFunction, theta: Tensor, gradient: Tensor | N
     if theta.dtype in (torch.float16, torch.bfloat16):
         return  # no step is both above rounding and small
     step = _STEPS.get(theta.dtype, 1e-2)
-    found = _cut(loss, theta, theta, step, _PARTS, gradient)
+    found = _cut(loss, theta, theta, step, _PARTS, gradient, level)
     if found is None:
         return
     for index in range(2):
@@ -148,7 +179,9 @@ def runs_custom_functions(value: Tensor) -> bool:
     return False
 
 
-def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blocks: Mapping[str, slice]) -> None:
+def require_own_product(
+    product: Product, loss: LossFunction, theta: Tensor, blocks: Mapping[str, slice], custom: bool | None = None
+) -> None:
     """Compare H v, of a loss that runs a custom Function, with differences of gradients along v, tensor by tensor.
 
     (g(theta + s v) - g(theta - s v)) / (2 s) at two steps s; v moves every entry by the same order as its tensor's.
@@ -161,15 +194,18 @@ def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blo
         loss: of that batch.
         theta: (d,) where.
         blocks: of the parameters.
+        custom: whether a custom Function runs, where that is known.
 
     Raises:
         WrongProductError: they differ; names the tensor.
     """
     if theta.dtype in (torch.float16, torch.bfloat16):
         return
-    with torch.enable_grad():
-        if not runs_custom_functions(loss(theta.detach().clone().requires_grad_())):
-            return
+    if custom is None:
+        with torch.enable_grad():
+            custom = runs_custom_functions(loss(theta.detach().clone().requires_grad_()))
+    if not custom:
+        return
     v = _direction(theta, blocks)
     wrong = _wrong_blocks(product, loss, theta, v, blocks)
     if not wrong:
@@ -232,6 +268,7 @@ def _cut(
     step: float,
     parts: tuple[int, ...] = (),
     known: Tensor | None = None,
+    value: float | None = None,
 ) -> list[tuple[float, float]] | None:
     """Return (slope, what the gradient says) along signs times ``lengths`` where these differ, else None.
 
@@ -241,7 +278,7 @@ def _cut(
     rows = (_row(theta, index, lengths)[None] for index in range(2))
     told = torch.cat([row_dots(row, gradient[None]) for row in rows]).cpu()
     with torch.no_grad():
-        level = abs(float(loss(theta)))
+        level = abs(float(loss(theta)) if value is None else value)
     narrow = _missed(loss, theta, lengths, told, step / _FINER)
     size = float(narrow.norm())
     along = theta * gradient
@@ -272,10 +309,20 @@ def _row(theta: Tensor, index: int, lengths: Tensor | None = None) -> Tensor:
 
     Made anew when it is asked for: several vectors held at once would be the largest memory of a measurement.
     """
-    generator = torch.Generator().manual_seed(20)
-    signs = torch.randint(2, (2, theta.numel()), generator=generator, dtype=torch.int8)[index]
-    row = signs.to(device=theta.device, dtype=theta.dtype).mul_(2).sub_(1)
+    row = _signs(theta.numel())[index].to(device=theta.device, dtype=theta.dtype).mul_(2).sub_(1)
     return row if lengths is None else row.mul_(lengths)
+
+
+# A dozen rows are asked for in a row; drawn each time, they took as long as a gradient of an MLP.
+@functools.lru_cache(maxsize=1)
+def _signs(dim: int) -> Tensor:
+    """Return two rows of 0 and 1, (2, dim) bytes: half of a vector until ``forget_directions``."""
+    return torch.randint(2, (2, dim), generator=torch.Generator().manual_seed(20), dtype=torch.int8)
+
+
+def forget_directions() -> None:
+    """Free what directions are made from."""
+    _signs.cache_clear()
 
 
 # Directions of random signs, and of single coordinates.

@@ -11,9 +11,10 @@ from torch import nn
 import hessprobe as hp
 from hessprobe.cli import render
 from hessprobe.estimate import Cost, Estimate
-from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian, batch_products
+from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian, batch_products, engines, verification
 from hessprobe.hvp.engines import fresh_gradient
 from hessprobe.objective import EmpiricalRisk
+from hessprobe.objective.batches import EmpiricalBatch
 
 
 def _risk(sizes: tuple[int, ...] = (12, 6, 6)) -> EmpiricalRisk:
@@ -28,38 +29,69 @@ def _rows(operator, count: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def took(monkeypatch):
-    """Let the gradients of the first batch take these seconds, one after the other."""
+def gradient_takes(monkeypatch):
+    """Let gradients take these seconds, one after the other: the one that is looked at, and those of the first batch.
 
-    def set_to(*seconds: float) -> list[float]:
+    What is left of them is returned.
+    """
+
+    def set_to(looked_at: float, *seconds: float) -> list[float]:
         now, left = [0.0], list(seconds)
-        gradient = batch_products.fresh_gradient
 
-        def slow(loss, theta):
-            now[0] += left.pop(0)
-            return gradient(loss, theta)
+        def slow(work, times):
+            def done(*arguments, **options):
+                now[0] += times.pop(0) if times else 0.0
+                return work(*arguments, **options)
 
-        monkeypatch.setattr(batch_products, "fresh_gradient", slow)
-        monkeypatch.setattr(batch_products, "device_clock", lambda device: now[0])
+            return done
+
+        # The first one is that of the loss that is looked at.
+        evaluated = EmpiricalBatch.__call__
+        monkeypatch.setattr(EmpiricalBatch, "__call__", slow(evaluated, [looked_at]))
+        monkeypatch.setattr(engines, "_gradient", slow(engines._gradient, left))
+        monkeypatch.setattr(batch_products, "fresh_gradient", slow(fresh_gradient, left))
+        for module in (engines, batch_products, verification):
+            monkeypatch.setattr(module, "device_clock", lambda device: now[0])
         return left
 
     return set_to
 
 
-def test_a_gradient_is_timed_on_the_first_batch_and_stands_for_all(took):
-    took(0.5)
-    H = Hessian(_risk(), engine="double_backward")
+def test_the_gradient_of_the_first_batch_is_timed_as_its_product_is_made_and_stands_for_all(gradient_takes):
+    # The part that is looked at, the first batch.
+    risk = _risk((72, 48, 24))
+    left = gradient_takes(0.1, 9.0, 0.5, 3.0)
+    H = Hessian(risk, engine="double_backward")
     assert H.gradient_seconds is None
     H.matvecs(_rows(H, 1))
-    assert math.isclose(H.gradient_seconds, 0.5 / (12 / 24))
+    assert math.isclose(H.gradient_seconds, 0.5 / (72 / 144))
+    assert left == []
 
 
-def test_a_short_gradient_is_timed_twice_and_the_least_counts(took):
-    left = took(0.004, 0.001, 9.0)
-    H = Hessian(_risk(), engine="double_backward")
+@pytest.mark.parametrize(("looked_at", "made"), [(0.004, 0.001), (0.001, 0.004)])
+def test_of_a_batch_that_is_looked_at_whole_the_least_time_counts(gradient_takes, looked_at, made):
+    risk = _risk((3, 3))
+    gradient_takes(looked_at, made, made)
+    H = Hessian(risk, engine="double_backward")
     H.matvecs(_rows(H, 1))
-    assert math.isclose(H.gradient_seconds, 0.001 / (12 / 24))
-    assert left == [9.0]
+    assert math.isclose(H.gradient_seconds, 0.001 / (3 / 6))
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [((0.5, 9.0), 1), ((0.004, 0.001, 9.0), 2)])
+def test_a_gradient_that_no_product_needs_is_timed_twice_where_it_is_short(gradient_takes, seconds, looks):
+    risk = _risk((72, 48, 24))
+    left = gradient_takes(0.0001, *seconds)
+    H = Hessian(risk, engine="forward_over_reverse")
+    H.matvecs(_rows(H, 1))
+    assert math.isclose(H.gradient_seconds, min(seconds[:looks]) / (72 / 144))
+    assert len(left) == len(seconds) - looks
+
+
+def test_a_shape_is_timed_once():
+    first, second = (next(iter(_risk().terms())) for _ in range(2))
+    engine, theta = engines.DoubleBackward(), _risk().theta
+    assert engine(first, theta).gradient_seconds > 0
+    assert engine(second, theta).gradient_seconds == 0
 
 
 def test_products_count_by_kind_and_those_of_one_batch_as_a_share():
@@ -112,9 +144,7 @@ def test_the_least_time_of_each_kind_is_kept(monkeypatch):
     for module in ("pool", "batch_products", "gauss_newton"):
         monkeypatch.setattr(f"hessprobe.hvp.{module}.device_clock", clock)
     # The time of a gradient is another test's: it looks at the clock as well.
-    monkeypatch.setattr(
-        batch_products.BatchProducts, "_timed_gradient", lambda self, batch, theta: fresh_gradient(batch, theta)
-    )
+    monkeypatch.setattr(batch_products.BatchProducts, "_gradient_time", lambda self, batch, theta: 1.0)
     G = GaussNewton(_risk(), engine="double_backward")
     assert set(G.seconds) <= {"gradient"}
     # Two looks at the clock a pass, at the first term alone: 6 s for 3 vectors, then 5 s; 1 s for one of three terms.

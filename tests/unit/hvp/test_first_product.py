@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hessprobe.errors import UnsupportedError
-from hessprobe.hvp import Hessian, batch_products, engines, known
+from hessprobe.hvp import Hessian, batch_products, engines, known, verification
 from hessprobe.hvp.auto import Choice, no_recorder
 from hessprobe.hvp.engines import DoubleBackward, pulled_back
 from hessprobe.hvp.linearized import Linearized
@@ -57,9 +57,42 @@ def test_an_ample_budget_measures_one_slice(monkeypatch):
 
     monkeypatch.setattr(DoubleBackward, "__call__", watched)
     risk = _risk(batches=1)
+    v = torch.ones(1, risk.dim, dtype=torch.float64)
+    H = Hessian(risk, engine="double_backward")
+    H.matvecs(v)
+    # An eighth to look at the loss on, but at least 16 examples: its size tells that of the others.
+    assert seen == [16, 64]
+    assert H.engine._line == (0.0, DoubleBackward()(next(iter(risk.terms())).slice(0, 16), risk.theta).nbytes / 16)
+    # What is left may not hold a second part of that size, or is limited.
+    for least, limit in ((H.engine._line[1] * 64 * 3.9, None), (1 << 40, 1 << 30)):
+        del seen[:]
+        with vectors_within(limit):
+            other = Hessian(risk, engine="double_backward", memory=int(least))
+            other.matvecs(v)
+        assert 4 in seen
+        assert torch.equal(other.matvecs(v), H.matvecs(v))
+
+
+@pytest.mark.parametrize("examples", [20, 64, 200])
+def test_a_loss_is_evaluated_once_for_all_that_is_looked_at(monkeypatch, examples):
+    risk = _risk(batches=1, examples=examples)
+    batch, seen = next(iter(risk.terms())), []
+    known = type(batch).__call__
+
+    def watched(self, theta):
+        seen.append((self.examples, torch.is_grad_enabled()))
+        return known(self, theta)
+
+    monkeypatch.setattr(type(batch), "__call__", watched)
     Hessian(risk, engine="double_backward").matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
-    # An eighth to look at the loss on, but at least 16 examples.
-    assert seen == [4, 64, 16]
+    few = max(examples // 8, 16)
+    # The gradient, four slopes at a step, the product of a part; how large products are is measured where the part is
+    # more than a quarter.
+    sizes = [] if 4 * few <= examples else [max(examples // 16, 1)]
+    assert [n for n, grads in seen if grads] == [few, *sizes, few, examples]
+    assert [n for n, grads in seen if not grads] == [few] * 4
+    # Directions are half as long as a vector, and of no use any more.
+    assert verification._signs.cache_info().currsize == 0
 
 
 def _cut_off(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
