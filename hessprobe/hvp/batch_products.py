@@ -415,7 +415,10 @@ class BatchProducts:
 
     def _make(self, batch: BatchLoss, theta: Tensor) -> Product:
         if self._verified and self._engine is not None:
-            return self._engine(batch, theta)
+            product = self._engine(batch, theta)
+            if product.gradient_seconds and self.gradient_seconds and batch.weight:
+                self.gradient_seconds = min(self.gradient_seconds, product.gradient_seconds / batch.weight)
+            return product
         few, gradient, look = self._looked_at(batch, theta)
         try:
             require_own_gradient(few, theta, gradient, look.value)
@@ -423,9 +426,10 @@ class BatchProducts:
             product = self._first(batch, few, look, theta)
         finally:
             forget_directions()
-        times = [product.gradient_seconds, look.seconds if few is batch else 0.0]
-        known = min(filter(None, times), default=0.0)
-        self.gradient_seconds = (known or self._gradient_time(batch, theta)) / batch.weight
+        made = product.gradient_seconds or self._gradient_time(batch, theta)
+        # That of a part takes no less than its share; what is short may have been made while the machine was busy.
+        shared = look.seconds * getattr(batch, "examples", 1) / max(getattr(few, "examples", 1), 1)
+        self.gradient_seconds = min(made, shared or made) / batch.weight
         return product
 
     def _first(self, batch: BatchLoss, few: BatchLoss, look: Look, theta: Tensor) -> Product:

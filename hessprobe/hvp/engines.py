@@ -272,6 +272,10 @@ class _Given(torch.autograd.Function):
         return ctx.given[0], None
 
 
+# Gradients that are timed as they are made: the least of a few tells what one takes on a machine that is busy.
+_TIMED = 8
+
+
 class DoubleBackward:
     """Engine ``double_backward``; see the module."""
 
@@ -283,6 +287,7 @@ class DoubleBackward:
     def __init__(self) -> None:
         # Reading a graph takes as long as building that of a small network: batches of one shape keep the same.
         self._bytes: dict[tuple[Any, ...], int] = {}
+        self._timed = 0
 
     def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
         """Return the product, its graph built here."""
@@ -292,12 +297,14 @@ class DoubleBackward:
         known = not any(tensor.is_nested for tensor in tensors)
         shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors) if known else ()
         nbytes = self._bytes.get(shape) if shape else None
-        # A look at the clock waits for the device: one at the first batch of a shape tells enough.
-        start = device_clock(theta.device) if nbytes is None else 0.0
+        # A look at the clock waits for the device: those at the first batches tell enough.
+        timed = nbytes is None or self._timed < _TIMED
+        self._timed += timed
+        start = device_clock(theta.device) if timed else 0.0
         with torch.enable_grad():
             leaf = leaf_at(theta)
             gradient = _gradient(loss(leaf), leaf)
-            seconds = device_clock(theta.device) - start if nbytes is None else 0.0
+            seconds = device_clock(theta.device) - start if timed else 0.0
             require_differentiable(gradient)
             root = _Given.apply(gradient, given) if gradient.requires_grad else None  # type: ignore[no-untyped-call]  # untyped in torch
         if nbytes is None:

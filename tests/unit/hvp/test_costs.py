@@ -58,9 +58,9 @@ def gradient_takes(monkeypatch):
 
 
 def test_the_gradient_of_the_first_batch_is_timed_as_its_product_is_made_and_stands_for_all(gradient_takes):
-    # The part that is looked at, the first batch.
+    # The part that is looked at, and the batches: 1.0, 1.2 and 1.2 s for all data.
     risk = _risk((72, 48, 24))
-    left = gradient_takes(0.1, 9.0, 0.5, 3.0)
+    left = gradient_takes(9.0, 9.0, 0.5, 0.4, 0.2)
     H = Hessian(risk, engine="double_backward")
     assert H.gradient_seconds is None
     H.matvecs(_rows(H, 1))
@@ -71,7 +71,7 @@ def test_the_gradient_of_the_first_batch_is_timed_as_its_product_is_made_and_sta
 @pytest.mark.parametrize(("looked_at", "made"), [(0.004, 0.001), (0.001, 0.004)])
 def test_of_a_batch_that_is_looked_at_whole_the_least_time_counts(gradient_takes, looked_at, made):
     risk = _risk((3, 3))
-    gradient_takes(looked_at, made, made)
+    gradient_takes(looked_at, made, 9.0)
     H = Hessian(risk, engine="double_backward")
     H.matvecs(_rows(H, 1))
     assert math.isclose(H.gradient_seconds, 0.001 / (3 / 6))
@@ -80,18 +80,26 @@ def test_of_a_batch_that_is_looked_at_whole_the_least_time_counts(gradient_takes
 @pytest.mark.parametrize(("seconds", "looks"), [((0.5, 9.0), 1), ((0.004, 0.001, 9.0), 2)])
 def test_a_gradient_that_no_product_needs_is_timed_twice_where_it_is_short(gradient_takes, seconds, looks):
     risk = _risk((72, 48, 24))
-    left = gradient_takes(0.0001, *seconds)
+    left = gradient_takes(9.0, *seconds)
     H = Hessian(risk, engine="forward_over_reverse")
     H.matvecs(_rows(H, 1))
     assert math.isclose(H.gradient_seconds, min(seconds[:looks]) / (72 / 144))
     assert len(left) == len(seconds) - looks
 
 
-def test_a_shape_is_timed_once():
-    first, second = (next(iter(_risk().terms())) for _ in range(2))
-    engine, theta = engines.DoubleBackward(), _risk().theta
-    assert engine(first, theta).gradient_seconds > 0
-    assert engine(second, theta).gradient_seconds == 0
+@pytest.mark.parametrize(("looked_at", "made", "later"), [(0.1, 9.0, 9.0), (9.0, 0.4, 9.0), (9.0, 9.0, 0.2)])
+def test_a_busy_moment_is_undercut_by_a_part_or_by_a_later_batch(gradient_takes, looked_at, made, later):
+    risk = _risk((64, 32))
+    gradient_takes(looked_at, 9.0, made, later)
+    H = Hessian(risk, engine="double_backward")
+    H.matvecs(_rows(H, 1))
+    assert math.isclose(H.gradient_seconds, 0.6)
+
+
+def test_the_clock_is_looked_at_for_the_first_products_alone():
+    batch, theta = next(iter(_risk().terms())), _risk().theta
+    engine = engines.DoubleBackward()
+    assert [engine(batch, theta).gradient_seconds > 0 for _ in range(10)] == [True] * 8 + [False] * 2
 
 
 def test_products_count_by_kind_and_those_of_one_batch_as_a_share():
