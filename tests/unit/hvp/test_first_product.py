@@ -161,6 +161,7 @@ def clock(monkeypatch):
     made = Clock()
     for module in ("pool", "batch_products"):
         monkeypatch.setattr(f"hessprobe.hvp.{module}.device_clock", made)
+        monkeypatch.setattr(f"hessprobe.hvp.{module}.process_time", lambda: made.now)
     known.ENGINES_TAKEN.clear()
     known.RECORDINGS.clear()
     return made
@@ -248,6 +249,21 @@ def test_a_long_job_that_was_announced_races_after_its_first_product(clock, race
     assert race == []
     H.matvecs(torch.ones(1, H.dim, dtype=H.dtype))
     assert race == [3000]
+
+
+def test_waiting_for_a_core_is_no_reason_to_record(clock, race, monkeypatch):
+    _slowed(monkeypatch, clock, 0.25)
+    monkeypatch.setattr(batch_products, "recording_seconds", lambda nodes: 0.1)
+    # Of a second a product nine tenths go to other programs.
+    for module in ("pool", "batch_products"):
+        monkeypatch.setattr(f"hessprobe.hvp.{module}.process_time", lambda: clock.now / 10)
+    for by_terms in (False, True):
+        H = Hessian(_risk())
+        V = torch.ones(1, H.dim, dtype=H.dtype)
+        for _ in range(20):
+            [term.matvecs(V) for _, term in H.terms()] if by_terms else H.matvecs(V)
+        assert H._source.pool.watch.seconds == pytest.approx(0.1)
+    assert race == []
 
 
 def test_products_by_terms_count_too(clock, race, monkeypatch):
