@@ -23,11 +23,10 @@ from hessprobe.benchmarks.processes import Outcome, run_apart
 from hessprobe.errors import MemoryBudgetError
 from hessprobe.estimate import Estimate
 from hessprobe.hvp import Hessian
-from hessprobe.hvp.pool import give_back_free, shares, status_bytes
+from hessprobe.hvp.pool import give_back_free, shares, status_bytes, within
 from hessprobe.krylov import Eigenpairs, eigsh
 from hessprobe.measures.registry import measure
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.vectors import vectors_within
 
 MB = 10**6
 # Modules that torch imports at the first derivative of a derivative, and the first recording: 70 MB, once a process.
@@ -182,7 +181,7 @@ def _measured(setting: Setting, what: str, risk: EmpiricalRisk, limit: int | Non
         found: Estimate = measure(what, risk, memory=limit, **dict(setting.options))
         return found
     share = shares(limit, risk.dim, risk.dtype.itemsize)
-    with vectors_within(share.vectors):
+    with within(limit, share):
         H = Hessian(risk, memory=share.products)
         pairs: Eigenpairs = eigsh(H, 1, "largest", tol=setting.tol, rtol=0.3, data_error=False)
         return pairs.estimate(0)

@@ -41,7 +41,7 @@ from hessprobe.hvp.engines import (
 )
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.checking import parts_of
-from hessprobe.vectors import all_finite, room_for_vectors, row_dots
+from hessprobe.vectors import all_finite, row_dots, vectors_within
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -576,8 +576,8 @@ class ProductPool:
             if shared is not None:
                 shared.summed(total)
         self.require_finite(total, V)
-        large = V.shape[1] * V.element_size() >= _LARGE or room_for_vectors() is not None
-        if large and V.device.type == "cpu":
+        # Under a limit they go back by themselves, see ``within``.
+        if V.shape[1] * V.element_size() >= _LARGE and V.device.type == "cpu":
             give_back_free()
         self.took("products", device_clock(V.device) - began, len(V))
         return total
@@ -642,6 +642,9 @@ _TRIM, _MMAP = -1, -3
 _KEPT_ALWAYS, _MAPPED, _KEPT_IN_A_PASS = 1 << 26, 1 << 25, (1 << 31) - 1
 # Whoever sets these variables has chosen for the process.
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+# Blocks of a limit's share of this, and within these sizes, go back to the system once they are freed: what lies in the
+# gaps between larger ones was half of the peak of a measurement. Smaller shares cost page faults.
+_BLOCKS_IN_LIMIT, _SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 1 << 17, 1 << 22
 _held = 0
 
 
@@ -670,6 +673,30 @@ def heap_held(vector_bytes: int, device: torch.device) -> Iterator[None]:
     finally:
         _held -= 1
         if not _held:
+            option(_TRIM, _KEPT_ALWAYS)
+
+
+@contextmanager
+def within(memory: int | None, share: Shares) -> Iterator[None]:
+    """Hold what is done in the block to a limit of memory: vectors to their share, free memory to little.
+
+    Args:
+        memory: bytes in all; None for no limit.
+        share: of it.
+    """
+    trim, option = _of_gnu("malloc_trim"), _of_gnu("mallopt")
+    with vectors_within(share.vectors):
+        if memory is None or trim is None or option is None:
+            yield
+            return
+        block = min(max(memory // _BLOCKS_IN_LIMIT, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        trim(0)
+        option(_MMAP, block)
+        option(_TRIM, block)
+        try:
+            yield
+        finally:
+            option(_MMAP, _MAPPED)
             option(_TRIM, _KEPT_ALWAYS)
 
 

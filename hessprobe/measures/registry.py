@@ -22,6 +22,7 @@ from hessprobe.estimators.budget import Progress
 from hessprobe.estimators.density import fine_grid
 from hessprobe.estimators.hutchinson import ROUNDING
 from hessprobe.hvp import FunctionalPart, GaussNewton, Hessian
+from hessprobe.hvp.pool import within
 from hessprobe.hvp.verification import ProductError
 from hessprobe.measures import distribution, minibatches
 from hessprobe.measures.context import Context, MeasureSettings, Report, Result, quietly, settings_of
@@ -31,7 +32,6 @@ from hessprobe.objective.base import Objective, require_objective
 from hessprobe.objective.preconditioner import Preconditioner, of_optimizer
 from hessprobe.operators import BlockDiagonal, Congruence, LinearOperator
 from hessprobe.progress import Show, progress_bars
-from hessprobe.vectors import vectors_within
 
 # Told the name of a measure that does not exist here, and why.
 Missing = Callable[[str, UnsupportedError], None]
@@ -254,7 +254,7 @@ def _result(context: Context, name: str) -> Result:
         return answers[0].estimate
 
     before = dict(_made(context))
-    with vectors_within(context.shares.vectors):
+    with within(context.settings.memory, context.shares):
         estimate, warned = quietly(work)
     made = {kind: count - before.get(kind, 0.0) for kind, count in _made(context).items()}
     estimate = estimate.with_(

@@ -150,3 +150,38 @@ def test_the_peak_of_the_process_stays_within_the_limit() -> None:
     tight, other = used(160 * MB)
     assert tight <= 1.1 * 160 * MB < free
     assert other == pytest.approx(one, rel=0.5)
+
+
+_GAPS = """
+import sys
+import torch
+from hessprobe.hvp.pool import shares, status_bytes, within
+
+MB = 1 << 20
+limit = None if sys.argv[1] == "none" else 64 * MB
+# As large a block as the library goes on to keep has been freed.
+torch.zeros(4 * MB)[:1].clone()
+del sys
+before = status_bytes("VmRSS")
+with within(limit, shares(limit, 1000, 4)):
+    held = [torch.ones(MB // 4) for _ in range(128)]
+    held = held[::2]
+    print((status_bytes("VmRSS") - before) // MB)
+after = [torch.ones(MB // 4) for _ in range(128)][::2]
+print((status_bytes("VmRSS") - before) // MB)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident set is read from /proc")
+def test_what_is_freed_between_vectors_goes_back_under_a_limit_and_only_there() -> None:
+    def held(limit: str) -> list[int]:
+        made = subprocess.run(
+            [sys.executable, "-c", _GAPS, limit], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+        )
+        return [int(line) for line in made.stdout.split()]
+
+    within_limit, beyond = held("64")
+    assert 56 <= within_limit <= 80
+    assert held("none")[0] >= 120
+    # The library keeps what it is used to again.
+    assert beyond - within_limit >= 120
