@@ -22,6 +22,7 @@ from hessprobe.estimators.xtrace import (
     exchange_trace,
     multiply,
     remainder_std,
+    sketch_fits,
     sketch_of,
 )
 from hessprobe.vectors import ProbeStream, gram
@@ -167,6 +168,7 @@ def _grown(task: Task, sketch: _Sketch, rival: float) -> Way[Estimate]:
     while count > sketch.size:
         least = min(passes, 2 * count, task.operator.dim) / (2 * sketch.size)
         worth = least > (_WORTH if sketch.rate > _FLAT else _WORTH_A_LOOK)
+        worth = worth and sketch_fits(task.operator, 2 * sketch.size)
         larger = _doubled(task, sketch) if worth and 2 * sketch.size <= _RISKED * rival else None
         if larger is None:
             break
@@ -174,7 +176,8 @@ def _grown(task: Task, sketch: _Sketch, rival: float) -> Way[Estimate]:
         passes, count = _sizes(task, sketch)
     dim, deflated = task.operator.dim, sketch.deflated
     inner = replace(task, basis=deflated.basis, given=deflated)
-    if passes <= 2 * count or 2 * count >= dim or 16 * count * dim > _MEMORY:
+    fits = 16 * count * dim <= _MEMORY and sketch_fits(task.operator, count + sketch.size)
+    if passes <= 2 * count or 2 * count >= dim or not fits:
         plan = Plan(passes, 1.0, inner, Known(deflated), {})
         why = f"{sketch.size} directions of the pilot leave {passes} probes"
         return Way(passes, lambda: hutchinson(inner, plan), why)

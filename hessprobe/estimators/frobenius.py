@@ -80,8 +80,8 @@ from hessprobe.vectors import LAWS, ProbeStream, fold, gram, room_for_vectors, r
 # Elements of one group of probes whose pairs are used; it depends on d alone, so that results depend on memory only
 # where it is limited.
 _GROUP = 1 << 26
-# Single-precision rows alive for each probe of a group.
-_ALIVE = 6
+# Rows alive for each probe of a group, and the share of what vectors may take that sampled coordinates have.
+_ALIVE, _TABLE_SHARE = 5, 1 / 8
 # Probes of a group up to which the products of pairs are kept one by one.
 _KEPT = 2048
 
@@ -169,13 +169,21 @@ class SquareSamples:
         )
 
 
-def group_rows(dim: int) -> int:
+def group_rows(dim: int, itemsize: int = 4, held: int = 0) -> int:
     """Return the number of probes whose pairs are used together: 64 M entries, at least two.
 
     Fewer where memory is limited: each has its product, before and after the projection, beside it.
+
+    Args:
+        dim: entries of a probe.
+        itemsize: bytes of an entry.
+        held: other rows that are held meanwhile, such as deflated directions and their products.
     """
-    rows = max(2, _GROUP // dim)
-    return rows if room_for_vectors() is None else rows_within(dim, 4, rows, least=2, copies=_ALIVE)
+    rows, room = max(2, _GROUP // dim), room_for_vectors()
+    if room is None:
+        return rows
+    beside = held * dim * itemsize + int(_TABLE_SHARE * room)
+    return rows_within(dim, itemsize, rows, least=2, copies=_ALIVE, beside=beside)
 
 
 def pair_count(count: int, group: int) -> float:
@@ -245,7 +253,8 @@ def sample_squares(
     seed = 0 if stream is None else stream.seed
     parts = A if parts is None else parts
     told = count if stream is None or parts.n_terms == A.n_terms else max(min(start + count, _TOLD) - start, 0)
-    for first, stop in blocks_of(count, group_rows(A.dim)):
+    held = 0 if deflated is None else 2 * deflated.size
+    for first, stop in blocks_of(count, group_rows(A.dim, A.dtype.itemsize, held)):
         probes = _units(A, first, stop) if stream is None else stream.block(start + first, start + stop)
         rows = max(min(told - first, stop - first), 0)
         if groups:
@@ -297,6 +306,8 @@ def _group(
         weights.append(weight)
         if parts.n_terms > 1:
             kept.append(sample.take(part))
+        # The next one is made without it.
+        del part
     if told < len(inside):
         total[told:] = multiply(A, inside[told:])
     names = list(A.blocks.values())
@@ -350,6 +361,8 @@ _PILOT = 12
 # have left when the others are taken out: on trained networks it was a third at most, or nearly all of it. Then the
 # probes that a run begins with, and how often it may go on.
 _TAKEN, _LOOKED_AT, _LEAVES, _FIRST, _ROUNDS = 12, 8, 0.5, 6, 8
+# Rows alive while these directions are made, and then while they and their products are held beside six probes.
+_ROWS = 4 * _TAKEN
 # One over the share of the data that is sketched from.
 _SHARE = 4
 # Up to here the whole matrix is no dearer than pilot and run, and what a deflation leaves is too small a space for the
@@ -562,18 +575,24 @@ def _planned(request: _Request, deflated: Deflation | None) -> Estimate:
     found = None if deflated is not None else _from_part(request)
     if found is not None:
         return found
-    pilot = sample_squares(A, request.stream("pilot"), 0, _PILOT, deflated)
-    plan, details = _cheapest(request, pilot, deflated)
+    # Held by nobody once it has told what it knows: its products are as many vectors as those of the run.
+    pilot = [sample_squares(A, request.stream("pilot"), 0, _PILOT, deflated)]
+    plan, details = _cheapest(request, pilot[0], deflated)
+    if not plan.directions:
+        pilot.clear()
 
     def run() -> Estimate:
         if not plan.directions:
             return _settled(request, plan.probes, deflated, details)
         # The pilot's products sketch the range at no cost; they are independent of all later probes.
-        basis = leading(pilot.products, plan.directions)
+        basis = leading(pilot[0].products, plan.directions)
+        if len(basis) < _PILOT:
+            pilot.clear()
         found = deflation(A, basis, seed=request.seed, parts=request.parts)
+        del basis
         if found.size < _PILOT:
             return _settled(request, plan.probes, found, details)
-        wanted = _refined(request, pilot, found)
+        wanted = _refined(request, pilot.pop(), found)
         way = Way(wanted, lambda: _settled(request, wanted, found, {**details, "wanted": wanted}))
         return budget.carried_out(A.dim, [way], lambda sampled: _exact(request))[0]
 
@@ -594,7 +613,10 @@ def _from_part(request: _Request) -> Estimate | None:
     """
     A = request.operator
     whole = A if A.n_terms >= _SHARE else request.parts
-    if whole.n_terms < _SHARE or whole.ranks is not None:
+    room = room_for_vectors()
+    if whole.n_terms < _SHARE or whole.ranks is not None or request.goal.max_probes < _FIRST:
+        return None
+    if room is not None and rows_within(A.dim, A.dtype.itemsize, _ROWS, least=0) < _ROWS:
         return None
     part, stream = SomeTerms(whole, range(1, whole.n_terms, _SHARE)), request.stream("pilot")
     seen = multiply(part, stream.block(0, _LOOKED_AT))
@@ -602,15 +624,18 @@ def _from_part(request: _Request) -> Estimate | None:
     if not float(left[-1]) < _LEAVES * float(left[0]):
         return None
     seen = torch.cat([seen, multiply(part, stream.block(_LOOKED_AT, _TAKEN))])
-    basis = leading(multiply(part, leading(seen, _TAKEN)), _TAKEN)
+    seen = leading(seen, _TAKEN)
+    # Handed over, not held here: a deflation has a copy of its own.
+    basis = [leading(multiply(part, seen), _TAKEN)]
+    size = len(basis[0])
     del seen
 
     def run() -> Estimate:
-        found = deflation(A, basis, seed=request.seed, parts=request.parts)
+        found = deflation(A, basis.pop(), seed=request.seed, parts=request.parts)
         goal, samples, used, wanted = request.goal, None, 0, _FIRST
         # So few probes may know the size of a run badly: it is asked again, a few times at most.
         for _ in range(_ROUNDS):
-            more = max(min(wanted, goal.max_probes), _FIRST) - used
+            more = min(wanted, goal.max_probes) - used
             new = sample_squares(A, request.stream("frobenius"), used, more, found, request.callback, request.parts)
             samples, used = new if samples is None else samples.joined(new), used + more
             estimate = _of(request, samples, found, {"pilot": {"probes": _FIRST, "wanted": wanted}})
@@ -619,7 +644,7 @@ def _from_part(request: _Request) -> Estimate | None:
             wanted = max(_wanted(request, samples.combined(), estimate.value, used), used + 1)
         return budget.settled(estimate, goal, wanted, used)
 
-    return budget.carried_out(A.dim, [Way(len(basis) + _FIRST, run)], lambda sampled: _exact(request))[0]
+    return budget.carried_out(A.dim, [Way(size + _FIRST, run)], lambda sampled: _exact(request))[0]
 
 
 def _settled(request: _Request, wanted: int, deflated: Deflation | None, details: dict[str, Any]) -> Estimate:
@@ -669,7 +694,8 @@ def _expected(squares: Tensor) -> Combined:
 
 def _wanted(request: _Request, measured: Combined, norm: float, pilot: int = _PILOT) -> int:
     """Return the probes that reach the tolerance, with the moments of a pilot of so many probes."""
-    group, cautious = group_rows(request.operator.dim), budget.upper_std(1.0, pilot - 1)
+    A = request.operator
+    group, cautious = group_rows(A.dim, A.dtype.itemsize), budget.upper_std(1.0, pilot - 1)
     return budget.smallest_count(
         lambda n: cautious * math.sqrt(expected_variance(measured, n, group)) / (2 * norm) if norm else 0.0,
         lambda n: (n - 1) / 2,

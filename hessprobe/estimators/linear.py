@@ -30,7 +30,7 @@ from torch import Tensor
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.budget import Callback, Progress
 from hessprobe.estimators.law import Law, LawSums, welch_df, with_prior
-from hessprobe.estimators.xtrace import block_rows, blocks_of, project
+from hessprobe.estimators.xtrace import block_rows, blocks_of, project, sketch_fits
 from hessprobe.operators import LinearOperator
 from hessprobe.vectors import ProbeStream
 
@@ -294,7 +294,7 @@ def sample_linear(
         paired_law=_variances(paired_laws),
         folded=_folded(laws),
         paired_folded=_folded(paired_laws),
-        kept=(torch.cat([w for w, _ in kept]), torch.cat([z for _, z in kept])) if kept and len(raw) == 1 else None,
+        kept=(torch.cat([w for w, _ in kept]), torch.cat([z for _, z in kept])) if kept else None,
     )
     return samples.checked()
 
@@ -320,6 +320,8 @@ class _Term:
     ) -> None:
         self.weight, self.term, self.twin = pair
         self.how, self.index, self.cheap_forms = how, index, A.cheap_forms
+        # Those of several terms are of use to nobody.
+        self.keeps = how.keep and A.n_terms == 1 and sketch_fits(A, how.count)
         self.slices = list(A.blocks.values()) if how.vectors or how.diagonal else []
         self.stream = ProbeStream(A.dim, how.seed, how.law, A.dtype, A.device, how.stream)
         self.raw: list[Tensor] = []
@@ -354,7 +356,7 @@ class _Term:
         products = project(how.basis, self.term.matvecs(inside))
         sums = self.law.add(probes, products)
         self.raw.append(sums.total)
-        if how.keep:
+        if self.keeps:
             self.kept.append((probes, products))
         if twin is not None and how.paired:
             products = products - project(how.basis, twin.matvecs(inside))

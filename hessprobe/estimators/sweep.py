@@ -43,6 +43,8 @@ _FIRST_CHECK, _CHECK_EVERY = 8, 4
 _APART = 1 << 20
 # Brackets of further chains may be so many times as wide as that of the first.
 _MARGIN = 1.25
+# Rows of a chain alive beside its basis: start, two vectors, a product, and what is left of it before and after.
+_BESIDE = 8
 
 
 def spectral_sketch(
@@ -128,6 +130,7 @@ def spectral_sketch(
     asked = replace(asked, n_probes=fixed) if enough is not None else asked
     checks.one_of("law", law, LAWS)
     checks.one_of("method", method, ("auto", "slq", "exact"))
+    memory = min(checks.positive_int("memory", memory), room_for_vectors() or memory)
     counted = Counted(settled(A))
     parts = counted.grouped(GROUPS) if data_error else counted
     known = 0.0 if counted.psd and lower is None else lower
@@ -135,7 +138,8 @@ def spectral_sketch(
     longest = _MAX_STEPS if (target is not None or enough is not None) and steps is None else _DEFAULT_STEPS
     if enough is not None:
         each = counted.dim * torch.empty(0, dtype=counted.dtype).element_size()
-        longest = max(min(longest, memory // each), 2)
+        beside = 0 if room_for_vectors() is None else _BESIDE
+        longest = max(min(longest, memory // each - beside), 2)
     plan = _Plan(
         operator=counted,
         steps=longest if steps is None else checks.positive_int("steps", steps, minimum=2),
@@ -148,7 +152,7 @@ def spectral_sketch(
         parts=parts,
         data_error=data_error and reorthogonalize and parts.n_terms > 1,
         full=reorthogonalize,
-        memory=min(checks.positive_int("memory", memory), room_for_vectors() or memory),
+        memory=memory,
         callback=callback,
         lower=None if known is None else checks.real("lower", known),
         may_be_whole=method == "auto" and fits(parts, memory),
@@ -437,6 +441,8 @@ def _chains(
             influences(plan.parts, run, len(blank.weights)) if plan.data_error else (blank.weights[:0], None)
         )
         pieces.append(_with_run(blank, run, weights, influence))
+        # The next chains are made without the bases of these.
+        del run, V
     return _joined(pieces)
 
 
@@ -444,7 +450,10 @@ def _chains_together(plan: _Plan, steps: int, count: int) -> int:
     A = plan.operator
     held = Slice(A.dim, A.ranks)
     # Where rows are held in parts, the start, what is multiplied and its product are whole.
-    each = ((steps if plan.full else 3) * held.width + 3 * held.beside) * A.dtype.itemsize
+    rows = steps if plan.full else 3
+    if room_for_vectors() is not None:
+        rows = _BESIDE + (steps if plan.full else 0)
+    each = (rows * held.width + 3 * held.beside) * A.dtype.itemsize
     if each > plan.memory:
         raise MemoryBudgetError(
             about(

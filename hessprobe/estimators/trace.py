@@ -47,7 +47,7 @@ from hessprobe.estimators.captured_trace import (
 )
 from hessprobe.estimators.hutchinson import ROUNDING, Plan, hutchinson, hutchpp, pilot
 from hessprobe.estimators.task import Task, block_diagonal, diagonal_by_terms, sums_of_blocks
-from hessprobe.estimators.xtrace import basis_of
+from hessprobe.estimators.xtrace import basis_of, sketch_fits
 from hessprobe.operators import BlockDiagonal, Counted, LinearOperator, aslinearoperator
 from hessprobe.vectors import LAWS, ProbeStream
 
@@ -376,7 +376,7 @@ def _auto(task: Task) -> Estimate:
     why = f"Hutchinson {used} {kind}control variate needs about {plan.products:.0f} products"
     ways = [Way(plan.products, lambda: hutchinson(task, plan), why)]
     kept = first.kept if first.known.surrogate is None else None
-    if kept is None and min(plan.products, A.dim) > 2 * SKETCH_PAYS:
+    if kept is None and min(plan.products, A.dim) > 2 * SKETCH_PAYS and sketch_fits(A, SKETCHED):
         kept = pilot_products(task)
     captured = None if kept is None else captured_way(task, kept, first.details["value"], plan.products)
     if captured is not None:

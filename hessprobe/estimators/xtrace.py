@@ -59,12 +59,22 @@ from hessprobe import checks
 from hessprobe.errors import NonFiniteError
 from hessprobe.estimators.law import contrasts, with_prior
 from hessprobe.operators import LinearOperator
-from hessprobe.vectors import ProbeStream, combine, gram, orthonormal_rows, room_for_vectors, row_dots
+from hessprobe.vectors import (
+    ProbeStream,
+    combine,
+    entries_within,
+    gram,
+    orthonormal_rows,
+    room_for_vectors,
+    row_dots,
+)
 
 # Elements of one block of probes, and of a table of sampled coordinates.
 _BLOCK = 1 << 23
 _TABLE = 1 << 24
 _COORDINATES = 65536
+# Numbers that the position of a coordinate takes as much room as, with what is at hand while one is taken.
+_WITH_INDEX = 5
 # Single-precision rows alive for each probe of a block.
 _ALIVE = 16
 
@@ -139,6 +149,15 @@ def block_rows(dim: int) -> int:
     return max(1, rows if room is None else min(rows, room // (_ALIVE * 4 * dim)))
 
 
+def sketch_fits(A: LinearOperator, count: int) -> bool:
+    """Return whether the memory that vectors may take holds a sketch of ``count`` directions while it is made.
+
+    Probes, products, the basis and its images, with fp64 copies of one of them, which are factored.
+    """
+    room = room_for_vectors()
+    return room is None or count * A.dim * (4 * A.dtype.itemsize + 3 * 8) <= room
+
+
 def basis_of(deflate: Any, A: LinearOperator) -> Tensor | None:
     """Return orthonormal rows spanning what the caller gave, in the operator's dtype; None for None or no vectors.
 
@@ -197,6 +216,8 @@ def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0, parts: LinearOp
         compressed.append(gram(basis, part))
         if parts.n_terms > 1:
             kept.append(sample.take(part))
+        # The next one is made without it.
+        del part
     T = gram(basis, image)
     residual = project(basis, image)
     overlaps = [float((T * T_b).sum()) for T_b in compressed]
@@ -232,8 +253,11 @@ class CoordinateSample:
 
     @classmethod
     def plan(cls, A: LinearOperator, rows: int, seed: int, first: int = 0) -> CoordinateSample:
-        """Return a sample for ``rows`` rows and all terms of ``A``: 65,536 coordinates a row, 16 M numbers in all."""
-        keep = max(64, min(_COORDINATES, _TABLE // max(rows * A.n_terms, 1)))
+        """Return a sample for ``rows`` rows and all terms of ``A``: 65,536 coordinates a row, 16 M numbers in all.
+
+        Fewer where memory is limited: an eighth of what vectors may take, with the positions.
+        """
+        keep = max(64, min(_COORDINATES, entries_within(_TABLE) // max(rows * (A.n_terms + _WITH_INDEX), 1)))
         stride = next_prime(-(-A.dim // keep)) if A.dim > keep else 1
         stride = min(stride, A.dim)
         uniform = [_uniform(seed, first + row) for row in range(rows)]
@@ -372,8 +396,13 @@ def remainder_squares(probes: Tensor, products: Tensor, basis: Tensor, images: T
 
 def multiply(A: LinearOperator, rows: Tensor) -> Tensor:
     """Return the products with all rows, made in blocks of bounded size."""
-    parts = [A.matvecs(rows[start:stop]) for start, stop in blocks_of(rows.shape[0], block_rows(A.dim))] or [rows]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    size = block_rows(A.dim)
+    if len(rows) <= size:
+        return A.matvecs(rows) if len(rows) else rows
+    products = torch.empty_like(rows)
+    for start, stop in blocks_of(len(rows), size):
+        products[start:stop] = A.matvecs(rows[start:stop])
+    return products
 
 
 @dataclass(frozen=True)

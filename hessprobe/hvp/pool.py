@@ -41,7 +41,7 @@ from hessprobe.hvp.engines import (
 )
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.checking import parts_of
-from hessprobe.vectors import all_finite, row_dots, vectors_within
+from hessprobe.vectors import all_finite, room_for_vectors, row_dots, vectors_within
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -25,7 +25,7 @@ from hessprobe.krylov.lanczos import normalised, random_row
 from hessprobe.krylov.restart import Ritz, ThickRestart
 from hessprobe.krylov.verification import Complete, Problem, complete, excluded, kept, pool_of
 from hessprobe.operators import Counted, LinearOperator, settled
-from hessprobe.vectors import ProbeStream, Slice, combine, orthonormal_rows, row_dots, rows_within
+from hessprobe.vectors import ProbeStream, Slice, combine, orthonormal_rows, room_for_vectors, row_dots, rows_within
 
 WHICH = ("both", "largest", "smallest", "magnitude")
 
@@ -193,6 +193,9 @@ def _problem(
     rows = rows_within(
         held.width, size, min(capacity, A.dim) + 1, least=min(target + _FEWEST, A.dim) + 1, beside=beside
     )
+    if room_for_vectors() is not None:
+        # Pairs beyond the first are put together, and multiplied, beside the basis.
+        rows = max(rows - 2 * (target - 1), min(target + _FEWEST, A.dim) + 1)
     return Problem(
         A=A,
         k=k,

@@ -55,7 +55,9 @@ def test_rows_are_those_that_fit() -> None:
 
 def test_blocks_and_groups_of_probes_fit_the_limit() -> None:
     with vectors_within(64 * 4 * 1000):
-        assert (block_rows(1000), group_rows(1000)) == (4, 10)
+        assert (block_rows(1000), group_rows(1000)) == (4, 11)
+        assert group_rows(1000, held=20) == 7
+        assert group_rows(1000, itemsize=8) == 5
     assert (block_rows(1000), group_rows(1 << 20)) == (64, 64)
     with vectors_within(1000):
         assert block_rows(1000) == 1
@@ -99,7 +101,7 @@ def test_products_of_earlier_groups_are_not_held(monkeypatch: pytest.MonkeyPatch
     A = DenseOperator(torch.diag(torch.arange(1.0, 51.0, dtype=torch.float64)))
     stream = ProbeStream(50, 0, "rademacher", torch.float64, stream="frobenius")
     alive: list[int] = []
-    with vectors_within(2 * 6 * 4 * 50):
+    with vectors_within(2 * 5 * 8 * 50 * 8 // 7 + 1):
         found = sample_squares(A, stream, 0, 7, None, callback=lambda state: alive.append(int(state.done)))
     assert [pairs.size for pairs in found.pairs] == [2, 2, 2, 1]
     assert len(found.products) == 1
