@@ -35,7 +35,7 @@ _EXTRA = 20
 # Entries of a basis that may be held for the sake of the bounds, and its longest for large d; rows beside the pairs
 # wanted that it has at least, and that it may be cut to where memory is short.
 _BASIS, _LONGEST = 1 << 26, 512
-_FEW, _FEWEST = 8, 4
+_FEW, _FEWEST = 6, 4
 # Confidence that a look, which has no bracket, is set up with, and the residual that its part is taken to.
 _CONFIDENCE, _COARSE = 0.995, 0.1
 # Products that a run whose basis is full goes on for at least to narrow the intervals.
@@ -103,7 +103,7 @@ def eigsh(
             Costs about as many products again; without it copies can be missed.
         basis_size: vectors held, d entries each: more converge in fewer products, and bounds improve more slowly once
             the basis has been full. By default as many as 512 MB of fp64 hold, up to 512, or up to d where the whole
-            matrix is no larger than that; at least 8 more than pairs wanted, or half as many. Where it grows to d the
+            matrix is no larger than that; at least 6 more than pairs wanted, or half as many. Where it grows to d the
             answer is exact.
         data_error: tell the sampling error of the eigenvalues.
         callback: called with a ``Progress`` after each product. What it raises, and KeyboardInterrupt, ends the run.

@@ -27,6 +27,7 @@ from hessprobe.vectors import vectors_within
 DIM, TERMS = 40_000, 16
 ROW = 4 * DIM
 LANCZOS = sys.modules[hp.krylov.lanczos.__module__]
+EIGSH, RESTART = (sys.modules[f"hessprobe.krylov.{name}"] for name in ("eigsh", "restart"))
 IN_A_PRODUCT = 4
 PIECES = [(vectors, "_CHUNK"), (law, "_PIECE"), (LANCZOS, "_CPU_CHUNK"), (LANCZOS, "_COLUMNS"), (xtrace, "_BATCH")]
 
@@ -111,3 +112,14 @@ def test_what_is_alive_is_within_the_room_for_vectors(
             QUESTIONS[question](A)
     # A product in the making is not the estimators' own (``pool.shares``).
     assert live.peak <= (1.1 * rows + IN_A_PRODUCT) * ROW
+
+
+def test_of_a_model_too_large_for_a_long_basis_few_vectors_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in PIECES:
+        monkeypatch.setattr(module, name, 1 << 12)
+    monkeypatch.setattr(EIGSH, "_BASIS", 2 * DIM)
+    monkeypatch.setattr(RESTART, "_WIDE", 2 * DIM)
+    with Live() as live:
+        found = hp.eigsh(Terms(), 1, "largest", rtol=0.1)
+    assert found.converged.all()
+    assert live.peak <= 12.5 * ROW
