@@ -1,14 +1,4 @@
-"""Central differences of the gradient, for models that have no second derivative.
-
-    H v ~ (g(theta + e v) - g(theta - e v)) / (2 e),    e = eps^(1/3) * (1 + ||theta||) / ||v||,
-
-eps the machine epsilon of the parameters' dtype. The step is divided by ||v||, so that the relative error does not
-depend on the length of v (a Rademacher probe has length sqrt(d)). The error is O(eps^(2/3)) relative to the scale
-of the third derivative, about 2e-5 in float32 and 4e-11 in float64 at best: products are not exact, and estimators
-that polish to rounding level are told so by ``is_exact``. Where the gradient has kinks (ReLU) a difference sees them as
-curvature whatever the step: ``Hessian.product_error`` measures by how much.
-
-Reverse over reverse: the derivative of <gradient, v>, with the graph of the gradient kept.
+"""Reverse over reverse: the derivative of <gradient, v>, with the graph of the gradient kept.
 
 H v = d/dtheta <g(theta), v>. The graph of g is built once; each product is one more backward pass through it, about
 2 gradients of arithmetic (3 when the graph is new), with memory independent of the number of probes.
@@ -39,7 +29,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +44,6 @@ from torch.utils._pytree import tree_leaves
 from hessprobe.errors import UnsupportedError
 from hessprobe.objective.base import BatchLoss, SecondOrderLosses
 from hessprobe.objective.batches import digest
-from hessprobe.vectors import row_dots
 
 LossFunction = Callable[[Tensor], Tensor]
 
@@ -386,38 +374,6 @@ class ForwardOverReverse:
             return columns
 
         return Product(apply, batch_bytes(loss))
-
-
-class FiniteDifference:
-    """Engine ``finite_difference``; see the module.
-
-    Args:
-        factor: of the step e, > 0.
-    """
-
-    name = "finite_difference"
-    is_exact = False
-    keeps = False
-    setup_seconds = 0.0
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self._factor = factor
-
-    def __call__(self, loss: LossFunction, theta: Tensor) -> Product:
-        """Return the product; each call costs two gradients."""
-        length = math.sqrt(row_dots(theta[None], theta[None]))
-        scale = self._factor * torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + length)
-
-        def apply_one(vector: Tensor) -> Tensor:
-            length = math.sqrt(row_dots(vector[None], vector[None]))
-            if length == 0:
-                return torch.zeros_like(vector)
-            step = scale / length
-            ahead = fresh_gradient(loss, theta.add(vector, alpha=step))
-            ahead -= fresh_gradient(loss, theta.add(vector, alpha=-step))
-            return ahead.div_(2 * step)
-
-        return Product(by_rows(apply_one), batch_bytes(loss))
 
 
 class Ledger(Protocol):

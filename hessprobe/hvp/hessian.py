@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessprobe.hvp.auto import EXPECTED_MATVECS, UNSUPPORTED, is_final
 from hessprobe.hvp.batch_products import BatchProducts
-from hessprobe.hvp.engines import DoubleBackward, Engine, FiniteDifference, ForwardOverReverse
+from hessprobe.hvp.engines import DoubleBackward, Engine, ForwardOverReverse
 from hessprobe.hvp.gauss_newton import GaussNewton
 from hessprobe.hvp.linearized import Linearized
 from hessprobe.hvp.pool import MemoryBudget, holding
@@ -24,11 +24,18 @@ from hessprobe.objective.base import Objective, require_objective
 from hessprobe.operators.base import ExactTrace, LinearOperator
 from hessprobe.vectors import ParameterLayout, Sharing
 
+
+def _differences(factor: float = 1.0) -> Engine:
+    # Few measurements need it.
+    made: Engine = import_module("hessprobe.hvp.differences").FiniteDifference(factor)
+    return made
+
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "linearized": Linearized,
     "double_backward": DoubleBackward,
     "forward_over_reverse": ForwardOverReverse,
-    "finite_difference": FiniteDifference,
+    "finite_difference": _differences,
 }
 
 
@@ -249,7 +256,7 @@ class Hessian(LinearOperator):
         if not self.risk.differentiable_once:
             reference.pool.total(self.risk.theta[None])
         if self.risk.differentiable_once or not reference.engine.is_exact:
-            finer = {_FINITE: lambda: FiniteDifference(0.25)}
+            finer = {_FINITE: lambda: _differences(0.25)}
             reference = BatchProducts(self.risk, finer, _FINITE, self._source.budget, count)
         return compare(self.matvecs, reference.pool.total, self.risk.theta, seed, every_coordinate=every_coordinate)
 

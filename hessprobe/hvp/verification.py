@@ -383,7 +383,8 @@ def compare(
     # The mean over all coordinates has no error.
     wide = _WIDE if len(chosen) < d else 0.0
     norm = math.sqrt(max(_upper(squares, _WIDE), _upper(unit_squares, wide), float(leading[0]) / d))
-    trace = max(abs(float(forms.mean())) + _WIDE * math.sqrt(2 / _SIGNS) * norm, _upper(unit_forms, wide))
+    # But rounding, which is another the next time.
+    trace = max(abs(float(forms.mean())) + _WIDE * math.sqrt(2 / _SIGNS) * norm, _upper(unit_forms, _WIDE))
     length = math.sqrt(float(size.mean()))
     return ProductError(norm, trace, norm / length if length > 0 else 0.0)
 
