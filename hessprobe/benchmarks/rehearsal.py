@@ -10,6 +10,9 @@ the others too, as far as the memory for products goes:
 
     predicted peak = peak of the rehearsal + min((B - 1) kept, room left to products).
 
+Where N ranks share the work, seconds and bytes are those of one of them: it makes and keeps the products of at most
+ceil(B / N) batches of a pass. Of what is linear every batch is cut between them, the rehearsed one too.
+
 Where the number of products is fixed beforehand the time is one number. Where a tolerance or a search decides, it
 depends on the spectrum of all data, and a range is given, with the least and the most of what networks of 4 and 20
 batches gave to one of them: ``SEARCHED`` products of those rehearsed; ``SAMPLED`` of a trace to a tolerance, which one
@@ -30,7 +33,7 @@ from typing import Any
 from hessprobe.benchmarks.memory import held_memory
 from hessprobe.estimate import GROUPS, Estimate
 from hessprobe.hvp.engines import unwritten
-from hessprobe.hvp.pool import available_bytes
+from hessprobe.hvp.pool import available_bytes, current, on_this_machine
 from hessprobe.measures import MeasureSettings, Progress, measure_all
 from hessprobe.measures.context import make_operator
 from hessprobe.objective import Objective
@@ -102,6 +105,7 @@ class Forecast:
         batches: of the data.
         rehearsed: share of the data that was gone through.
         rehearsal_seconds: what that took.
+        ranks: processes that share the work; seconds and bytes are those of one of them.
     """
 
     measures: tuple[Foreseen, ...]
@@ -116,6 +120,7 @@ class Forecast:
     batches: int
     rehearsed: float
     rehearsal_seconds: float
+    ranks: int = 1
 
     @property
     def advice(self) -> str:
@@ -123,7 +128,7 @@ class Forecast:
         if self.peak is None:
             return "the system does not tell the memory of a process; --memory SIZE bounds it"
         room = self.available if self.limit is None else self.limit
-        where = "free here" if self.limit is None else "of --memory"
+        where = "of --memory" if self.limit is not None else "free here" if self.ranks == 1 else "free to a rank here"
         if self.peak <= room:
             return f"it fits the {_size(room)} {where}"
         if self.limit is None:
@@ -154,7 +159,11 @@ def rehearse(names: Sequence[str], risk: Objective, settings: MeasureSettings) -
     """
     part = FirstBatch(risk)
     settings = replace(settings, data_error=settings.data_error and risk.n_terms < GROUPS)
-    more = 1 / part.share - 1
+    ranks = current(risk)
+    count = 1 if ranks is None else ranks.count
+    # Of a pass a rank has at most so many batches; the rehearsed one is the first rank's.
+    own = math.ceil(risk.n_terms / count)
+    cut, dealt = 1 / part.share - 1, max(own / (part.share * risk.n_terms) - 1, 0.0)
     found: list[Foreseen] = []
     # Every batch has probes of its own for what is linear: a pass over B of them has 1/B of the variance of one.
     wider = replace(settings, rtol=min(settings.rtol * math.sqrt(1 / part.share), _WIDEST))
@@ -162,15 +171,16 @@ def rehearse(names: Sequence[str], risk: Objective, settings: MeasureSettings) -
     with unwritten(), held_memory() as held:
         started = last = time.perf_counter()
         operator = make_operator(part, settings, _EXPECTED)
-        for group, own in (([name for name in names if name not in linear], settings), (linear, wider)):
-            for result in measure_all(group, part, own, _unheard, operator=operator) if group else ():
+        others = [name for name in names if name not in linear]
+        for group, asked, more in ((others, settings, dealt), (linear, wider, cut)):
+            for result in measure_all(group, part, asked, _unheard, operator=operator) if group else ():
                 now = time.perf_counter()
-                found.append(_foreseen(result.measure, result.estimate, own, operator, now - last, more))
+                found.append(_foreseen(result.measure, result.estimate, asked, operator, now - last, more))
                 last = now
         spent = time.perf_counter() - started
     source = getattr(getattr(operator, "hessian", operator), "_source", None)
     kept = 0 if source is None else source.budget.total - source.budget.room
-    rest = 0 if source is None else min(kept * (risk.n_terms - 1), source.budget.room)
+    rest = 0 if source is None else min(kept * (own - 1), source.budget.room)
     gradient = getattr(operator, "gradient_seconds", None)
     return Forecast(
         measures=tuple(found),
@@ -181,10 +191,11 @@ def rehearse(names: Sequence[str], risk: Objective, settings: MeasureSettings) -
         peak=None if held.peak is None else held.peak + rest,
         kept=kept + rest,
         limit=settings.memory,
-        available=available_bytes(risk.device),
+        available=available_bytes(risk.device) // on_this_machine(),
         batches=risk.n_terms,
         rehearsed=part.share,
         rehearsal_seconds=spent,
+        ranks=count,
     )
 
 

@@ -54,6 +54,7 @@ def _range(seconds: float, low: float, high: float) -> str:
 def sentences(forecast: Forecast) -> list[str]:
     """Return what stands below the table."""
     gradient = forecast.gradient_seconds
+    each = "" if forecast.ranks == 1 else f" of each of {forecast.ranks} ranks"
     said = [
         f"as measured on {forecast.rehearsed:.1%} of the data, 1 of {forecast.batches} batches, in "
         f"{forecast.rehearsal_seconds:.2g} s"
@@ -68,7 +69,7 @@ def sentences(forecast: Forecast) -> list[str]:
         )
     if forecast.peak is not None:
         said.append(
-            f"memory beside network, data and libraries: {forecast.peak / 1e6:.0f} MB, of which "
+            f"memory{each} beside network, data and libraries: {forecast.peak / 1e6:.0f} MB, of which "
             f"{forecast.kept / 1e6:.0f} MB are kept for products; {forecast.advice}"
         )
     else:

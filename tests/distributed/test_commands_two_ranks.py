@@ -63,6 +63,39 @@ def test_two_ranks_measure_what_one_process_does(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["ckpt.pt", "one.csv", "one.json", "two.csv", "two.json"]
 
 
+def test_what_a_rank_will_take_is_foreseen_once(folder: Path):
+    asked = (
+        "measure",
+        "ckpt.pt",
+        "-m",
+        "lambda-max",
+        "-m",
+        "trace",
+        "--probes",
+        "4",
+        "--examples",
+        "1000",
+        "--dry-run",
+    )
+    more = ("--batch-size", "100")
+    told = {}
+    for name, ranks in (("alone", False), ("shared", True)):
+        ended = run(folder, *asked, *more, "--json", f"{name}.json", ranks=ranks)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("not measured: foreseen") == 1
+        assert ("of each of 2 ranks" in ended.stdout) == ranks
+        told[name] = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").unlink()
+    alone, shared = told["alone"], told["shared"]
+    assert (alone["ranks"], shared["ranks"]) == (1, 2)
+    assert (alone["batches"], shared["batches"]) == (10, 10)
+    # Of ten batches each rank has five, beside its part of the first for the trace.
+    assert 0.5 * alone["kept"] <= shared["kept"] < 0.8 * alone["kept"]
+    assert shared["available"] < 0.7 * alone["available"]
+    assert [each["products"] for each in shared["measures"]] == [each["products"] for each in alone["measures"]]
+    assert len(list(folder.glob("*.journal"))) == 0
+
+
 def test_a_silent_rank_reads_what_is_there_and_writes_aside(tmp_path: Path):
     for name in ("net.pt", "net-resume.pt", "net.pt.journal", "other.pt"):
         (tmp_path / name).write_text(name)

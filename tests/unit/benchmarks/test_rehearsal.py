@@ -106,3 +106,26 @@ def test_what_fits():
 def test_a_limit_that_holds_nothing_is_refused_as_in_the_measurement():
     with pytest.raises(MemoryBudgetError, match="must be at least"):
         rehearse(["lambda-max"], network(), MeasureSettings(memory=10**6))
+
+
+def test_a_rank_is_foreseen_its_own_batches_of_a_pass(monkeypatch: pytest.MonkeyPatch):
+    risk, further = network(8), {}
+    real = rehearsal._foreseen
+
+    def foreseen(name, *rest):
+        further[name] = rest[-1]
+        return real(name, *rest)
+
+    monkeypatch.setattr(rehearsal, "_foreseen", foreseen)
+    settings = MeasureSettings(n_probes=4)
+    alone = rehearse(["lambda-max", "trace"], risk, settings)
+    assert alone.ranks == 1
+    assert further == {"lambda-max": pytest.approx(7), "trace": pytest.approx(7)}
+    monkeypatch.setattr(rehearsal, "current", lambda risk: SimpleNamespace(count=3))
+    monkeypatch.setattr(rehearsal, "on_this_machine", lambda: 3)
+    shared = rehearse(["lambda-max", "trace"], risk, settings)
+    # Three of eight batches, the rehearsed one among them; of a trace every batch is cut.
+    assert further == {"lambda-max": pytest.approx(2), "trace": pytest.approx(7)}
+    assert shared.ranks == 3
+    assert shared.kept / 3 == alone.kept / 8
+    assert shared.available < alone.available / 2
