@@ -190,10 +190,12 @@ class LawSums:
         law: of the probes.
         slices: of the blocks.
         keep: keep folded rows of Rademacher probes, for differences.
+        most: probes after which no more is learned of the law, only the sums are made; None for no such number.
     """
 
-    def __init__(self, law: str, slices: Sequence[slice] = (), *, keep: bool = False) -> None:
+    def __init__(self, law: str, slices: Sequence[slice] = (), *, keep: bool = False, most: int | None = None) -> None:
         self._law, self._slices, self._keep = law, slices, keep
+        self._most = most
         # The first row of entries, and the sum of what all have beyond it.
         self._first, self._running = torch.empty(0), torch.empty(0)
         self._seen, self._pairs = 0, 0
@@ -211,7 +213,8 @@ class LawSums:
         count, dim = probes.shape
         none = torch.zeros(0, dtype=torch.float64, device=probes.device)
         total, blocks = none.new_zeros(count), none.new_zeros(count, len(self._slices))
-        signs = self._law == "rademacher"
+        learns = self._most is None or self._seen < self._most
+        signs = learns and self._law == "rademacher"
         # Of the contrasts, in all and within blocks.
         squares, within = none.new_zeros(count), none.new_zeros(count, len(self._slices))
         folded = none.new_zeros(count, min(dim, FOLDED))
@@ -238,8 +241,9 @@ class LawSums:
             self._add_outside(probes, products)
             if self._keep:
                 self._folded.append(folded.cpu())
-        else:
+        elif learns:
             self._squares.append(self._lengths(probes, products, total))
+            self._seen += count
         return Sums(total, blocks)
 
     def _into(self, sums: Tensor, rows: Tensor, where: slice) -> None:

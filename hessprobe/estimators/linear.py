@@ -36,6 +36,9 @@ from hessprobe.vectors import ProbeStream
 
 # Rows of products, folded, that are kept at most for differences.
 _KEPT = 4096
+# Probes of all terms together, and of each, that the variance of one probe is learned from: by the law of the probes so
+# many know it to a few percent, and each takes as long as a tenth of a product of a transformer of 800,000 parameters.
+_LEARNED, _FEWEST_LEARNED = 256, 8
 
 
 @dataclass
@@ -329,7 +332,8 @@ class _Term:
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.blocks, self.entries = Series(), Series()
         keep = how.count * A.n_terms <= _KEPT
-        self.law, self.paired_law = (LawSums(how.law, self.slices, keep=keep) for _ in range(2))
+        most = max(_FEWEST_LEARNED, -(-_LEARNED // A.n_terms))
+        self.law, self.paired_law = (LawSums(how.law, self.slices, keep=keep, most=most) for _ in range(2))
 
     def samples(self) -> Tensor:
         """Return the values so far, minus those of the surrogate where there is one."""

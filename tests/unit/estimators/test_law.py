@@ -67,6 +67,26 @@ def test_pieces_of_columns_add_up_to_the_whole(law: str, dim: int) -> None:
         torch.testing.assert_close(known.folded, fold(entries))
 
 
+@pytest.mark.parametrize("law", LAWS)
+def test_enough_probes_tell_the_law_and_the_others_their_sums(law: str) -> None:
+    W = ProbeStream(DIM, 3, law).block(0, 20)
+    Z = W @ matrix()
+    few, some = LawSums(law, SLICES, keep=True), LawSums(law, SLICES, keep=True, most=8)
+    few.add(W[:9], Z[:9])
+    for start, stop in ((0, 9), (9, 20)):
+        found = some.add(W[start:stop], Z[start:stop])
+        torch.testing.assert_close(found.total, (W * Z)[start:stop].sum(1))
+        own = torch.stack([(W * Z)[start:stop, where].sum(1) for where in SLICES], 1)
+        torch.testing.assert_close(found.blocks, own)
+    first, known = few.result(), some.result()
+    assert known.variance == first.variance
+    for name in ("blocks", "outside", "folded"):
+        one, other = getattr(first, name), getattr(known, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert torch.equal(one, other)
+
+
 def test_contrasts_hold_all_of_the_sample_variances() -> None:
     rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = contrasts(rows)
