@@ -307,7 +307,7 @@ def _group(
         if parts.n_terms > 1:
             kept.append(sample.take(part))
         # The next one is made without it.
-        del part
+        del part, term
     if told < len(inside):
         total[told:] = multiply(A, inside[told:])
     names = list(A.blocks.values())

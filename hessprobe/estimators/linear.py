@@ -264,8 +264,9 @@ def sample_linear(
     paired_laws: list[Law | None] = []
     noise = 0.0
     kept: list[tuple[Tensor, Tensor]] = []
-    for index, (weight, term, twin) in enumerate(_paired_terms(A, surrogate)):
-        walk = _Term(A, (weight, term, twin), how, index)
+    # Not enumerate, which holds terms while it asks for the next.
+    for weight, term, twin in _paired_terms(A, surrogate):
+        walk = _Term(A, (weight, term, twin), how, len(weights))
         for stop in walk.run():
             if callback is not None:
                 callback(_progress([*seen, walk.part()], walk, noise, (A.n_terms, stop, how.count), offset))
@@ -286,6 +287,8 @@ def sample_linear(
         if diagonal is not None:
             mean, variance = walk.entries.moments()
             diagonal.add(weight, mean, with_prior(variance, how.count), how.count)
+        # The next terms are made without these.
+        del walk, term, twin
     samples = LinearSamples(
         torch.tensor(weights, dtype=torch.float64),
         torch.stack(raw),
@@ -381,14 +384,21 @@ def _paired_terms(
     if surrogate is None:
         for weight, term in A.terms():
             yield weight, term, None
+            del term
         return
-    for (weight, term), (other, twin) in zip(A.terms(), surrogate.terms(), strict=True):
+    # Not zip, which holds terms while it asks for the next.
+    twins = iter(surrogate.terms())
+    for weight, term in A.terms():
+        other, twin = next(twins, (math.nan, None))
         if not math.isclose(weight, other, rel_tol=1e-9):
             raise ValueError(
                 f"surrogate terms must carry the weights of the operator's terms; got {other} for {weight}. "
                 "Make both from the same risk."
             )
         yield weight, term, twin
+        del term, twin
+    if next(twins, None) is not None:
+        raise ValueError(f"surrogate must have as many terms as the operator, {A.n_terms}; got more.")
 
 
 def _progress(seen: list[float], walk: _Term, noise: float, where: tuple[int, int, int], offset: float) -> Progress:

@@ -217,7 +217,7 @@ def deflation(A: LinearOperator, vectors: Any, *, seed: int = 0, parts: LinearOp
         if parts.n_terms > 1:
             kept.append(sample.take(part))
         # The next one is made without it.
-        del part
+        del part, term
     T = gram(basis, image)
     residual = project(basis, image)
     overlaps = [float((T * T_b).sum()) for T_b in compressed]

@@ -112,6 +112,18 @@ class BatchOperator(LinearOperator):
         return result
 
 
+def operators_of(pool: ProductPool, parent: LinearOperator) -> Iterator[tuple[float, LinearOperator]]:
+    """Yield weight and matrix of every product of a pool, as a term of ``parent``, of which it holds one at a time."""
+    # Not enumerate, which holds what it has handed out until it has the next.
+    index = 0
+    for weight, product in pool:
+        term = BatchOperator(product, pool, parent, index)
+        del product
+        yield weight, term
+        del term
+        index += 1  # noqa: SIM113  # above
+
+
 # What tells that a batch cannot be cut: sparse rows, statistics of the batch, a loss or a layer of a fixed number of
 # rows.
 NOT_CUT = (UnsupportedError, RuntimeError, ValueError, IndexError, TypeError)
@@ -207,8 +219,7 @@ class ByGroups(LinearOperator):
         """Yield each group's weight and matrix."""
         # Before the data are read: the first product of the parent reads them too.
         self._names = self._names or self._candidates()
-        for index, (weight, product) in enumerate(self._pool):
-            yield weight, BatchOperator(product, self._pool, self, index)
+        yield from operators_of(self._pool, self)
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return that of the parent."""
@@ -391,8 +402,7 @@ class BatchProducts:
         """Yield each batch's weight and matrix, as a term of ``parent``."""
         if self.pool.watch is not None:
             self.pool.watch.asked()
-        for index, (weight, product) in enumerate(self.pool):
-            yield weight, BatchOperator(product, self.pool, parent, index)
+        yield from operators_of(self.pool, parent)
 
     def groups(self, count: int) -> GroupedObjective | None:
         """Return the risk as a sum over about ``count`` groups of examples, or None; see ``by_groups``."""

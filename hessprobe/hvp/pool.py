@@ -459,6 +459,8 @@ class ProductPool:
                 else:
                     self._full = True
                 yield batch.weight, product
+                # The next one is made without it.
+                del product
             if seen != self.risk.n_terms:
                 raise DataError(
                     f"data must give the same batches at every pass; got {seen} after {self.risk.n_terms}. "
@@ -569,6 +571,8 @@ class ProductPool:
                 product.add_to(total, V.detach(), weight)
                 spent += device_clock(V.device) - start if watched else 0.0
                 worked += process_time() - begun if watched else 0.0
+                # The next one is made without it.
+                del product
             if self.watch is not None:
                 # What other programs take of a core is in the time of a product and not in what a recording is known
                 # to take: on a machine that was busy one was made for 180 products of 6 ms.

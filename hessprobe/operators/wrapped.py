@@ -349,7 +349,11 @@ class Counted(LinearOperator):
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield the inner terms, counted in the same tally."""
         for weight, term in self.inner.terms():
-            yield weight, Counted(term, self.tally, self.share / self.n_terms)
+            counted = Counted(term, self.tally, self.share / self.n_terms)
+            # Whoever asks lets go of it before the next one is made.
+            del term
+            yield weight, counted
+            del counted
 
     def grouped(self, count: int) -> LinearOperator:
         """Return the inner operator by groups, counted in the same tally."""

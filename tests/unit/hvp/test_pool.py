@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 
 import nets
@@ -14,10 +15,14 @@ import torch
 from torch import nn
 
 from hessprobe.errors import DataError, MemoryBudgetError, NonFiniteError
+from hessprobe.estimators.frobenius import sample_squares
+from hessprobe.estimators.linear import Sampling, sample_linear
 from hessprobe.hvp import Fisher, GaussNewton, Hessian
-from hessprobe.hvp.engines import DoubleBackward
+from hessprobe.hvp.engines import DoubleBackward, Product
 from hessprobe.objective import EmpiricalRisk
-from hessprobe.objective.base import Objective
+from hessprobe.objective.base import BatchLoss, Objective
+from hessprobe.operators import Counted
+from hessprobe.vectors import ProbeStream
 
 
 class Counting:
@@ -206,3 +211,30 @@ def test_passes_keep_the_heap_also_where_they_are_not_gone_through(monkeypatch: 
     del left
     gc.collect()
     assert [value for option, value in seen if option == -1] == [(1 << 31) - 1, 1 << 26]
+
+
+@pytest.mark.parametrize("ask", ["product", "trace", "norm"])
+def test_a_product_that_is_not_kept_is_gone_when_the_next_is_made(monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    risk, _ = _risk()
+    H = Hessian(risk, engine="double_backward", memory=int(1.1 * _one_product_bytes()))
+    pool, alive, most = H._source.pool, weakref.WeakSet[Product](), []
+    # Nothing is kept: all of the budget is taken by somebody else.
+    pool.budget.take(pool.budget.room)
+    make = pool._make
+
+    def counted(batch: BatchLoss, theta: torch.Tensor) -> Product:
+        most.append(len(alive))
+        made = make(batch, theta)
+        alive.add(made)
+        return made
+
+    monkeypatch.setattr(pool, "_make", counted)
+    if ask == "product":
+        H.matvecs(torch.ones(1, risk.dim, dtype=torch.float64))
+    elif ask == "trace":
+        sample_linear(Counted(H), Sampling(2, 0, "rademacher", "probe", None))
+    else:
+        stream = ProbeStream(risk.dim, dtype=torch.float64, stream="frobenius")
+        sample_squares(Counted(H), stream, 0, 3, None)
+    assert len(most) == 4
+    assert max(most) == 0
