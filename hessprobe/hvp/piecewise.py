@@ -22,12 +22,15 @@ from hessprobe.errors import UnsupportedError
 from hessprobe.hvp.engines import pulled_back
 from hessprobe.objective.base import Objective
 from hessprobe.objective.batches import EmpiricalBatch
+from hessprobe.vectors import room_for_vectors
 
 if TYPE_CHECKING:
     from hessprobe.operators.base import LinearOperator
 
 # Examples of a batch on which every layer is looked at, and what they are divided by: layers cost a pass each.
 _EXAMPLES, _PASSES = 16, 512
+# How many of them at a time where memory is limited.
+_TOGETHER = 2
 # Forms of both matrices that are compared, in all.
 _COMPARED = 4
 _SAME = {torch.float64: 1e-8}
@@ -76,8 +79,15 @@ def _inside(vector: Tensor, layer: list[slice]) -> Tensor:
 def _is_linear_inside(batch: EmpiricalBatch, theta: Tensor, layers: list[list[slice]]) -> bool:
     """Return whether w^T (d^2 (u . f)) w is exactly 0 for a random u and a random w inside every layer."""
     examples = min(batch.examples, max(2, min(_EXAMPLES, _PASSES // len(layers))))
+    # What is recorded of many is more than a limit of memory leaves to one product.
+    together = examples if room_for_vectors() is None else _TOGETHER
+    pieces = range(0, examples, together)
+    return all(_piece_is_linear(batch, (at, min(at + together, examples)), theta, layers) for at in pieces)
+
+
+def _piece_is_linear(batch: EmpiricalBatch, where: tuple[int, int], theta: Tensor, layers: list[list[slice]]) -> bool:
     try:
-        part = batch.slice(0, examples)
+        part = batch.slice(*where)
         with torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
             outputs = part.outputs(leaf)
@@ -89,7 +99,7 @@ def _is_linear_inside(batch: EmpiricalBatch, theta: Tensor, layers: list[list[sl
         for layer in layers:
             inside = _inside(w, layer)
             bent = pulled_back(pulled, leaf, inside)
-            if any(bool(bent[where].any()) for where in layer):
+            if any(bool(bent[entries].any()) for entries in layer):
                 return False
     except (UnsupportedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprobe as hp
-from hessprobe.hvp import output_space
+from hessprobe.hvp import output_space, piecewise
 from hessprobe.vectors import vectors_within
 
 F64 = torch.float64
@@ -300,6 +300,29 @@ def test_within_a_limit_the_trace_is_made_in_pieces_and_is_the_same(name: str, m
     torch.testing.assert_close(kept.traces, free.traces, rtol=1e-10, atol=1e-13)
     for key, value in free.blocks.items():
         assert math.isclose(kept.blocks[key], value, rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["ReLU, cross-entropy", "images"])
+def test_within_a_limit_two_examples_at_a_time_are_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, loss = LINEAR[name]
+    module, data = problem(make, 2, (9, 7))
+    risk, seen = hp.EmpiricalRisk(module, loss, data), []
+    real = piecewise._piece_is_linear
+
+    def looked(batch: Any, where: tuple[int, int], *rest: Any) -> bool:
+        seen.append(where)
+        return real(batch, where, *rest)
+
+    monkeypatch.setattr(piecewise, "_piece_is_linear", looked)
+    assert piecewise.linear_in_layers(risk)
+    assert seen == [(0, 9), (0, 7)]
+    seen.clear()
+    with vectors_within(40_000):
+        assert piecewise.linear_in_layers(risk)
+        assert seen == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9), (0, 2), (2, 4), (4, 6), (6, 7)]
+        # One that bends is enough, wherever it is.
+        monkeypatch.setattr(piecewise, "_piece_is_linear", lambda batch, where, *rest: where != (6, 8))
+        assert not piecewise.linear_in_layers(risk)
 
 
 @pytest.mark.parametrize("name", ["tanh", "layer norm", "tied"])
