@@ -179,11 +179,12 @@ def group_rows(dim: int, itemsize: int = 4, held: int = 0) -> int:
         itemsize: bytes of an entry.
         held: other rows that are held meanwhile, such as deflated directions and their products.
     """
-    rows, room = max(2, _GROUP // dim), room_for_vectors()
-    if room is None:
+    rows = max(2, _GROUP // dim)
+    if room_for_vectors() is None:
         return rows
-    beside = held * dim * itemsize + int(_TABLE_SHARE * room)
-    return rows_within(dim, itemsize, rows, least=2, copies=_ALIVE, beside=beside)
+    # What is asked for where too little is given grows with the share as well.
+    beside = math.ceil(held * dim * itemsize / (1 - _TABLE_SHARE))
+    return rows_within(dim, itemsize, rows, least=2, copies=_ALIVE / (1 - _TABLE_SHARE), beside=beside)
 
 
 def pair_count(count: int, group: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_blocks_and_groups_of_probes_fit_the_limit() -> None:
         assert block_rows(1000) == 1
         with pytest.raises(MemoryBudgetError):
             group_rows(1000)
+
+
+@pytest.mark.parametrize(("dim", "held"), [(669_706, 0), (1_000_000, 6)])
+def test_what_a_norm_asks_for_where_it_has_too_little_is_enough(dim: int, held: int) -> None:
+    room = 25_000_000
+    with vectors_within(room), pytest.raises(MemoryBudgetError, match="MB more") as refused:
+        group_rows(dim, held=held)
+    more = int(re.findall(r"Give (\d+) MB more", str(refused.value))[0])
+    # Half of a limit is for vectors.
+    with vectors_within(room + more * 500_000):
+        assert group_rows(dim, held=held) == 2
+    with vectors_within(room + (more - 4) * 500_000), pytest.raises(MemoryBudgetError):
+        group_rows(dim, held=held)
 
 
 def test_a_basis_fits_the_limit_and_the_answer_stays(monkeypatch: pytest.MonkeyPatch) -> None:
