@@ -37,11 +37,11 @@ from hessprobe.hvp.verification import (
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import GroupedObjective, by_groups
-from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout, Sharing
+from hessprobe.operators.base import LinearOperator, SampledTrace, Wrapper
+from hessprobe.vectors import ParameterLayout
 
 
-class BatchOperator(LinearOperator):
+class BatchOperator(Wrapper):
     """The matrix of one batch; used while the pool that made it is being iterated.
 
     Args:
@@ -52,26 +52,21 @@ class BatchOperator(LinearOperator):
     """
 
     def __init__(self, product: Product, pool: ProductPool, parent: LinearOperator, index: int) -> None:
-        self._product, self._pool, self._parent = product, pool, parent
+        self._product, self._pool, self._inner = product, pool, parent
         self._index = index
         self._place = pool.place and f"{pool.place}-{index}"
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
-        self.psd, self.is_exact = parent.psd, parent.is_exact
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the parent."""
-        return self._parent.ranks
+        self.psd = parent.psd
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Those of the whole operator."""
-        return self._parent.blocks
+        return self._inner.blocks
 
     @property
     def layout(self) -> ParameterLayout | None:
         """That of the whole operator."""
-        return self._parent.layout
+        return self._inner.layout
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._counted("products", V, self._place, lambda: self._multiplied(V))
@@ -150,7 +145,7 @@ def _small(engine: Engine, few: BatchLoss, batch: BatchLoss, theta: Tensor) -> P
     return engine.small(few, batch, theta) if isinstance(engine, Chunked) else engine(few, theta)
 
 
-class ByGroups(LinearOperator):
+class ByGroups(Wrapper):
     """The same matrix as ``parent``, and made by it; only ``terms`` are finer.
 
     Products of the groups are not kept: they serve one pass each.
@@ -175,7 +170,7 @@ class ByGroups(LinearOperator):
         budget: int,
         made: dict[str, float],
     ) -> None:
-        self._parent, self._count = parent, count
+        self._inner, self._count = parent, count
         self.dim, self.dtype, self.device = parent.dim, parent.dtype, parent.device
         self.psd, self.n_terms = parent.psd, objective.n_terms
         # Known traces need no product, and no engine.
@@ -187,33 +182,23 @@ class ByGroups(LinearOperator):
         self._pool.made = made
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the parent."""
-        return self._parent.is_exact
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the parent."""
-        return self._parent.ranks
-
-    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the parent."""
-        return self._parent.blocks
+        return self._inner.blocks
 
     @property
     def surrogate(self) -> LinearOperator | None:
         """That of the parent by the same groups; None where it has others."""
-        twin = self._parent.surrogate
+        twin = self._inner.surrogate
         finer = None if twin is None else twin.grouped(self._count)
         return finer if finer is not None and finer.n_terms == self.n_terms else None
 
     def _matvecs(self, V: Tensor) -> Tensor:
-        return self._parent.matvecs(V)
+        return self._inner.matvecs(V)
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v a row, as the parent makes them."""
-        return self._parent.quadratic_forms(V)
+        return self._inner.quadratic_forms(V)
 
     def terms(self) -> Iterator[tuple[float, LinearOperator]]:
         """Yield each group's weight and matrix."""
@@ -223,19 +208,19 @@ class ByGroups(LinearOperator):
 
     def exact_diagonal(self) -> tuple[Tensor, float] | None:
         """Return that of the parent."""
-        return self._parent.exact_diagonal()
+        return self._inner.exact_diagonal()
 
     def exact_diagonal_cost(self) -> float:
         """Return that of the parent."""
-        return self._parent.exact_diagonal_cost()
+        return self._inner.exact_diagonal_cost()
 
     def group_traces(self) -> tuple[Tensor, Tensor] | None:
         """Return those of the parent."""
-        return self._parent.group_traces()
+        return self._inner.group_traces()
 
     def sampled_trace(self, draws: range, seed: int = 0) -> SampledTrace | None:
         """Return that of the parent."""
-        return self._parent.sampled_trace(draws, seed)
+        return self._inner.sampled_trace(draws, seed)
 
     def cost_of(self, work: str) -> float:
         """Return that of the parent, of products and forms times what small groups cost more.
@@ -245,11 +230,11 @@ class ByGroups(LinearOperator):
         128, 2.2 by 64). A model and not a clock, so that the same seed makes the same plan.
         """
         if work == "draw":
-            return self._parent.cost_of(work)
+            return self._inner.cost_of(work)
         if self._price is None:
             with self._pool.context(), torch.no_grad():
-                self._price = _price(self._pool.risk, self._parent.n_terms)
-        return self._parent.cost_of(work) * self._price
+                self._price = _price(self._pool.risk, self._inner.n_terms)
+        return self._inner.cost_of(work) * self._price
 
     def _candidates(self) -> list[str]:
         """Return the engines to try, that of the parent first."""

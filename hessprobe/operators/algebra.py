@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hessprobe import checks
-from hessprobe.operators.base import LinearOperator, SampledTrace
-from hessprobe.vectors import ParameterLayout, Sharing, combine, gram, row_dots
+from hessprobe.operators.base import LinearOperator, SampledTrace, Wrapper
+from hessprobe.vectors import ParameterLayout, combine, gram, row_dots
 
 
-class Shifted(LinearOperator):
+class Shifted(Wrapper):
     """A + s I for a finite real s; a sum over the same terms as A, whose weights add up to 1."""
 
     def __init__(self, inner: LinearOperator, shift: float) -> None:
@@ -25,11 +25,6 @@ class Shifted(LinearOperator):
         self.psd = inner.psd and self.shift >= 0
         self.cheap_forms, self.n_terms = inner.cheap_forms, inner.n_terms
         self.draws = tuple(Shifted(drawn, shift) for drawn in inner.draws)
-
-    @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the inner operator."""
-        return self._inner.is_exact
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -46,11 +41,6 @@ class Shifted(LinearOperator):
         """The inner surrogate, shifted."""
         surrogate = self._inner.surrogate
         return None if surrogate is None else Shifted(surrogate, self.shift)
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V).add(V, alpha=self.shift)
@@ -89,7 +79,7 @@ class Shifted(LinearOperator):
         return None if found is None else replace(found, value=found.value + self.shift * self.dim)
 
 
-class Deflated(LinearOperator):
+class Deflated(Wrapper):
     """P A P with P = I - Q^T Q, for orthonormal rows Q (k, d), 0 <= k < d.
 
     Raises:
@@ -113,11 +103,6 @@ class Deflated(LinearOperator):
         self.draws = tuple(Deflated(drawn, basis) for drawn in inner.draws)
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the inner operator."""
-        return self._inner.is_exact
-
-    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
@@ -130,11 +115,6 @@ class Deflated(LinearOperator):
     def project(self, V: Tensor) -> Tensor:
         """Return P v for every row v of ``V`` (k, d)."""
         return V - combine(gram(V, self.basis), self.basis)
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self.project(self._inner.matvecs(self.project(V)))
@@ -154,7 +134,7 @@ class Deflated(LinearOperator):
             yield weight, Deflated(term, self.basis)
 
 
-class BlockDiagonal(LinearOperator):
+class BlockDiagonal(Wrapper):
     """The block diagonal of A: sum_g E_g A E_g, E_g the projection on group g of coordinates.
 
     Trace and diagonal are those of A; what lies between groups is gone, and with it its share of their estimators'
@@ -186,11 +166,6 @@ class BlockDiagonal(LinearOperator):
         return None if surrogate is None else BlockDiagonal(surrogate, self.groups)
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the inner operator."""
-        return self._inner.is_exact
-
-    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
@@ -199,11 +174,6 @@ class BlockDiagonal(LinearOperator):
     def layout(self) -> ParameterLayout | None:
         """That of the inner operator."""
         return self._inner.layout
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = self._inner.matvecs(self._parts(V)).view(len(self.groups), *V.shape)
@@ -251,7 +221,7 @@ class BlockDiagonal(LinearOperator):
         return parts.flatten(0, 1)
 
 
-class Congruence(LinearOperator):
+class Congruence(Wrapper):
     """C A C for a diagonal C given by its entries: the curvature in rescaled coordinates (adaptive sharpness).
 
     Args:
@@ -279,11 +249,6 @@ class Congruence(LinearOperator):
         return None if surrogate is None else Congruence(surrogate, self.scale)
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the inner operator."""
-        return self._inner.is_exact
-
-    @property
     def blocks(self) -> dict[str, slice]:
         """Those of the inner operator."""
         return self._inner.blocks
@@ -292,11 +257,6 @@ class Congruence(LinearOperator):
     def layout(self) -> ParameterLayout | None:
         """That of the inner operator."""
         return self._inner.layout
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._inner.matvecs(V * self.scale) * self.scale
@@ -325,7 +285,7 @@ class Congruence(LinearOperator):
         return self._inner.exact_diagonal_cost()
 
 
-class Reordered(LinearOperator):
+class Reordered(Wrapper):
     """P^T A P with (P v)_i = v_{order[i]}: where theta' = P theta are permuted parameters, A' in the order of theta.
 
     Args:
@@ -344,13 +304,8 @@ class Reordered(LinearOperator):
             )
         self._inner, self._order = inner, order.to(inner.device)
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.psd, self.n_terms = inner.psd, inner.n_terms
         self.draws = tuple(Reordered(drawn, order) for drawn in inner.draws)
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         products = torch.empty_like(V)
@@ -372,7 +327,7 @@ class Reordered(LinearOperator):
             yield weight, Reordered(term, self._order)
 
 
-class Grouped(LinearOperator):
+class Grouped(Wrapper):
     """P^T A P with named blocks: A in an order of its entries in which groups of them are contiguous.
 
     What is known of A stays known: its terms, its surrogate, its diagonal, its sampled trace.
@@ -393,7 +348,7 @@ class Grouped(LinearOperator):
         self._plain, self._order, self._blocks = Reordered(inner, inverse), order.to(inner.device), dict(blocks)
         self._inner = inner
         self.dim, self.dtype, self.device = inner.dim, inner.dtype, inner.device
-        self.psd, self.n_terms, self.is_exact = inner.psd, inner.n_terms, inner.is_exact
+        self.psd, self.n_terms = inner.psd, inner.n_terms
         self.cheap_forms = inner.cheap_forms
         self.draws = tuple(Grouped(drawn, order, blocks) for drawn in inner.draws)
 
@@ -407,11 +362,6 @@ class Grouped(LinearOperator):
         """The inner surrogate in the same order."""
         surrogate = self._inner.surrogate
         return None if surrogate is None else Grouped(surrogate, self._order, self._blocks)
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     def _matvecs(self, V: Tensor) -> Tensor:
         return self._plain.matvecs(V)

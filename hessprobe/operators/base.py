@@ -435,6 +435,22 @@ class LinearOperator(ABC):
         return scipy_operator(self.matvecs, self.dim, self.dtype, self.device)
 
 
+class Wrapper(LinearOperator):
+    """An operator whose products are made of those of another one, ``_inner``: by its engine, and by its ranks."""
+
+    _inner: LinearOperator
+
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
+        """That of the inner operator."""
+        return self._inner.is_exact
+
+    @property
+    def ranks(self) -> Sharing | None:
+        """Those of the inner operator."""
+        return self._inner.ranks
+
+
 class Combination(LinearOperator):
     """sum_i c_i A_i, what ``A + B`` and ``2 * A`` make.
 
@@ -572,7 +588,7 @@ class Combination(LinearOperator):
         return replace(found, value=c * found.value, std_error=abs(c) * found.std_error)
 
 
-class Block(LinearOperator):
+class Block(Wrapper):
     """The principal submatrix A[s, s]: one layer's curvature, or that of several; see ``LinearOperator.block``."""
 
     def __init__(self, inner: LinearOperator, where: str | slice | Sequence[str | slice]) -> None:
@@ -581,16 +597,6 @@ class Block(LinearOperator):
         self.dtype, self.device = inner.dtype, inner.device
         self.psd, self.n_terms = inner.psd, inner.n_terms
         self.draws = tuple(Block(drawn, self._selection.slices) for drawn in inner.draws)
-
-    @property
-    def is_exact(self) -> bool:  # type: ignore[override]  # known once the engine is
-        """That of the inner operator."""
-        return self._inner.is_exact
-
-    @property
-    def ranks(self) -> Sharing | None:
-        """Those of the inner operator."""
-        return self._inner.ranks
 
     @property
     def surrogate(self) -> LinearOperator | None:
