@@ -2,19 +2,25 @@
 
 A collective operation that waits for a lost rank fails after the timeout of its group, or at once where a connection is
 closed, and neither says whom it waited for. So every rank writes a number into the store that the ranks have met in, a
-few times in each timeout, from a thread; one whose number stands still is named.
+few times in each timeout, from a thread; one whose number stands still is named. Where the ranks were not started by
+``torchrun``, whose launcher has the store, rank 0 has it: a store that is gone, or does not answer, is one of a rank 0
+that has died or been stopped.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 from hessprobe.errors import RanksError
+
+# Beats after which a store does not answer, and what torchrun says where its launcher has the store.
+_UNANSWERED, _LAUNCHED = 2.0, "TORCHELASTIC_USE_AGENT_STORE"
 
 
 class Watchman:
@@ -47,7 +53,8 @@ class Watchman:
     def __exit__(self, *_: object) -> None:
         """Write no more."""
         self._over.set()
-        self._thread.join()
+        # A store that does not answer holds the thread up.
+        self._thread.join(_UNANSWERED * self._beat)
 
     def _write(self) -> None:
         beats = 0
@@ -56,29 +63,45 @@ class Watchman:
             try:
                 self._store.set(f"alive-{self._rank}", str(beats))
             except RuntimeError:
-                return  # the store is gone with the launcher, which ends this process too
+                return  # the store is gone; ``lost`` says so
             self._over.wait(self._beat)
 
     def lost(self) -> RanksError | None:
         """Return an error that names the ranks which have ended or hang, None where all live; takes 2.5 s at most."""
-        try:
-            before = self._beats()
-            # Not an event: a signal must not cut it short, as launchers send one when a rank has died.
-            end = time.monotonic() + 2.4 * self._beat
-            while time.monotonic() < end:
-                time.sleep(0.02)
-            after = self._beats()
-        except RuntimeError:
-            return None
+        told = [self._asked()]
+        # Not an event: a signal must not cut it short, as launchers send one when a rank has died.
+        end = time.monotonic() + 2.4 * self._beat
+        while told[0] is not None and time.monotonic() < end:
+            time.sleep(0.02)
+        told += [self._asked()] if told[0] is not None else []
+        before, after = told[0], told[-1]
+        if before is None or after is None:
+            return self._of("the launcher" if os.environ.get(_LAUNCHED) == "True" else f"rank 0 of {self._count}")
         gone = [rank for rank in range(self._count) if after[rank] == before[rank] and rank != self._rank]
         if not gone:
             return None
         names = ", ".join(map(str, gone))
-        those = f"rank {names} of {self._count} has" if len(gone) == 1 else f"ranks {names} of {self._count} have"
+        return self._of(f"rank{'s' * (len(gone) > 1)} {names} of {self._count}", "has" if len(gone) == 1 else "have")
+
+    def _of(self, those: str, has: str = "has") -> RanksError:
         return RanksError(
-            f"{those} ended or hung, so that nothing more can be made together (waited {self.seconds:g} s at most). "
-            "What is known is written; start the command again, with --resume where it has a journal."
+            f"{those} {has} ended or hung, so that nothing more can be made together "
+            f"(waited {self.seconds:g} s at most). What is known is written; start the command again, with --resume "
+            "where it has a journal."
         )
+
+    def _asked(self) -> list[str] | None:
+        """Return what the ranks have written; None where the store is gone or does not answer."""
+        found: list[list[str]] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                found.append(self._beats())
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_UNANSWERED * self._beat)
+        return found[0] if found else None
 
     def _beats(self) -> list[str]:
         keys = [f"alive-{rank}" for rank in range(self._count)]

@@ -96,6 +96,27 @@ def test_the_others_say_who_is_lost_and_keep_what_is_known(tmp_path, checkpoint,
         assert digits == b"%08x" % crc
 
 
+@pytest.mark.parametrize(("count", "number"), [(3, signal.SIGKILL), (2, signal.SIGSTOP)])
+def test_the_rank_that_has_the_store_is_named_too(tmp_path, checkpoint, count, number):
+    """Without a launcher rank 0 has what the ranks know of each other, and takes it along."""
+    (tmp_path / "ckpt.pt").write_bytes(checkpoint.read_bytes())
+    ranks = start(tmp_path, count)
+    try:
+        under_way(tmp_path / "out.json.journal", ranks)
+        ranks[0].send_signal(number)
+        began = time.monotonic()
+        for each in ranks[1:]:
+            _, told = each.communicate(timeout=60)
+            assert each.returncode == RANK_LOST, told
+            assert len(re.findall(r"error: (rank 0 of \d has ended or hung, .*)", told)) == 1, told
+            assert "Traceback" not in told
+        assert time.monotonic() - began < TIMEOUT + 12
+    finally:
+        for each in ranks:
+            each.kill()
+            each.communicate()
+
+
 def test_a_rank_that_fails_alone_says_why(tmp_path, checkpoint):
     (tmp_path / "ckpt.pt").write_bytes(checkpoint.read_bytes())
     (tmp_path / "torn.pt").write_bytes(checkpoint.read_bytes()[:500])
