@@ -28,11 +28,11 @@ from hessprobe.hvp.verification import (
     Look,
     WrongProductError,
     agree,
-    forget_directions,
     look_at,
     require_own_gradient,
     require_own_product,
     require_symmetric,
+    signs,
 )
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
@@ -139,10 +139,6 @@ def _against(after: Engine, before: Engine, batch: BatchLoss, theta: Tensor) -> 
             raise
         return first_line(error)
     return "" if agree(own, known, theta) else f"its product differs from that of {before.name}"
-
-
-def _small(engine: Engine, few: BatchLoss, batch: BatchLoss, theta: Tensor) -> Product:
-    return engine.small(few, batch, theta) if isinstance(engine, Chunked) else engine(few, theta)
 
 
 class ByGroups(Wrapper):
@@ -258,6 +254,7 @@ class ByGroups(Wrapper):
                 del self._names[0]
                 continue
             self._chosen, self._verified = engine, True
+            signs.cache_clear()
             return product
 
 
@@ -422,7 +419,7 @@ class BatchProducts:
             del gradient
             product = self._first(batch, few, look, theta)
         finally:
-            forget_directions()
+            signs.cache_clear()
         made = product.gradient_seconds or self._gradient_time(batch, theta)
         # That of a part takes no less than its share; what is short may have been made while the machine was busy.
         shared = look.seconds * getattr(batch, "examples", 1) / max(getattr(few, "examples", 1), 1)
@@ -482,10 +479,13 @@ class BatchProducts:
             return engine(batch, theta)
         # An engine that records a shape would have to record another one.
         whole = few is batch or bool(engine.setup_seconds)
-        part, looked_at = (batch, engine(batch, theta)) if whole else (few, _small(engine, few, batch, theta))
+        part = batch if whole else few
+        small = isinstance(engine, Chunked) and not whole
+        looked_at = engine.small(few, batch, theta) if small else engine(part, theta)  # type: ignore[attr-defined]
         require_symmetric(looked_at, theta)
-        if _DIFFERENCES in self._engines:  # else it is no second derivative, but a Gauss-Newton matrix
-            require_own_product(looked_at, part, theta, self._risk.layout.slices, look.custom if part is few else None)
+        # Else it is no second derivative, but a Gauss-Newton matrix; where no custom Function runs all is well.
+        if _DIFFERENCES in self._engines and (look.custom or part is not few):
+            require_own_product(looked_at, part, theta, self._risk.layout.slices)
         if whole:
             return looked_at
         del looked_at

@@ -92,6 +92,7 @@ def agree(product: Product, known: Product, theta: Tensor) -> bool:
         theta: (d,) where.
     """
     v = _row(theta, 0)[None]
+    signs.cache_clear()
     right, own = known(v), product(v)
     return distance(own, right) <= _SAME.get(theta.dtype, _SAME_COARSE) * math.sqrt(row_dots(right, right))
 
@@ -179,9 +180,7 @@ def runs_custom_functions(value: Tensor) -> bool:
     return False
 
 
-def require_own_product(
-    product: Product, loss: LossFunction, theta: Tensor, blocks: Mapping[str, slice], custom: bool | None = None
-) -> None:
+def require_own_product(product: Product, loss: LossFunction, theta: Tensor, blocks: Mapping[str, slice]) -> None:
     """Compare H v, of a loss that runs a custom Function, with differences of gradients along v, tensor by tensor.
 
     (g(theta + s v) - g(theta - s v)) / (2 s) at two steps s; v moves every entry by the same order as its tensor's.
@@ -194,18 +193,15 @@ def require_own_product(
         loss: of that batch.
         theta: (d,) where.
         blocks: of the parameters.
-        custom: whether a custom Function runs, where that is known.
 
     Raises:
         WrongProductError: they differ; names the tensor.
     """
     if theta.dtype in (torch.float16, torch.bfloat16):
         return
-    if custom is None:
-        with torch.enable_grad():
-            custom = runs_custom_functions(loss(theta.detach().clone().requires_grad_()))
-    if not custom:
-        return
+    with torch.enable_grad():
+        if not runs_custom_functions(loss(theta.detach().clone().requires_grad_())):
+            return
     v = _direction(theta, blocks)
     wrong = _wrong_blocks(product, loss, theta, v, blocks)
     if not wrong:
@@ -309,20 +305,15 @@ def _row(theta: Tensor, index: int, lengths: Tensor | None = None) -> Tensor:
 
     Made anew when it is asked for: several vectors held at once would be the largest memory of a measurement.
     """
-    row = _signs(theta.numel())[index].to(device=theta.device, dtype=theta.dtype).mul_(2).sub_(1)
+    row = signs(theta.numel())[index].to(device=theta.device, dtype=theta.dtype).mul_(2).sub_(1)
     return row if lengths is None else row.mul_(lengths)
 
 
 # A dozen rows are asked for in a row; drawn each time, they took as long as a gradient of an MLP.
 @functools.lru_cache(maxsize=1)
-def _signs(dim: int) -> Tensor:
-    """Return two rows of 0 and 1, (2, dim) bytes: half of a vector until ``forget_directions``."""
+def signs(dim: int) -> Tensor:
+    """Return what the two directions are made from, (2, dim) bytes of 0 and 1: half of a vector until it is cleared."""
     return torch.randint(2, (2, dim), generator=torch.Generator().manual_seed(20), dtype=torch.int8)
-
-
-def forget_directions() -> None:
-    """Free what directions are made from."""
-    _signs.cache_clear()
 
 
 # Directions of random signs, and of single coordinates.

@@ -92,7 +92,7 @@ def test_a_loss_is_evaluated_once_for_all_that_is_looked_at(monkeypatch, example
     assert [n for n, grads in seen if grads] == [few, *sizes, few, examples]
     assert [n for n, grads in seen if not grads] == [few] * 4
     # Directions are half as long as a vector, and of no use any more.
-    assert verification._signs.cache_info().currsize == 0
+    assert verification.signs.cache_info().currsize == 0
 
 
 def _cut_off(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
