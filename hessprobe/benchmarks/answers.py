@@ -33,6 +33,7 @@ from hessprobe.estimators import frobenius_norm, logdet, spectral_density, trace
 from hessprobe.hvp import Hessian
 from hessprobe.hvp.engines import device_clock
 from hessprobe.krylov import eigsh, lambda_max
+from hessprobe.measures import MeasureSettings, measure_all
 from hessprobe.objective import EmpiricalRisk
 from hessprobe.operators import LinearOperator
 from hessprobe.training.datasets import batches, load_dataset
@@ -275,6 +276,25 @@ QUESTIONS: dict[str, Callable[[LinearOperator], Any]] = {
 }
 
 
+# Measures that share their products, the dearest last: the sweep of chains that a tolerance of 5 % asks for.
+TOGETHER, _COARSE = "nine measures, 5 %", 0.05
+_MEASURES = (
+    *("lambda-max", "lambda-min", "spectral-norm", "trace", "frob", "effective-rank"),
+    *("density", "logdet", "effective-dimension"),
+)
+
+
+def _measured(*names: str) -> Contestant:
+    """Return what makes measures of one context and says the number of the last."""
+
+    def run(module: nn.Module, loss: Loss, data: Data) -> Answered:
+        risk, settings = EmpiricalRisk(module, loss, data), MeasureSettings(rtol=_COARSE)
+        found = {row.measure: row for row in measure_all(names, risk, settings)}
+        return _of(found[names[-1]].estimate)
+
+    return run
+
+
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -412,6 +432,7 @@ def _with_math(how: Contestant) -> Contestant:
 def installed(peers: bool) -> dict[str, list[tuple[str, Contestant]]]:
     """Return the contestants of every question, hessprobe first; others where asked for and importable."""
     found: dict[str, list[tuple[str, Contestant]]] = {name: [(OWN, _own(ask))] for name, ask in QUESTIONS.items()}
+    found[TOGETHER] = [(OWN, _measured(*_MEASURES)), ("hessprobe, the dearest alone", _measured(_MEASURES[-1]))]
     if peers:
         for question, others in PEERS.items():
             there = [(name, how) for name, needs, how in others if importlib.util.find_spec(needs)]
@@ -538,7 +559,7 @@ def page(
 
 
 # What the lines below the table leave out.
-_UNTOLD = ("one product", "lambda_max, a look (5 %)")
+_UNTOLD = ("one product", "lambda_max, a look (5 %)", TOGETHER)
 _READ = (
     "A gradient is what a training step does over the same data, timed before and after every answer. hessprobe begins "
     "each question anew: recordings and choices are in its time. Plain probes are not run to their end: eight products "

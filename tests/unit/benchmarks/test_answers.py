@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprobe.benchmarks import answers
-from hessprobe.benchmarks.answers import NETWORKS, OWN, QUESTIONS, Answered, Network
+from hessprobe.benchmarks.answers import NETWORKS, OWN, QUESTIONS, TOGETHER, Answered, Network
 
 
 def small() -> Network:
@@ -52,8 +52,14 @@ def test_every_question_is_answered_right_and_others_are_held_to_it(monkeypatch:
     rivals = (("wrong", "math", wrong), ("slow", "math", slow), ("absent", "no_such", slow), ("broken", "math", broken))
     monkeypatch.setattr(answers, "PEERS", {"trace, standard error 1 %": rivals})
     rows = {(row.question, row.contestant): row for row in answers.time_answers(network, peers=True)}
-    assert {question for question, _ in rows} == set(QUESTIONS)
+    assert {question for question, _ in rows} == {*QUESTIONS, TOGETHER}
     values = torch.linalg.eigvalsh(H)
+    dimension = float((values**2 / (values**2 + 1e-6)).sum())
+    for contestant in (OWN, "hessprobe, the dearest alone"):
+        row = rows[TOGETHER, contestant]
+        assert abs(row.value - dimension) <= 0.05 * dimension
+        assert row.low * (1 - 1e-3) <= dimension <= row.high * (1 + 1e-3)
+        assert row.agrees
     truths = [float((H @ answers._signs(len(H), 1)[:, 0].double()).norm()), *[float(values[-1])] * 2]
     truths += [float(H.trace()), float(H.norm())]
     near = float((values.abs() <= 1e-3 * values.abs().max()).double().mean())
@@ -102,7 +108,8 @@ def test_the_command_writes_the_table_and_refuses_what_does_not_go_together(tmp_
     done = run("--suite", "answers", "--case", "d", "--json", str(record), "--markdown", str(table))
     assert done.returncode == 0, done.stderr
     rows = json.loads(record.read_text())["timings"]
-    assert [row["question"] for row in rows] == list(QUESTIONS)
+    assert [row["question"] for row in rows] == [*QUESTIONS, TOGETHER, TOGETHER]
+    assert [row["contestant"] for row in rows[-2:]] == [OWN, "hessprobe, the dearest alone"]
     assert table.read_text() == done.stdout
     assert "| trace, standard error 1 % | hessprobe |" in done.stdout
     for words, said in (
