@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessprobe.errors import HessprobeError, MemoryBudgetError, UnsupportedError
 from hessprobe.hvp.engines import Engine, LossFunction, Product, device_clock
-from hessprobe.hvp.pool import Chunked
+from hessprobe.hvp.pool import Chunked, out_of_memory
 from hessprobe.vectors import room_for_vectors
 
 # Products over which the cost of building one is spread when engines are compared: a Lanczos run and a few probes.
@@ -235,4 +235,4 @@ def first_line(error: Exception) -> str:
 def is_final(error: Exception) -> bool:
     """Return whether no other engine can mend it: complaints about the data or the loss, a device without memory."""
     mended = isinstance(error, UnsupportedError | MemoryBudgetError)
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, HessprobeError) and not mended)
+    return out_of_memory(error) or (isinstance(error, HessprobeError) and not mended)

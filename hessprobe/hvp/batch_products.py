@@ -38,7 +38,7 @@ from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.batches import EmpiricalBatch
 from hessprobe.objective.checking import GroupedObjective, by_groups
 from hessprobe.operators.base import LinearOperator, SampledTrace, Wrapper
-from hessprobe.vectors import ParameterLayout
+from hessprobe.vectors import ParameterLayout, row_dots
 
 
 class BatchOperator(Wrapper):
@@ -73,13 +73,12 @@ class BatchOperator(Wrapper):
 
     def quadratic_forms(self, V: Tensor) -> Tensor:
         """Return v^T A v a row, by the cheaper way where the product has one."""
-        forms = self._product.forms
-        if forms is None:
+        if self._product.forms is None:
             return super().quadratic_forms(V)
 
         def make() -> Tensor:
             with self._pool.context():
-                return forms(V.detach()).to(torch.float64)
+                return self._in_pieces(lambda product: _forms(product, V.detach()))
 
         return self._counted("forms", V, self._place and f"{self._place}-forms", make)
 
@@ -100,9 +99,22 @@ class BatchOperator(Wrapper):
             pool.watch.rows += len(V)
         return result
 
+    def _in_pieces(self, use: Callable[[Product], Tensor]) -> Tensor:
+        """Return what is made by the product; where memory runs out, by one in smaller pieces from there on."""
+        lost = False
+
+        def make() -> Tensor:
+            nonlocal lost
+            if lost:
+                self._product = self._pool.again(self._index)
+            lost = True
+            return use(self._product)
+
+        return self._pool.within_memory(make)
+
     def _multiplied(self, V: Tensor) -> Tensor:
         with self._pool.context():
-            result = self._product(V.detach())
+            result = self._in_pieces(lambda product: product(V.detach()))
         self._pool.require_finite(result, V)
         return result
 
@@ -117,6 +129,19 @@ def operators_of(pool: ProductPool, parent: LinearOperator) -> Iterator[tuple[fl
         yield weight, term
         del term
         index += 1  # noqa: SIM113  # above
+
+
+def _say_smaller_pieces() -> None:
+    warnings.warn(
+        "memory ran out in a product: batches are cut into smaller pieces from here on, which is slower and "
+        "changes no number. Use a smaller --memory or --batch-size to begin so.",
+        NumericalWarning,
+        stacklevel=3,
+    )
+
+
+def _forms(product: Product, V: Tensor) -> Tensor:
+    return (row_dots(V, product(V)) if product.forms is None else product.forms(V)).to(torch.float64)
 
 
 # What tells that a batch cannot be cut: sparse rows, statistics of the batch, a loss or a layer of a fixed number of
@@ -175,7 +200,7 @@ class ByGroups(Wrapper):
         self._chosen: Engine | None = None
         self._price: float | None = None
         self._pool = ProductPool(objective, self._make, MemoryBudget(1, parent.device))
-        self._pool.made = made
+        self._pool.made, self._pool.shrink, self._shrunk = made, self._shrink, 0
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -238,6 +263,20 @@ class ByGroups(Wrapper):
         self._verified = own not in _UNRECORDED
         found = [name for name in _UNRECORDED.get(own, (own,)) if name in self._engines]
         return [*found, _DIFFERENCES] if own in _UNRECORDED and _DIFFERENCES in self._engines else found
+
+    def _shrink(self) -> bool:
+        """Cut groups to half of what the largest product took; False where that was done often."""
+        largest = self._pool.clear()
+        give_back_free()
+        self._shrunk += 1
+        if self._shrunk > _SHRINKS:
+            return False
+        if self._shrunk == 1:
+            _say_smaller_pieces()
+        self._budget = max(min(largest or self._budget, self._budget) // 2, 1)
+        if self._chosen is not None:
+            self._chosen = Chunked(self._engines[self._chosen.name](), self._budget)
+        return True
 
     def _make(self, batch: object, theta: Tensor) -> Product:
         while True:
@@ -351,12 +390,7 @@ class BatchProducts:
         if self._shrunk > _SHRINKS:
             return False
         if self._shrunk == 1:
-            warnings.warn(
-                "memory ran out in a product: batches are cut into smaller pieces from here on, which is slower and "
-                "changes no number. Use a smaller --memory or --batch-size to begin so.",
-                NumericalWarning,
-                stacklevel=2,
-            )
+            _say_smaller_pieces()
         self.budget.total = max(min(largest or self.budget.total, self.budget.total) // 2, 1)
         if self._engine is not None:
             self._engine = Chunked(self._engines[self._engine.name](), self.budget.total)

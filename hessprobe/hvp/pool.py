@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,8 @@ from hessprobe.hvp.engines import (
 from hessprobe.objective.base import BatchLoss, Objective
 from hessprobe.objective.checking import parts_of
 from hessprobe.vectors import all_finite, room_for_vectors, row_dots, vectors_within
+
+Made = TypeVar("Made")
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -405,6 +407,7 @@ class ProductPool:
         self.passes = 0
         self.watch: Watch | None = None
         self.shrink: Callable[[], bool] | None = None
+        self._largest = 0
         self.made = {"products": 0.0, "forms": 0.0}
         self.seconds: dict[str, float] = {}
 
@@ -418,11 +421,11 @@ class ProductPool:
         self.seconds[kind] = min(self.seconds.get(kind, math.inf), seconds / rows)
 
     def clear(self) -> int:
-        """Keep nothing of what was made, and return the bytes of the largest; not while a pass is under way."""
+        """Keep nothing of what was made, and return the bytes of the largest; a pass under way keeps no more."""
         kept = [*self._kept, *self._own.values(), *self._parts.values()]
         self.budget.give_back(sum(product.nbytes for _, product in kept))
         self._kept, self._own, self._parts, self._full = [], {}, {}, False
-        return max((product.nbytes for _, product in kept), default=0)
+        return max(self._largest, *(product.nbytes for _, product in kept), 0)
 
     def __iter__(self) -> Iterator[tuple[float, Product]]:
         """Yield every batch's weight and product."""
@@ -453,10 +456,11 @@ class ProductPool:
                 if index < len(self._kept):
                     yield self._kept[index]
                     continue
-                product = self._make(batch, self.risk.theta)
+                product = self.within_memory(functools.partial(self._make, batch, self.risk.theta))
+                self._largest = max(self._largest, product.nbytes)
                 if not self._full and index == len(self._kept) and self.budget.take(product.nbytes):
                     self._kept.append((batch.weight, product))
-                else:
+                elif index == len(self._kept):  # else all has been let go of meanwhile
                     self._full = True
                 yield batch.weight, product
                 # The next one is made without it.
@@ -538,11 +542,18 @@ class ProductPool:
         Raises:
             NonFiniteError: the result has nan or inf.
         """
+        result = self.within_memory(lambda: engines.product(self.place, V, functools.partial(self._sum, V)))
+        self.made["products"] += len(V)
+        if self.watch is not None:
+            self.watch.rows += len(V)
+        return result
+
+    def within_memory(self, make: Callable[[], Made]) -> Made:
+        """Return ``make()``; where memory runs out in it, again in smaller pieces, as long as these can be had."""
         lost: BaseException | None = None
         while True:
             try:
-                result = engines.product(self.place, V, functools.partial(self._sum, V))
-                break
+                return make()
             except MemoryBudgetError as error:
                 # Where smaller pieces do not fit what is left, that memory ran out is what there is to say.
                 if lost is None:
@@ -553,10 +564,14 @@ class ProductPool:
                 if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
                     raise
                 lost = error
-        self.made["products"] += len(V)
-        if self.watch is not None:
-            self.watch.rows += len(V)
-        return result
+
+    def again(self, index: int) -> Product:
+        """Return the product of one batch, made anew and not kept."""
+        with self.context():
+            batch = next(itertools.islice(self.risk.terms(), index, None))
+            product = self._make(batch, self.risk.theta)
+        self._largest = product.nbytes
+        return product
 
     def _sum(self, V: Tensor) -> Tensor:
         shared, began = current(self.risk), device_clock(V.device)

@@ -309,6 +309,70 @@ def test_what_runs_out_of_memory_goes_on_in_smaller_pieces_and_says_so_once(
         H.matvecs(V)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("gone"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+@pytest.mark.parametrize(("step", "finer"), [("product", False), ("product", True), ("making", True)])
+def test_terms_that_run_out_of_memory_are_made_in_smaller_pieces(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, finer: bool, step: str
+) -> None:
+    risk = nets.mlp((40, 40)).risk()
+    V = torch.randn(2, risk.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    make, sizes, room = DoubleBackward.__call__, [], [40]
+
+    def scarce(self: DoubleBackward, loss: Any, theta: Tensor) -> Product:
+        if step == "making" and room[0] < loss.examples:
+            raise error
+        product = make(self, loss, theta)
+
+        def apply(rows: Tensor) -> Tensor:
+            if room[0] < loss.examples:
+                raise error
+            sizes.append(loss.examples)
+            return product.apply(rows)
+
+        return Product(apply, product.nbytes)
+
+    monkeypatch.setattr(DoubleBackward, "__call__", scarce)
+    whole = Hessian(risk, engine="double_backward")
+    known = whole.matvecs(V)
+    H = whole.grouped(8) if finer else Hessian(risk, engine="double_backward")
+    assert (H is not whole, H.n_terms) == (True, 8 if finer else 2)
+    parts = [(weight, term.matvecs(V)) for weight, term in H.terms()]
+    torch.testing.assert_close(sum(weight * part for weight, part in parts), known)
+    room[0] = 3
+    sizes.clear()
+    with pytest.warns(NumericalWarning, match="memory ran out") as said:
+        again = [(weight, term.matvecs(V)) for weight, term in H.terms()]
+    assert len(said) == 1
+    assert 0 < max(sizes) <= 3
+    torch.testing.assert_close(sum(weight * part for weight, part in again), known)
+    # Warnings are errors here: it is said once.
+    forms = sum(weight * term.quadratic_forms(V) for weight, term in H.terms())
+    torch.testing.assert_close(forms, (V * known).sum(1))
+    room[0] = 0
+    with pytest.raises((type(error), MemoryBudgetError)):
+        [term.matvecs(V) for _, term in H.terms()]
+
+
+def test_memory_that_runs_out_is_not_the_engine_being_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    risk, make, left = nets.mlp((8,)).risk(), DoubleBackward.__call__, [1]
+
+    def scarce(self: DoubleBackward, loss: Any, theta: Tensor) -> Product:
+        # All of the batch, not the few examples that its size is estimated from.
+        if left[0] and loss.examples == 8:
+            left[0] -= 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return make(self, loss, theta)
+
+    V = torch.ones(1, risk.dim, dtype=torch.float64)
+    known = Hessian(risk, engine="double_backward").matvecs(V)
+    monkeypatch.setattr(DoubleBackward, "__call__", scarce)
+    with pytest.warns(NumericalWarning, match="memory ran out"):
+        torch.testing.assert_close(Hessian(risk, engine="double_backward").matvecs(V), known)
+
+
 def test_other_failures_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     H = Hessian(nets.mlp((8,)).risk(), engine="double_backward")
     V = torch.ones(1, H.dim, dtype=torch.float64)
