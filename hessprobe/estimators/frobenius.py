@@ -455,7 +455,8 @@ def frobenius_norm(
     basis = basis_of(deflate, operator)
     # A deflation that is given has its products by these groups.
     parts = operator.grouped(GROUPS if isinstance(deflate, Deflation) else _GROUPS) if data_error else operator
-    request = _Request(operator, parts, asked, checks.resolve_seed(seed), checks.one_of("law", law, LAWS), callback)
+    resolved = checks.resolve_seed(seed)
+    request = _Request(operator, parts, data_error, asked, resolved, checks.one_of("law", law, LAWS), callback)
     deflated = deflate if isinstance(deflate, Deflation) else None
     if deflated is None and basis is not None:
         deflated = deflation(operator, basis, seed=request.seed, parts=parts)
@@ -541,6 +542,7 @@ def _ratio_influence(trace: Estimate, frobenius: Estimate) -> Influence | None:
 class _Request:
     operator: Counted
     parts: LinearOperator
+    data_error: bool
     goal: Goal
     seed: int
     law: str
@@ -615,7 +617,7 @@ def _from_part(request: _Request) -> Estimate | None:
     A = request.operator
     whole = A if A.n_terms >= _SHARE else request.parts
     room = room_for_vectors()
-    if whole.n_terms < _SHARE or whole.ranks is not None or request.goal.max_probes < _FIRST:
+    if whole.n_terms < _SHARE or request.goal.max_probes < _FIRST:
         return None
     if room is not None and rows_within(A.dim, A.dtype.itemsize, _ROWS, least=0) < _ROWS:
         return None
@@ -782,9 +784,10 @@ def _crossed(law: str, samples: SquareSamples, factor: float) -> dict[str, dict[
 
 
 def _exact(request: _Request) -> Estimate:
-    """Return the norm from products with all unit vectors."""
+    """Return the norm from products with all unit vectors, of groups as many as for any other exact answer."""
     A = request.operator
-    samples = sample_squares(A, None, 0, A.dim, None, request.callback, request.parts)
+    finer = A.grouped(GROUPS) if request.data_error else A
+    samples = sample_squares(A, None, 0, A.dim, None, request.callback, finer)
     norm = math.sqrt(float(samples.squares.sum()))
     data = None
     if samples.table is not None and norm:

@@ -110,6 +110,8 @@ ROWS: dict[str, Row] = {
         lambda H, G: H[_order()][:, _order()],
         False,
     ),
+    # All of them are the whole.
+    "SomeTerms": (lambda: operators.SomeTerms(_hessian(), range(_hessian().n_terms)), lambda H, G: H, False),
     "Reordered": (lambda: operators.Reordered(_hessian(), _order()), lambda H, G: _reordered(H), False),
 }
 
