@@ -551,19 +551,23 @@ class ProductPool:
     def within_memory(self, make: Callable[[], Made]) -> Made:
         """Return ``make()``; where memory runs out in it, again in smaller pieces, as long as these can be had."""
         lost: BaseException | None = None
-        while True:
-            try:
-                return make()
-            except MemoryBudgetError as error:
-                # Where smaller pieces do not fit what is left, that memory ran out is what there is to say.
-                if lost is None:
-                    raise
-                raise lost from error
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                # Ranks that went on by themselves would wait for each other.
-                if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
-                    raise
-                lost = error
+        try:
+            while True:
+                try:
+                    return make()
+                except MemoryBudgetError as error:
+                    # Where smaller pieces do not fit what is left, that memory ran out is what there is to say.
+                    if lost is None:
+                        raise
+                    raise lost from error
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    # Ranks that went on by themselves would wait for each other.
+                    if not out_of_memory(error) or self.shrink is None or current() is not None or not self.shrink():
+                        raise
+                    lost = error
+        finally:
+            # The error has this frame, and all that called it: a pass that is given up must end now, not some time.
+            del lost
 
     def again(self, index: int) -> Product:
         """Return the product of one batch, made anew and not kept."""

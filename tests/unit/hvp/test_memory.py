@@ -323,12 +323,12 @@ def test_terms_that_run_out_of_memory_are_made_in_smaller_pieces(
 
     def scarce(self: DoubleBackward, loss: Any, theta: Tensor) -> Product:
         if step == "making" and room[0] < loss.examples:
-            raise error
+            raise type(error)(*error.args)
         product = make(self, loss, theta)
 
         def apply(rows: Tensor) -> Tensor:
             if room[0] < loss.examples:
-                raise error
+                raise type(error)(*error.args)
             sizes.append(loss.examples)
             return product.apply(rows)
 
