@@ -645,6 +645,8 @@ def _from_part(request: _Request) -> Estimate | None:
             if used >= goal.max_probes or estimate.half_width(goal.confidence) <= goal.target(estimate.value):
                 break
             wanted = max(_wanted(request, samples.combined(), estimate.value, used), used + 1)
+            if budget.exact_pays(A.dim, wanted - used):
+                return _exact(request)
         return budget.settled(estimate, goal, wanted, used)
 
     return budget.carried_out(A.dim, [Way(size + _FIRST, run)], lambda sampled: _exact(request))[0]

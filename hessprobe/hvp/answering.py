@@ -67,14 +67,17 @@ class Watchman:
             self._over.wait(self._beat)
 
     def lost(self) -> RanksError | None:
-        """Return an error that names the ranks which have ended or hang, None where all live; takes 2.5 s at most."""
-        told = [self._asked()]
-        # Not an event: a signal must not cut it short, as launchers send one when a rank has died.
-        end = time.monotonic() + 2.4 * self._beat
-        while told[0] is not None and time.monotonic() < end:
-            time.sleep(0.02)
-        told += [self._asked()] if told[0] is not None else []
-        before, after = told[0], told[-1]
+        """Return an error that names the ranks which have ended or hang, None where all live.
+
+        Takes 2.4 beats, and up to 2 more for each of two questions to a store that is slow; a beat is 1 s at most.
+        """
+        before = self._asked()
+        if before is not None:
+            # Not an event: a signal must not cut it short, as launchers send one when a rank has died.
+            end = time.monotonic() + 2.4 * self._beat
+            while time.monotonic() < end:
+                time.sleep(0.02)
+        after = None if before is None else self._asked()
         if before is None or after is None:
             return self._of("the launcher" if os.environ.get(_LAUNCHED) == "True" else f"rank 0 of {self._count}")
         gone = [rank for rank in range(self._count) if after[rank] == before[rank] and rank != self._rank]

@@ -131,13 +131,29 @@ def operators_of(pool: ProductPool, parent: LinearOperator) -> Iterator[tuple[fl
         index += 1  # noqa: SIM113  # above
 
 
-def _say_smaller_pieces() -> None:
-    warnings.warn(
-        "memory ran out in a product: batches are cut into smaller pieces from here on, which is slower and "
-        "changes no number. Use a smaller --memory or --batch-size to begin so.",
-        NumericalWarning,
-        stacklevel=3,
-    )
+def _halved(pool: ProductPool, allowed: int, times: int) -> int | None:
+    """Keep nothing, and return half of what the largest product took: all that one may take from here on.
+
+    Args:
+        pool: of the products.
+        allowed: bytes that one might take so far.
+        times: how often memory has run out, which is said the first time.
+
+    Returns:
+        None where that was too often.
+    """
+    largest = pool.clear()
+    give_back_free()
+    if times > _SHRINKS:
+        return None
+    if times == 1:
+        warnings.warn(
+            "memory ran out in a product: batches are cut into smaller pieces from here on, which is slower and "
+            "changes no number. Use a smaller --memory or --batch-size to begin so.",
+            NumericalWarning,
+            stacklevel=3,
+        )
+    return max(min(largest or allowed, allowed) // 2, 1)
 
 
 def _forms(product: Product, V: Tensor) -> Tensor:
@@ -265,15 +281,12 @@ class ByGroups(Wrapper):
         return [*found, _DIFFERENCES] if own in _UNRECORDED and _DIFFERENCES in self._engines else found
 
     def _shrink(self) -> bool:
-        """Cut groups to half of what the largest product took; False where that was done often."""
-        largest = self._pool.clear()
-        give_back_free()
+        """Make smaller pieces of groups; False where that was done often."""
         self._shrunk += 1
-        if self._shrunk > _SHRINKS:
+        allowed = _halved(self._pool, self._budget, self._shrunk)
+        if allowed is None:
             return False
-        if self._shrunk == 1:
-            _say_smaller_pieces()
-        self._budget = max(min(largest or self._budget, self._budget) // 2, 1)
+        self._budget = allowed
         if self._chosen is not None:
             self._chosen = Chunked(self._engines[self._chosen.name](), self._budget)
         return True
@@ -383,15 +396,12 @@ class BatchProducts:
         self._allowed = self.budget.total
 
     def _shrink(self) -> bool:
-        """Keep nothing and cut batches to half of what the largest product took; False where that was done often."""
-        largest = self.pool.clear()
-        give_back_free()
+        """Make smaller pieces of batches; False where that was done often."""
         self._shrunk += 1
-        if self._shrunk > _SHRINKS:
+        allowed = _halved(self.pool, self.budget.total, self._shrunk)
+        if allowed is None:
             return False
-        if self._shrunk == 1:
-            _say_smaller_pieces()
-        self.budget.total = max(min(largest or self.budget.total, self.budget.total) // 2, 1)
+        self.budget.total = allowed
         if self._engine is not None:
             self._engine = Chunked(self._engines[self._engine.name](), self.budget.total)
         return True

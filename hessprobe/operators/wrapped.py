@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hessprobe.errors import UnsupportedError, about
-from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace
+from hessprobe.operators.base import ExactTrace, LinearOperator, SampledTrace, Wrapper
 from hessprobe.vectors import ParameterLayout, Sharing
 
 # Asymmetry of a foreign operator that its rounding, or that of differences of gradients, explains.
@@ -394,7 +394,7 @@ class Counted(LinearOperator):
         return found
 
 
-class SomeTerms(LinearOperator):
+class SomeTerms(Wrapper):
     """The mean of some terms of a sum, by their weights: a look at the whole for a part of its cost.
 
     Args:
@@ -403,13 +403,12 @@ class SomeTerms(LinearOperator):
     """
 
     def __init__(self, A: LinearOperator, chosen: range) -> None:
-        self._A, self._chosen = A, chosen
+        self._inner, self._chosen = A, chosen
         self.dim, self.dtype, self.device, self.psd = A.dim, A.dtype, A.device, A.psd
-        self.is_exact = A.is_exact
 
     def _matvecs(self, V: Tensor) -> Tensor:
         total, weights = torch.zeros_like(V), 0.0
-        for index, (weight, term) in enumerate(self._A.terms()):
+        for index, (weight, term) in enumerate(self._inner.terms()):
             if index in self._chosen:
                 total.add_(term.matvecs(V), alpha=weight)
                 weights += weight

@@ -333,15 +333,18 @@ def test_differences_of_all_kinds_of_directions_are_in_the_interval(loss, activa
     }
     risk = hp.EmpiricalRisk(module.to(dtype), loss, [(x.to(dtype), y)])
     engine = "finite_difference" if isinstance(loss, nn.Module) else "auto"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NumericalWarning)  # wide in float32, and said so
-        results = list(measure_all(list(truths), risk, MeasureSettings(seed=seed, engine=engine)))
-    for result in results:
-        low, high = result.estimate.interval(0.99)
-        assert low <= truths[result.measure] <= high, result.measure
-        if activation is nn.Tanh:
+    held = dict.fromkeys(truths, 0)
+    for probes in range(seed, seed + 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumericalWarning)  # wide in float32, and said so
+            results = list(measure_all(list(truths), risk, MeasureSettings(seed=probes, engine=engine)))
+        for result in results:
             low, high = result.estimate.interval(0.95)
-            assert high - low < 0.03 * (1 + truths[result.measure])
+            held[result.measure] += low <= truths[result.measure] <= high
+            if activation is nn.Tanh:
+                assert high - low < 0.03 * (1 + truths[result.measure])
+    # The probes of one seed miss now and then, with exact products too; what the products are off by is in all of them.
+    assert min(held.values()) >= 2, held
 
 
 @pytest.mark.parametrize("engine", ["double_backward", "linearized", "forward_over_reverse"])

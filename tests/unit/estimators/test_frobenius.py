@@ -267,6 +267,24 @@ def test_many_directions_leave_it_to_a_pilot_of_all_data() -> None:
     assert estimate.matvecs == pytest.approx(2 + 12 + estimate.samples + estimate.details["deflated"])
 
 
+def test_so_small_a_tolerance_that_all_products_are_fewer_is_met_exactly() -> None:
+    values = torch.cat([torch.linspace(10, 4, 6, dtype=torch.float64), torch.full((114,), 0.02, dtype=torch.float64)])
+    A = Counted(sample_of(values, 8, 40, seed=3))
+    estimate = frobenius_norm(A, rtol=1e-6)
+    assert (estimate.kind, estimate.value) == ("exact", pytest.approx(float(A.inner.total.norm()), rel=1e-12))
+    # The look, twelve directions and six probes come before it.
+    assert A.dim < estimate.matvecs <= A.dim + 24 * 2 / 8 + 12 + 6
+
+
+def test_a_sketch_of_all_there_is_leaves_nothing() -> None:
+    values = torch.cat([torch.linspace(10, 4, 3, dtype=torch.float64), torch.zeros(117, dtype=torch.float64)])
+    A = Counted(sample_of(values, 8, 40, seed=4))
+    estimate = frobenius_norm(A, rtol=1e-3)
+    assert estimate.value == pytest.approx(float(A.inner.total.norm()), rel=1e-10)
+    assert estimate.half_width() <= 1e-8 * estimate.value
+    assert estimate.details["deflated"] == 3
+
+
 def test_samples_in_parts_are_those_of_one_run() -> None:
     A = sample_of(torch.linspace(3, 1, 60, dtype=torch.float64), 4, 80, seed=2)
     found = deflation(A, torch.eye(60, dtype=torch.float64)[:3])
